@@ -1,0 +1,16 @@
+"""Report which image, by digest, now runs in which environment; the relay owes the delivery."""
+
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError
+from relay.event import DeploymentEvent
+from relay.producer import AsyncProducer, Producer
+
+__all__ = [
+    "AsyncProducer",
+    "ConfigurationError",
+    "DeploymentEvent",
+    "InvalidEvent",
+    "Producer",
+    "QueueFull",
+    "QueueUnavailable",
+    "RelayError",
+]

@@ -1,0 +1,119 @@
+"""Every Redis key. Nothing else spells one.
+
+All keys of a shard start with the same hash tag, so that a script may touch several of them on a cluster:
+`{relay:0}:`, where `relay` is `queue.namespace` and 0 the shard. An *outbox* belongs to an endpoint and an
+environment; endpoint names have no colon, so the first one ends them.
+
+    key                            type    holds, and until when
+    inbox                          stream  what producers added and intake has not taken yet
+    outbox:<endpoint>:<env>        stream  what is accepted and not yet delivered or dead
+    dead                           stream  dead letters, until redriven or dropped
+    state:accepted:<ep>:<env>      hash    instance → what was last accepted (relay/store/state.py)
+    state:delivered:<ep>:<env>     hash    instance → what was last delivered
+    parked:<ep>:<env>              zset    (instance, entry) of outbox entries that wait for their instance's
+                                           retry; all scores 0, so it is ordered by instance, then entry
+    due:<ep>:<env>                 zset    instance that waits for a retry → when, in Redis milliseconds
+    attempts:<ep>:<env>            hash    instance → attempts so far at the first of its parked entries
+    cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is parked or in a
+                                           drain's hand; absent: the beginning
+    schedule:<ep>                  zset    environment with a non-empty outbox → when to look, milliseconds
+    endpoint:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
+                                           failures in a row, successes, window, rate limit: for all workers
+    paused:<ep>                    hash    environment whose deliveries an operator holds → since when, milliseconds
+    lease:intake                   string  token of the drain at work, expires with it
+    lease:deliver:<ep>:<env>       string  the same
+    lease:redrive                  string  token of the redrive under way, expires with it
+    run:intake                     hash    the mark of a drain at work (acquire.lua): its token, and after a death
+                                           the entry in hand; gone when a drain lets go
+    run:deliver:<ep>:<env>         hash    the same
+    bell:…                         string  a ring is under way to that drain; expires
+    counts                         hash    the ledger's totals, written by the scripts that move entries
+    counts:<ep>:<env>              hash    the same for one environment
+    latency                        hash    histogram bucket → deliveries (relay/store/latency.py)
+    appended:<call>                string  mark of a call that added events, against its retry; expires
+    worker:<name>                  string  heartbeat of a worker's doorman, expires
+    dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua)
+    forgetting                     string  a walk over what is remembered was made lately; expires
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The one endpoint there is until routing to several comes.
+DEFAULT_ENDPOINT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxKeys:
+    """The keys of one (endpoint, environment)."""
+
+    endpoint: str
+    environment: str
+    outbox: str
+    accepted: str
+    delivered: str
+    parked: str
+    due: str
+    attempts: str
+    cursor: str
+    lease: str
+    run: str
+    bell: str
+    counts: str
+
+
+class Keys:
+    """The keys of one shard of a namespace."""
+
+    def __init__(self, namespace: str = "relay", shard: int = 0) -> None:
+        self.prefix = f"{{{namespace}:{shard}}}:"
+        self.inbox = self.prefix + "inbox"
+        self.dead = self.prefix + "dead"
+        self.intake_lease = self.prefix + "lease:intake"
+        self.intake_run = self.prefix + "run:intake"
+        self.intake_bell = self.prefix + "bell:intake"
+        self.redrive_lease = self.prefix + "lease:redrive"
+        self.counts = self.prefix + "counts"
+        self.latency = self.prefix + "latency"
+        self.dataset = self.prefix + "dataset"
+        self.forgetting = self.prefix + "forgetting"
+
+    def schedule(self, endpoint: str) -> str:
+        """Return the key of the schedule of an endpoint's outboxes."""
+        return f"{self.prefix}schedule:{endpoint}"
+
+    def endpoint(self, endpoint: str) -> str:
+        """Return the key of an endpoint's health."""
+        return f"{self.prefix}endpoint:{endpoint}"
+
+    def paused(self, endpoint: str) -> str:
+        """Return the key of the environments whose deliveries an operator holds."""
+        return f"{self.prefix}paused:{endpoint}"
+
+    def appended(self, call: str) -> str:
+        """Return the key of the mark that a producer's call leaves."""
+        return f"{self.prefix}appended:{call}"
+
+    def worker(self, name: str) -> str:
+        """Return the key of a worker's heartbeat."""
+        return f"{self.prefix}worker:{name}"
+
+    def of_outbox(self, endpoint: str, environment: str) -> OutboxKeys:
+        """Return the keys of one outbox."""
+        tail = f"{endpoint}:{environment}"
+        return OutboxKeys(
+            endpoint=endpoint,
+            environment=environment,
+            outbox=f"{self.prefix}outbox:{tail}",
+            accepted=f"{self.prefix}state:accepted:{tail}",
+            delivered=f"{self.prefix}state:delivered:{tail}",
+            parked=f"{self.prefix}parked:{tail}",
+            due=f"{self.prefix}due:{tail}",
+            attempts=f"{self.prefix}attempts:{tail}",
+            cursor=f"{self.prefix}cursor:{tail}",
+            lease=f"{self.prefix}lease:deliver:{tail}",
+            run=f"{self.prefix}run:deliver:{tail}",
+            bell=f"{self.prefix}bell:deliver:{tail}",
+            counts=f"{self.prefix}counts:{tail}",
+        )

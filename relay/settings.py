@@ -1,0 +1,382 @@
+"""Every setting: read once, checked at start, described where it stands.
+
+Three sources, the earlier winning: arguments, environment variables (`RELAY_<SECTION>__<KEY>`, and the
+short names of `SHORT_NAMES`), and the TOML file that `RELAY_CONFIG` names. Durations are numbers of
+seconds or a number with a unit ("250ms", "30s", "5m", "24h", "90d"); here they are float seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from relay.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+#: Environment variable → the setting it stands for. The ATOMIST_ names are those of the reporting API's
+#: own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
+SHORT_NAMES = {
+    "RELAY_REDIS_URL": ("redis", "url"),
+    "RELAY_BROKER_URL": ("broker", "url"),
+    "RELAY_API_URL": ("api", "url"),
+    "RELAY_API_TOKEN": ("api", "token"),
+    "RELAY_API_TOKEN_FILE": ("api", "token_file"),
+    "ATOMIST_URL": ("api", "url"),
+    "ATOMIST_APIKEY": ("api", "token"),
+}
+
+#: The lease must outlive the longest request by this much, or a paused drain's request could still be in
+#: flight when its successor sends the same instance.
+LEASE_MARGIN_SECONDS = 1.0
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError('not a duration: write seconds, or a number with a unit such as "250ms", "30s", "24h"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+#: The longest duration there is, ten years: longer ones overflow somewhere, or were meant in another unit.
+LONGEST_SECONDS = 10 * 365 * 86_400.0
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST_SECONDS)]
+PositiveDuration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST_SECONDS)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RedisSettings(_Section):
+    """Where the queue lies."""
+
+    url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://` (TLS) or `unix://`."""
+    connect_timeout: PositiveDuration = 2.0
+    """How long to wait for a connection."""
+    timeout: PositiveDuration = 5.0
+    """How long to wait for an answer. Blocking reads of the workers stay below it."""
+
+
+class BrokerSettings(_Section):
+    """Where Celery's messages lie. They are doorbells only: losing them loses nothing."""
+
+    url: Annotated[str, Field(repr=False)] = ""
+    """Celery's broker; empty means the Redis of `redis.url`."""
+    report_queue: Annotated[str, Field(min_length=1)] = "celery"
+    """The queue that `relay.report` is read from; "celery" is where `send_task` sends to unless told otherwise.
+    On a broker shared with other Celery apps it must be a name of its own."""
+
+
+class QueueSettings(_Section):
+    """The queue that producers and workers share."""
+
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "relay"
+    """First part of every key: `{relay:0}:inbox`."""
+    max_backlog: Count = 1_000_000
+    """Events that may wait (inbox and outboxes together) before producers are told that the queue is full."""
+    max_event_bytes: Count = 65_536
+    """The largest event, in bytes of its JSON body."""
+    memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
+    rest to record what they do. Without a `maxmemory` it means nothing."""
+
+
+class ApiSettings(_Section):
+    """The reporting API."""
+
+    url: str = ""
+    """Where events are POSTed to."""
+    token: SecretStr = SecretStr("")
+    """The bearer token."""
+    token_file: Path | None = None
+    """A file that holds the token; wins over `token`."""
+    transport: Literal["curl", "requests"] = "curl"
+    """`curl` is libcurl's multi interface; `requests` is slower and takes its adapters."""
+    connect_timeout: PositiveDuration = 3.0
+    """How long a connection to the API may take to be made."""
+    timeout: PositiveDuration = 10.0
+    """How long one POST may take in all, from connecting to the last byte of the answer."""
+    rate_limit: Annotated[float, Field(ge=0)] = 0.0
+    """POSTs a second, of all workers together; 0 for no limit."""
+    burst: Count = 10
+    """POSTs that may go out at once before `rate_limit` spaces them."""
+    ca_file: Path | None = None
+    """Certificate authorities to trust instead of the system's."""
+    allow_insecure: bool = False
+    """Permits `http://` to hosts other than this machine: the token then travels in the clear."""
+
+    @model_validator(mode="after")
+    def _no_token_in_the_clear(self) -> Self:
+        if not self.url:
+            return self
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ValueError("url must not carry a user or password; use token or token_file")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"url must be http:// or https:// with a host, not {self.url!r}")
+        if parts.scheme == "http" and not self.allow_insecure and not _is_loopback(parts.hostname):
+            raise ValueError(
+                f"url is http:// to {parts.hostname}, so the token would travel in the clear; "
+                "use https://, or set allow_insecure = true (RELAY_API__ALLOW_INSECURE) if the network is trusted"
+            )
+        return self
+
+    def read_token(self) -> str:
+        """Read the token, afresh from its file if it has one."""
+        if self.token_file is None:
+            return self.token.get_secret_value()
+        try:
+            return self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"api.token_file {self.token_file} cannot be read: {error}") from error
+
+
+class DefaultsSettings(_Section):
+    """What an event that does not say gets."""
+
+    environment: Annotated[str, Field(min_length=1)] = "deployed"
+    """The environment of events that name none."""
+    platform: str = "linux/amd64"
+    """The platform of events that name none, where no environment's rule says otherwise."""
+
+
+class EnvironmentSettings(_Section):
+    """What holds for the environments that a glob matches (`[environments."edge-*"]`)."""
+
+    platform: str | None = None
+    """The default platform there."""
+
+
+class IntakeSettings(_Section):
+    """Inbox to outboxes."""
+
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Entries read and committed together."""
+
+
+class DeliverySettings(_Section):
+    """Outboxes to API."""
+
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Entries of one environment that a drain has in hand at most."""
+    linger: Duration = 0.0
+    """How long a batch is held open to gather more before its first event is sent."""
+    max_in_flight: Annotated[int, Field(ge=1, le=512)] = 32
+    """POSTs under way at once in one drain, at most; fewer while the API pushes back."""
+    max_attempts: Count = 12
+    """Attempts before an event that keeps failing becomes a dead letter. None is used up by what is the endpoint's
+    fault: a held endpoint, a bad token, a rate limit, a host that cannot be reached."""
+    backoff_initial: PositiveDuration = 0.5
+    """Upper bound of the first pause before an event is tried again; doubles each time."""
+    backoff_max: PositiveDuration = 300.0
+    """Upper bound of any such pause."""
+    retry_after_max: PositiveDuration = 3600.0
+    """The longest `Retry-After` that is honoured."""
+    reassert_after: PositiveDuration = 86_400.0
+    """An instance's digest that is reported again this long after its delivery is delivered again."""
+    history: Literal["every", "latest"] = "every"
+    """`every` accepted change is delivered, in order; with `latest` a newer event of an instance replaces an older
+    one that is not delivered yet."""
+    max_age: PositiveDuration = 2_592_000.0
+    """An event that could not be delivered for this long becomes a dead letter, `expired`."""
+    forget_after: PositiveDuration = 7_776_000.0
+    """What an instance last ran is forgotten when nothing was heard of it for this long."""
+
+
+class WorkerSettings(_Section):
+    """How the workers share the work."""
+
+    concurrency: Count = 4
+    """Processes of one worker that run drains."""
+    lease: PositiveDuration = 15.0
+    """How long a drain that gives no sign of life keeps its work from others; at least a second more than
+    `api.timeout`."""
+    budget: PositiveDuration = 5.0
+    """How long a drain runs before it rings for its successor."""
+    stay: Duration = 0.02
+    """How long a drain that has nothing left waits for more before it lets go."""
+    sweep: PositiveDuration = 5.0
+    """How often each worker looks for work that nobody was called to."""
+    deaf_after: PositiveDuration = 60.0
+    """A worker that hears nothing from a broker that takes its messages leaves after this long, so that its
+    supervisor starts another."""
+
+
+class GatewaySettings(_Section):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port to listen on; 0 picks a free one."""
+    token: SecretStr = SecretStr("")
+    """The bearer token that producers must send; required to listen on anything but loopback."""
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Self:
+        if not self.token.get_secret_value() and not _is_loopback(self.host):
+            raise ValueError(f"host {self.host} is reachable from elsewhere: set a token for producers")
+        return self
+
+
+class Settings(BaseSettings):
+    """All settings. `Settings.load()` is the way to get them; it turns faults into `ConfigurationError`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RELAY_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+    )
+
+    redis: RedisSettings = RedisSettings()
+    broker: BrokerSettings = BrokerSettings()
+    queue: QueueSettings = QueueSettings()
+    api: ApiSettings = ApiSettings()
+    defaults: DefaultsSettings = DefaultsSettings()
+    environments: dict[str, EnvironmentSettings] = {}
+    intake: IntakeSettings = IntakeSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    worker: WorkerSettings = WorkerSettings()
+    gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _lease_outlives_requests(self) -> Self:
+        if self.worker.lease < self.api.timeout + LEASE_MARGIN_SECONDS:
+            raise ValueError(
+                f"worker.lease ({self.worker.lease:g} s) must be at least {LEASE_MARGIN_SECONDS:g} s longer than "
+                f"api.timeout ({self.api.timeout:g} s), or a paused drain's request could overtake its successor's"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _waits_fit(self) -> Self:
+        if self.delivery.linger > self.worker.budget / 2:
+            raise ValueError(
+                f"delivery.linger ({self.delivery.linger:g} s) must be at most half of worker.budget "
+                f"({self.worker.budget:g} s), or a drain would end before it sends"
+            )
+        if self.worker.stay > self.redis.timeout / 2:
+            raise ValueError(
+                f"worker.stay ({self.worker.stay:g} s) must be at most half of redis.timeout "
+                f"({self.redis.timeout:g} s), or waiting for more would look like a Redis that hangs"
+            )
+        return self
+
+    @property
+    def broker_url(self) -> str:
+        """Celery's broker: its own, or the queue's Redis. kombu has its own name for a Unix socket."""
+        return re.sub("^unix://", "redis+socket://", self.broker.url or self.redis.url)
+
+    def require_api(self) -> ApiSettings:
+        """Return the API's settings, or say what is missing to deliver anything."""
+        if not self.api.url:
+            raise ConfigurationError(
+                "no API to deliver to: set RELAY_API_URL, or api.url in the file RELAY_CONFIG names"
+            )
+        if not self.api.read_token():
+            raise ConfigurationError("no token for the API: set RELAY_API_TOKEN or RELAY_API_TOKEN_FILE")
+        return self.api
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, file: in this order."""
+        sources = [init_settings, env_settings, _ShortNames(settings_cls)]
+        if path := os.environ.get("RELAY_CONFIG"):
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+        return tuple(sources)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read all settings, or raise `ConfigurationError` naming each fault and where to mend it."""
+        path = os.environ.get("RELAY_CONFIG")
+        if path and not Path(path).is_file():
+            raise ConfigurationError(f"RELAY_CONFIG names {path}, which is no file")
+        _refuse_unknown_sections(cls)
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(_faults(error))) from None
+        except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
+            raise ConfigurationError(
+                f"the configuration ({path or 'environment'}) cannot be read: {error}"
+            ) from error
+
+
+class _ShortNames(PydanticBaseSettingsSource):
+    """The environment variables without a double underscore."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - abstract
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, (section, key) in SHORT_NAMES.items():
+            if value := os.environ.get(name):
+                found.setdefault(section, {}).setdefault(key, value)
+        return found
+
+
+def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
+    """Say so if a variable names no section: pydantic-settings would pass it over, and its key with it."""
+    for name in os.environ:
+        section, separator, _ = name.removeprefix("RELAY_").lower().partition("__")
+        if name.startswith("RELAY_") and separator and section not in settings_cls.model_fields:
+            known = ", ".join(settings_cls.model_fields)
+            raise ConfigurationError(f"{name} names no section of the settings; there are: {known}")
+
+
+def _faults(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        path = [str(part) for part in fault["loc"]]
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "is not a setting"
+        variable = f" (RELAY_{'__'.join(path).upper()})" if len(path) > 1 else ""
+        where = f"{'.'.join(path)}{variable}: " if path else ""
+        lines.append(where + message)
+    return lines
