@@ -1,0 +1,1 @@
+"""What lies in Redis, one file a thing, and the scripts that move it."""

@@ -1,0 +1,136 @@
+-- Record what became of a batch of inbox entries: dead letters for the unreadable, a place in an outbox for
+-- what is news, a count for all. Atomic, fenced by the lease, and harmless when applied twice (a retry whose
+-- answer was lost): then none of the entries is left to delete, and nothing else is done.
+--
+-- An instance whose state is not the one that the verdicts were made on (delivery gave it back meanwhile)
+-- is passed over whole; its entries stay in the inbox and are judged again.
+--
+-- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, then for each environment its
+--       accepted state, outbox, counts, lease, bell
+-- ARGV  token, lease in ms, bell in ms,
+--       number of unreadable entries, for each: inbox id, reason, detail
+--       for each environment: its name, number of instances, their keys, their expected states ('' for none),
+--           for each instance: new state, number of entries, for each entry: inbox id,
+--               verdict ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
+--               body, event id, source, time, digest, the entry's field `redriven` or ''
+-- ->    {0} when the lease is lost; else {1, entries passed over, entries done, environments to ring...}
+local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
+if redis.call('GET', KEYS[1]) ~= token then
+  return {0}
+end
+local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,000
+local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
+local NEWS_ARGUMENTS = 6   -- that follow the verdict of an entry that is news
+local news = {new = true, changed = true, reasserted = true}
+
+-- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
+-- An entry that is news is noted as the position of its id among the arguments.
+local dead, reasons, environments, ids = {}, {}, {}, {}
+local passed_over = 0
+local at = 5
+for _ = 1, tonumber(ARGV[4]) do
+  local id = ARGV[at]
+  local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+  if entry then
+    local most = MAX_DEAD_FIELDS + (entry[2][1] == 'redriven' and 2 or 0)
+    local fields = {unpack(entry[2], 1, math.min(#entry[2], most))}
+    for _, extra in ipairs({'reason', ARGV[at + 1], 'detail', ARGV[at + 2], 'entry', id}) do
+      fields[#fields + 1] = extra
+    end
+    dead[#dead + 1] = fields
+    reasons[ARGV[at + 1]] = (reasons[ARGV[at + 1]] or 0) + 1
+    ids[#ids + 1] = id
+  end
+  at = at + 3
+end
+for key = 6, #KEYS, 5 do
+  local environment = {name = ARGV[at], counts = {}, states = {}, positions = {}, instances = {}}
+  local n = tonumber(ARGV[at + 1])
+  local first = at + 2
+  local current = redis.call('HMGET', KEYS[key], unpack(ARGV, first, first + n - 1))
+  at = first + 2 * n
+  for i = 1, n do
+    local instance, expected, new = ARGV[first + i - 1], ARGV[first + n + i - 1], ARGV[at]
+    local as_judged = (current[i] or '') == expected
+    local entries = tonumber(ARGV[at + 1])
+    at = at + 2
+    for _ = 1, entries do
+      local id, verdict = ARGV[at], ARGV[at + 1]
+      if not as_judged then
+        passed_over = passed_over + 1
+      else
+        ids[#ids + 1] = id
+        environment.counts[verdict] = (environment.counts[verdict] or 0) + 1
+        if news[verdict] then
+          environment.positions[#environment.positions + 1] = at
+          environment.instances[#environment.instances + 1] = instance
+        end
+      end
+      at = at + 2 + (news[verdict] and NEWS_ARGUMENTS or 0)
+    end
+    if as_judged and new ~= expected then
+      local states = environment.states
+      states[#states + 1] = instance
+      states[#states + 1] = new
+    end
+  end
+  environments[#environments + 1] = environment
+end
+
+local deleted = 0
+for i = 1, #ids, MAX_UNPACKED do
+  deleted = deleted + redis.call('XDEL', KEYS[2], unpack(ids, i, math.min(i + MAX_UNPACKED - 1, #ids)))
+end
+redis.call('PEXPIRE', KEYS[1], lease_ms)
+if deleted == 0 then
+  return {1, passed_over, 0}
+end
+for _, fields in ipairs(dead) do
+  redis.call('XADD', KEYS[3], '*', unpack(fields))
+end
+if #dead > 0 then
+  redis.call('HINCRBY', KEYS[4], 'dead', #dead)
+  for reason, n in pairs(reasons) do
+    redis.call('HINCRBY', KEYS[4], 'dead:' .. reason, n)
+  end
+end
+redis.call('HINCRBY', KEYS[4], 'taken', #ids)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local result = {1, passed_over, #ids}
+for number, environment in ipairs(environments) do
+  local key = 1 + 5 * number
+  local states = environment.states
+  for i = 1, #states, MAX_UNPACKED do
+    redis.call('HSET', KEYS[key], unpack(states, i, math.min(i + MAX_UNPACKED - 1, #states)))
+  end
+  for i, p in ipairs(environment.positions) do
+    local arrived, sequence = string.match(ARGV[p], '^(%d+)%-(%d+)$')
+    local fields = {'event', ARGV[p + 2], 'id', ARGV[p + 3], 'source', ARGV[p + 4], 'time', ARGV[p + 5],
+                    'digest', ARGV[p + 6], 'instance', environment.instances[i],
+                    'arrived', arrived}
+    if sequence ~= '0' then -- events that came in one millisecond: should this one die, its place among them counts
+      fields[#fields + 1] = 'sequence'
+      fields[#fields + 1] = sequence
+    end
+    if ARGV[p + 7] ~= '' then
+      fields[#fields + 1] = 'redriven'
+      fields[#fields + 1] = ARGV[p + 7]
+    end
+    redis.call('XADD', KEYS[key + 1], '*', unpack(fields))
+  end
+  for verdict, n in pairs(environment.counts) do
+    redis.call('HINCRBY', KEYS[key + 2], verdict, n)
+    redis.call('HINCRBY', KEYS[4], verdict, n)
+  end
+  if #environment.positions > 0 then
+    redis.call('HINCRBY', KEYS[4], 'outbox', #environment.positions)
+    redis.call('HINCRBY', KEYS[key + 2], 'outbox', #environment.positions)
+    redis.call('ZADD', KEYS[5], 'LT', now, environment.name)
+    if redis.call('EXISTS', KEYS[key + 3]) == 0
+        and redis.call('SET', KEYS[key + 4], '1', 'NX', 'PX', bell_ms) then
+      result[#result + 1] = environment.name
+    end
+  end
+end
+return result

@@ -1,0 +1,24 @@
+-- Take a drain's lease if no other drain has it. The bell that called is cleared first, so that whoever
+-- adds work from here on rings again.
+-- A drain leaves a mark of its run until it lets go. One that finds another's mark knows that a drain died at its
+-- work, or lost its lease: from then until a drain lets go in peace, entries are handled one at a time, and the
+-- mark says which (handle.lua). Each death with an entry in hand is counted against that entry.
+-- KEYS  bell, lease, run, and for an outbox its cursor
+-- ARGV  token, lease in milliseconds
+-- ->    {1, cursor or '', drains that did not let go} taken (or held already by this token), {0} held by another
+redis.call('DEL', KEYS[1])
+local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] then
+  return {0}
+end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+local run = redis.call('HMGET', KEYS[3], 'token', 'entry', 'unfinished')
+local unfinished = tonumber(run[3] or '0')
+if run[1] and run[1] ~= ARGV[1] then
+  unfinished = redis.call('HINCRBY', KEYS[3], 'unfinished', 1)
+  if run[2] then
+    redis.call('HINCRBY', KEYS[3], 'deaths', 1)
+  end
+end
+redis.call('HSET', KEYS[3], 'token', ARGV[1])
+return {1, KEYS[4] and redis.call('GET', KEYS[4]) or '', unfinished}

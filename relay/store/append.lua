@@ -1,0 +1,39 @@
+-- Add events to the inbox, all or none, unless enough waits already or Redis has little memory left.
+-- Applied twice (a retry whose answer was lost) it adds once: the call leaves its mark for a while.
+-- Memory is counted as Redis counts it against maxmemory, at this very moment. Where the user may not INFO, or
+-- there is no maxmemory, there is no watermark.
+-- KEYS  inbox, counts, the call's mark
+-- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark,
+--       then for each event: its number of fields and values, then these
+-- ->    number of events added; or an error QUEUEFULL or MEMORYFULL
+local added = redis.call('GET', KEYS[3])
+if added then
+  return tonumber(added)
+end
+local waiting = redis.call('XLEN', KEYS[1]) + tonumber(redis.call('HGET', KEYS[2], 'outbox') or '0')
+if waiting >= tonumber(ARGV[1]) then
+  return redis.error_reply('QUEUEFULL ' .. waiting .. ' events wait')
+end
+local memory = redis.pcall('INFO', 'memory')
+if type(memory) == 'string' then
+  local function bytes_of(name)  -- a plain search: patterns over the whole text cost more than all the rest
+    local _, last = string.find(memory, '\n' .. name .. ':', 1, true)
+    return last and tonumber(string.match(memory, '^%d+', last + 1)) or 0
+  end
+  local most = bytes_of('maxmemory')
+  if most > 0 then
+    local used = bytes_of('used_memory') - bytes_of('mem_not_counted_for_evict')
+    if used > tonumber(ARGV[2]) * most then
+      return redis.error_reply(string.format('MEMORYFULL %.0f of %.0f bytes are used', used, most))
+    end
+  end
+end
+local n, i = 0, 4
+while ARGV[i] do
+  local fields = tonumber(ARGV[i])
+  redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, i + fields))
+  n = n + 1
+  i = i + fields + 1
+end
+redis.call('SET', KEYS[3], n, 'PX', ARGV[3])
+return n

@@ -1,0 +1,16 @@
+-- A worker's sign of life, and whether the data set is still the one that it knew: FLUSHALL or a failover to an
+-- empty or another Redis loses what was accepted, and nothing else would tell.
+-- KEYS  the worker's heartbeat, dataset, counts
+-- ARGV  heartbeat, milliseconds to keep it, the data set's id as known to this worker or '', an id for a new one
+-- ->    the data set's id
+local current = redis.call('HGET', KEYS[2], 'id')
+redis.call('DEL', KEYS[1])  -- first, so that at maxmemory the rest may be written
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if not current then
+  current = ARGV[4]
+  redis.call('HSET', KEYS[2], 'id', current)
+end
+if ARGV[3] ~= '' and ARGV[3] ~= current and redis.call('HSETNX', KEYS[2], 'instead_of', ARGV[3]) == 1 then
+  redis.call('HINCRBY', KEYS[3], 'resets', 1)  -- once, however many workers notice
+end
+return current

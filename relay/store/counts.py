@@ -1,0 +1,152 @@
+"""The ledger: what became of all events, from the counters that the moving scripts write.
+
+`added + redriven = delivered + duplicate + stale + superseded + dead + waiting` at every moment: an entry is counted
+by the script that removes it from its stream, and what is left is the streams' own lengths. `dead` counts deaths, so
+a dead letter that was redriven and died again counts twice, as it does on the left.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from relay.store import pausing, scripts
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from relay.keys import Keys, OutboxKeys
+
+_LEDGER = scripts.load("ledger")
+
+#: Environments that one round trip reads.
+_ENVIRONMENTS_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """One snapshot of the whole shard. All are events, `retries` attempts.
+
+    `added` is what producers added, without what was redriven; `dead` counts all deaths ever, `dead_waiting` the dead
+    letters that lie there now.
+    """
+
+    added: int
+    redriven: int
+    waiting: int
+    accepted: int
+    delivered: int
+    duplicate: int
+    stale: int
+    superseded: int
+    dead: int
+    dropped: int
+    dead_waiting: int
+    retries: int
+    dead_by_reason: dict[str, int] = field(default_factory=dict)
+    latency: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def unaccounted(self) -> int:
+        """Events whose fate nobody recorded; anything but 0 is a defect."""
+        ended = self.delivered + self.duplicate + self.stale + self.superseded + self.dead
+        return self.added + self.redriven - ended - self.waiting
+
+    @property
+    def dead_unaccounted(self) -> int:
+        """Dead letters that went without a redrive or a drop; not 0 if somebody else deleted or added some."""
+        return self.dead - self.redriven - self.dropped - self.dead_waiting
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentCounts:
+    """One environment's part. `oldest` is when its first waiting entry was accepted, in milliseconds.
+
+    `paused_since` is when an operator paused its deliveries, in milliseconds, None if they are not paused.
+    """
+
+    environment: str
+    waiting: int
+    retrying: int
+    oldest: int | None
+    delivered: int
+    duplicate: int
+    stale: int
+    superseded: int
+    dead: int
+    paused_since: int | None = None
+
+
+def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
+    """Read what is known of each environment that ever got an event or is paused, in the order of their names.
+
+    Reads the key space in steps, and the environments in one round trip a step: changes nothing, blocks nobody.
+    """
+    prefix = keys.of_outbox(endpoint, "").counts
+    found = {key.decode().removeprefix(prefix) for key in client.scan_iter(match=f"{_escaped(prefix)}*", count=1000)}
+    paused = pausing.paused(client, keys, endpoint)
+    names = sorted(found | paused.keys())
+    result = []
+    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
+        some = names[start : start + _ENVIRONMENTS_AT_ONCE]
+        result += _read_some(client, [keys.of_outbox(endpoint, name) for name in some], paused)
+    return result
+
+
+def _read_some(client: Redis, outboxes: list[OutboxKeys], paused: dict[str, int]) -> list[EnvironmentCounts]:
+    pipeline = client.pipeline(transaction=False)
+    for outbox in outboxes:
+        pipeline.hgetall(outbox.counts)
+        pipeline.xlen(outbox.outbox)
+        pipeline.zcard(outbox.due)
+        pipeline.xrange(outbox.outbox, count=1)
+    replies = iter(pipeline.execute())
+    result = []
+    for outbox in outboxes:
+        counts = {name.decode(): int(value) for name, value in next(replies).items()}
+        waiting, retrying, first = next(replies), next(replies), next(replies)
+        result.append(
+            EnvironmentCounts(
+                environment=outbox.environment,
+                waiting=waiting,
+                retrying=retrying,
+                oldest=int(first[0][0].partition(b"-")[0]) if first else None,
+                delivered=counts.get("delivered", 0),
+                duplicate=counts.get("duplicate", 0),
+                stale=counts.get("stale", 0),
+                superseded=counts.get("superseded", 0),
+                dead=counts.get("dead", 0),
+                paused_since=paused.get(outbox.environment),
+            )
+        )
+    return result
+
+
+def _escaped(text: str) -> str:
+    """Escape what SCAN's patterns give a meaning to."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
+
+
+def read_ledger(client: Redis, keys: Keys) -> Ledger:
+    """Read the ledger in one atomic snapshot."""
+    call = scripts.Call(_LEDGER, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
+    counts, latency, inbox, dead_waiting = scripts.run(client, call)
+    totals = {name.decode(): int(value) for name, value in zip(counts[::2], counts[1::2], strict=True)}
+    reasons = {name.removeprefix("dead:"): value for name, value in totals.items() if name.startswith("dead:")}
+    return Ledger(
+        added=totals.get("taken", 0) + inbox - totals.get("redriven", 0),
+        redriven=totals.get("redriven", 0),
+        waiting=inbox + totals.get("outbox", 0),
+        accepted=sum(totals.get(name, 0) for name in ("new", "changed", "reasserted")),
+        delivered=totals.get("delivered", 0),
+        duplicate=totals.get("duplicate", 0),
+        stale=totals.get("stale", 0),
+        superseded=totals.get("superseded", 0),
+        dead=totals.get("dead", 0),
+        dropped=totals.get("dropped", 0),
+        dead_waiting=dead_waiting,
+        retries=totals.get("retries", 0),
+        dead_by_reason=reasons,
+        latency={int(number): int(value) for number, value in zip(latency[::2], latency[1::2], strict=True)},
+    )

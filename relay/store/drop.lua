@@ -1,0 +1,9 @@
+-- Drop dead letters for good. Harmless when applied twice: what is not there any more is not counted.
+-- KEYS  dead, counts
+-- ARGV  ids
+-- ->    letters dropped
+local dropped = redis.call('XDEL', KEYS[1], unpack(ARGV))
+if dropped > 0 then
+  redis.call('HINCRBY', KEYS[2], 'dropped', dropped)
+end
+return dropped

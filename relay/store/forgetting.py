@@ -1,0 +1,76 @@
+"""Letting go of the state of instances that were not seen for long, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import OutOfMemoryError
+
+from relay.store import scripts
+from relay.store.state import Accepted
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from relay.keys import Keys, OutboxKeys
+
+#: Instances that are read in one step, about.
+PAGE = 500
+
+#: The most entries of an outbox that are read to learn which instances have an event waiting. Redis does nothing else
+#: meanwhile; of an environment with more, nothing is forgotten until a later walk.
+MAX_WAITING = 1000
+
+_FORGET = scripts.load("forget")
+
+
+class Page(NamedTuple):
+    """What one step did; the next starts at `cursor`, and 0 is the end."""
+
+    cursor: int
+    forgotten: int
+
+
+def claim(client: Redis, keys: Keys, every_seconds: float) -> bool:
+    """Tell whether a walk is due, and leave the mark that keeps others from one for so long.
+
+    A Redis without memory takes no mark: then none is due.
+    """
+    try:
+        return bool(client.set(keys.forgetting, "1", nx=True, px=round(every_seconds * 1000)))
+    except OutOfMemoryError:
+        return False
+
+
+def unclaim(client: Redis, keys: Keys) -> None:
+    """Take the mark back: nobody was called to walk."""
+    client.delete(keys.forgetting)
+
+
+def environments(client: Redis, keys: Keys, endpoint: str) -> list[str]:
+    """Return the environments of which anything is known, in the order of their names."""
+    prefix = keys.of_outbox(endpoint, "").accepted
+    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+    found = {key.decode() for key in client.scan_iter(match=pattern, count=1000)}
+    return sorted(key.removeprefix(prefix) for key in found)
+
+
+def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int) -> Page:
+    """Forget those of a page of instances that were last seen before then, in milliseconds since the epoch."""
+    reply: Any = client.hscan(outbox.accepted, cursor, count=PAGE)
+    following, states = reply
+    args: list[scripts.Argument] = [MAX_WAITING]
+    for instance, state in states.items():
+        if Accepted.decode(state.decode()).seen < seen_before:
+            args += (instance, state)
+    if len(args) == 1:
+        return Page(cursor=int(following), forgotten=0)
+    call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered), args)
+    return Page(cursor=int(following), forgotten=int(scripts.run(client, call)))
+
+
+def now_ms(client: Redis) -> int:
+    """Return Redis's time in milliseconds: the clock that `seen` is of."""
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000

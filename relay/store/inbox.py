@@ -1,0 +1,152 @@
+"""The inbox: where producers add events and intake takes them.
+
+An entry's fields are the contract with every producer: `event` (the API's JSON body), and optionally `id`,
+`source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. What a redrive puts back has a
+field more, `redriven`, which is not for producers.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from redis.exceptions import OutOfMemoryError
+
+from relay.store import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from redis import Redis
+
+    from relay.event import DeploymentEvent
+    from relay.keys import Keys
+    from relay.store.scripts import Argument, Call
+
+#: How long a call that added events is remembered: longer than a client's retries of it take.
+MARK_MILLISECONDS = 60_000
+
+#: What to do when memory is what is short.
+_MORE_MEMORY = "raise its maxmemory if this does not pass as events are delivered"
+
+_APPEND = scripts.load("append")
+_RELEASE = scripts.load("release_inbox")
+
+
+#: Milliseconds since the epoch have thirteen digits until the year 2286.
+_REDRIVEN = re.compile(r"([0-9]{1,9}) ([0-9]{1,16})-([0-9]{1,16})( force)?")
+
+
+class Redriven(NamedTuple):
+    """What an event carries that was dead before: the field `redriven` of its entry, wherever that lies.
+
+    Written as `<times> <arrived>-<sequence>[ force]`; `arrived` is in milliseconds since the epoch.
+    """
+
+    #: How often by now.
+    times: int
+    #: When the event first came to the inbox.
+    arrived: int
+    #: Its place among those that came in the same millisecond.
+    sequence: int
+    #: Whether to deliver it whatever was accepted since.
+    force: bool = False
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """The event's place among all that came."""
+        return self.arrived, self.sequence
+
+    def encode(self) -> str:
+        """Write it as the field's value."""
+        return f"{self.times} {self.arrived}-{self.sequence}{' force' if self.force else ''}"
+
+    @classmethod
+    def decode(cls, value: str) -> Self:
+        """Read the field's value; a `ValueError` if it is none."""
+        match = _REDRIVEN.fullmatch(value)
+        if match is None:
+            raise ValueError("is not what a redrive writes")
+        return cls(int(match[1]), int(match[2]), int(match[3]), match[4] is not None)
+
+
+class InboxEntry(NamedTuple):
+    """An entry as it lies in the stream, unread."""
+
+    entry_id: str
+    fields: dict[bytes, bytes]
+
+    @property
+    def arrived(self) -> int:
+        """When Redis took it, in milliseconds since the epoch."""
+        return int(self.entry_id.partition("-")[0])
+
+    @property
+    def sequence(self) -> int:
+        """Its place among the entries of that millisecond."""
+        return int(self.entry_id.partition("-")[2])
+
+
+def append_call(
+    keys: Keys, entries: Iterable[Mapping[str, str | bytes]], max_backlog: int, memory_watermark: float = 1.0
+) -> Call:
+    """Return the call that adds entries as they are, all or none, once even if it is applied twice.
+
+    `full_because` reads the error of a queue that is full.
+    """
+    args: list[Argument] = [max_backlog, memory_watermark, MARK_MILLISECONDS]
+    for fields in entries:
+        args.append(2 * len(fields))
+        for name, value in fields.items():
+            args += (name, value)
+    return scripts.Call(_APPEND, (keys.inbox, keys.counts, keys.appended(secrets.token_hex(8))), args)
+
+
+def full_because(error: Exception) -> str | None:
+    """Say why nothing was added because there is no room; None for any other error.
+
+    Redis's own refusal at `maxmemory` (OOM) counts: a user who may not INFO gets no farther than that, and what
+    else lies in that Redis may have filled it up. Redis before 7 words it as an error of the script.
+    """
+    message = str(error)
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in message:
+        return f"Redis is out of memory: {_MORE_MEMORY}"
+    _, memory_full, used = message.partition("MEMORYFULL ")
+    if memory_full:
+        return f"Redis is short of memory: {used}, past queue.memory_watermark: {_MORE_MEMORY}"
+    _, queue_full, waiting = message.partition("QUEUEFULL ")
+    return waiting if queue_full else None
+
+
+def fields_of(event: DeploymentEvent) -> dict[str, Any]:
+    """Return an event as an entry's fields: `event` in bytes, the others, where given, as text."""
+    fields: dict[str, Any] = {"event": event.body()}
+    if event.id:
+        fields["id"] = event.id
+    if event.source:
+        fields["source"] = event.source
+    if event.time:
+        fields["time"] = event.time.isoformat()
+    return fields
+
+
+def head(client: Redis, keys: Keys, count: int) -> list[InboxEntry]:
+    """Return the first entries, oldest first."""
+    reply: Any = client.xrange(keys.inbox, count=count)
+    return [InboxEntry(entry_id.decode(), fields or {}) for entry_id, fields in reply]
+
+
+def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
+    """Let go of the inbox; return how many entries wait, -1 if the lease was lost before.
+
+    If any wait, a bell counts as under way: the caller must ring it.
+    """
+    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell)
+    return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(bell_seconds * 1000)))))
+
+
+def wait(client: Redis, keys: Keys, after: str, seconds: float) -> str | None:
+    """Wait for an entry later than `after` and return its id, or None when none came in time."""
+    reply: Any = client.xread({keys.inbox: after}, count=1, block=max(1, round(seconds * 1000)))
+    return str(reply[0][1][0][0].decode()) if reply else None

@@ -1,0 +1,38 @@
+"""How long deliveries took, from arrival to the API's 2xx, as a histogram with buckets 10 % wide.
+
+Kept in Redis as a hash, bucket number → deliveries, added to by the script that records the deliveries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Each bucket's upper bound is this much times the one before; the first ends at one millisecond.
+GROWTH = 1.1
+
+_LOG_GROWTH = math.log(GROWTH)
+
+
+def bucket(milliseconds: float) -> int:
+    """Return the number of the bucket that holds a latency."""
+    return 0 if milliseconds <= 1 else math.ceil(math.log(milliseconds) / _LOG_GROWTH)
+
+
+def upper_bound_seconds(number: int) -> float:
+    """Return the latency that a bucket ends at."""
+    return GROWTH**number / 1000
+
+
+def percentile(histogram: Mapping[int, int], share: float) -> float | None:
+    """Return the latency in seconds that `share` (0 to 1) of the deliveries stayed within; None for none."""
+    total = sum(histogram.values())
+    reached = 0
+    for number in sorted(histogram):
+        reached += histogram[number]
+        if reached >= share * total:
+            return upper_bound_seconds(number)
+    return None

@@ -1,0 +1,71 @@
+"""Leases: one drain at a time for the inbox and for each outbox; and bells, one ring at a time for each.
+
+A lease is a key with the drain's token that expires. Every script that commits compares the token, so a drain
+that was paused past its lease cannot commit over its successor.
+
+Beside it lies the mark of the *run*, which does not expire: a drain that finds another's knows that it died at work.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from relay.errors import LeaseLost
+from relay.store import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+    from relay.store.scripts import Call
+
+#: Drains that may die with one entry alone in hand before it is taken for what kills them.
+MAX_DEATHS = 3
+
+_ACQUIRE = scripts.load("acquire")
+_HANDLE = scripts.load("handle")
+_RING = scripts.load("ring")
+
+
+def new_token() -> str:
+    """Return a token that no other drain has."""
+    return secrets.token_hex(8)
+
+
+class Lease(NamedTuple):
+    """A lease that was taken. `cursor` is an outbox's, '' for none yet; `unfinished` drains before did not let go."""
+
+    cursor: str
+    unfinished: int
+
+
+def acquire_call(
+    bell: str, lease: str, run: str, token: str, lease_seconds: float, *, cursor: str | None = None
+) -> Call:
+    """Return the call that takes a lease; `acquired` reads its reply. An outbox's names its cursor's key."""
+    keys = (bell, lease, run) if cursor is None else (bell, lease, run, cursor)
+    return scripts.Call(_ACQUIRE, keys, (token, round(lease_seconds * 1000)))
+
+
+def acquired(reply: list[Any]) -> Lease | None:
+    """Read the reply of an acquisition; None when another drain is at it."""
+    return Lease(reply[1].decode(), int(reply[2])) if reply[0] else None
+
+
+def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> int:
+    """Note the entry that is in hand alone; return how many drains died with it alone in theirs."""
+    deaths = int(scripts.run(client, scripts.Call(_HANDLE, (lease, run), (token, entry_id))))
+    if deaths < 0:
+        raise LeaseLost("another drain has taken over")
+    return deaths
+
+
+def to_ring(client: Redis, drains: Sequence[tuple[str, str]], bell_seconds: float) -> list[int]:
+    """Return the positions of those drains, given as (lease, bell), that need a ring, and note the ring."""
+    if not drains:
+        return []
+    keys = [key for drain in drains for key in drain]
+    reply = scripts.run(client, scripts.Call(_RING, keys, (round(bell_seconds * 1000),)))
+    return [position - 1 for position in reply]

@@ -1,0 +1,31 @@
+-- What the doorman sees: whether anything waits that a drain should be called to. Changes nothing.
+-- While the endpoint is held no outbox is due; while its circuit is open, a few are, at random, so that a probe
+-- with one environment's event is followed by one with another's.
+-- KEYS  inbox, schedule, endpoint
+-- ARGV  environments wanted, how many of the first to pass over, environments to probe with
+-- ->    {now in ms, entries in the inbox, id of the newest or '', when the next outbox is due in ms or '',
+--       environments that are due...}
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local result = {now, redis.call('XLEN', KEYS[1]), newest and newest[1] or '', ''}
+local health = redis.call('HMGET', KEYS[3], 'until', 'openings', 'probe_until')
+local not_before = math.max(tonumber(health[1] or '0'), tonumber(health[3] or '0'))
+if not_before > now then
+  result[4] = string.format('%d', not_before)
+  return result
+end
+local later = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+result[4] = later[2] or ''
+local wanted, skip = ARGV[1], ARGV[2]
+if tonumber(health[2] or '0') > 0 then
+  local due = redis.call('ZCOUNT', KEYS[2], '-inf', now)
+  if due == 0 or tonumber(skip) > 0 then
+    return result
+  end
+  wanted, skip = ARGV[3], tonumber(clock[2]) % due
+end
+for _, environment in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', skip, wanted)) do
+  result[#result + 1] = environment
+end
+return result

@@ -1,0 +1,31 @@
+-- Move dead letters back to the inbox, as many as fit in it, each as the fields that are given for it. Atomic, fenced
+-- by the redrive's lease, and harmless when applied twice: a letter that is not there any more is passed over.
+-- Without letters it renews the lease; with 0 ms it lets go of it.
+-- KEYS  lease, dead, inbox, counts
+-- ARGV  token, lease in ms, max_backlog, then for each letter: its id, number of fields and values, then these
+-- ->    {0} when the lease is lost; else {1, letters moved, 1 if the inbox is full}
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return {0}
+end
+local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[3])
+             - tonumber(redis.call('HGET', KEYS[4], 'outbox') or '0')
+local moved, full = 0, 0
+local at = 4
+while ARGV[at] do
+  local fields = tonumber(ARGV[at + 1])
+  if moved >= room then
+    full = 1
+    break
+  end
+  -- Each letter begins with its delete: at maxmemory a script may write once it began with one.
+  if redis.call('XDEL', KEYS[2], ARGV[at]) == 1 then
+    redis.call('XADD', KEYS[3], '*', unpack(ARGV, at + 2, at + 1 + fields))
+    moved = moved + 1
+  end
+  at = at + 2 + fields
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if moved > 0 then
+  redis.call('HINCRBY', KEYS[4], 'redriven', moved)
+end
+return {1, moved, full}

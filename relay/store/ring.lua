@@ -1,0 +1,12 @@
+-- Which of these drains need a bell: those that nobody runs and that no bell is under way to.
+-- KEYS  lease, bell of each drain
+-- ARGV  milliseconds after which a bell counts as lost
+-- ->    the positions (from 1) of the drains to ring
+local ring = {}
+for i = 1, #KEYS, 2 do
+  -- Deleting what is not there frees nothing, but at maxmemory a script may write once it began with a delete.
+  if redis.call('EXISTS', KEYS[i]) == 0 and redis.call('DEL', KEYS[i]) == 0 and redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1]) then
+    ring[#ring + 1] = (i + 1) / 2
+  end
+end
+return ring

@@ -1,0 +1,45 @@
+"""When to look at which outbox: what the doorman asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from relay.store import scripts
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from relay.keys import Keys
+
+#: Environments that are called while the circuit is open. One of them gets the probe; several, because some may turn
+#: out to be empty or at work.
+PROBERS = 3
+
+_LOOK = scripts.load("look")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What waits. `next_due_seconds` is from now, None if no outbox waits for a later time."""
+
+    inbox: int
+    newest: str | None
+    due: list[str]
+    next_due_seconds: float | None
+
+
+def look(client: Redis, keys: Keys, endpoint: str, *, count: int, skip: int = 0) -> Sight:
+    """Return what waits: the inbox, and up to `count` environments that are due, after the first `skip`.
+
+    While the endpoint is held none is due; while its circuit is open, a few to probe with.
+    """
+    look_keys = (keys.inbox, keys.schedule(endpoint), keys.endpoint(endpoint))
+    call = scripts.Call(_LOOK, look_keys, (count, skip, PROBERS))
+    now, inbox, newest, later, *due = scripts.run(client, call)
+    return Sight(
+        inbox=int(inbox),
+        newest=newest.decode() or None,
+        due=[name.decode() for name in due],
+        next_due_seconds=(float(later) - int(now)) / 1000 if later else None,
+    )

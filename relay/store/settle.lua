@@ -1,0 +1,194 @@
+-- Record what became of entries of one outbox: delivered, dead, superseded, or parked for a retry. Atomic, fenced by
+-- the lease, and harmless when applied twice (a retry whose answer was lost): then none of the entries is left to
+-- delete, and nothing else is done.
+-- A lease that ran out does no harm as long as nobody took over: then the mark of the run is still this drain's.
+--
+-- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
+--       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused
+-- ARGV  token, lease in ms, cursor, endpoint, environment,
+--       number delivered, for each: id, instance, 1 if it was parked, digest, time, when it came
+--       number superseded, for each: id, instance, 1 if it was parked
+--       number dead, for each: id, instance, 1 if it was parked, event id, reason, detail, status, attempts,
+--           when it was first tried or ''
+--       number to retry, for each: id, instance, pause in ms, attempts value, number of followers, their ids
+--       then latency histogram: bucket, deliveries, ...
+-- ->    -1 when the lease is lost; else 1 if the environment is paused, 0 if not
+local holder = redis.call('GET', KEYS[1])
+if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then
+  return -1
+end
+local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])
+local MAX_UNPACKED = 5000 -- values of one command; Lua's stack takes about 8,000
+local at = 6
+local function next_argument()
+  local value = ARGV[at]
+  at = at + 1
+  return value
+end
+local function next_arguments(n)
+  local values = {unpack(ARGV, at, at + n - 1)}
+  at = at + n
+  return values
+end
+local function padded(id)
+  local ms, n = string.match(id, '^(%d+)%-(%d+)$')
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #n) .. n
+end
+
+-- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
+local delivered, superseded, dead, retries, ids = {}, {}, {}, {}, {}
+local leaving = tonumber(ARGV[at])
+for _ = 1, tonumber(next_argument()) do
+  ids[#ids + 1] = ARGV[at]
+  delivered[#delivered + 1] = at -- the position of its id among the arguments
+  at = at + 6
+end
+leaving = leaving + tonumber(ARGV[at])
+for _ = 1, tonumber(next_argument()) do
+  local item = next_arguments(3)
+  superseded[#superseded + 1] = item
+  ids[#ids + 1] = item[1]
+end
+leaving = leaving + tonumber(ARGV[at])
+for _ = 1, tonumber(next_argument()) do
+  local item = next_arguments(9)
+  local entry = redis.call('XRANGE', KEYS[3], item[1], item[1])[1]
+  if entry then
+    item.fields = entry[2]
+    dead[#dead + 1] = item
+    ids[#ids + 1] = item[1]
+  end
+end
+for _ = 1, tonumber(next_argument()) do
+  local item = next_arguments(5)
+  item.followers = next_arguments(tonumber(item[5]))
+  retries[#retries + 1] = item
+end
+
+if leaving > 0 then
+  local deleted = 0
+  for i = 1, #ids, MAX_UNPACKED do
+    deleted = deleted + redis.call('XDEL', KEYS[3], unpack(ids, i, math.min(i + MAX_UNPACKED - 1, #ids)))
+  end
+  if deleted == 0 then
+    return paused
+  end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[9], ARGV[3])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+-- An instance's first parked entry is done: its next one, if any, is due at once.
+local function unpark(instance, id)
+  redis.call('ZREM', KEYS[4], instance .. '\n' .. padded(id))
+  redis.call('HDEL', KEYS[6], instance)
+  local following = redis.call('ZRANGEBYLEX', KEYS[4], '[' .. instance .. '\n', '(' .. instance .. '\011',
+                               'LIMIT', 0, 1)
+  if #following > 0 then
+    redis.call('ZADD', KEYS[5], now, instance)
+  else
+    redis.call('ZREM', KEYS[5], instance)
+  end
+end
+
+-- What dead-letters gives its state back: if it was the last accepted, what counts is again what was last
+-- delivered. Either way its id is forgotten, so that the same report made later is not taken for a repeat.
+local function give_back(instance, event_id)
+  local state = redis.call('HGET', KEYS[7], instance)
+  if not state then
+    return
+  end
+  local lines = {}
+  for line in string.gmatch(state .. '\n', '([^\n]*)\n') do
+    lines[#lines + 1] = line
+  end
+  local was_last = lines[#lines] == event_id
+  local kept = {lines[1], lines[2], lines[3], lines[4]}
+  for i = 5, #lines do
+    if lines[i] ~= event_id then
+      kept[#kept + 1] = lines[i]
+    end
+  end
+  if was_last then
+    local arrived = redis.call('HGET', KEYS[8], instance)
+    if not arrived then
+      redis.call('HDEL', KEYS[7], instance)
+      return
+    end
+    kept[1], kept[2], kept[3] = string.match(arrived, '^([^\n]*)\n([^\n]*)\n[^\n]*\n([^\n]*)$')
+  end
+  redis.call('HSET', KEYS[7], instance, table.concat(kept, '\n'))
+end
+
+-- First those that give way to a later one of their instance: whatever is parked behind them is due when they were,
+-- and what is left once the later one is done must not count them.
+for _, item in ipairs(superseded) do
+  if item[3] == '1' then
+    redis.call('ZREM', KEYS[4], item[2] .. '\n' .. padded(item[1]))
+    redis.call('HDEL', KEYS[6], item[2])
+  end
+end
+
+local states = {}
+for _, p in ipairs(delivered) do
+  local id, instance, parked, digest, time, came = unpack(ARGV, p, p + 5)
+  states[#states + 1] = instance
+  states[#states + 1] = digest .. '\n' .. time .. '\n' .. now .. '\n' .. came
+  if parked == '1' then
+    unpark(instance, id)
+  end
+end
+for i = 1, #states, MAX_UNPACKED do
+  redis.call('HSET', KEYS[8], unpack(states, i, math.min(i + MAX_UNPACKED - 1, #states)))
+end
+for _, item in ipairs(dead) do
+  local fields = item.fields
+  for _, extra in ipairs({'reason', item[5], 'detail', item[6], 'status', item[7], 'attempts', item[8],
+                          'first', item[9], 'last', item[9] ~= '' and now or '', 'endpoint', ARGV[4],
+                          'environment', ARGV[5], 'entry', item[1]}) do
+    fields[#fields + 1] = extra
+  end
+  redis.call('XADD', KEYS[13], '*', unpack(fields))
+  for key = 10, 11 do
+    redis.call('HINCRBY', KEYS[key], 'dead', 1)
+    redis.call('HINCRBY', KEYS[key], 'dead:' .. item[5], 1)
+  end
+  if item[3] == '1' then
+    unpark(item[2], item[1])
+  end
+  give_back(item[2], item[4])
+end
+local retried = 0
+for _, item in ipairs(retries) do
+  local parked = redis.call('ZADD', KEYS[4], 0, item[2] .. '\n' .. padded(item[1]))
+  if parked == 1 or redis.call('HGET', KEYS[6], item[2]) ~= item[4] then -- else it was recorded before
+    for _, follower in ipairs(item.followers) do
+      redis.call('ZADD', KEYS[4], 0, item[2] .. '\n' .. padded(follower))
+    end
+    redis.call('ZADD', KEYS[5], now + item[3], item[2])
+    redis.call('HSET', KEYS[6], item[2], item[4])
+    retried = retried + 1
+  end
+end
+
+for key = 10, 11 do
+  if #delivered > 0 then
+    redis.call('HINCRBY', KEYS[key], 'delivered', #delivered)
+  end
+  if #superseded > 0 then
+    redis.call('HINCRBY', KEYS[key], 'superseded', #superseded)
+  end
+  if retried > 0 then
+    redis.call('HINCRBY', KEYS[key], 'retries', retried)
+  end
+end
+if leaving > 0 then
+  for key = 10, 11 do
+    redis.call('HINCRBY', KEYS[key], 'outbox', -#ids)
+  end
+end
+while ARGV[at] do
+  redis.call('HINCRBY', KEYS[12], next_argument(), next_argument())
+end
+return paused

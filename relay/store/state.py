@@ -1,0 +1,66 @@
+"""What the state keeps of an instance, and how it is written.
+
+Lines, because Lua must read them too and JSON in Lua turns an empty list into an object: digest, the
+deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
+accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
+millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Ids of accepted events that an instance remembers, against producers' late retries.
+REMEMBERED_IDS = 8
+
+
+class Accepted(NamedTuple):
+    """What was last accepted for an instance."""
+
+    digest: str
+    time: int | None
+    at: int
+    seen: int
+    ids: tuple[str, ...]
+    #: The event's place among those that came in the same millisecond.
+    sequence: int = 0
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """The event's place among all that came."""
+        return self.at, self.sequence
+
+    def encode(self) -> str:
+        """Write it as the hash field's value."""
+        time = "" if self.time is None else self.time
+        head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{self.seen}"
+        return "\n".join((head, *self.ids))
+
+    @classmethod
+    def decode(cls, value: str) -> Accepted:
+        """Read the hash field's value."""
+        digest, time, at, seen, *ids = value.split("\n")
+        at, _, sequence = at.partition("-")
+        return cls(digest, int(time) if time else None, int(at), int(seen), tuple(ids), int(sequence or 0))
+
+
+class Delivered(NamedTuple):
+    """What was last delivered for an instance; written by settle.lua, with when it came as a fourth line.
+
+    That line is not read here: it is what a dead letter gives back as the third of what counts as accepted.
+    """
+
+    digest: str
+    time: int | None
+    at: int
+
+    @classmethod
+    def decode(cls, value: str) -> Delivered:
+        """Read the hash field's value."""
+        digest, time, at, _came = value.split("\n")
+        return cls(digest, int(time) if time else None, int(at))
+
+
+def written_arrival(at: int, sequence: int) -> str:
+    """Write an event's place among all that came."""
+    return f"{at}-{sequence}" if sequence else f"{at}"
