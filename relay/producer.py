@@ -1,0 +1,204 @@
+"""Reporting a deployment: one round trip to Redis, and the relay owes its delivery from then on."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from redis.exceptions import RedisError, ResponseError
+
+from relay.connection import connect, connect_async, without_password
+from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
+from relay.event import DeploymentEvent
+from relay.keys import Keys
+from relay.settings import Settings
+from relay.store import inbox, scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+    from types import TracebackType
+
+    from relay.store.scripts import Call
+
+#: Events that `report_many` and `report_stream` send in one round trip.
+CHUNK = 500
+
+
+class _Chunk(NamedTuple):
+    """Events of one round trip."""
+
+    call: Call
+    ids: list[str]
+
+
+class _Reporter:
+    """What both producers share: settings in, calls out, Redis's errors turned into ours."""
+
+    def __init__(self, redis_url: str | None, settings: Settings | None) -> None:
+        settings = settings or Settings.load()
+        if redis_url is not None:
+            redis = settings.redis.model_copy(update={"url": redis_url})
+            settings = settings.model_copy(update={"redis": redis})
+        self._settings = settings
+        self._keys = Keys(settings.queue.namespace)
+
+    def _chunks(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[_Chunk]:
+        """Check all events before any is sent."""
+        checked = [_event(event) for event in events]
+        return [self._chunk(checked[start : start + CHUNK]) for start in range(0, len(checked), CHUNK)]
+
+    def _chunk(self, events: list[DeploymentEvent]) -> _Chunk:
+        """Make the call that enqueues events; an event without an id gets a new one."""
+        limit = self._settings.queue.max_event_bytes
+        entries = [inbox.fields_of(event) for event in events]
+        for fields in entries:
+            size = len(fields["event"])
+            if size > limit:
+                raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
+        ids = [fields.setdefault("id", uuid.uuid4().hex) for fields in entries]
+        queue = self._settings.queue
+        return _Chunk(inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark), ids)
+
+    def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
+        because = inbox.full_because(error) if isinstance(error, ResponseError) else None
+        if because:
+            return QueueFull(f"the queue is full ({because}); try again later")
+        return QueueUnavailable(f"Redis at {without_password(self._settings.redis.url)} did not take it: {error}")
+
+
+class Producer(_Reporter):
+    """Reports deployments. Thread-safe; connects at the first report and again whenever it must.
+
+        with Producer("redis://127.0.0.1:6379/0") as producer:
+            producer.report("ghcr.io/acme/api@sha256:…", environment="production")
+
+    Raises `InvalidEvent` for what can never be delivered, `QueueFull` when `queue.max_backlog` events wait or Redis
+    is past `queue.memory_watermark`, and `QueueUnavailable` when Redis did not answer within its time-outs; after the
+    last, the event may be enqueued or not: report it again with the same `id`, and it counts once.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        super().__init__(redis_url, settings)
+        self._client = connect(self._settings.redis)
+
+    def report(
+        self,
+        image_url: str,
+        *,
+        environment: str | None = None,
+        name: str | None = None,
+        platform: str | None = None,
+        id: str | None = None,  # noqa: A002 - the contract's name
+        source: str | None = None,
+        time: datetime | str | None = None,
+    ) -> str:
+        """Enqueue one event and return its id: the one given, or a new one.
+
+        `image_url` names the image by digest; `platform` is "os/arch[/variant]"; `time` is when the deployment
+        happened, for those who know (never the moment of sending).
+        """
+        event = DeploymentEvent.of(
+            image_url, environment=environment, name=name, platform=platform, id=id, source=source, time=time
+        )
+        return self.report_event(event)
+
+    def report_event(self, event: DeploymentEvent) -> str:
+        """Enqueue one event and return its id: its own, or a new one."""
+        return self._send(self._chunk([event]))[0]
+
+    def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+        """Enqueue events in their order, `CHUNK` to a round trip, and return their ids.
+
+        An event may be given as a mapping in the shape of the API's JSON body, with `id`, `source` and `time` beside
+        `image`. All are checked first: after `InvalidEvent` none is enqueued. After `QueueFull` or
+        `QueueUnavailable` the error's `enqueued` has the ids of those that are.
+        """
+        ids: list[str] = []
+        for chunk in self._chunks(events):
+            try:
+                ids += self._send(chunk)
+            except (QueueFull, QueueUnavailable) as error:
+                error.enqueued = tuple(ids)
+                raise
+        return ids
+
+    def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str]:
+        """Enqueue any number of events in bounded memory, and yield their ids.
+
+        Lazy: an event is enqueued when the first id of its chunk is asked for, so do iterate. A chunk is enqueued
+        whole or not at all; when one is refused, the ids yielded before are of events that are enqueued.
+        """
+        remaining = iter(events)
+        while chunk := list(islice(remaining, CHUNK)):
+            yield from self._send(self._chunk(chunk))
+
+    def _send(self, chunk: _Chunk) -> list[str]:
+        try:
+            scripts.run(self._client, chunk.call)
+        except RedisError as error:
+            raise self._refusal(error) from error
+        return chunk.ids
+
+    def close(self) -> None:
+        """Close the connections. Reporting again opens new ones."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncProducer(_Reporter):
+    """`Producer` for asyncio: the same promises, errors and arguments."""
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        super().__init__(redis_url, settings)
+        self._client = connect_async(self._settings.redis)
+
+    async def report(self, image_url: str, **fields: Any) -> str:
+        """Enqueue one event and return its id; takes what `Producer.report` takes."""
+        return await self.report_event(DeploymentEvent.of(image_url, **fields))
+
+    async def report_event(self, event: DeploymentEvent) -> str:
+        """Enqueue one event and return its id: its own, or a new one."""
+        return (await self._send(self._chunk([event])))[0]
+
+    async def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+        """Enqueue events in their order and return their ids, as `Producer.report_many` does."""
+        ids: list[str] = []
+        for chunk in self._chunks(events):
+            try:
+                ids += await self._send(chunk)
+            except (QueueFull, QueueUnavailable) as error:
+                error.enqueued = tuple(ids)
+                raise
+        return ids
+
+    async def _send(self, chunk: _Chunk) -> list[str]:
+        try:
+            await scripts.run_async(self._client, chunk.call)
+        except RedisError as error:
+            raise self._refusal(error) from error
+        return chunk.ids
+
+    async def close(self) -> None:
+        """Close the connections. Reporting again opens new ones."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _event(given: DeploymentEvent | Mapping[str, Any]) -> DeploymentEvent:
+    return given if isinstance(given, DeploymentEvent) else DeploymentEvent.from_body(given)
