@@ -1,0 +1,481 @@
+"""Outboxes to API: take, send, settle, until nothing is left, the time is over, or the endpoint is held.
+
+One drain serves many outboxes at once, each under its own lease, through one transport. An entry is sent only
+while its outbox's lease outlasts the request and the gate lets it through; what the API answered is decided by
+outcome.py and recorded by one script. Dying anywhere leaves the entries in their outbox: at most what was in flight
+is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from relay import crashpoints
+from relay.errors import ConfigurationError, LeaseLost
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import latency, leases, outbox, scripts
+from relay.store.dead import Reason
+from relay.store.endpoint import Health
+from relay.store.outbox import Death, OutboxEntry, Settlement
+from workers.backoff import pause_seconds
+from workers.batch import Batch
+from workers.breaker import suspect
+from workers.gate import Gate
+from workers.outcome import Delivered, Refused, Retry, Unauthorized, outcome_of
+from workers.stopping import is_stopping
+from workers.transport import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.outcome import Outcome
+    from workers.runtime import Runtime
+    from workers.transport import Answer
+
+#: Entries in hand of all outboxes together, in full batches: with many outboxes each gets a smaller part.
+WINDOW_BATCHES = 8
+
+#: Settled entries are committed when so many are together, or the oldest has waited so long, or nothing is
+#: left to wait for.
+SETTLE_ENTRIES = 250
+SETTLE_SECONDS = 0.01
+
+#: An outbox that had nothing more is asked again after this long, while other work goes on.
+ASK_AGAIN_SECONDS = 0.01
+
+#: How long the loop sleeps when it has work in hand and none in flight.
+TICK_SECONDS = 0.001
+
+#: How long it sleeps at most when only the rate limit keeps it waiting.
+LONGEST_TICK_SECONDS = 0.05
+
+#: The first pause of an entry that may be of an image not known yet.
+SLOW_BACKOFF_SECONDS = 5.0
+
+#: How long a drain that lost Redis goes on trying to record what it did, and the pause between two tries.
+HAND_BACK_SECONDS = 60.0
+HAND_BACK_PAUSE_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class DeliveryReport:
+    """What one drain did."""
+
+    environments: Sequence[str] = ()
+    delivered: int = 0
+    retrying: int = 0
+    dead: int = 0
+    held: str = ""
+    leases_lost: int = 0
+    more: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        names = self.environments
+        where = ", ".join(names) if len(names) <= 3 else f"{len(names)} environments"  # noqa: PLR2004
+        parts = [f"{self.delivered} delivered"]
+        parts += [f"{n} {word}" for n, word in ((self.retrying, "retrying"), (self.dead, "dead")) if n]
+        parts += [f"held: {self.held}"] if self.held else []
+        parts += [f"{self.leases_lost} leases lost"] if self.leases_lost else []
+        return f"{where}: {', '.join(parts)} in {self.seconds:.1f} s"
+
+
+def drain_outboxes(runtime: Runtime, environments: Sequence[str]) -> DeliveryReport | None:
+    """Drain these environments' outboxes; None if other drains are at all of them."""
+    try:
+        runtime.transport.reload_token()  # a rotated token needs no restart
+    except ConfigurationError as error:
+        _log.warning("the token stays the one that was read before: %s", error)
+    drain = _Drain(runtime, environments)
+    if not drain.batches:
+        return None
+    try:
+        drain.run()
+    finally:
+        runtime.transport.abandon()
+    return drain.report
+
+
+class _Drain:
+    """The outboxes in hand, and the loop over them."""
+
+    def __init__(self, runtime: Runtime, environments: Sequence[str]) -> None:
+        self._runtime = runtime
+        self._client = runtime.client
+        self._transport = runtime.transport
+        self._delivery = runtime.settings.delivery
+        self._lease = runtime.settings.worker.lease
+        # Often enough that a lease outlasts the next request, however little it is longer than one.
+        self._renew_seconds = min(self._lease / 4, (self._lease - runtime.settings.api.timeout) / 2)
+        self._started = time.monotonic()
+        self._clock_offset_ms = 0.0
+        self._unsettled_since: float | None = None
+        self._settling: list[tuple[Batch, Settlement]] = []
+        self._gate = Gate(runtime)
+        self.batches = self._acquire(environments)
+        self._turn = deque(self.batches)
+        self.report = DeliveryReport([batch.keys.environment for batch in self.batches])
+
+    def run(self) -> None:
+        try:
+            self._work()
+            self._release(self.batches)
+        except RedisError as error:
+            self._hand_back(error)
+        self.report.held = self._held()
+        self.report.seconds = time.monotonic() - self._started
+
+    def _work(self) -> None:
+        """Take, send and settle until nothing is left, the time is over, or the endpoint is held."""
+        deadline = self._started + self._runtime.settings.worker.budget
+        while self.batches:
+            going_on = self._gate.hold is None and time.monotonic() < deadline and not is_stopping()
+            if going_on:
+                self._take()
+                self._send()
+            settled = self._settle()  # after sending: what is in flight meanwhile lets more be settled together
+            if going_on and settled:
+                self._send()
+            if going_on and self._is_idle:
+                if self._stay():
+                    continue
+                break
+            if not going_on and not self._transport.in_flight:
+                break
+            self._wait()
+            self._renew()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._transport.in_flight and all(not batch.in_hand for batch in self.batches)
+
+    def _acquire(self, environments: Sequence[str]) -> list[Batch]:
+        outboxes = [self._runtime.keys.of_outbox(DEFAULT_ENDPOINT, name) for name in dict.fromkeys(environments)]
+        tokens = [leases.new_token() for _ in outboxes]
+        calls = [
+            leases.acquire_call(keys.bell, keys.lease, keys.run, token, self._lease, cursor=keys.cursor)
+            for keys, token in zip(outboxes, tokens, strict=True)
+        ]
+        batches = []
+        for keys, token, reply in zip(outboxes, tokens, scripts.run_all(self._client, calls), strict=True):
+            lease = leases.acquired(reply)
+            if lease is not None:
+                batch = Batch(keys, token, lease.cursor, latest_only=self._delivery.history == "latest")
+                batch.renewed_at = self._started
+                batch.one_at_a_time = lease.unfinished > 0
+                batches.append(batch)
+        return batches
+
+    def _take(self) -> None:
+        """Fill the batches that have room, unless they were found empty a moment ago."""
+        now = time.monotonic()
+        most = self._delivery.batch_size
+        limit = max(1, min(most, WINDOW_BATCHES * most // len(self.batches)))
+        hungry = [batch for batch in self.batches if batch.in_hand <= limit // 2]
+        self._ask([batch for batch in hungry if now - batch.found_empty_at >= ASK_AGAIN_SECONDS], limit)
+
+    def _renew(self) -> None:
+        """Renew the leases that nothing else renewed."""
+        now = time.monotonic()
+        self._ask([batch for batch in self.batches if now - batch.renewed_at > self._renew_seconds], 0)
+
+    def _ask(self, batches: list[Batch], limit: int) -> None:
+        if not batches:
+            return
+        asked = time.monotonic()
+        wanted = [max(0, limit - batch.in_hand) for batch in batches]
+        calls = [
+            outbox.take_call(
+                batch.keys,
+                self._runtime.keys,
+                token=batch.token,
+                lease_seconds=self._lease,
+                cursor=batch.read_cursor,
+                fresh=n,
+                due=n,
+                latest_only=self._delivery.history == "latest",
+            )
+            for batch, n in zip(batches, wanted, strict=True)
+        ]
+        for batch, n, reply in zip(batches, wanted, scripts.run_all(self._client, calls), strict=True):
+            found = outbox.taken(reply)
+            if found is None:
+                self._lose(batch)
+                continue
+            batch.add(found)
+            batch.paused = found.paused
+            batch.renewed_at = asked
+            if n:
+                batch.found_empty_at = 0.0 if len(found.fresh) + len(found.due) >= n else asked
+            if batch.in_hand and batch.opened_at is None:
+                batch.opened_at = asked
+            if batch.settlement and self._unsettled_since is None:  # what was superseded needs no answer
+                self._unsettled_since = asked
+            self._clock_offset_ms = found.now - asked * 1000
+            self._gate.learn(found.health, found.now)
+        self._let_go_of_paused()
+
+    def _send(self) -> None:
+        """Send as much as may be in flight, an entry of each batch in turn; nothing once the endpoint is held."""
+        room = self._gate.room(self._transport.in_flight)
+        if room <= 0:
+            return
+        now = time.monotonic()
+        sending = [batch for batch in self._turn if batch.is_ready and not self._lingers(batch, now)]
+        if self._gate.is_probing:
+            self._runtime.random.shuffle(sending)  # the next probe must not be of the same environment each time
+        wanted = sum(batch.ready for batch in sending)
+        admitted = self._gate.admit(wanted, room) if wanted else 0
+        self._turn.rotate(-min(admitted, len(sending)))
+        turn = deque(sending)
+        while admitted > 0 and turn:
+            batch = turn.popleft()
+            if not self._outlasts_a_request(batch):  # asked only now: being admitted may have taken its time
+                continue
+            if self._send_next(batch):
+                admitted -= 1
+            if batch.is_ready:
+                turn.append(batch)
+
+    def _outlasts_a_request(self, batch: Batch) -> bool:
+        """Tell whether a batch's lease certainly lasts until a request sent now has ended."""
+        return time.monotonic() - batch.renewed_at <= self._lease - self._runtime.settings.api.timeout
+
+    def _send_next(self, batch: Batch) -> bool:
+        """Send one entry of a batch; tell whether one went out, and none died of its age or its past."""
+        entry = batch.send_next(least_tried=self._gate.is_probing)
+        death = self._death_before_sending(batch, entry)
+        if batch.lost:
+            return False
+        if death is not None:
+            batch.in_flight -= 1
+            self._bury(batch, death)
+            self._unsettled_since = self._unsettled_since or time.monotonic()
+            return False
+        crashpoints.handling("deliver", entry.event_id)
+        self._transport.send(Request((batch, entry, self._gate.successes), entry.body, entry.event_id))
+        crashpoints.passing("after:post")
+        return True
+
+    def _death_before_sending(self, batch: Batch, entry: OutboxEntry) -> Death | None:
+        if self._now_ms() - entry.arrived > self._delivery.max_age * 1000:
+            return Death(entry, Reason.EXPIRED, f"not delivered within {self._delivery.max_age:g} s")
+        if batch.one_at_a_time:
+            try:
+                deaths = leases.handle(self._client, batch.keys.lease, batch.keys.run, batch.token, entry.entry_id)
+            except LeaseLost:
+                self._lose(batch)
+                return None
+            if deaths >= leases.MAX_DEATHS:
+                return Death(entry, Reason.WORKER_CRASH, f"{deaths} workers died when they delivered it")
+        return None
+
+    def _now_ms(self) -> float:
+        """Return the time by Redis's clock."""
+        return time.monotonic() * 1000 + self._clock_offset_ms
+
+    def _lingers(self, batch: Batch, now: float) -> bool:
+        """Tell whether a batch is still held open to gather more."""
+        linger = self._delivery.linger
+        if not linger or batch.in_hand >= self._delivery.batch_size or batch.opened_at is None:
+            return False
+        return now - batch.opened_at < linger
+
+    def _wait(self) -> None:
+        """Wait for answers, or for something else to do."""
+        if self._transport.in_flight:
+            pause = SETTLE_SECONDS if self._unsettled_since is not None else ASK_AGAIN_SECONDS
+            self._answer(self._transport.wait(pause))
+        else:  # what is in hand waits for its linger, its lease's renewal, or the rate
+            time.sleep(min(max(TICK_SECONDS, self._gate.pause_seconds), LONGEST_TICK_SECONDS))
+
+    def _answer(self, answers: Sequence[tuple[tuple[Batch, OutboxEntry, int], Answer]]) -> None:
+        seen = []
+        for (batch, entry, successes), answer in answers:
+            batch.in_flight -= 1
+            outcome = outcome_of(answer)
+            own_fault = False
+            if not batch.lost:  # else we have no say any more in what became of the entry
+                own_fault = self._note(batch, entry, outcome, successes)
+            seen.append((outcome, own_fault))
+        if self._unsettled_since is None and any(batch.settlement for batch in self.batches):
+            self._unsettled_since = time.monotonic()
+        for outcome, own_fault in seen:  # only now: it may ask Redis, and what is noted must not be lost with it
+            self._gate.saw(outcome, own_fault=own_fault)
+
+    def _note(self, batch: Batch, entry: OutboxEntry, outcome: Outcome, successes: int) -> bool:
+        """Note what became of an event; tell whether a refused token is its own fault."""
+        match outcome:
+            case Delivered():
+                batch.deliver(entry, latency.bucket(self._now_ms() - entry.arrived))
+                self.report.delivered += 1
+            case Refused(because, status):
+                self._bury(batch, Death(self._tried(entry), Reason.REFUSED, because, status))
+            case Unauthorized(because, status):
+                entry = self._tried(entry, uses_attempt=False)
+                suspicion = suspect(
+                    entry.trials, status, successes=self._gate.successes, successes_when_sent=successes
+                )
+                if suspicion.is_forbidden:
+                    self._bury(batch, Death(entry, Reason.FORBIDDEN, because, status))
+                else:
+                    batch.park(entry._replace(trials=suspicion.trials), self._pause_before_retry(entry))
+                return suspicion.own_fault
+            case Retry():
+                self._retry(batch, entry, outcome)
+        return False
+
+    def _retry(self, batch: Batch, entry: OutboxEntry, retry: Retry) -> None:
+        entry = self._tried(entry, uses_attempt=retry.uses_attempt and not self._gate.is_probing)
+        if entry.trials.attempts >= self._delivery.max_attempts:
+            self._bury(batch, Death(entry, Reason.EXHAUSTED, retry.because, retry.status))
+        else:
+            batch.park(entry, self._pause_before_retry(entry, slowly=retry.slowly))
+            self.report.retrying += 1
+
+    def _tried(self, entry: OutboxEntry, *, uses_attempt: bool = True) -> OutboxEntry:
+        """Return the entry with one more answer to its name."""
+        trials = entry.trials
+        trials = trials._replace(
+            attempts=trials.attempts + uses_attempt,
+            answers=trials.answers + 1,
+            first=trials.first or round(self._now_ms()),
+        )
+        return entry._replace(trials=trials)
+
+    def _pause_before_retry(self, entry: OutboxEntry, *, slowly: bool = False) -> float:
+        initial = self._delivery.backoff_initial
+        return pause_seconds(
+            max(1, entry.trials.attempts),
+            initial=max(initial, SLOW_BACKOFF_SECONDS) if slowly else initial,
+            maximum=self._delivery.backoff_max,
+            random=self._runtime.random,
+        )
+
+    def _bury(self, batch: Batch, death: Death) -> None:
+        batch.bury(death)
+        self.report.dead += 1
+
+    def _settle(self) -> bool:
+        """Commit what was answered, once it is worth a round trip; tell whether it was."""
+        since = self._unsettled_since
+        if since is None:
+            return False
+        together = sum(len(batch.settlement.delivered) for batch in self.batches)
+        waited = time.monotonic() - since
+        if together < SETTLE_ENTRIES and waited < SETTLE_SECONDS and self._transport.in_flight:
+            return False
+        self._commit()
+        return True
+
+    def _commit(self) -> None:
+        """Commit what was answered; what a lost connection left undecided before is committed again, harmlessly."""
+        self._unsettled_since = None
+        asked = time.monotonic()
+        self._settling += [(batch, batch.begin_settling()) for batch in self.batches if batch.settlement]
+        calls = [
+            outbox.settle_call(
+                batch.keys,
+                self._runtime.keys,
+                token=batch.token,
+                lease_seconds=self._lease,
+                cursor=batch.cursor,
+                settlement=settlement,
+            )
+            for batch, settlement in self._settling
+        ]
+        observation = self._gate.observation()
+        replies = scripts.run_all(self._client, [*calls, observation] if observation else calls)
+        settling, self._settling = self._settling, []
+        if observation:
+            self._gate.learn(Health.decode(replies.pop()), self._now_ms())
+        for (batch, settlement), reply in zip(settling, replies, strict=True):
+            applied = outbox.applied(reply)
+            if not applied.recorded:
+                self._lose(batch)
+                continue
+            batch.settled(settlement)
+            batch.renewed_at = asked
+            batch.paused = applied.paused
+        self._let_go_of_paused()
+
+    def _stay(self) -> bool:
+        """Wait a moment for more before letting go; tell whether it came."""
+        stay = self._runtime.settings.worker.stay
+        if not stay or not self.batches:
+            return False
+        for batch in self.batches:
+            batch.found_empty_at = 0.0
+            batch.opened_at = None
+        return outbox.wait(self._client, {b.keys.outbox: b.read_cursor for b in self.batches}, stay)
+
+    def _lose(self, batch: Batch) -> None:
+        """Let go of an outbox that another drain has taken over."""
+        if not batch.lost:
+            self.batches.remove(batch)
+            self._turn.remove(batch)
+            batch.lost = True
+            self.report.leases_lost += 1
+
+    def _let_go_of_paused(self) -> None:
+        """Let go of the paused environments of which nothing is in flight any more."""
+        paused = [batch for batch in self.batches if batch.paused and not batch.in_flight and not batch.settlement]
+        if paused:
+            self._release(paused)
+            for batch in paused:
+                self.batches.remove(batch)
+                self._turn.remove(batch)
+
+    def _release(self, batches: Sequence[Batch]) -> None:
+        calls = [
+            outbox.release_call(
+                batch.keys,
+                self._runtime.keys,
+                token=batch.token,
+                bell_seconds=self._runtime.settings.worker.sweep,
+                cursor=batch.cursor,
+                held=self._gate.hold is not None,
+                unsent=batch.due_in_hand,
+            )
+            for batch in batches
+        ]
+        for batch, reply in zip(batches, scripts.run_all(self._client, calls), strict=True):
+            if reply == 1:
+                self.report.more.append(batch.keys.environment)
+
+    def _hand_back(self, error: RedisError) -> None:
+        """Redis is away: hear what is in flight to its end, and go on trying to commit it and to let go.
+
+        As long as nobody takes over (nobody can, while Redis is away) the scripts still take it, and no POST is
+        repeated.
+        """
+        _log.warning("Redis failed a drain, which now only hands back what it has: %s", error)
+        self._gate.is_over = True
+        give_up_at = time.monotonic() + HAND_BACK_SECONDS
+        while True:
+            while self._transport.in_flight:
+                self._answer(self._transport.wait(ASK_AGAIN_SECONDS))
+            try:
+                self._commit()
+                self._release(self.batches)
+            except RedisError:
+                if time.monotonic() > give_up_at or is_stopping():
+                    raise
+                time.sleep(HAND_BACK_PAUSE_SECONDS)
+            else:
+                return
+
+    def _held(self) -> str:
+        """Say why nothing more was sent, if that is so."""
+        if self._gate.hold is None:
+            return ""
+        because = self._gate.because
+        return f"{self._gate.hold.reason} ({because})" if because else self._gate.hold.reason

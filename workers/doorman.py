@@ -1,0 +1,197 @@
+"""Noticing work and calling drains to it, in every worker's main process.
+
+Producers know no Celery: they add to a stream, and the doorman, blocked on reading it, wakes and rings. It also
+rings for outboxes whose time has come (a retry, a hold's end), and again for whatever waits although a bell or a
+drain got lost: that is the sweep. Bells coalesce, so the doormen of many workers do not get in each other's way.
+
+Beside this it gives the worker's sign of life, notices a lost data set and a deaf worker, and calls now and then for
+what was not seen for long to be forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery import bootsteps
+from redis.exceptions import RedisError
+
+from relay.connection import connect
+from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.store import dataset, forgetting, inbox, leases
+from relay.store.schedule import look
+from workers.bells import Bells
+from workers.echo import Echo
+from workers.forget import every_seconds
+from workers.stopping import EX_SOFTWARE, is_stopping, leave
+from workers.understudy import Understudy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celery.worker import WorkController
+    from redis import Redis
+
+    from relay.settings import Settings
+
+#: The longest that one look waits for an entry; also the time to notice a lost bell or drain beyond its expiry.
+LOOK_SECONDS = 1.0
+
+#: The shortest time between two looks, however fast entries come. A drain stays longer than this.
+PACE_SECONDS = 0.01
+
+#: How long to leave Redis alone after it failed.
+REDIS_PAUSE_SECONDS = 0.5
+
+#: Outboxes that are asked about in one round trip.
+PAGE = 500
+
+#: A worker whose heartbeat is older than this is not there.
+HEARTBEAT_SECONDS = 10.0
+
+#: How long stopping waits for the thread; it is a daemon, so a hung one does not keep the process.
+STOP_SECONDS = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+class Deaf(Exception):  # noqa: N818 - says what happened
+    """The broker takes our messages, and the consumer hears none."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing was heard for {seconds:g} s from a broker that takes this worker's messages")
+
+
+class Doorman:
+    """One look after the other, until told to stop."""
+
+    def __init__(self, settings: Settings, client: Redis, bells: Bells, name: str) -> None:
+        self._keys = Keys(settings.queue.namespace)
+        self._client = client
+        self._bells = bells
+        self._bell_seconds = settings.worker.sweep
+        self._forget_seconds = every_seconds(settings.delivery.forget_after)
+        self._name = name
+        self._dataset = ""
+        self._stopping = threading.Event()
+        self._seen = "0-0"
+        self._beat_at = 0.0
+        self._leaving = False
+
+    def stop(self) -> None:
+        """Stop after the look under way."""
+        self._stopping.set()
+
+    def watch(self, echo: Echo) -> None:
+        """Look until stopped; Redis being away is waited out. Raises `Deaf` when the worker is."""
+        while not self._stopping.is_set() and not is_stopping():
+            started = time.monotonic()
+            try:
+                if echo.is_settled:  # a heartbeat says that the worker is at work, not that it is about to be
+                    self._beat()
+                pause = self.ring_for_what_waits()
+                inbox.wait(self._client, self._keys, self._seen, pause)
+            except RedisError as error:
+                _log.warning("Redis is away, looking again soon: %s", error)
+                self._stopping.wait(REDIS_PAUSE_SECONDS)
+            if echo.is_deaf():
+                raise Deaf(echo.deaf_after_seconds)
+            self._stopping.wait(max(0.0, PACE_SECONDS - (time.monotonic() - started)))
+
+    def hand_on(self) -> None:
+        """Ring for whatever waits, though a bell may be under way: this worker may have taken it along."""
+        self._leaving = True
+        with contextlib.suppress(RedisError):  # then others' sweeps find it
+            self.ring_for_what_waits()
+
+    def ring_for_what_waits(self) -> float:
+        """Ring for every drain that has work and nobody at it; return the seconds until the next is due."""
+        skip = 0
+        while True:
+            sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=PAGE, skip=skip)
+            if skip == 0:
+                self._seen = sight.newest or self._seen
+                self._ring_intake(waiting=sight.inbox)
+            self._ring_delivery(sight.due)
+            if len(sight.due) < PAGE:
+                return min(LOOK_SECONDS, max(PACE_SECONDS, sight.next_due_seconds or LOOK_SECONDS))
+            skip += PAGE
+
+    def _ring_intake(self, *, waiting: int) -> None:
+        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_bell)]):
+            self._bells.ring_intake()
+
+    def _ring_delivery(self, environments: Sequence[str]) -> None:
+        outboxes = [self._keys.of_outbox(DEFAULT_ENDPOINT, name) for name in environments]
+        ringing = self._to_ring([(keys.lease, keys.bell) for keys in outboxes])
+        if ringing:
+            self._bells.ring_delivery([environments[position] for position in ringing])
+
+    def _to_ring(self, drains: Sequence[tuple[str, str]]) -> list[int]:
+        """Return which of these drains, given as (lease, bell), to ring for."""
+        if self._leaving and drains:
+            self._client.delete(*(bell for _, bell in drains))
+        return leases.to_ring(self._client, drains, self._bell_seconds)
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beat_at < LOOK_SECONDS:
+            return
+        self._beat_at = time.monotonic()
+        found = dataset.beat(
+            self._client, self._keys, self._name, keep_seconds=HEARTBEAT_SECONDS, known=self._dataset
+        )
+        if self._dataset not in {"", found}:
+            _log.error(dataset.LOST)
+            self._seen = "0-0"
+        self._dataset = found
+        if forgetting.claim(self._client, self._keys, self._forget_seconds) and not self._bells.ring_forget():
+            forgetting.unclaim(self._client, self._keys)
+
+
+class DoormanStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Lives as long as the worker, and starts after its children: they must not inherit the thread."""
+
+    requires: ClassVar = {"celery.worker.components:Pool"}
+
+    def __init__(self, worker: WorkController, **_: Any) -> None:
+        self._name = worker.hostname
+        self._app = worker.app
+        self._doorman: Doorman | None = None
+        self._thread: threading.Thread | None = None
+        self._understudy = Understudy(self._app)
+        self._echo = self._app.relay_echo = Echo(self._app, self._name)
+        self._app.amqp.queues.consume_from[self._echo.queue.name] = self._echo.queue
+
+    def start(self, _: WorkController) -> None:
+        """Start looking."""
+        settings = self._app.relay_settings
+        bells = Bells(self._app, self._understudy)
+        self._doorman = Doorman(settings, connect(settings.redis), bells, self._name)
+        self._thread = threading.Thread(target=self._watch, name="doorman", daemon=True)
+        self._thread.start()
+
+    def stop(self, _: WorkController) -> None:
+        """Stop looking; called more than once."""
+        if self._doorman and self._thread:
+            self._doorman.stop()
+            self._thread.join(STOP_SECONDS)
+            self._doorman.hand_on()
+            settings = self._app.relay_settings
+            self._understudy.stop(settings.worker.budget + settings.api.timeout)
+
+    terminate = stop
+
+    def _watch(self) -> None:
+        """Take the worker down if it is deaf, or the doorman fails: without one, work is noticed by nobody."""
+        assert self._doorman is not None  # noqa: S101 - `start` made it
+        try:
+            self._doorman.watch(self._echo)
+        except Deaf as deaf:
+            _log.critical("%s: this worker leaves, so that its supervisor starts another", deaf)
+            leave(EX_SOFTWARE)
+        except Exception:  # noqa: BLE001 - a thread's end is silent; whatever ended it must be seen
+            _log.exception("the doorman failed; this worker stops, so that its supervisor starts another")
+            leave(EX_SOFTWARE)

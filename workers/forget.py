@@ -1,0 +1,56 @@
+"""Walking over all that is remembered, to let go of what was not seen for `delivery.forget_after`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import forgetting
+from workers.stopping import is_stopping
+from workers.verdict import SEEN_STEP_MS
+
+if TYPE_CHECKING:
+    from workers.runtime import Runtime
+
+#: A walk is made so many times within `forget_after`, but not more often than the first, nor less than the second.
+WALKS = 30
+SHORTEST_SECONDS, LONGEST_SECONDS = 60.0, 86_400.0
+
+
+def every_seconds(forget_after: float) -> float:
+    """Return the time between two walks."""
+    return min(LONGEST_SECONDS, max(SHORTEST_SECONDS, forget_after / WALKS))
+
+
+def seen_before(now_ms: int, forget_after: float) -> int:
+    """Return the time, in milliseconds, before which an instance must be noted as seen to be forgotten.
+
+    Duplicates are noted only every `SEEN_STEP_MS`, so that one may have been seen that much later than it is noted:
+    nothing is forgotten early, and all of it at most a step and a walk late, however short `forget_after` is.
+    """
+    return now_ms - round(forget_after * 1000) - SEEN_STEP_MS
+
+
+def walk(runtime: Runtime, after: str, cursor: int) -> str:
+    """Walk on from a place in an environment, until the end or the budget is over; then ring for the rest.
+
+    A ring that gets lost leaves the rest to the next walk.
+    """
+    client, keys, settings = runtime.client, runtime.keys, runtime.settings
+    threshold = seen_before(forgetting.now_ms(client), settings.delivery.forget_after)
+    deadline = time.monotonic() + settings.worker.budget
+    forgotten = 0
+    for name in forgetting.environments(client, keys, DEFAULT_ENDPOINT):
+        if name < after:
+            continue
+        at = cursor if name == after else 0
+        while True:
+            if time.monotonic() > deadline or is_stopping():
+                runtime.bells.ring_forget(name, at)
+                return f"{forgotten} forgotten, more to look at"
+            at, count = forgetting.forget_page(client, keys.of_outbox(DEFAULT_ENDPOINT, name), at, threshold)
+            forgotten += count
+            if not at:
+                break
+    return f"{forgotten} forgotten"

@@ -1,0 +1,346 @@
+"""Inbox to outboxes: read, complete, judge, commit; one round of it for each batch.
+
+Who may do this is decided by the lease; what became of each entry is recorded by one script, together with its
+removal from the inbox. Dying anywhere in between leaves the entries in the inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from redis.exceptions import RedisError
+
+from relay import crashpoints
+from relay.errors import InvalidEvent, LeaseLost
+from relay.event import DeploymentEvent
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import inbox, leases, scripts
+from relay.store.dead import Reason
+from relay.store.inbox import Redriven
+from relay.store.state import Accepted, Delivered
+from workers.stopping import is_stopping
+from workers.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from relay.event import Defaults
+    from relay.keys import OutboxKeys
+    from relay.store.inbox import InboxEntry
+    from relay.store.scripts import Argument
+    from workers.runtime import Runtime
+
+_ACCEPT = scripts.load("accept")
+
+#: The field of an entry that holds the event, and those of the envelope.
+_EVENT, _ID, _SOURCE, _TIME = b"event", b"id", b"source", b"time"
+
+#: The field of an entry that was a dead letter before.
+_REDRIVEN = b"redriven"
+
+#: Bytes of a batch that intake aims at, entries that it reads at first, and by how much more at most the next time.
+BATCH_BYTES = 8_388_608
+FIRST_COUNT = 50
+COUNT_GROWTH = 4
+
+#: The pause between two tries to let go of the inbox while Redis is away.
+LET_GO_PAUSE_SECONDS = 0.1
+
+#: Bytes of a fault's message that a dead letter keeps.
+_DETAIL_CHARACTERS = 500
+
+_log = logging.getLogger(__name__)
+
+
+class Unreadable(NamedTuple):
+    """An entry that becomes a dead letter as it is."""
+
+    entry_id: str
+    detail: str
+    reason: Reason = Reason.INVALID
+
+
+class Readable(NamedTuple):
+    """An entry whose event is complete. `event_id` is the producer's, or else the entry's own."""
+
+    entry_id: str
+    event: DeploymentEvent
+    event_id: str
+    instance: str
+    digest: str
+    arrived: int
+    time: int | None
+    sequence: int = 0
+    redriven: Redriven | None = None
+
+    @property
+    def first_arrived(self) -> int:
+        """When the event came to the inbox for the first time."""
+        return self.redriven.arrived if self.redriven else self.arrived
+
+
+@dataclass(slots=True)
+class Judged:
+    """The entries of one instance with their verdicts, and its state before and after them."""
+
+    instance: str
+    expected: str
+    state: str
+    entries: list[tuple[Verdict, Readable]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class IntakeReport:
+    """What one drain of the inbox did. `to_deliver` are environments whose outboxes wait for a drain."""
+
+    taken: int = 0
+    more: bool = False
+    lease_lost: bool = False
+    to_deliver: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.taken} taken{', more wait' if self.more else ''}{', lease lost' if self.lease_lost else ''}"
+
+
+def drain_inbox(runtime: Runtime) -> IntakeReport | None:
+    """Drain the inbox until it is empty or the budget is over; None if another drain is at it.
+
+    While more waits, others are called to deliver. What the last batch brought is left to the caller, who has
+    nothing left to take in and so can deliver it without a bell's detour.
+    """
+    keys, client, settings = runtime.keys, runtime.client, runtime.settings
+    token = leases.new_token()
+    call = leases.acquire_call(keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease)
+    lease = leases.acquired(scripts.run(client, call))
+    if lease is None:
+        return None
+    report = IntakeReport()
+    most = 1 if lease.unfinished else settings.intake.batch_size  # one at a time after a drain died at its work
+    count = min(FIRST_COUNT, most)
+    deadline = time.monotonic() + settings.worker.budget
+    try:
+        while time.monotonic() < deadline and not is_stopping():
+            entries = inbox.head(client, keys, count)
+            if entries:
+                count = next_count(entries, count, most)
+                runtime.bells.ring_delivery(report.to_deliver)
+                crashing = _crashing(runtime, token, entries[0]) if lease.unfinished else None
+                taken, report.to_deliver = take_in(runtime, token, [] if crashing else entries, crashing)
+                report.taken += taken
+            elif report.to_deliver or not inbox.wait(client, keys, "0-0", settings.worker.stay):
+                break
+    except LeaseLost:
+        report.lease_lost = True
+        return report
+    except RedisError as error:
+        _log.warning("Redis failed a drain of the inbox, which now only lets go of it: %s", error)
+    report.more = _let_go(runtime, token)
+    return report
+
+
+def _let_go(runtime: Runtime, token: str) -> bool:
+    """Let go of the inbox, and tell whether more waits; while Redis is away, try for as long as a lease lasts.
+
+    Else nobody would take anything in from when Redis is back until the lease has run out.
+    """
+    give_up_at = time.monotonic() + runtime.settings.worker.lease
+    while True:
+        try:
+            return inbox.release(runtime.client, runtime.keys, token, runtime.settings.worker.sweep) > 0
+        except RedisError:
+            if time.monotonic() > give_up_at or is_stopping():
+                raise
+            time.sleep(LET_GO_PAUSE_SECONDS)
+
+
+def _crashing(runtime: Runtime, token: str, entry: InboxEntry) -> Unreadable | None:
+    """Note that this entry is in hand alone, and tell whether it is one that drains die of."""
+    keys = runtime.keys
+    deaths = leases.handle(runtime.client, keys.intake_lease, keys.intake_run, token, entry.entry_id)
+    if deaths < leases.MAX_DEATHS:
+        return None
+    return Unreadable(entry.entry_id, f"{deaths} workers died when they took it in", Reason.WORKER_CRASH)
+
+
+def next_count(entries: list[InboxEntry], count: int, most: int) -> int:
+    """Return how many entries to read next, so that a batch stays near `BATCH_BYTES` whatever producers put in."""
+    size = sum(len(value) for entry in entries for value in entry.fields.values())
+    fitting = max(1, BATCH_BYTES * len(entries) // max(1, size))
+    return min(most, fitting, count * COUNT_GROWTH)
+
+
+def take_in(
+    runtime: Runtime, token: str, entries: list[InboxEntry], crashing: Unreadable | None = None
+) -> tuple[int, list[str]]:
+    """Take one batch in; return how many entries left the inbox, and which outboxes nobody delivers yet.
+
+    An entry that is `crashing` becomes a dead letter unread.
+    """
+    unreadable, readable = _read(entries, runtime)
+    if crashing:
+        unreadable.append(crashing)
+    by_environment: dict[str, list[Readable]] = defaultdict(list)
+    for entry in readable:
+        by_environment[entry.event.environment.name or ""].append(entry)
+    outboxes = [runtime.keys.of_outbox(DEFAULT_ENDPOINT, name) for name in by_environment]
+    judged = _judge(runtime, outboxes, by_environment)
+    reply = scripts.run(runtime.client, _accept_call(runtime, token, unreadable, outboxes, judged))
+    if not reply[0]:
+        raise LeaseLost("another drain of the inbox has taken over")
+    return int(reply[2]), [name.decode() for name in reply[3:]]
+
+
+def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Unreadable:
+    """Read one entry as it lies in the inbox; whatever is wrong with it is said, never raised."""
+    body = entry.fields.get(_EVENT)
+    if body is None:
+        return Unreadable(entry.entry_id, "the entry has no field `event`")
+    if len(body) > max_bytes:
+        return Unreadable(entry.entry_id, f"the event is {len(body)} bytes, and queue.max_event_bytes is {max_bytes}")
+    try:
+        given = DeploymentEvent.parse(
+            body, id=_text(entry, _ID), source=_text(entry, _SOURCE), time=_text(entry, _TIME)
+        )
+        event = given.completed(defaults)
+        redriven = _redriven(entry)
+    except InvalidEvent as error:
+        return Unreadable(entry.entry_id, str(error)[:_DETAIL_CHARACTERS])
+    return Readable(
+        entry_id=entry.entry_id,
+        event=event,
+        event_id=event.id or entry.entry_id,
+        instance=event.instance.key,
+        digest=event.image.digest,
+        arrived=entry.arrived,
+        time=None if event.time is None else int(event.time.timestamp() * 1000),
+        sequence=entry.sequence,
+        redriven=redriven,
+    )
+
+
+def _redriven(entry: InboxEntry) -> Redriven | None:
+    value = _text(entry, _REDRIVEN)
+    if value is None:
+        return None
+    try:
+        return Redriven.decode(value)
+    except ValueError as error:
+        raise InvalidEvent(_REDRIVEN.decode(), str(error)) from None
+
+
+def _text(entry: InboxEntry, name: bytes) -> str | None:
+    value = entry.fields.get(name)
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent(name.decode(), "is not UTF-8") from None
+
+
+def _read(entries: list[InboxEntry], runtime: Runtime) -> tuple[list[Unreadable], list[Readable]]:
+    unreadable, readable = [], []
+    for entry in entries:
+        crashpoints.handling("intake", entry.fields.get(_ID, b"").decode(errors="replace"))
+        result = read(entry, runtime.defaults, runtime.settings.queue.max_event_bytes)
+        if isinstance(result, Unreadable):
+            unreadable.append(result)
+        else:
+            readable.append(result)
+    return unreadable, readable
+
+
+def _judge(
+    runtime: Runtime, outboxes: list[OutboxKeys], by_environment: dict[str, list[Readable]]
+) -> list[list[Judged]]:
+    """Read the instances' states in one round trip and judge each environment's entries in order."""
+    reassert_after_ms = runtime.settings.delivery.reassert_after * 1000
+    pipeline = runtime.client.pipeline(transaction=False)
+    instances = [list(dict.fromkeys(entry.instance for entry in entries)) for entries in by_environment.values()]
+    for keys, names in zip(outboxes, instances, strict=True):
+        pipeline.hmget(keys.accepted, names)
+        pipeline.hmget(keys.delivered, names)
+    replies = iter(pipeline.execute())
+    result = []
+    for names, entries in zip(instances, by_environment.values(), strict=True):
+        accepted = dict(zip(names, next(replies), strict=True))
+        delivered = dict(zip(names, next(replies), strict=True))
+        result.append(judge_in_order(entries, accepted, delivered, reassert_after_ms))
+    return result
+
+
+def judge_in_order(
+    entries: Iterable[Readable],
+    accepted: dict[str, bytes | None],
+    delivered: dict[str, bytes | None],
+    reassert_after_ms: float,
+) -> list[Judged]:
+    """Judge one environment's entries, each against what those before it left of its instance's state."""
+    judged: dict[str, Judged] = {}
+    states: dict[str, Accepted | None] = {}
+    for entry in entries:
+        name = entry.instance
+        if name not in judged:
+            value = (accepted[name] or b"").decode()
+            judged[name] = Judged(name, value, value)
+            states[name] = Accepted.decode(value) if value else None
+        last = delivered[name]
+        verdict, states[name] = judge(
+            states[name],
+            Delivered.decode(last.decode()) if last else None,
+            digest=entry.digest,
+            event_id=entry.event_id,
+            time=entry.time,
+            arrived=entry.arrived,
+            reassert_after_ms=reassert_after_ms,
+            sequence=entry.sequence,
+            redriven=entry.redriven,
+        )
+        judged[name].entries.append((verdict, entry))
+    for name, state in states.items():
+        judged[name].state = state.encode() if state else ""
+    return list(judged.values())
+
+
+def _accept_call(
+    runtime: Runtime,
+    token: str,
+    unreadable: list[Unreadable],
+    outboxes: list[OutboxKeys],
+    judged: list[list[Judged]],
+) -> scripts.Call:
+    keys, settings = runtime.keys, runtime.settings
+    script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
+    args: list[Argument] = [token, round(settings.worker.lease * 1000), round(settings.worker.sweep * 1000)]
+    args.append(len(unreadable))
+    for entry in unreadable:
+        args += [entry.entry_id, entry.reason, entry.detail]
+    for outbox, instances in zip(outboxes, judged, strict=True):
+        script_keys += [outbox.accepted, outbox.outbox, outbox.counts, outbox.lease, outbox.bell]
+        args += [outbox.environment, len(instances)]
+        args += [item.instance for item in instances]
+        args += [item.expected for item in instances]
+        for item in instances:
+            args += [item.state, len(item.entries)]
+            for verdict, readable in item.entries:
+                args += [readable.entry_id, verdict]
+                if verdict.is_news:
+                    args += _news(readable)
+    return scripts.Call(_ACCEPT, script_keys, args)
+
+
+def _news(readable: Readable) -> list[Argument]:
+    event, time_ms = readable.event, readable.time
+    time_ms = None if time_ms is None else min(time_ms, readable.first_arrived)
+    return [
+        event.body(),
+        readable.event_id,
+        event.source or "",
+        "" if time_ms is None else time_ms,
+        readable.digest,
+        readable.redriven.encode() if readable.redriven else "",
+    ]

@@ -1,0 +1,74 @@
+"""What a process that runs drains works with, wired in one place, once, after the fork."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random, SystemRandom
+from typing import TYPE_CHECKING, Any
+
+from relay.connection import connect
+from relay.errors import ConfigurationError
+from relay.event import Defaults
+from relay.keys import Keys
+from relay.platform import parse_platform
+from workers.bells import Bells
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from redis import Redis
+
+    from relay.settings import Settings
+    from workers.transport import Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The connections and settings of one process."""
+
+    settings: Settings
+    keys: Keys
+    client: Redis
+    defaults: Defaults
+    bells: Bells
+    transport: Transport[Any]
+    random: Random
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+        self.client.close()
+
+
+def make_runtime(settings: Settings, app: Celery) -> Runtime:
+    """Wire a process, or raise `ConfigurationError` for what it cannot work with."""
+    return Runtime(
+        settings=settings,
+        keys=Keys(settings.queue.namespace),
+        client=connect(settings.redis),
+        defaults=defaults_of(settings),
+        bells=Bells(app),
+        transport=_transport(settings),
+        random=SystemRandom(),
+    )
+
+
+def defaults_of(settings: Settings) -> Defaults:
+    """Return what events mean that do not say, from the configuration."""
+    try:
+        rules = [(glob, rule.platform) for glob, rule in settings.environments.items() if rule.platform]
+        rules.append(("*", settings.defaults.platform))
+        platforms = tuple((glob, parse_platform(text)) for glob, text in rules)
+        return Defaults(environment=settings.defaults.environment, platforms=platforms)
+    except ValueError as error:
+        raise ConfigurationError(f"a default of [defaults] or [environments] is wrong: {error}") from error
+
+
+def _transport(settings: Settings) -> Transport[Any]:
+    api = settings.require_api()
+    if api.transport == "requests":
+        from workers.transport.with_requests import RequestsTransport  # noqa: PLC0415 - one of the two is used
+
+        return RequestsTransport(api, connections=settings.delivery.max_in_flight)
+    from workers.transport.curl import CurlTransport  # noqa: PLC0415 - the same
+
+    return CurlTransport(api, connections=settings.delivery.max_in_flight)

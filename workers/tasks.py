@@ -1,0 +1,114 @@
+"""The Celery tasks: one call each, that a test or a shell can make too."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from celery.exceptions import Reject
+from redis.exceptions import RedisError
+
+from relay.connection import connect
+from relay.keys import Keys
+from relay.store import inbox, scripts
+from workers import drains
+from workers.bells import DELIVER, FORGET, INTAKE, REPORT
+from workers.echo import ECHO, echo
+from workers.forget import walk
+from workers.runtime import Runtime, make_runtime
+
+if TYPE_CHECKING:
+    from celery import Celery, Task
+    from redis import Redis
+
+#: Seconds until a report that the queue did not take is tried again. Short against the broker's visibility
+#: time-out, or the broker would hand the message out twice.
+REPORT_RETRY_SECONDS = 5
+
+_of_thread = threading.local()
+
+
+def register(app: Celery) -> None:
+    """Give the app its tasks."""
+    app.task(intake, name=INTAKE, bind=True)
+    app.task(deliver, name=DELIVER, bind=True)
+    app.task(forget, name=FORGET, bind=True)
+    app.task(echo, name=ECHO, bind=True, Strategy="workers.echo:hear")
+    app.task(report, name=REPORT, bind=True, acks_late=True, reject_on_worker_lost=True, max_retries=None)
+
+
+def intake(task: Task) -> str:
+    """Drain the inbox into the outboxes, and deliver what came last."""
+    return drains.take_in(runtime_of(task.app))
+
+
+def deliver(task: Task, *environments: str) -> str:
+    """Drain these environments' outboxes to the API."""
+    return drains.deliver(runtime_of(task.app), environments)
+
+
+def forget(task: Task, after: str = "", cursor: int = 0) -> str:
+    """Let go of what was not seen for long, from this place on."""
+    try:
+        return walk(runtime_of(task.app), after, cursor)
+    except RedisError as error:
+        return f"Redis failed, so the rest waits for the next walk: {type(error).__name__}"
+
+
+def report(task: Task, body: Any = None, *more: Any, **envelope: Any) -> str:
+    """Enqueue an event for a producer that speaks Celery; judged in the inbox like everybody's.
+
+    `body` is the API's JSON body, as an object or as text. `id`, `source` and `time` as a queue entry has them;
+    without `id` the message's own id is taken, so that a message handed out twice is one event. Arguments that there
+    are not make a body that cannot be read, so that a wrong call becomes a dead letter and does not vanish.
+    """
+    fields = {name: str(envelope.pop(name)) for name in ("id", "source", "time") if envelope.get(name)}
+    unknown = {name: value for name, value in envelope.items() if name not in {"id", "source", "time"}}
+    if more or unknown:
+        body = {"body": body, "unknown arguments": [*more, unknown]}
+    text = body if isinstance(body, str) else json.dumps(body)
+    entry = {"event": text, "id": task.request.id, **fields}
+    queue = queue_of(task.app)
+    try:
+        encoded = {name: value.encode(errors="surrogatepass") for name, value in entry.items()}  # intake judges it
+        append = inbox.append_call(queue.keys, [encoded], queue.max_backlog, queue.memory_watermark)
+        scripts.run(queue.client, append)
+    except RedisError as error:
+        _try_again(task, error)
+    return str(fields.get("id", task.request.id))
+
+
+def _try_again(task: Task, error: RedisError) -> NoReturn:
+    """Have the broker hand the message out again, whether or not it takes a new one for later."""
+    try:
+        raise task.retry(exc=error, countdown=REPORT_RETRY_SECONDS)
+    except Reject as refused:  # Celery's answer when the new message cannot be published is to drop this one
+        raise Reject(str(error), requeue=True) from refused
+
+
+class _Queue(NamedTuple):
+    """What reporting takes; no API, so that a worker without one loses no report."""
+
+    client: Redis
+    keys: Keys
+    max_backlog: int
+    memory_watermark: float
+
+
+def queue_of(app: Celery) -> _Queue:
+    """Return this thread's way to the queue, made at its first report."""
+    if not hasattr(_of_thread, "queue"):
+        redis, queue = app.relay_settings.redis, app.relay_settings.queue
+        keys = Keys(queue.namespace)
+        _of_thread.queue = _Queue(connect(redis), keys, queue.max_backlog, queue.memory_watermark)
+    made: _Queue = _of_thread.queue
+    return made
+
+
+def runtime_of(app: Celery) -> Runtime:
+    """Return this thread's runtime, made at its first task: after the fork, and one for each pool thread."""
+    if not hasattr(_of_thread, "runtime"):
+        _of_thread.runtime = make_runtime(app.relay_settings, app)
+    runtime: Runtime = _of_thread.runtime
+    return runtime

@@ -1,0 +1,296 @@
+"""Attempts over libcurl's multi interface: one loop, many kept-alive connections, microseconds a request.
+
+Two habits of libcurl are kept from it here. When a kept-alive connection ends without a byte of an answer, it sends
+the request again by itself, up to five times (`Curl_retry_request`), though the API may have taken it: so the body
+comes from a callback that cannot be rewound, and libcurl fails instead (`E_SEND_FAIL_REWIND`, a reset). And it looks
+only once a second whether kept connections still live: so each is looked at right before a request goes by it, and
+one that is closed, or holds bytes that nobody asked for, is let go for a fresh one, with nothing sent twice.
+
+What remains: the API closes a connection while a request is on its way. Whether it took it cannot be known; the
+event is tried again later, with the same Idempotency-Key.
+"""
+
+from __future__ import annotations
+
+import select
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Generic
+
+import pycurl
+
+from workers.transport import (
+    MAX_BODY_BYTES,
+    Answer,
+    Failure,
+    Request,
+    T,
+    answer_of,
+    bearer,
+    excerpt_of,
+    header_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from relay.settings import ApiSettings
+
+    _Connection = tuple[str | int, ...]  # both ends' addresses and ports
+
+_FAILURES = {
+    pycurl.E_COULDNT_RESOLVE_HOST: Failure.DNS,
+    pycurl.E_COULDNT_RESOLVE_PROXY: Failure.DNS,
+    pycurl.E_COULDNT_CONNECT: Failure.CONNECT,
+    97: Failure.CONNECT,  # CURLE_PROXY, which pycurl does not name
+    pycurl.E_OPERATION_TIMEDOUT: Failure.TIMEOUT,
+    pycurl.E_SSL_CONNECT_ERROR: Failure.TLS,
+    pycurl.E_PEER_FAILED_VERIFICATION: Failure.TLS,
+    pycurl.E_SSL_CACERT_BADFILE: Failure.TLS,
+    pycurl.E_SSL_CERTPROBLEM: Failure.TLS,
+    pycurl.E_SSL_CIPHER: Failure.TLS,
+    pycurl.E_SSL_ISSUER_ERROR: Failure.TLS,
+    pycurl.E_SEND_ERROR: Failure.RESET,
+    pycurl.E_SEND_FAIL_REWIND: Failure.RESET,
+    pycurl.E_RECV_ERROR: Failure.RESET,
+    pycurl.E_GOT_NOTHING: Failure.RESET,
+    pycurl.E_PARTIAL_FILE: Failure.RESET,
+}
+
+#: Milliseconds that one wait for sockets lasts at most.
+_SELECT_MS = 1000
+
+#: Header lines of an answer that are kept at most, and the bytes of one; the others are ignored.
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 2048
+
+_GO, _ABORT = pycurl.PREREQFUNC_OK, pycurl.PREREQFUNC_ABORT
+
+#: The first status of an answer; below it are interim ones.
+_FIRST_FINAL_STATUS = 200
+
+
+class _Lane(Generic[T]):
+    """One of libcurl's handles and the attempt that it is at; it outlives its attempts.
+
+    The methods that take libcurl's callbacks cost every POST, so they do next to nothing.
+    """
+
+    __slots__ = ("authorization", "body", "connection", "handle", "headers", "idle", "is_stale", "request")
+
+    def __init__(self, api: ApiSettings, idle: dict[_Connection, Callable[[int], Sequence[object]]]) -> None:
+        self.idle = idle
+        self.headers: list[bytes] = []
+        self.body = bytearray()
+        self.handle = _new_handle(api)
+        self.handle.setopt(pycurl.PREREQFUNCTION, self.check)
+        self.handle.setopt(pycurl.HEADERFUNCTION, self.note)
+        self.handle.setopt(pycurl.WRITEFUNCTION, self.take)
+
+    def begin(self, request: Request[T], authorization: str, headers: list[str]) -> None:
+        """Make ready for an attempt."""
+        self.request = request
+        self.authorization = authorization
+        self.handle.setopt(pycurl.HTTPHEADER, headers)
+        self.handle.setopt(pycurl.POSTFIELDSIZE, len(request.body))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Make ready to send, from the first byte."""
+        self.connection: _Connection | None = None
+        self.is_stale = False
+        self.headers.clear()
+        self.body.clear()
+        # Not POSTFIELDS: what libcurl can read again, it sends again.
+        self.handle.setopt(pycurl.READFUNCTION, BytesIO(self.request.body).read)
+
+    def check(self, *connection: str | int) -> Any:
+        """Let the request go, unless it would go by a kept connection that has something to say already."""
+        self.connection = connection
+        is_readable = self.idle.get(connection)
+        if is_readable and is_readable(0):
+            self.is_stale = True
+            return _ABORT
+        return _GO
+
+    def note(self, line: bytes) -> None:
+        """Keep a header line of the last answer; those of interim ones go."""
+        if line[:5] == b"HTTP/":
+            self.headers.clear()
+        elif len(self.headers) < MAX_HEADERS and len(line) <= MAX_HEADER_BYTES:
+            self.headers.append(line)
+
+    def take(self, chunk: bytes) -> int | None:
+        """Keep a part of the body; returning less than its length makes libcurl end the transfer."""
+        if len(self.body) + len(chunk) > MAX_BODY_BYTES:
+            return -1
+        self.body += chunk
+        return None
+
+    def header_values(self, name: str) -> list[str]:
+        """Return the values of a header, in their order; trailers have none."""
+        values = []
+        for line in self.headers:
+            if line == b"\r\n":
+                break
+            key, _, value = line.decode("latin-1").partition(":")
+            if key.lower() == name.lower():
+                values.append(value.strip())
+        return values
+
+    def answer(self, code: int) -> Answer:
+        """Tell what came of the attempt; `code` is libcurl's."""
+        status = self.handle.getinfo(pycurl.RESPONSE_CODE)
+        if 200 <= status < 300:  # the API has taken it, whatever became of the rest of its answer
+            return Answer(status=status)
+        if status < _FIRST_FINAL_STATUS:
+            return Answer(failure=self._failure(code), excerpt=self._detail(code))
+        return answer_of(status, self.header_values, self.body, self.authorization)
+
+    def _failure(self, code: int) -> Failure:
+        failure = _FAILURES.get(code, Failure.PROTOCOL)
+        if self.connection is None and failure in {Failure.TIMEOUT, Failure.RESET}:
+            return Failure.CONNECT  # nothing has gone out, so no event is to blame
+        return failure
+
+    def _detail(self, code: int) -> str:
+        if code == pycurl.E_SEND_FAIL_REWIND:
+            return "the kept-alive connection was closed without an answer"
+        return excerpt_of(self.handle.errstr().encode(), self.authorization) or "an answer without a status"
+
+
+class CurlTransport(Generic[T]):
+    """One process's connections to one endpoint. Not thread-safe; make it after the fork."""
+
+    def __init__(self, api: ApiSettings, *, connections: int) -> None:
+        self._api = api
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
+        self._free: list[_Lane[T]] = []
+        self._busy: dict[Any, _Lane[T]] = {}
+        self._kept: dict[_Connection, Callable[[int], Sequence[object]]] = {}
+        self._max_kept = 4 * connections  # more than can be open, as those that were closed are among them
+        self._headers: list[str] = []
+        self._authorization = ""
+        self.reload_token()
+
+    def reload_token(self) -> bool:
+        """Read the token again; the requests sent from here on carry it. Tell whether it is another."""
+        authorization = bearer(self._api)
+        if authorization == self._authorization:
+            return False
+        self._authorization = authorization
+        self._headers = [
+            "Content-Type: application/json",
+            "User-Agent: deployment-relay",
+            "Accept: application/json",
+            "Expect:",  # no 100-continue: it would cost a round trip
+            f"Authorization: {authorization}",
+        ]
+        return True
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not yet returned by `wait`."""
+        return len(self._busy)
+
+    def send(self, request: Request[T]) -> None:
+        """Start one attempt."""
+        lane = self._free.pop() if self._free else _Lane[T](self._api, self._kept)
+        key = f"Idempotency-Key: {header_text(request.idempotency_key)}"
+        lane.begin(request, self._authorization, [*self._headers, key])
+        self._busy[lane.handle] = lane
+        self._multi.add_handle(lane.handle)
+
+    def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
+        """Wait until something was answered or the time is over; return what was."""
+        answered = self._perform()
+        if not answered and self._busy and timeout_seconds > 0:
+            due = self._multi.timeout()  # when libcurl's own timers want a turn: milliseconds, -1 for never
+            self._multi.select(min(timeout_seconds, (due if due >= 0 else _SELECT_MS) / 1000))
+            answered = self._perform()
+        return answered
+
+    def abandon(self) -> None:
+        """Drop what is in flight; whether the API took it is not known."""
+        for lane in self._busy.values():
+            self._multi.remove_handle(lane.handle)
+            lane.handle.close()
+        self._busy.clear()
+
+    def close(self) -> None:
+        """Drop what is in flight and close the connections."""
+        self.abandon()
+        for lane in self._free:
+            lane.handle.close()
+        self._free.clear()
+        self._kept.clear()
+        self._multi.close()
+
+    def _perform(self) -> list[tuple[T, Answer]]:
+        self._multi.perform()
+        answered = []
+        more = True
+        while more:
+            more, succeeded, failed = self._multi.info_read()
+            ended = [(handle, 0) for handle in succeeded] + [(handle, code) for handle, code, _ in failed]
+            for handle, code in ended:
+                lane = self._busy[handle]
+                if lane.is_stale:
+                    self._send_by_a_fresh_connection(lane)
+                    more = True
+                else:
+                    answered.append(self._finish(lane, code))
+        return answered
+
+    def _send_by_a_fresh_connection(self, lane: _Lane[T]) -> None:
+        """Start an attempt again of which nothing has gone out; libcurl has closed its connection."""
+        self._multi.remove_handle(lane.handle)
+        if lane.connection:
+            self._kept.pop(lane.connection, None)
+        lane.rewind()
+        lane.handle.setopt(pycurl.FRESH_CONNECT, 1)
+        self._multi.add_handle(lane.handle)
+        self._multi.perform()
+        lane.handle.setopt(pycurl.FRESH_CONNECT, 0)
+
+    def _finish(self, lane: _Lane[T], code: int) -> tuple[T, Answer]:
+        del self._busy[lane.handle]
+        answer = lane.answer(code)
+        self._keep(lane)
+        self._multi.remove_handle(lane.handle)
+        self._free.append(lane)
+        return lane.request.tag, answer
+
+    def _keep(self, lane: _Lane[T]) -> None:
+        """Have the attempt's connection looked at before its next use, if it is kept."""
+        socket = lane.handle.getinfo(pycurl.ACTIVESOCKET)
+        if lane.connection is None or socket < 0:
+            return
+        is_readable = self._kept.pop(lane.connection, None)
+        if is_readable is None:
+            watch = select.poll()
+            watch.register(socket, select.POLLIN)
+            is_readable = watch.poll
+        self._kept[lane.connection] = is_readable  # those not used for longest are first
+        if len(self._kept) > self._max_kept:
+            del self._kept[next(iter(self._kept))]
+
+
+def _new_handle(api: ApiSettings) -> Any:
+    handle = pycurl.Curl()
+    handle.setopt(pycurl.URL, api.url)
+    handle.setopt(pycurl.POST, 1)
+    handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+    handle.setopt(pycurl.NOSIGNAL, 1)
+    handle.setopt(pycurl.FOLLOWLOCATION, 0)  # never carry the token to another host
+    handle.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
+    handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+    if api.url.startswith("http://"):
+        handle.setopt(pycurl.PROXY, "")  # not even one from the environment: it would see the token
+    handle.setopt(pycurl.TCP_NODELAY, 1)
+    handle.setopt(pycurl.TCP_KEEPALIVE, 1)
+    handle.setopt(pycurl.TIMEOUT_MS, round(api.timeout * 1000))
+    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(api.connect_timeout * 1000))
+    if api.ca_file:
+        handle.setopt(pycurl.CAINFO, str(api.ca_file))
+    return handle

@@ -1,0 +1,127 @@
+"""Is an event news? Compared with what the instance's state says, not with a window of time."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
+
+if TYPE_CHECKING:
+    from relay.store.inbox import Redriven
+
+#: A duplicate refreshes "last seen" only when that is older than this, so that a snapshot writes little.
+SEEN_STEP_MS = 3_600_000
+
+
+class Verdict(StrEnum):
+    """What an event is to its instance."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    REASSERTED = "reasserted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+
+    @property
+    def is_news(self) -> bool:
+        """Tell whether the API must be told."""
+        return self is not Verdict.DUPLICATE and self is not Verdict.STALE
+
+
+def judge(
+    state: Accepted | None,
+    delivered: Delivered | None,
+    *,
+    digest: str,
+    event_id: str,
+    time: int | None,
+    arrived: int,
+    reassert_after_ms: float,
+    sequence: int = 0,
+    redriven: Redriven | None = None,
+) -> tuple[Verdict, Accepted]:
+    """Judge an event and return the verdict with the instance's state after it.
+
+    `time` is when the deployment happened, where the producer knew; one in the future is taken as the arrival's.
+    `sequence` is its place among those that arrived in the same millisecond. All times are milliseconds since the
+    epoch. The order of the questions matters: a late retry of an accepted event carries an old time, and is a
+    duplicate, not stale.
+
+    An event that is `redriven` counts from when it first arrived, so that it undoes nothing that was accepted since.
+    One that is forced is news whatever was accepted, and counts from now.
+    """
+    if time is not None:
+        time = min(time, redriven.arrived if redriven else arrived)
+    verdict = _verdict(
+        state,
+        delivered,
+        digest=digest,
+        event_id=event_id,
+        time=time,
+        arrived=arrived,
+        reassert_after_ms=reassert_after_ms,
+        redriven=redriven,
+    )
+    if state is None or verdict.is_news:
+        came = (arrived, sequence) if redriven is None or redriven.force else redriven.arrival
+        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived)
+    return verdict, _seen(state, time if verdict is Verdict.DUPLICATE else None, arrived)
+
+
+def _verdict(
+    state: Accepted | None,
+    delivered: Delivered | None,
+    *,
+    digest: str,
+    event_id: str,
+    time: int | None,
+    arrived: int,
+    reassert_after_ms: float,
+    redriven: Redriven | None,
+) -> Verdict:
+    if state is None:
+        return Verdict.NEW
+    if redriven and redriven.force:
+        return Verdict.REASSERTED if digest == state.digest else Verdict.CHANGED
+    if event_id in state.ids:
+        return Verdict.DUPLICATE
+    if digest == state.digest:
+        due = redriven is None and _reassert(state, delivered, arrived, reassert_after_ms)
+        return Verdict.REASSERTED if due else Verdict.DUPLICATE
+    overtaken = redriven is not None and state.arrival > redriven.arrival
+    return Verdict.STALE if _is_older(time, state) or overtaken else Verdict.CHANGED
+
+
+def _is_older(time: int | None, state: Accepted) -> bool:
+    return time is not None and state.time is not None and time < state.time
+
+
+def _reassert(state: Accepted, delivered: Delivered | None, arrived: int, reassert_after_ms: float) -> bool:
+    """Tell whether it is time to deliver the same digest again: once, not for each report until that is done."""
+    if delivered is None or delivered.digest != state.digest:
+        return False
+    return arrived - max(delivered.at, state.at) >= reassert_after_ms
+
+
+def _accepted(
+    state: Accepted | None, digest: str, event_id: str, time: int | None, *, came: tuple[int, int], seen: int
+) -> Accepted:
+    at, sequence = came
+    if state is None:
+        return Accepted(digest, time, at, seen, (event_id,), sequence)
+    others = [known for known in state.ids if known != event_id]
+    ids = (*others, event_id)[-REMEMBERED_IDS:]
+    return Accepted(digest, _newest(state.time, time), at, seen, ids, sequence)
+
+
+def _seen(state: Accepted, time: int | None, arrived: int) -> Accepted:
+    seen = arrived if arrived - state.seen >= SEEN_STEP_MS else state.seen
+    return state._replace(time=_newest(state.time, time), seen=seen)
+
+
+def _newest(known: int | None, given: int | None) -> int | None:
+    """Return the newest known time: an event without one does not erase what is known."""
+    if known is None or given is None:
+        return given if known is None else known
+    return max(known, given)
