@@ -1,0 +1,177 @@
+"""Whether a request is one that the reporting API takes.
+
+The stand-in is an oracle, so nothing here is shared with `relay.event`: the rules are written a second
+time, from the API's documentation (design.md, section 1), and stricter wherever the two could differ.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from pydantic_core import from_json
+
+#: The largest body the API reads, in bytes.
+MAX_BODY_BYTES: Final = 64 * 1024
+#: The environment of an event that names none.
+DEFAULT_ENVIRONMENT: Final = "deployed"
+
+_ACCEPTED: Final = int(HTTPStatus.ACCEPTED)
+_FIELDS: Final = {
+    "image": frozenset({"url", "name"}),
+    "environment": frozenset({"name"}),
+    "platform": frozenset({"os", "architecture", "variant"}),
+}
+# Docker's rule for what is a host and not the first part of a path: a dot, a port, or "localhost".
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_PORT: Final = r":[0-9]{1,5}"
+_HOST: Final = (
+    rf"(?:localhost(?:{_PORT})?|{_LABEL}(?:\.{_LABEL})+(?:{_PORT})?|{_LABEL}{_PORT}"
+    rf"|\[[0-9A-Fa-f:.]+\](?:{_PORT})?)"
+)
+_PART: Final = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_DIGEST: Final = r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
+_IMAGE: Final = re.compile(rf"{_HOST}(?:/{_PART})+@{_DIGEST}")
+_UNREADABLE: Final = object()
+
+
+class Request(NamedTuple):
+    """What the API looks at of one request; header values as they came, None where a header was missing."""
+
+    method: bytes
+    path: bytes
+    authorization: bytes | None
+    content_type: bytes | None
+    idempotency_key: bytes | None
+    body: bytes
+    too_large: bool = False  #: the body went on beyond `MAX_BODY_BYTES`; `body` is then cut short
+
+
+class Ruling(NamedTuple):
+    """What the API says to a request: 202, or a refusal with its reason and the field at fault.
+
+    `environment` and `image` are what the body names, known even for a request that is refused
+    as long as its body could be read.
+    """
+
+    status: int
+    error: str = ""
+    field: str = ""
+    environment: str | None = None
+    image: str | None = None
+
+
+class _Refusal(NamedTuple):
+    status: int
+    error: str
+    field: str = ""
+
+
+def judge(request: Request, token: bytes | None) -> Ruling:
+    """Rule on a request; with `token` None any bearer token passes that is not empty."""
+    document = _decode(request)
+    environment, image = _what_it_names(document)
+    refusal = (
+        _wrong_method(request.method)
+        or _wrong_token(request.authorization, token)
+        or _wrong_media_type(request.content_type)
+        or _wrong_size(request)
+        or _wrong_document(document)
+    )
+    if refusal is None:
+        return Ruling(_ACCEPTED, "", "", environment, image)
+    return Ruling(refusal.status, refusal.error, refusal.field, environment, image)
+
+
+def _decode(request: Request) -> object:
+    if request.too_large:
+        return _UNREADABLE
+    try:
+        return from_json(request.body, allow_inf_nan=False)
+    except ValueError:
+        return _UNREADABLE
+
+
+def _what_it_names(document: object) -> tuple[str | None, str | None]:
+    if not isinstance(document, dict):
+        return None, None
+    environment, image = document.get("environment"), document.get("image")
+    name = environment.get("name") if isinstance(environment, dict) else None
+    url = image.get("url") if isinstance(image, dict) else None
+    return (
+        name if isinstance(name, str) else DEFAULT_ENVIRONMENT,
+        url if isinstance(url, str) else None,
+    )
+
+
+def _wrong_method(method: bytes) -> _Refusal | None:
+    if method == b"POST":
+        return None
+    # An answer to HEAD has no body, so that one goes without its reason.
+    return _Refusal(405, "" if method == b"HEAD" else "only POST is taken here")
+
+
+def _wrong_token(authorization: bytes | None, token: bytes | None) -> _Refusal | None:
+    if authorization is None or authorization[:7].lower() != b"bearer ":
+        return _Refusal(401, "a bearer token is missing")
+    given = authorization[7:].strip()
+    if not given:
+        return _Refusal(401, "the bearer token is empty")
+    if token is not None and not hmac.compare_digest(given, token):
+        return _Refusal(403, "the bearer token is wrong")
+    return None
+
+
+def _wrong_media_type(content_type: bytes | None) -> _Refusal | None:
+    if content_type == b"application/json":
+        return None
+    if content_type is None or content_type.partition(b";")[0].strip().lower() != b"application/json":
+        return _Refusal(415, "Content-Type must be application/json")
+    return None
+
+
+def _wrong_size(request: Request) -> _Refusal | None:
+    if request.too_large or len(request.body) > MAX_BODY_BYTES:
+        return _Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return None
+
+
+def _wrong_document(document: object) -> _Refusal | None:
+    if document is _UNREADABLE:
+        return _Refusal(400, "the body is not JSON")
+    if not isinstance(document, dict):
+        return _Refusal(400, "the body must be a JSON object")
+    for section, fields in document.items():
+        refusal = _wrong_section(section, fields)
+        if refusal is not None:
+            return refusal
+    return _wrong_image(document.get("image"))
+
+
+def _wrong_section(section: str, fields: object) -> _Refusal | None:
+    known = _FIELDS.get(section)
+    if known is None:
+        return _Refusal(422, "unknown field", section)
+    if not isinstance(fields, dict):
+        return _Refusal(422, "must be an object", section)
+    for name, text in fields.items():
+        if name not in known:
+            return _Refusal(422, "unknown field", f"{section}.{name}")
+        if not isinstance(text, str) or not text.strip():
+            return _Refusal(422, "must be a string that is not empty", f"{section}.{name}")
+    return None
+
+
+def _wrong_image(image: object) -> _Refusal | None:
+    url = image.get("url") if isinstance(image, dict) else None
+    if url is None:
+        return _Refusal(422, "is mandatory", "image.url")
+    if _IMAGE.fullmatch(url) is None:
+        return _Refusal(
+            422,
+            "must be fully qualified, by digest: host/path@sha256:<64 lower-case hex digits> or sha512:<128>",
+            "image.url",
+        )
+    return None
