@@ -1,0 +1,310 @@
+"""What a request reports, and what it is answered.
+
+One event is a JSON object, as the reporting API takes it:
+
+    202 {"id": "…"}                                         Redis has it
+
+Many are a JSON array, or a line each of application/x-ndjson (blank lines do not count). What is valid is enqueued
+in its order, whatever stands beside it:
+
+    202 {"ids": ["…", "…"]}                                 Redis has all
+    202 {"ids": ["…", null], "errors": [{"index": 1, "field": "image.url", "reason": "…"}]}
+                                                            Redis has those with an id
+    422 {"error": "…", "field": "", "ids": [null], "errors": […]}
+                                                            none was valid, Redis has none
+    429, 503 {"error": "…", "field": "", "ids": ["…", null], …}
+                                                            Redis has those with an id, and stopped there
+
+`ids` has one place for each event of the request; `index` counts from 0. Every other answer is
+`{"error": "…", "field": "…"}`, where `field` is the event's field at fault, "" if it is none. After a 503, what
+has no id may be enqueued nevertheless: report it again with the same id, and it counts once.
+
+The envelope of one event stands in headers: `ce-id` (or `Idempotency-Key`), `ce-source`, `ce-time`. For many, each
+event has its own, in it; the headers fill in what an event leaves out, and its id is then the header's with `:` and
+its index: a request sent again with the same `Idempotency-Key` counts once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+from pydantic_core import from_json, to_json
+from redis import exceptions as redis_errors
+
+from relay.errors import InvalidEvent, QueueFull, QueueUnavailable, RelayError
+from relay.event import DeploymentEvent
+from relay.gateway.auth import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: The largest body with many events, in bytes; larger only if one event may be. Read into memory whole.
+MAX_MANY_BYTES = 4 * 1024 * 1024
+
+#: Events, or lines, of one request: with the bytes above it bounds what parsing and the answer take.
+MAX_MANY_EVENTS = 10_000
+
+#: What `Retry-After` asks for, in seconds: a full queue drains in a while, Redis restarts in a moment.
+RETRY_AFTER_SECONDS = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 2}
+
+#: Why Redis did not take something, for those outside. Its own messages stay inside: some repeat the command that
+#: failed, and that may have been AUTH. First match wins.
+_UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
+    (redis_errors.AuthenticationError, "Redis refuses the relay's credentials"),
+    (redis_errors.NoPermissionError, "Redis does not permit it to the relay's user"),
+    (redis_errors.BusyLoadingError, "Redis is loading its data"),
+    (redis_errors.OutOfMemoryError, "Redis is out of memory"),
+    (redis_errors.ReadOnlyError, "this Redis is a read-only replica"),
+    (redis_errors.TimeoutError, "Redis did not answer in time"),
+    (TimeoutError, "Redis did not answer in time"),
+    (redis_errors.ConnectionError, "Redis cannot be reached"),
+)
+
+_NOT_BLANK = re.compile(rb"[^ \t\r\n]")
+
+
+class Media(Enum):
+    """The content types that are taken."""
+
+    JSON = "application/json"
+    LINES = "application/x-ndjson"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Sizes in bytes: of one event, and of a body with many."""
+
+    one: int
+    many: int
+
+    @classmethod
+    def of(cls, max_event_bytes: int) -> Limits:
+        """Derive both from the setting `queue.max_event_bytes`."""
+        return cls(one=max_event_bytes, many=max(MAX_MANY_BYTES, max_event_bytes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What headers say beside the body; unchecked until it is an event's."""
+
+    id: str | None = None
+    source: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Why the event in this place, counted from 0, is not taken."""
+
+    index: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A status, a JSON document, and headers beyond the content's."""
+
+    status: HTTPStatus
+    document: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Refused(RelayError):  # noqa: N818 - says what happened
+    """The request gets no further, whatever its events are."""
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers or {}
+
+
+def check_entry(entry: Entry) -> None:
+    """Refuse who may not report: 401 without a token (RFC 6750, section 3), 403 with a wrong one."""
+    if entry is Entry.MISSING:
+        raise Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is missing", {"WWW-Authenticate": "Bearer"})
+    if entry is Entry.WRONG:
+        raise Refused(HTTPStatus.FORBIDDEN, "the bearer token is wrong")
+
+
+def media_of(headers: Mapping[str, str]) -> Media:
+    """Read the content type, JSON where there is none; parameters are ignored. 415 for others, and for encodings."""
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
+    try:
+        return Media(given or Media.JSON)
+    except ValueError:
+        reason = "Content-Type must be application/json, or application/x-ndjson for an event a line"
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason) from None
+
+
+def envelope_of(headers: Mapping[str, str]) -> Envelope:
+    """Read the envelope from headers with lower-case names; `ce-id` wins over `Idempotency-Key`.
+
+    Values with `ce-` are percent-encoded UTF-8 (CloudEvents' HTTP binding, section 3.1.3.2); a key is as it is.
+    """
+    key = _utf8(headers.get("idempotency-key", "").encode("latin-1"), "id")
+    return Envelope(
+        id=_attribute(headers, "id") or key, source=_attribute(headers, "source"), time=_attribute(headers, "time")
+    )
+
+
+def declared_size(headers: Mapping[str, str]) -> int:
+    """Return the body's size as declared, in bytes; 0 for one that tells as it comes."""
+    given = headers.get("content-length", "")
+    return int(given) if given.isascii() and given.isdigit() else 0
+
+
+def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits) -> None:
+    """Refuse a body that is, or is declared, larger than its kind may be; `start` is what is known of it so far.
+
+    As long as nothing tells one event from many, the bound is that of many.
+    """
+    first = _NOT_BLANK.search(start)
+    many = media is Media.LINES or first is None or first[0] == b"["
+    limit = limits.many if many else limits.one
+    if size > limit:
+        raise Refused(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body is larger than the {limit} bytes allowed for {'many events' if many else 'one event'}",
+        )
+
+
+def is_many(media: Media, body: bytes) -> bool:
+    """Whether a body reports many events, be it none or one of them."""
+    first = _NOT_BLANK.search(body)
+    return media is Media.LINES or (first is not None and first[0] == b"[")
+
+
+def read_one(body: bytes, envelope: Envelope) -> DeploymentEvent:
+    """Read a body of one event; 400 if it is not JSON, `InvalidEvent` if it is no event."""
+    try:
+        return DeploymentEvent.parse(body, id=envelope.id, source=envelope.source, time=envelope.time)
+    except InvalidEvent as error:
+        if not error.field:
+            _json(body)
+        raise
+
+
+def split(media: Media, body: bytes) -> list[bytes]:
+    """Split a body of many into the events' JSON texts; 400 if an array is not JSON, 413 if there are too many."""
+    if media is Media.LINES:
+        _check_number(body.count(b"\n"))
+        return [line for line in body.split(b"\n") if line.strip()]
+    documents = _json(body)
+    _check_number(len(documents))
+    return [to_json(document) for document in documents]
+
+
+def read_each(
+    texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits
+) -> list[DeploymentEvent | Fault]:
+    """Read the texts of many's events, of which the first is in this place of the request."""
+    return [_read_item(text, first + place, envelope, limits.one) for place, text in enumerate(texts)]
+
+
+def answer_one(event_id: str) -> Answer:
+    """Answer for one event that Redis has."""
+    return Answer(status=HTTPStatus.ACCEPTED, document={"id": event_id})
+
+
+def answer_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: RelayError | None = None) -> Answer:
+    """Answer for many: the id of each that Redis has, None in the others' places; `stopped` is what ended it."""
+    document: dict[str, Any] = {"ids": list(ids)}
+    if faults:
+        document["errors"] = [{"index": each.index, "field": each.field, "reason": each.reason} for each in faults]
+    if stopped is not None:
+        refusal = answer_error(stopped)
+        return Answer(status=refusal.status, document={**refusal.document, **document}, headers=refusal.headers)
+    if faults and len(faults) == len(ids):
+        refusal = answer_error(InvalidEvent("", f"none of the {len(ids)} events is valid; errors has the reasons"))
+        return Answer(status=refusal.status, document={**refusal.document, **document})
+    return Answer(status=HTTPStatus.ACCEPTED, document=document)
+
+
+def answer_error(error: RelayError) -> Answer:
+    """Answer for what was raised instead; says nothing that Redis said."""
+    match error:
+        case Refused():
+            return answer_refusal(error.status, str(error), headers=error.headers)
+        case InvalidEvent():
+            return answer_refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.reason, field=error.field)
+        case QueueFull():
+            return _try_again(HTTPStatus.TOO_MANY_REQUESTS, str(error))
+        case QueueUnavailable():
+            return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(error.__cause__))
+        case _:
+            return answer_refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log has more")
+
+
+def answer_refusal(
+    status: HTTPStatus,
+    reason: str,
+    *,
+    field: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """Answer with an error, in the shape of all errors."""
+    return Answer(status=status, document={"error": reason, "field": field}, headers=headers or {})
+
+
+def unavailable_because(cause: BaseException | None) -> str:
+    """Say why Redis did not take something, in words of ours."""
+    for kind, reason in _UNAVAILABLE:
+        if isinstance(cause, kind):
+            return reason
+    return "Redis refused it"
+
+
+def _try_again(status: HTTPStatus, reason: str) -> Answer:
+    return answer_refusal(status, reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS[status])})
+
+
+def _attribute(headers: Mapping[str, str], name: str) -> str | None:
+    return _utf8(unquote_to_bytes(headers.get(f"ce-{name}", "").encode("latin-1")), name)
+
+
+def _utf8(value: bytes, field: str) -> str | None:
+    try:
+        return value.decode() or None
+    except UnicodeDecodeError:
+        raise InvalidEvent(field, "its header is not UTF-8") from None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        raise Refused(HTTPStatus.BAD_REQUEST, "the body is not valid JSON") from None
+
+
+def _check_number(number: int) -> None:
+    if number > MAX_MANY_EVENTS:
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"one request may have {MAX_MANY_EVENTS} events at most")
+
+
+def _read_item(text: bytes, index: int, envelope: Envelope, max_bytes: int) -> DeploymentEvent | Fault:
+    try:
+        event = _with_envelope(DeploymentEvent.parse(text), text, index, envelope)
+    except InvalidEvent as error:
+        return Fault(index=index, field=error.field, reason=error.reason)
+    size = max(len(text), len(event.body()))
+    if size > max_bytes:
+        return Fault(index=index, field="", reason=f"the event is {size} bytes, more than the {max_bytes} allowed")
+    return event
+
+
+def _with_envelope(event: DeploymentEvent, text: bytes, index: int, envelope: Envelope) -> DeploymentEvent:
+    """Fill in from the headers what the event leaves out, checked as if it had said so itself."""
+    missing = {
+        "id": f"{envelope.id}:{index}" if envelope.id and not event.id else None,
+        "source": None if event.source else envelope.source,
+        "time": None if event.time else envelope.time,
+    }
+    return DeploymentEvent.parse(text, **missing) if any(missing.values()) else event
