@@ -1,0 +1,385 @@
+"""`relay dead`: look at dead letters, send them again, or let them go."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path  # noqa: TC003 - typer reads it
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+
+from relay.cli import EX_REFUSED, EX_TEMPFAIL
+from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
+from relay.cli.shard import open_shard
+from relay.errors import ConfigurationError, LeaseLost
+from relay.settings import PositiveDuration
+from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, walk
+from relay.store.redriving import Redrive, redrive_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from relay.cli.shard import Shard
+    from relay.store.dead import DeadLetter, Page
+
+#: Letters that `list` shows unless told otherwise.
+LISTED = 50
+
+dead = typer.Typer(
+    name="dead",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="""Work with dead letters: events that could not be taken in or delivered, each with its reason.
+
+    Exit codes: 0 done, 1 something was refused or not found, 2 usage, 69 Redis not reachable, 75 try again.
+
+    \b
+    Examples:
+      relay dead list --reason refused --newer-than 1d
+      relay dead show 1750000000000-0
+      relay dead redrive --environment 'prod-*' --dry-run
+      relay dead export --output dead.jsonl
+      relay dead drop --reason invalid --older-than 30d
+    """,  # \b keeps typer from joining the lines
+)
+
+
+def _duration(text: str) -> float:
+    try:
+        return TypeAdapter(PositiveDuration).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+
+
+_Environment = Annotated[
+    str | None, typer.Option("--environment", "-e", metavar="GLOB", help="Of environments whose name matches.")
+]
+_Reasons = Annotated[
+    list[Reason] | None,
+    typer.Option("--reason", metavar="REASON", help=f"With this reason: {', '.join(Reason)}; may be repeated."),
+]
+_Image = Annotated[
+    str | None, typer.Option(metavar="TEXT|GLOB", help="With this in the image reference; a glob matches all of it.")
+]
+_OlderThan = Annotated[
+    float | None,
+    typer.Option(parser=_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
+]
+_NewerThan = Annotated[
+    float | None, typer.Option(parser=_duration, metavar="DURATION", help="That died within that long.")
+]
+_EventIds = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Of this event; may be repeated.")]
+_Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at most, the oldest first.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, though no filter is given.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, as `export` writes it.")]
+
+
+@dead.command("list")
+def list_(
+    *,
+    environment: _Environment = None,
+    reason: _Reasons = None,
+    image: _Image = None,
+    older_than: _OlderThan = None,
+    newer_than: _NewerThan = None,
+    event_id: _EventIds = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="So many at most, the newest.")] = LISTED,
+    as_json: _Json = False,
+) -> None:
+    """Show the newest dead letters, the newest last.
+
+    A table on a terminal; piped, a line each with tabs between: letter, died, reason, status, attempts, environment,
+    image, event id, detail.
+
+    \b
+    Examples:
+      relay dead list
+      relay dead list --reason exhausted --reason expired -e production
+      relay dead list --image ghcr.io/acme/api --limit 500
+      relay dead list --json | jq -r .event_id
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
+    with open_shard() as shard:
+        total = count(shard.client, shard.keys)
+        letters, looked_at = _newest(shard, filters, limit)
+    if as_json:
+        for letter in letters:
+            typer.echo(as_json_line(letter))
+    elif sys.stdout.isatty():
+        show_table(letters)
+    else:
+        for letter in letters:
+            typer.echo(plain_row(letter))
+    typer.echo(_listed(len(letters), total, max(0, total - looked_at), filters), err=True)
+
+
+@dead.command()
+def show(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of a letter, as `list` shows it, or an event.")],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Show all of single dead letters.
+
+    \b
+    Examples:
+      relay dead show 1750000000000-0
+      relay dead show job-7 --json
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    missing = []
+    with open_shard() as shard:
+        for wanted in ids:
+            found = 0
+            for letter in _meant_by(shard, wanted):
+                found += 1
+                if as_json:
+                    typer.echo(as_json_line(letter))
+                else:
+                    show_letter(letter)
+            if not found:
+                missing.append(wanted)
+    for wanted in missing:
+        typer.echo(f"no dead letter {wanted}", err=True)
+    if missing:
+        raise typer.Exit(EX_REFUSED)
+
+
+@dead.command()
+def redrive(
+    *,
+    environment: _Environment = None,
+    reason: _Reasons = None,
+    image: _Image = None,
+    older_than: _OlderThan = None,
+    newer_than: _NewerThan = None,
+    event_id: _EventIds = None,
+    limit: _Limit = None,
+    rate: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many a second at most.")] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Deliver whatever was accepted since: skips the stale check, may undo it."),
+    ] = False,
+    dry_run: _DryRun = False,
+    yes: _Yes = False,
+) -> None:
+    """Send dead letters again: they go back to the inbox, the oldest first.
+
+    What would undo a newer deployment is stale, and what was delivered since is a duplicate: neither is sent, unless
+    --force. Only what was dead at the start is moved, so what dies again is not sent for ever. Stopped anywhere, it
+    can be started again: each letter is either still dead or back in the inbox. Only one redrive goes on at a time.
+
+    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable, 75 try again (the queue is full, or another
+    redrive is under way).
+
+    \b
+    Examples:
+      relay dead redrive --reason exhausted --newer-than 6h
+      relay dead redrive -e production --rate 50
+      relay dead redrive --id job-7 --force
+      relay dead redrive --dry-run
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
+    with open_shard() as shard:
+        if dry_run:
+            _rehearse(shard, filters, limit, "redriven")
+            return
+        _confirm(shard, filters, "redrive", yes=yes)
+        run = Redrive(shard.client, shard.keys, max_backlog=shard.settings.queue.max_backlog, force=force)
+        if not run.begin():
+            _try_again("another redrive is under way, or died less than 15 s ago; wait until it is done")
+        _redrive(shard, run, filters, limit, rate)
+
+
+@dead.command("drop")
+def drop_(
+    *,
+    environment: _Environment = None,
+    reason: _Reasons = None,
+    image: _Image = None,
+    older_than: _OlderThan = None,
+    newer_than: _NewerThan = None,
+    event_id: _EventIds = None,
+    limit: _Limit = None,
+    dry_run: _DryRun = False,
+    yes: _Yes = False,
+) -> None:
+    """Delete dead letters for good; `export` them first if you may want them.
+
+    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable.
+
+    \b
+    Examples:
+      relay dead drop --reason invalid --older-than 30d
+      relay dead drop --id job-7
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
+    with open_shard() as shard:
+        if dry_run:
+            _rehearse(shard, filters, limit, "dropped")
+            return
+        _confirm(shard, filters, "drop", yes=yes)
+        dropped = 0
+        with _bar(count(shard.client, shard.keys)) as tell:
+            for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+                dropped += drop(shard.client, shard.keys, page)
+                tell(looked_at, f"{dropped:,} dropped")
+    typer.echo(f"{dropped} dropped", err=True)
+
+
+@dead.command()
+def export(
+    *,
+    environment: _Environment = None,
+    reason: _Reasons = None,
+    image: _Image = None,
+    older_than: _OlderThan = None,
+    newer_than: _NewerThan = None,
+    event_id: _EventIds = None,
+    limit: _Limit = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, else standard output.")] = None,
+) -> None:
+    """Write dead letters as JSON lines, the oldest first; nothing is changed.
+
+    `fields` of a line are the event's as they lie in Redis, in pairs of name and value; one that is not UTF-8 is
+    {"base64": "..."}.
+
+    \b
+    Examples:
+      relay dead export --output dead.jsonl
+      relay dead export --reason invalid | jq .detail
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
+    written = 0
+    with open_shard() as shard, _opened(output) as file:
+        for page, _ in _limited(walk(shard.client, shard.keys, filters), limit):
+            file.writelines(json_line(letter) for letter in page)
+            written += len(page)
+        file.flush()
+    typer.echo(f"{written} exported", err=True)
+
+
+def _filters(
+    environment: str | None,
+    reasons: list[Reason] | None,
+    image: str | None,
+    ages: tuple[float | None, float | None],
+    event_ids: list[str] | None,
+) -> Filters:
+    return Filters(
+        environment=environment,
+        reasons=frozenset(reasons or ()),
+        image=image,
+        older_than_seconds=ages[0],
+        newer_than_seconds=ages[1],
+        event_ids=frozenset(event_ids or ()),
+    )
+
+
+def _newest(shard: Shard, filters: Filters, limit: int) -> tuple[list[DeadLetter], int]:
+    """Return the newest letters that match, the newest last, and how many letters were looked at."""
+    found: list[DeadLetter] = []
+    looked_at = 0
+    for page, seen in _limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
+        found += page
+        looked_at = seen
+    return found[::-1], looked_at
+
+
+def _listed(shown: int, total: int, not_looked_at: int, filters: Filters) -> str:
+    if filters == EVERYTHING:
+        return f"{shown} shown of {total} dead letters"
+    aged = filters.older_than_seconds is not None or filters.newer_than_seconds is not None
+    rest = f"; {not_looked_at} not looked at ({'by age, or ' if aged else ''}beyond --limit)" if not_looked_at else ""
+    return f"{shown} shown of {total} dead letters{rest}"
+
+
+def _meant_by(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
+    """Return the letter of this id, or else those of the event of this id."""
+    letter = find(shard.client, shard.keys, wanted)
+    if letter is not None:
+        yield letter
+        return
+    for page in walk(shard.client, shard.keys, Filters(event_ids=frozenset({wanted}))):
+        yield from page.letters
+
+
+def _limited(pages: Iterator[Page], limit: int | None) -> Iterator[tuple[list[DeadLetter], int]]:
+    """Pass on each page's letters until there were `limit`, with how many were looked at so far."""
+    looked_at = passed = 0
+    for page in pages:
+        looked_at += page.looked_at
+        letters = page.letters if limit is None else page.letters[: limit - passed]
+        passed += len(letters)
+        yield letters, looked_at
+        if passed == limit:
+            return
+
+
+def _rehearse(shard: Shard, filters: Filters, limit: int | None, would_be: str) -> None:
+    reasons: Counter[str] = Counter()
+    with _bar(count(shard.client, shard.keys)) as tell:
+        for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+            reasons.update(letter.reason for letter in page)
+            tell(looked_at, f"{reasons.total():,} match")
+    parts = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
+    typer.echo(f"{reasons.total()} would be {would_be}{f': {parts}' if parts else ''}")
+
+
+def _confirm(shard: Shard, filters: Filters, what: str, *, yes: bool) -> None:
+    """Ask before all dead letters are meant; where nobody can answer, --yes is asked for."""
+    if yes or filters != EVERYTHING:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"to {what} all dead letters, say --yes; or give a filter (--help)")
+    typer.confirm(f"{what.capitalize()} all {count(shard.client, shard.keys)} dead letters?", abort=True, err=True)
+
+
+def _redrive(shard: Shard, run: Redrive, filters: Filters, limit: int | None, rate: int | None) -> None:
+    moved, why = 0, ""
+    try:
+        with _bar(count(shard.client, shard.keys)) as tell:
+            for progress in redrive_all(run, filters, limit=limit, rate=rate):
+                moved = progress.moved
+                why = "the queue is full" if progress.full else ""
+                tell(progress.looked_at, f"{moved:,} redriven")
+    except LeaseLost:
+        why = "another redrive has taken over"
+    finally:
+        typer.echo(f"{moved} redriven", err=True)
+        with suppress(RedisError):  # then the lease expires by itself
+            run.end()
+    if why:
+        _try_again(f"{why}; start again later for what is left")
+
+
+def _try_again(message: str) -> NoReturn:
+    typer.echo(f"relay: {message}", err=True)
+    raise typer.Exit(EX_TEMPFAIL)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise ConfigurationError(f"{output}: {error.strerror or error}") from error
+
+
+def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:
+    """Draw a bar on a terminal, and nothing anywhere else."""
+    if not sys.stderr.isatty():
+        return nullcontext(lambda _done, _note: None)
+    from relay.cli.progress import counting_bar  # noqa: PLC0415 - rich is for terminals only
+
+    return counting_bar(total)

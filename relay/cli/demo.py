@@ -1,0 +1,170 @@
+"""`relay demo`: the relay at work on an estate's log, and every event accounted for."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relay.cli.up import interrupt_on_sigterm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from relay.demo.run import Demo, Sight, Verdict
+
+#: Without a terminal, a line of progress is printed this often.
+LINE_SECONDS = 2.0
+
+
+def demo(
+    *,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second from all producers; 0: unbounded.")] = 2000,
+    outage: Annotated[float, typer.Option(min=0, help="Seconds that the API fails in the middle.")] = 4,
+    kill_worker: Annotated[bool, typer.Option("--kill-worker", help="SIGKILL a worker, too.")] = False,
+    logs: Annotated[Path | None, typer.Option(help="Keep logs and data in this directory.")] = None,
+) -> None:
+    """Show the relay at work, then account for every event.
+
+    Starts a private Redis, two Celery workers and a sandbox API, and replays the log of an estate (clusters, rolling
+    updates, restarts, snapshots, rollbacks, malformed entries) from four producers at once. In the middle the API
+    fails for a while. At the end every event is delivered, a duplicate, stale, or a dead letter, as an
+    independent reckoning says; exit code 0 only then.
+
+    \b
+    Examples:
+      relay demo
+      relay demo --rate 0 --outage 0
+      relay demo --kill-worker --logs /tmp/relay-demo
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    from rich.console import Console  # noqa: PLC0415 - only for those who look
+
+    from relay.demo.run import Demo, Plan  # noqa: PLC0415 - the log and the processes are this command's alone
+
+    interrupt_on_sigterm()
+    console = Console()
+    plan = Plan(events_per_second=rate, outage_seconds=outage, kill_worker=kill_worker)
+    with tempfile.TemporaryDirectory(prefix="relay-demo-") as temporary:
+        run = Demo(logs or Path(temporary), plan)
+        try:
+            _show_live(console, run) if console.is_terminal else _show_lines(console, run)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None  # what it started is stopped by now
+    verdict = run.verdict
+    if verdict is None:
+        raise typer.Exit(1)
+    _show_verdict(console, verdict)
+    sys.exit(1 if verdict.faults else 0)
+
+
+def _show_live(console: Console, run: Demo) -> None:
+    from rich.live import Live  # noqa: PLC0415 - for terminals only
+
+    events = run.watch()
+    first = _print_start(console, events)
+    with Live(_progress_table(first), console=console, refresh_per_second=8) as live:
+        for sight in events:
+            if not isinstance(sight, str):
+                live.update(_progress_table(sight))
+
+
+def _show_lines(console: Console, run: Demo) -> None:
+    events = run.watch()
+    printed = -LINE_SECONDS
+    _print_start(console, events)
+    for sight in events:
+        if not isinstance(sight, str) and sight.seconds - printed >= LINE_SECONDS:
+            printed = sight.seconds
+            ledger = sight.ledger
+            console.print(
+                f"{sight.seconds:5.1f} s  added {ledger.added:>6,}  delivered {ledger.delivered:>6,}  "
+                f"duplicate {ledger.duplicate:>6,}  waiting {ledger.waiting:>5,}  {sight.note}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _print_start(console: Console, events: Iterator[Sight | str]) -> Sight:
+    for event in events:
+        if not isinstance(event, str):
+            return event
+        console.print(event, highlight=False, soft_wrap=True)
+    raise AssertionError("a demo shows at least one sight")
+
+
+def _progress_table(sight: Sight) -> Table:
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415 - for terminals only
+    from rich.table import Table  # noqa: PLC0415 - the same
+
+    ledger = sight.ledger
+    table = Table.grid(padding=(0, 2))
+    rows = [
+        ("added", ledger.added, ""),
+        ("delivered", ledger.delivered, "green"),
+        ("duplicate", ledger.duplicate, "dim"),
+        ("stale", ledger.stale, "dim"),
+        ("dead", ledger.dead, "red"),
+        ("waiting", ledger.waiting, "yellow"),
+    ]
+    for name, value, style in rows:
+        bar = ProgressBar(total=sight.total, completed=value, width=40, complete_style=style or "blue")
+        table.add_row(name, f"{value:,}", bar)
+    table.add_row("retries", f"{ledger.retries:,}", f"[yellow]{sight.note}[/yellow]")
+    table.add_row("time", f"{sight.seconds:.1f} s", "")
+    return table
+
+
+def _show_verdict(console: Console, verdict: Verdict) -> None:
+    from rich.table import Table  # noqa: PLC0415 - at the end only
+
+    ledger, expected = verdict.ledger, verdict.expected
+    table = Table(title="What became of every event", title_justify="left")
+    table.add_column("fate")
+    table.add_column("events", justify="right")
+    table.add_column("expected", justify="right")
+    for name, found, wanted in (
+        ("delivered", ledger.delivered, expected.delivered),
+        ("duplicate", ledger.duplicate, expected.duplicate),
+        ("stale", ledger.stale, expected.stale),
+        *((f"dead: {reason}", count, expected.invalid) for reason, count in sorted(ledger.dead_by_reason.items())),
+        ("waiting", ledger.waiting, 0),
+        ("all added", ledger.added, expected.total),
+    ):
+        table.add_row(name, f"{found:,}", f"{wanted:,}", style="bold red" if found != wanted else None)
+    console.print()
+    console.print(table)
+    for line in _figures(verdict):
+        console.print(line, highlight=False, soft_wrap=True)
+    for fault in verdict.faults:
+        console.print(f"NOT AS EXPECTED  {fault}", style="bold red", highlight=False)
+    if not verdict.faults:
+        console.print("Every event is accounted for.", style="bold green")
+
+
+def _figures(verdict: Verdict) -> list[str]:
+    from relay.store.latency import percentile  # noqa: PLC0415 - at the end only
+
+    ledger = verdict.ledger
+    shares = [(f"p{share * 100:g}", percentile(ledger.latency, share)) for share in (0.5, 0.9, 0.99)]
+    latency = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in shares if seconds is not None)
+    return [
+        (
+            f"API: {verdict.api_distinct:,} distinct events, {verdict.api_repeats:,} repeated, "
+            f"{verdict.api_refusals:,} answered with an error and tried again"
+        ),
+        (
+            f"Rates: {ledger.added / verdict.producing_seconds:,.0f} events/s added, "
+            f"{ledger.delivered / verdict.seconds:,.0f} POSTs/s delivered, {verdict.seconds:.1f} s in all"
+        ),
+        f"From Redis to the API's answer, outage included: {latency}",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,52 @@
+"""`relay gateway`: the HTTP side."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from relay.errors import ConfigurationError
+from relay.settings import Settings
+
+
+def gateway(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: gateway.host.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 picks a free port; default: gateway.port.")
+    ] = None,
+) -> None:
+    """Take deployment events over HTTP, in the same request that the reporting API takes.
+
+    Answers 202 once Redis has the event. Prints its URL when it listens; SIGTERM ends it once the requests under way
+    have their answers.
+
+    \b
+    Examples:
+      relay gateway
+      RELAY_GATEWAY__TOKEN=secret relay gateway --host 0.0.0.0 --port 8080
+      curl http://127.0.0.1:8080/ -H 'Content-Type: application/json' \\
+        -d '{"image": {"url": "ghcr.io/acme/api@sha256:…"}, "environment": {"name": "production"}}'
+      curl http://127.0.0.1:8080/ -H 'Content-Type: application/x-ndjson' --data-binary @events.jsonl
+      curl http://127.0.0.1:8080/readyz
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise ConfigurationError("the gateway needs the extra `gateway`: pip install 'deployment-relay[gateway]'")
+    given = {"host": host, "port": port}
+    settings = Settings.load(gateway={name: value for name, value in given.items() if value is not None})
+    from relay.gateway.app import serve  # noqa: PLC0415 - needs the extra
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(settings, announce=_announce)
+
+
+def _announce(url: str) -> None:
+    typer.echo(f"Gateway on {url}")  # echo flushes

@@ -1,0 +1,32 @@
+"""`relay pause`: hold single environments' deliveries."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from relay.cli.shard import open_shard
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import pausing
+from relay.store.dead import moment
+
+Environments = Annotated[list[str], typer.Argument(metavar="ENV", help="One environment or more, by name.")]
+
+
+def pause(environments: Environments) -> None:
+    """Hold environments' deliveries until they are resumed; their events keep queueing.
+
+    What is in flight is finished. An environment that is paused already stays so.
+
+    Exit codes: 0 done, 2 usage, 69 Redis not reachable.
+
+    \b
+    Examples:
+      relay pause production
+      relay pause staging-1 staging-2
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    with open_shard() as (client, keys, _):
+        held = pausing.pause(client, keys, DEFAULT_ENDPOINT, environments)
+    for name, (newly, since) in zip(environments, held, strict=True):
+        typer.echo(f"{name} is paused" if newly else f"{name} was paused before, since {moment(since)}")
