@@ -1,0 +1,22 @@
+"""The command line of each service: docker-compose.yml runs these in containers, the acceptance tests as processes.
+
+tests/unit/test_packaging.py holds the two together.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+WORKER = ("relay", "worker")
+GATEWAY = ("relay", "gateway")
+FLOWER = ("celery", "-A", "workers", "flower", "--max-tasks=10000")
+SANDBOX = ("relay", "sandbox", "--host", "0.0.0.0")
+
+SERVICES = {"worker": WORKER, "gateway": GATEWAY, "flower": FLOWER, "sandbox": SANDBOX}
+
+
+def here(command: tuple[str, ...], *options: str) -> list[str]:
+    """Return the command as a process of this Python's environment, whatever PATH says; options go at its end."""
+    program, *arguments = command
+    return [str(Path(sys.executable).with_name(program)), *arguments, *options]

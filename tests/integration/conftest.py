@@ -1,0 +1,26 @@
+"""A real Redis for all integration tests, empty at the start of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import Redis
+
+from relay.embedded import EmbeddedRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(append_only=False) as server:
+        yield server
+
+
+@pytest.fixture
+def client(redis_server: EmbeddedRedis) -> Iterator[Redis]:
+    with Redis.from_url(redis_server.url, socket_timeout=10) as client:
+        client.flushall()
+        yield client

@@ -1,0 +1,467 @@
+"""Drains and an endpoint's health: what the API's answers hold up, what they use up, and how fast they let it go."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from drains import (
+    ENDPOINT,
+    KEYS,
+    PRODUCTION,
+    REPOSITORY,
+    TOKEN,
+    Longest,
+    dead_letters,
+    deliver_until,
+    delivered_images,
+    digest,
+    drained,
+    image_of,
+    ledger_of,
+    let_hold_pass,
+    report,
+    report_image,
+    report_many,
+    retries_are_due,
+    running,
+)
+from rig import wait_for
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.sandbox import Sandbox
+from relay.store import endpoint
+from relay.store.outbox import Trials
+from workers.breaker import FAILURES
+from workers.deliver import SLOW_BACKOFF_SECONDS, drain_outboxes
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
+    from workers.transport import Transport
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    with running(redis_server, api) as made:
+        yield made
+
+
+def trials(client: Redis) -> list[Trials]:
+    """What was tried of the events that wait for a retry."""
+    return [Trials.decode(value) for value in client.hvals(PRODUCTION.attempts)]
+
+
+def circuit(client: Redis) -> str:
+    return (client.hget(ENDPOINT, "circuit") or b"").decode()
+
+
+def probe(runtime: Runtime, *environments: str) -> str:
+    """Let all pauses be over, and one drain run; say what it is held up by."""
+    let_hold_pass(runtime.client)
+    retries_are_due(runtime.client)
+    return drained(runtime, *environments).held
+
+
+def nothing_waits(client: Redis) -> bool:
+    return not ledger_of(client).waiting
+
+
+# The token
+
+
+@pytest.fixture
+def expired(tmp_path: Path) -> Path:
+    """A file with a token that the API takes no more."""
+    path = tmp_path / "token"
+    path.write_text("expired")
+    return path
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, expired: Path, status: int
+) -> None:
+    images = report_many(client, 40)
+    api.faults = [{"kind": "status", "status": status}]
+    with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
+        drain_inbox(runtime)
+        assert drained(runtime).held.startswith(f"unauthorized (HTTP {status}")
+        assert api.counts().received <= runtime.settings.delivery.max_in_flight
+        for _ in range(2 * runtime.settings.delivery.max_attempts):
+            before = api.counts().received
+            assert probe(runtime).startswith("unauthorized")
+            assert api.counts().received == before + 1, "one probe at a time"
+        assert {each.attempts for each in trials(client)} == {0}
+        assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, 40)
+
+        api.faults = []
+        assert probe(runtime).startswith("unauthorized (HTTP 403"), "the token is still the old one"
+        expired.write_text(TOKEN)
+        assert circuit(client) == "unauthorized"
+        let_hold_pass(client)
+        retries_are_due(client)
+        deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert sorted(delivered_images(api)) == sorted(images)
+    assert client.xlen(KEYS.dead) == 0
+    assert circuit(client) == ""
+
+
+def test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, expired: Path
+) -> None:
+    class Rotating(Random):
+        """The drain shuffles before it asks whether it may probe."""
+
+        def shuffle(self, x: Any) -> None:
+            expired.write_text(TOKEN)
+            super().shuffle(x)
+
+    report_many(client, 3)
+    with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
+        drain_inbox(runtime)
+        drained(runtime)
+        before = api.counts().by_status[403]
+        assert probe(replace(runtime, random=Rotating())) == ""
+        deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert api.counts().by_status == {403: before, 202: 3}
+
+
+def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 403, "image": image_of("forbidden")}]
+    report_image(client, image_of("forbidden"), id="forbidden")
+    images = report_many(client, 40)
+    drain_inbox(runtime)
+
+    def others_go_on_until_it_is_dead() -> bool:
+        if client.xlen(KEYS.dead):
+            return True
+        images.append(f"{REPOSITORY}@{digest(str(len(images)))}")
+        report(client, str(len(images) - 1))
+        drain_inbox(runtime)
+        return False
+
+    deliver_until(runtime, others_go_on_until_it_is_dead)
+    deliver_until(runtime, lambda: nothing_waits(client))
+
+    (letter,) = dead_letters(client)
+    assert (letter["id"], letter["reason"], letter["status"]) == ("forbidden", "forbidden", "403")
+    assert int(letter["attempts"]) >= 3
+    assert sorted(delivered_images(api)) == sorted(images)
+    assert ledger_of(client).unaccounted == 0
+
+
+def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 403}]
+    images = report_many(client, 10)
+    drain_inbox(runtime)
+    assert drained(runtime).held.startswith("unauthorized (HTTP 403")
+    for _ in range(15):
+        before = api.counts().received
+        assert probe(runtime).startswith("unauthorized")
+        assert api.counts().received == before + 1
+    assert (client.xlen(KEYS.dead), {each.attempts for each in trials(client)}) == (0, {0})
+
+    api.faults = []
+    let_hold_pass(client)
+    retries_are_due(client)
+    deliver_until(runtime, lambda: nothing_waits(client))
+    assert sorted(delivered_images(api)) == sorted(images)
+
+
+# A wrong URL, an unknown image
+
+
+def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 404}]
+    images = report_many(client, 2 * FAILURES)
+    drain_inbox(runtime)
+    held = drained(runtime).held
+    assert held.startswith("wrong_url (HTTP 404")
+    for _ in range(2 * runtime.settings.delivery.max_attempts):
+        before = api.counts().received
+        assert probe(runtime).startswith("wrong_url")
+        assert api.counts().received == before + 1
+    assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, len(images))
+    assert max(each.attempts for each in trials(client)) == 1, "only those before it was known used one up"
+
+    api.faults = []
+    let_hold_pass(client)
+
+    def all_delivered() -> bool:
+        retries_are_due(client)
+        return nothing_waits(client)
+
+    deliver_until(runtime, all_delivered)
+    assert sorted(delivered_images(api)) == sorted(images)
+
+
+def test_404_for_one_is_retried_slowly_until_its_attempts_are_used_up(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    runtime = replace(runtime, random=Longest())
+    api.faults = [{"kind": "status", "status": 404, "image": image_of("unknown")}]
+    report_image(client, image_of("unknown"), id="unknown")
+    images = report_many(client, 10)
+    drain_inbox(runtime)
+    pauses = []
+    for _ in range(runtime.settings.delivery.max_attempts):
+        assert not client.xlen(KEYS.dead)
+        retries_are_due(client)
+        seconds, microseconds = client.time()
+        assert drained(runtime).held == ""
+        pauses += [
+            due / 1000 - seconds - microseconds / 1e6
+            for _, due in client.zrange(PRODUCTION.due, 0, -1, withscores=True)
+        ]
+
+    assert pauses == pytest.approx([SLOW_BACKOFF_SECONDS, 2 * SLOW_BACKOFF_SECONDS], abs=2)
+    (letter,) = dead_letters(client)
+    assert (letter["id"], letter["reason"], letter["status"], letter["attempts"]) == (
+        "unknown",
+        "exhausted",
+        "404",
+        "3",
+    )
+    assert sorted(delivered_images(api)) == sorted(images)
+
+
+# Too many requests
+
+
+def too_many(seconds: int) -> list[dict[str, Any]]:
+    """The first request is one too many."""
+    return [{"kind": "status", "status": 429, "headers": {"Retry-After": str(seconds)}, "count": 1}]
+
+
+ONE_AT_ONCE: dict[str, Any] = {"delivery": {"max_in_flight": 1, "max_attempts": 1}}
+
+
+def test_retry_after_holds_all_drains_and_uses_up_nothing(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = too_many(30)
+    images = report_many(client, 5) + report_many(client, 5, "staging")
+    with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
+        drain_inbox(one)
+        assert drained(one).held.startswith("rate_limited (HTTP 429")
+        assert drained(two, "staging").held == "rate_limited"
+        assert drained(one).held == "rate_limited"
+        assert api.counts().received == 1
+        ((attempts, answers, *_),) = trials(client)
+        assert (attempts, answers) == (0, 1)
+
+        let_hold_pass(client)
+        deliver_until(two, lambda: nothing_waits(client), "production", "staging")
+
+    assert len(delivered_images(api)) == len(images)
+    assert client.xlen(KEYS.dead) == 0
+
+
+def test_no_drain_sends_anything_before_the_end_of_retry_after(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = too_many(1)
+    report_many(client, 5)
+    report_many(client, 5, "staging")
+    with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
+        drain_inbox(one)
+
+        def keep_trying() -> bool:
+            drained(one)
+            drained(two, "staging")
+            return nothing_waits(client)
+
+        wait_for(keep_trying)
+
+    first, *others = [request.monotonic_seconds for request in api.requests]
+    assert min(others) - first >= 0.95
+
+
+def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 503, "headers": {"Retry-After": "86400"}}]
+    report(client, "a")
+    with running(redis_server, api, delivery={"retry_after_max": 60}) as runtime:
+        drain_inbox(runtime)
+        drained(runtime)
+    hold = endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT)
+    seconds, _ = client.time()
+
+    assert hold is not None
+    assert hold.until / 1000 - seconds == pytest.approx(60, abs=3)
+
+
+def test_rate_limit_is_kept_by_all_drains_together(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    rate, burst, each = 100.0, 5, 40
+    limited: dict[str, Any] = {"api": {"rate_limit": rate, "burst": burst}}
+    environments = ["one", "two"]
+    for name in environments:
+        report_many(client, each, name)
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        runtimes = [stack.enter_context(running(redis_server, api, **limited)) for _ in environments]
+        drain_inbox(runtimes[0])
+        seconds, microseconds = client.time()
+        started = seconds + microseconds / 1e6
+
+        def deliver(runtime: Runtime, name: str) -> None:
+            wait_for(lambda: drained(runtime, name).delivered == 0)
+
+        list(pool.map(deliver, runtimes, environments))
+        seconds, microseconds = client.time()
+
+    assert len(delivered_images(api)) == 2 * each
+    assert seconds + microseconds / 1e6 - started >= (2 * each - burst) / rate - 0.01
+
+
+# The API is not there
+
+
+def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    images = report_many(client, FAILURES + 5)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
+            drain_inbox(runtime)
+            assert drained(runtime).held.startswith("circuit_open (connect")
+            for _ in range(5):
+                assert probe(runtime).startswith("circuit_open (connect")
+    assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, len(images))
+    assert {each.attempts for each in trials(client)} == {0}
+
+    let_hold_pass(client)
+    retries_are_due(client)
+    with running(redis_server, api) as runtime:
+        deliver_until(runtime, lambda: nothing_waits(client))
+    assert sorted(delivered_images(api)) == sorted(images)
+
+
+def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 500}]
+    report_many(client, FAILURES)
+    drain_inbox(runtime)
+    assert drained(runtime).held.startswith("circuit_open (HTTP 500")
+    for _ in range(10):
+        probe(runtime)
+
+    assert client.xlen(KEYS.dead) == 0
+    assert max(each.attempts for each in trials(client)) == 1
+    assert max(each.answers for each in trials(client)) < 10, "the probes are spread over the events"
+
+
+def test_one_of_many_drains_probes_and_the_others_send_nothing(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    environments = [f"env-{number}" for number in range(4)]
+    images = [image for name in environments for image in report_many(client, 5, name)]
+    api.faults = [{"kind": "status", "status": 500}]
+    # Pauses as after some failed probes: longer than it takes a slow machine to run all of the drains.
+    client.hset(ENDPOINT, mapping={"openings": 6, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        runtimes = [stack.enter_context(running(redis_server, api)) for _ in environments]
+        drain_inbox(runtimes[0])
+        for number in range(1, 4):
+            let_hold_pass(client)
+            reports = list(pool.map(drained, runtimes, environments))
+            assert api.counts().received == number
+            assert all(each.held.startswith("circuit_open") for each in reports)
+        assert endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT).openings == 9  # type: ignore[union-attr]
+
+        api.faults = []
+        let_hold_pass(client)
+
+        def all_delivered() -> bool:
+            for name in environments:
+                retries_are_due(client, name)
+            return nothing_waits(client)
+
+        deliver_until(runtimes[0], all_delivered, *environments)
+    assert len(delivered_images(api)) == len(images)
+    assert api.counts().repeats == 0
+
+
+def test_window_shrinks_when_the_api_pushes_back_and_grows_again(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    with running(redis_server, api, delivery={"max_in_flight": 8}) as runtime:
+        api.faults = [{"kind": "status", "status": 503, "count": 8}]
+        report_many(client, 8)
+        drain_inbox(runtime)
+        drain_outboxes(runtime, ["production"])
+        shrunk = int(client.hget(ENDPOINT, "window") or 0)
+        assert 1 <= shrunk <= 4
+
+        retries_are_due(client)
+        for number in range(300):
+            report_image(client, image_of(f"more-{number}"))
+        drain_inbox(runtime)
+        deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert int(client.hget(ENDPOINT, "window") or 0) == 8
+    assert client.xlen(KEYS.dead) == 0
+
+
+def test_window_bounds_what_is_in_flight(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    client.hset(ENDPOINT, "window", 3)
+    api.faults = [{"kind": "hang"}]
+    report_many(client, 20)
+    with running(redis_server, api, api={"timeout": 0.3}, worker={"budget": 0.1}) as runtime:
+        drain_inbox(runtime)
+        drain_outboxes(runtime, ["production"])
+
+    assert api.counts().received == 3
+
+
+class Watched:
+    """The real transport, which notes at each request how many were answered before and how many are in flight."""
+
+    def __init__(self, transport: Transport[Any]) -> None:
+        self._transport = transport
+        self.answered = 0
+        self.seen: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+    def send(self, request: Any) -> None:
+        self._transport.send(request)
+        self.seen.append((self.answered, self._transport.in_flight))
+
+    def wait(self, timeout_seconds: float) -> object:
+        answers = self._transport.wait(timeout_seconds)
+        self.answered += len(answers)
+        return answers
+
+
+def test_deliveries_begin_slowly_after_an_outage(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    watched = Watched(runtime.transport)
+    client.hset(ENDPOINT, mapping={"openings": 2, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    report_many(client, 300)
+    drain_inbox(runtime)
+    deliver_until(replace(runtime, transport=watched), lambda: nothing_waits(client))
+
+    for answered, in_flight in watched.seen:  # it takes 1 + 2 + ... + n successes for n + 1 at once
+        assert in_flight * (in_flight - 1) // 2 <= answered, f"{in_flight} at once after {answered} successes"
+    assert max(in_flight for _, in_flight in watched.seen) > 5
+    assert circuit(client) == ""

@@ -1,0 +1,519 @@
+"""Drains and what befalls them: age, newer events, an operator's pause, a Redis that goes away, deadly events."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from drains import (
+    KEYS,
+    PRODUCTION,
+    TOKEN,
+    Longest,
+    dead_letters,
+    deliver_until,
+    delivered_digests,
+    delivered_images,
+    digest,
+    drained,
+    image_of,
+    ledger_of,
+    report,
+    report_image,
+    report_many,
+    retries_are_due,
+    running,
+)
+from redis import Redis
+from rig import wait_for
+
+from relay.embedded import EmbeddedRedis
+from relay.keys import DEFAULT_ENDPOINT
+from relay.sandbox import Sandbox
+from relay.store import leases, pausing
+from workers.deliver import drain_outboxes
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from workers.runtime import Runtime
+    from workers.transport import Request, Transport
+
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    with running(redis_server, api) as made:
+        yield made
+
+
+class Meddled:
+    """The real transport; once requests are in flight and before their answers are heard, something happens."""
+
+    def __init__(self, transport: Transport[Any], happen: Callable[[], object], *, after_answers: int = 0) -> None:
+        self._transport = transport
+        self._happen: Callable[[], object] | None = happen
+        self._answers_to_go = after_answers
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+    def wait(self, timeout_seconds: float) -> Sequence[object]:
+        if self._happen and self._answers_to_go <= 0 and self._transport.in_flight:
+            happen, self._happen = self._happen, None
+            happen()
+        answers = self._transport.wait(timeout_seconds)
+        self._answers_to_go -= len(answers)
+        return answers
+
+    @property
+    def has_happened(self) -> bool:
+        return self._happen is None
+
+
+#: Settings and a randomness with which nothing is tried again before a test says so.
+LATER: dict[str, Any] = {"backoff_initial": 60}
+
+
+def nothing_waits(client: Redis) -> bool:
+    return not ledger_of(client).waiting
+
+
+# Too old
+
+
+def report_old(client: Redis, version: str, age_ms: int, **fields: str) -> None:
+    """Report a version as of some time ago: an entry's id says when it came."""
+    seconds, _ = client.time()
+    entry_id = f"{int(seconds) * 1000 - age_ms}-0"
+    ((_, entry),) = client.xrange(KEYS.inbox, report(client, version, **fields))
+    client.delete(KEYS.inbox)
+    client.xadd(KEYS.inbox, entry, id=entry_id)
+
+
+def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    report_old(client, "old", HOUR_MS, id="old")
+    with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
+        drain_inbox(runtime)
+        report(client, "new")
+        drain_inbox(runtime)
+        assert drained(runtime).dead == 1
+        (letter,) = dead_letters(client)
+        assert {name: letter[name] for name in ("id", "reason", "detail", "attempts", "first", "last", "status")} == {
+            "id": "old",
+            "reason": "expired",
+            "detail": "not delivered within 1800 s",
+            "attempts": "0",
+            "first": "",
+            "last": "",
+            "status": "",
+        }
+        deliver_until(runtime, lambda: nothing_waits(client))
+        assert delivered_digests(api) == [digest("new")]
+
+        report(client, "old")
+        drain_inbox(runtime)
+        drained(runtime)
+    assert delivered_digests(api) == [digest("new"), digest("old")], "the same report made later is news"
+    assert ledger_of(client).unaccounted == 0
+
+
+def test_only_event_that_expires_leaves_no_state(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    report_old(client, "old", HOUR_MS)
+    with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
+        drain_inbox(runtime)
+        drained(runtime)
+        assert client.exists(PRODUCTION.accepted) == 0
+        report(client, "old")
+        drain_inbox(runtime)
+        drained(runtime)
+    assert delivered_digests(api) == [digest("old")]
+
+
+def test_event_that_was_tried_expires_at_its_next_try(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 503, "count": 1}]
+    report_old(client, "old", HOUR_MS)
+    with running(redis_server, api, delivery=LATER) as patient:
+        drain_inbox(patient)
+        assert drained(replace(patient, random=Longest())).retrying == 1
+    retries_are_due(client)
+    with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
+        drained(runtime)
+    (letter,) = dead_letters(client)
+    assert (letter["reason"], letter["attempts"]) == ("expired", "1")
+    assert int(letter["first"]) > int(letter["arrived"]) + HOUR_MS - 60_000
+    assert api.counts().received == 1
+
+
+def test_events_that_expired_in_an_outage_do_not_use_up_the_probe(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    report_old(client, "old", HOUR_MS)
+    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 3, "circuit": "circuit_open", "window": 1})
+    with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
+        drain_inbox(runtime)
+        report_image(client, image_of("another"))
+        drain_inbox(runtime)
+        assert drained(runtime).delivered == 1
+    assert delivered_images(api) == [image_of("another")]
+    assert [letter["reason"] for letter in dead_letters(client)] == ["expired"]
+
+
+# Only the latest
+
+
+def test_latest_of_an_instance_replaces_what_was_not_delivered(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    with running(redis_server, api, delivery={"history": "latest"}) as runtime:
+        for version in ("a", "b", "c"):
+            report(client, version)
+        images = report_many(client, 3)
+        drain_inbox(runtime)
+        drained(runtime)
+        assert sorted(delivered_digests(api)) == sorted([digest("c"), *[digest("x")] * len(images)])
+        ledger = ledger_of(client)
+        assert (ledger.added, ledger.delivered, ledger.superseded, ledger.unaccounted) == (6, 4, 2, 0)
+
+        report(client, "c")
+        drain_inbox(runtime)
+        assert ledger_of(client).duplicate == 1
+        report(client, "a")
+        drain_inbox(runtime)
+        drained(runtime)
+    assert delivered_digests(api)[-1] == digest("a"), "a rollback to one that was superseded is news"
+
+
+def test_latest_of_an_instance_replaces_what_waits_for_its_retry(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 503, "count": 1}]
+    with running(redis_server, api, delivery={"history": "latest", "max_attempts": 2} | LATER) as runtime:
+        report(client, "a")
+        drain_inbox(runtime)
+        assert drained(replace(runtime, random=Longest())).retrying == 1
+        for version in ("b", "c"):
+            report(client, version)
+            drain_inbox(runtime)
+            drain_outboxes(runtime, ["production"])
+        retries_are_due(client)
+        deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert delivered_digests(api) == [digest("c")]
+    assert api.counts().received == 2
+    ledger = ledger_of(client)
+    assert (ledger.delivered, ledger.superseded, ledger.retries, ledger.unaccounted) == (1, 2, 1, 0)
+    left = {key.decode() for key in client.scan_iter(match="*default:production*")}
+    assert left == {PRODUCTION.counts, PRODUCTION.accepted, PRODUCTION.delivered}
+
+
+def test_every_event_is_delivered_in_order_unless_only_the_latest_counts(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    for version in ("a", "b", "c"):
+        report(client, version)
+    drain_inbox(runtime)
+    drained(runtime)
+
+    assert delivered_digests(api) == [digest("a"), digest("b"), digest("c")]
+
+
+# Paused
+
+
+@pytest.mark.parametrize("stay", [0, 0.01])
+def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, caplog: pytest.LogCaptureFixture, stay: float
+) -> None:
+    api.faults = [{"kind": "latency", "seconds": 0.02}]
+    images = report_many(client, 60)
+    with running(redis_server, api, delivery={"max_in_flight": 4}, worker={"stay": stay}) as runtime:
+        drain_inbox(runtime)
+
+        def pause() -> None:
+            pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+
+        meddled = Meddled(runtime.transport, pause, after_answers=8)
+        done = drained(replace(runtime, transport=meddled))
+        assert meddled.has_happened
+        sent = api.counts().received
+        assert 8 <= sent < len(images)
+        assert done.delivered == sent == ledger_of(client).delivered, "what was in flight is settled"
+        assert client.zscore(KEYS.schedule(DEFAULT_ENDPOINT), "production") == float("inf")
+        assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0
+
+        assert drained(runtime).delivered == 0
+        assert api.counts().received == sent
+        assert caplog.messages == [], "a pause is nothing to worry about"
+
+        pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+        deliver_until(runtime, lambda: nothing_waits(client))
+    assert sorted(delivered_images(api)) == sorted(images)
+    assert api.counts().repeats == 0
+
+
+def test_pause_lets_go_of_what_is_in_hand_and_not_sent(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    """The batch is still held open for more."""
+    images = report_many(client, 5)
+
+    def pause() -> None:
+        wait_for(lambda: bool(client.exists(PRODUCTION.lease)))
+        pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+
+    with running(redis_server, api, delivery={"linger": 3}, worker={"budget": 10}) as runtime:
+        drain_inbox(runtime)
+        pausing_thread = threading.Thread(target=pause)
+        pausing_thread.start()
+        drained(runtime)
+        pausing_thread.join()
+    assert api.counts().received == 0
+    assert ledger_of(client).waiting == len(images)
+
+
+def test_pause_of_one_environment_leaves_the_others_alone(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    report_many(client, 5)
+    others = report_many(client, 5, "staging")
+    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+    drain_inbox(runtime)
+    drained(runtime, "production", "staging")
+
+    assert sorted(delivered_images(api)) == sorted(others)
+    assert {request.environment for request in api.requests} == {"staging"}
+
+
+# Redis goes away
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A Redis to be killed, which keeps what it acknowledged."""
+    with EmbeddedRedis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.mark.parametrize("lease_ran_out", [False, True], ids=["", "its lease ran out"])
+def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
+    own_server: EmbeddedRedis,
+    api: Sandbox,
+    caplog: pytest.LogCaptureFixture,
+    lease_ran_out: bool,  # noqa: FBT001
+) -> None:
+    api.faults = [{"kind": "latency", "seconds": 0.1}]
+
+    def restart() -> None:
+        wait_for(lambda: any("Redis failed a drain" in message for message in caplog.messages))
+        own_server.restart()
+        if lease_ran_out:
+            with Redis.from_url(own_server.url) as other:
+                other.delete(PRODUCTION.lease)
+
+    restarting = threading.Thread(target=restart)
+
+    def crash() -> None:
+        own_server.kill()
+        restarting.start()
+
+    with Redis.from_url(own_server.url, socket_timeout=10) as client:
+        images = report_many(client, 50)
+        with running(own_server, api) as runtime:
+            drain_inbox(runtime)
+            meddled = Meddled(runtime.transport, crash)
+            done = drained(replace(runtime, transport=meddled))
+            assert meddled.has_happened
+            restarting.join(30)
+            assert done.leases_lost == 0
+            assert done.delivered == api.counts().received == ledger_of(client).delivered > 0
+            assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0, "it let go in peace"
+
+            deliver_until(runtime, lambda: nothing_waits(client))
+    assert sorted(delivered_images(api)) == sorted(images)
+    assert api.counts().repeats == 0
+
+
+def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """Redis was away for longer than a lease, and the client's own retries bridged it."""
+    api.faults = [{"kind": "latency", "seconds": 0.1}]
+    images = report_many(client, 5)
+    drain_inbox(runtime)
+    meddled = Meddled(runtime.transport, lambda: client.delete(PRODUCTION.lease))
+    done = drained(replace(runtime, transport=meddled))
+    deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert meddled.has_happened
+    assert sorted(set(delivered_images(api))) == sorted(images)
+    assert api.counts().repeats == 0
+    assert done.leases_lost == 0
+
+
+def test_drain_whose_connections_are_cut_goes_on_and_repeats_nothing(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "latency", "seconds": 0.05}]
+    images = report_many(client, 100)
+    drain_inbox(runtime)
+    cut: list[int] = []
+    meddled = Meddled(runtime.transport, lambda: cut.append(client.client_kill_filter(skipme=True, _type="normal")))
+    drained(replace(runtime, transport=meddled))
+    deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert cut[0] >= 1
+    assert sorted(delivered_images(api)) == sorted(images)
+    assert api.counts().repeats == 0
+
+
+def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    """Nobody else can be at it while Redis is away; but Redis may only be away for us."""
+    images = report_many(client, 5)
+    keys = PRODUCTION
+    with running(redis_server, api) as runtime:
+        drain_inbox(runtime)
+
+        def take_over() -> None:
+            client.delete(keys.lease)
+            client.hset(keys.run, "token", "successor")
+
+        done = drained(replace(runtime, transport=Meddled(runtime.transport, take_over)))
+        assert done.leases_lost == 1
+        assert ledger_of(client).delivered == 0
+        deliver_until(runtime, lambda: nothing_waits(client))
+    assert len(delivered_images(api)) == 2 * len(images)
+
+
+# Deadly events
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no drain catches it, and none lets go after it."""
+
+
+class Deadly:
+    """The real transport; the process dies of sending some events."""
+
+    def __init__(self, transport: Transport[Any], deadly: set[str]) -> None:
+        self._transport = transport
+        self._deadly = deadly
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+    def send(self, request: Request[Any]) -> None:
+        if request.idempotency_key in self._deadly:
+            raise Killed
+        self._transport.send(request)
+
+
+def die_until(runtime: Runtime, condition: Callable[[], bool], most: int = 40) -> int:
+    """Run drains, and let the leases of those that die run out; return how many died."""
+    deaths = 0
+    for _ in range(most):
+        if condition():
+            return deaths
+        retries_are_due(runtime.client)
+        try:
+            drain_outboxes(runtime, ["production"])
+        except Killed:
+            deaths += 1
+            runtime.client.delete(PRODUCTION.lease)
+    raise AssertionError(f"not within {most} drains, of which {deaths} died")
+
+
+@pytest.mark.parametrize(
+    "deadly", [["event-0"], ["event-7"], ["event-29"], ["event-7", "event-8"], ["event-0", "event-1", "event-29"]]
+)
+def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive(
+    runtime: Runtime, client: Redis, api: Sandbox, deadly: list[str]
+) -> None:
+    for number in range(30):
+        report_image(client, image_of(f"app-{number}"), id=f"event-{number}")
+    drain_inbox(runtime)
+    deaths = die_until(
+        replace(runtime, transport=Deadly(runtime.transport, set(deadly))), lambda: nothing_waits(client)
+    )
+
+    letters = dead_letters(client)
+    assert [(letter["id"], letter["reason"]) for letter in letters] == [(name, "worker_crash") for name in deadly]
+    assert letters[0]["detail"] == f"{leases.MAX_DEATHS} workers died when they delivered it"
+    assert {letter["attempts"] for letter in letters} == {"0"}
+    # The first has many in hand and nobody knows of which it died.
+    assert deaths == 1 + leases.MAX_DEATHS * len(deadly)
+    arrived = {request.idempotency_key for request in api.requests if request.processed}
+    assert arrived == {f"event-{number}" for number in range(30)} - set(deadly)
+    assert api.counts().repeats <= runtime.settings.delivery.max_in_flight
+    assert ledger_of(client).unaccounted == 0
+    assert client.exists(PRODUCTION.run) == 0
+
+
+def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 503, "count": 1}]
+    with running(redis_server, api, delivery=LATER) as runtime:
+        report(client, "deadly", id="deadly")
+        drain_inbox(runtime)
+        assert drained(replace(runtime, random=Longest())).retrying == 1
+        report(client, "next", id="next")
+        drain_inbox(runtime)
+        die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))
+
+    (letter,) = dead_letters(client)
+    assert (letter["id"], letter["reason"], letter["attempts"]) == ("deadly", "worker_crash", "1")
+    assert delivered_digests(api) == [digest("next")]
+
+
+def test_worker_that_dies_for_another_reason_condemns_no_event(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    """Each time it is another event that is in hand."""
+    for number in range(30):
+        report_image(client, image_of(f"app-{number}"), id=f"event-{number}")
+    drain_inbox(runtime)
+    for number in range(2 * leases.MAX_DEATHS):
+        with pytest.raises(Killed):
+            drain_outboxes(
+                replace(runtime, transport=Deadly(runtime.transport, {f"event-{3 * number}"})), ["production"]
+            )
+        client.delete(PRODUCTION.lease)
+    deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert client.xlen(KEYS.dead) == 0
+    assert {request.idempotency_key for request in api.requests} == {f"event-{number}" for number in range(30)}
+
+
+def test_deadly_events_are_found_where_only_the_latest_counts(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    """What a retry supersedes is to be settled before anything is sent one at a time."""
+    api.faults = [{"kind": "status", "status": 503, "count": 1}]
+    with running(redis_server, api, delivery={"history": "latest"} | LATER) as runtime:
+        report(client, "a")
+        drain_inbox(runtime)
+        assert drained(replace(runtime, random=Longest())).retrying == 1
+        report(client, "b", id="deadly")
+        drain_inbox(runtime)
+        drained(runtime)
+        report_image(client, image_of("another"), id="another")
+        drain_inbox(runtime)
+        die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))
+
+    assert [(letter["id"], letter["reason"]) for letter in dead_letters(client)] == [("deadly", "worker_crash")]
+    assert delivered_images(api) == [image_of("another")]
+    assert (ledger_of(client).superseded, ledger_of(client).unaccounted) == (1, 0)

@@ -1,0 +1,466 @@
+"""settle.lua: what became of entries is recorded once, by the drain that has them, and adds up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from outboxes import (
+    KEYS,
+    LONG_SECONDS,
+    NOT_RECORDED,
+    PAUSED,
+    PRODUCTION,
+    RECORDED,
+    RECORDED_AND_PAUSED,
+    X,
+    Y,
+    acquire,
+    death,
+    everything,
+    fill,
+    gives_way,
+    ids_of,
+    lease_outbox,
+    now_ms,
+    park,
+    put,
+    release,
+    settle,
+    took,
+    took_due,
+    totals,
+    tried_again,
+)
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import counts
+from relay.store.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
+from relay.store.state import Accepted, Delivered
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+def test_delivered_entry_leaves_and_is_the_state(client: Redis) -> None:
+    lease_outbox(client)
+    _, two = fill(client, X, Y)
+    first, second = took(client).fresh
+    delivered = [first._replace(time="7", came="5-2"), second]
+
+    assert settle(client, delivered=delivered, latency={3: 1, 5: 1}, cursor=after(two)) == RECORDED
+
+    assert client.exists(PRODUCTION.outbox) == 0 or client.xlen(PRODUCTION.outbox) == 0
+    state = {
+        name.decode(): Delivered.decode(value.decode())
+        for name, value in client.hgetall(PRODUCTION.delivered).items()
+    }
+    assert {name: value[:2] for name, value in state.items()} == {X: ("sha256:0", 7), Y: ("sha256:1", None)}
+    assert state[X].at == pytest.approx(now_ms(client), abs=1000)
+    came = {name: value.split(b"\n")[3] for name, value in client.hgetall(PRODUCTION.delivered).items()}
+    assert came == {b"x": b"5-2", b"y": b"5"}
+    assert client.get(PRODUCTION.cursor) == after(two).encode()
+    assert totals(client) == {"taken": 2, "new": 2, "outbox": 0, "delivered": 2}
+    assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 0, "delivered": 2}
+    assert totals(client, KEYS.latency) == {"3": 1, "5": 1}
+
+
+def everything_of(client: Redis) -> dict[str, Any]:
+    """Take four entries and say of each something else."""
+    first, second, third, fourth = took(client).fresh
+    return {
+        "delivered": [first],
+        "superseded": [gives_way(fourth)],
+        "dead": [death(third)],
+        "parked": [Parking(tried_again(second), 1.0, ())],
+        "latency": {1: 1},
+    }
+
+
+def test_settle_of_who_lost_the_lease_to_another_does_nothing(client: Redis) -> None:
+    acquire(client)
+    fill(client, X, X, Y, "z")
+    what = everything_of(client)
+    client.delete(PRODUCTION.lease)
+    acquire(client, "successor")
+    before = everything(client)
+
+    assert settle(client, **what) == NOT_RECORDED
+    assert everything(client) == before
+
+    client.delete(PRODUCTION.lease)
+    before = everything(client)
+    assert settle(client, **what) == NOT_RECORDED, "the successor's lease ran out too, and it may have sent them"
+    assert everything(client) == before
+
+
+def test_settle_of_who_never_had_the_lease_does_nothing(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, X, Y, "z")
+    what = everything_of(client)
+    client.delete(PRODUCTION.lease)
+    before = everything(client)
+
+    assert settle(client, **what) == NOT_RECORDED
+    assert everything(client) == before
+
+
+def test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over(client: Redis) -> None:
+    acquire(client)
+    fill(client, X, X, Y, "z")
+    what = everything_of(client)
+    client.delete(PRODUCTION.lease)
+
+    assert settle(client, **what) == RECORDED
+    assert totals(client)["delivered"] == 1
+    assert client.exists(PRODUCTION.lease) == 0, "that does not make it anybody's"
+
+
+def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> None:
+    """It was taken over, sent by another, and let go of: there is no mark of a run any more."""
+    acquire(client)
+    fill(client, X, X, Y, "z")
+    what = everything_of(client)
+    client.delete(PRODUCTION.lease)
+    acquire(client, "successor")
+    release(client, token="successor")
+    before = everything(client)
+
+    assert settle(client, **what) == NOT_RECORDED
+    assert everything(client) == before
+
+
+@pytest.mark.parametrize("nothing", [False, True], ids=["", "of nothing that is there"])
+def test_settle_tells_that_the_environment_is_paused(client: Redis, nothing: bool) -> None:  # noqa: FBT001
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    client.hset(PAUSED, "production", 1)
+    if nothing:
+        client.xdel(PRODUCTION.outbox, entry.entry_id)
+
+    assert settle(client, delivered=[entry]) == RECORDED_AND_PAUSED
+    assert totals(client).get("delivered", 0) == (not nothing), "what was in flight is recorded all the same"
+
+
+@pytest.mark.parametrize("with_retry", [False, True], ids=["alone", "with a retry"])
+@pytest.mark.parametrize("fate", ["delivered", "superseded", "dead", "nothing else"])
+def test_settle_applied_twice_does_nothing_more(client: Redis, fate: str, with_retry: bool) -> None:  # noqa: FBT001
+    lease_outbox(client)
+    fill(client, X, Y, Y, X)
+    client.hset(PRODUCTION.accepted, X, Accepted("sha256:0", None, 1, 1, ("e0",)).encode())
+    first, second, follower, _ = took(client).fresh
+    what: dict[str, Any] = {
+        "delivered": {"delivered": [first], "latency": {4: 1}},
+        "superseded": {"superseded": [gives_way(first)]},
+        "dead": {"dead": [death(first)]},
+        "nothing else": {},
+    }[fate]
+    if with_retry:
+        what["parked"] = [Parking(tried_again(second), LONG_SECONDS, (follower,))]
+    settle(client, **what)
+    before = everything(client)
+    due = client.zrange(PRODUCTION.due, 0, -1, withscores=True)
+
+    assert settle(client, **what) == RECORDED
+
+    if due:  # that its pause begins anew is harmless
+        client.zadd(PRODUCTION.due, dict(due))
+    again = everything(client)
+    assert {key for key in before.keys() | again.keys() if before.get(key) != again.get(key)} == set()
+
+
+def test_dead_letter_has_the_event_and_why_and_what_was_tried(client: Redis) -> None:
+    lease_outbox(client)
+    (one,) = fill(client, X)
+    (entry,) = took(client).fresh
+    trials = Trials(attempts=3, answers=5, first=1_750_000_000_000, forbidden=1, successes=2)
+
+    settle(client, dead=[Death(entry._replace(trials=trials), "exhausted", "HTTP 503: later", 503)])
+
+    ((_, dead),) = client.xrange(KEYS.dead)
+    found = {name.decode(): value.decode() for name, value in dead.items()}
+    assert int(found.pop("last")) == pytest.approx(now_ms(client), abs=1000)
+    assert found == {
+        "event": "body 0",
+        "id": "e0",
+        "source": "",
+        "time": "",
+        "digest": "sha256:0",
+        "instance": "x",
+        "arrived": "5",
+        "reason": "exhausted",
+        "detail": "HTTP 503: later",
+        "status": "503",
+        "attempts": "5",
+        "first": "1750000000000",
+        "endpoint": "default",
+        "environment": "production",
+        "entry": one,
+    }
+    assert totals(client) == {"taken": 1, "new": 1, "outbox": 0, "dead": 1, "dead:exhausted": 1}
+    assert totals(client, PRODUCTION.counts) == {"new": 1, "outbox": 0, "dead": 1, "dead:exhausted": 1}
+
+
+def test_death_of_what_was_never_tried_says_so(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    settle(client, dead=[Death(took(client).fresh[0], "expired", "not delivered within 1 s")])
+
+    ((_, dead),) = client.xrange(KEYS.dead)
+    assert {name: dead[name] for name in (b"status", b"attempts", b"first", b"last")} == {
+        b"status": b"",
+        b"attempts": b"0",
+        b"first": b"",
+        b"last": b"",
+    }
+
+
+def test_death_without_a_status_has_an_empty_one(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    settle(client, dead=[Death(took(client).fresh[0], "exhausted", "timeout", None)])
+
+    ((_, dead),) = client.xrange(KEYS.dead)
+    assert dead[b"status"] == b""
+
+
+def state_after_death(
+    client: Redis, accepted: Accepted | None, delivered: str | None, event_id: str = "e0"
+) -> Accepted | None:
+    lease_outbox(client)
+    fill(client, X)
+    if accepted:
+        client.hset(PRODUCTION.accepted, X, accepted.encode())
+    if delivered:
+        client.hset(PRODUCTION.delivered, X, delivered)
+    (entry,) = took(client).fresh
+    settle(client, dead=[death(entry._replace(event_id=event_id))])
+    value = client.hget(PRODUCTION.accepted, X)
+    return Accepted.decode(value.decode()) if value else None
+
+
+@pytest.mark.parametrize(
+    ("accepted", "delivered", "expected"),
+    [
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
+            "sha256:a\n10\n999\n11",
+            Accepted("sha256:a", 10, 11, 22, ("a",)),
+            id="the last accepted: back to what was delivered",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
+            "sha256:a\n10\n999\n11-2",
+            Accepted("sha256:a", 10, 11, 22, ("a",), sequence=2),
+            id="delivered was the third of a millisecond: it is so again",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
+            "sha256:a\n\n999\n11",
+            Accepted("sha256:a", None, 11, 22, ("a",)),
+            id="delivered without a time: back to no known time",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("e0",)),
+            "sha256:a\n10\n999\n11",
+            Accepted("sha256:a", 10, 11, 22, ()),
+            id="the only id known: none is known",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
+            None,
+            None,
+            id="the last accepted, and nothing was delivered: forgotten whole",
+        ),
+        pytest.param(
+            Accepted("sha256:b", None, 21, 22, ("a", "e0", "b")),
+            "sha256:a\n10\n999\n11",
+            Accepted("sha256:b", None, 21, 22, ("a", "b")),
+            id="not the last accepted: its id is forgotten",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("e0", "b")),
+            None,
+            Accepted("sha256:b", 20, 21, 22, ("b",)),
+            id="not the last accepted, and nothing was delivered: its id is forgotten",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "b")),
+            "sha256:a\n10\n999\n11",
+            Accepted("sha256:b", 20, 21, 22, ("a", "b")),
+            id="accepted too long ago: the state stays",
+        ),
+        pytest.param(None, "sha256:a\n10\n999\n11", None, id="no state: none comes"),
+    ],
+)
+def test_dead_letter_gives_its_state_back(
+    client: Redis, accepted: Accepted | None, delivered: str | None, expected: Accepted | None
+) -> None:
+    assert state_after_death(client, accepted, delivered) == expected
+
+
+@pytest.mark.parametrize("event_id", ["%d+", "a.b", "[x", "é", "1" * 128])
+def test_any_id_is_given_back_literally(client: Redis, event_id: str) -> None:
+    accepted = Accepted("sha256:b", 20, 21, 22, ("keep", event_id, "last"))
+
+    assert state_after_death(client, accepted, None, event_id) == accepted._replace(ids=("keep", "last"))
+
+
+@pytest.mark.parametrize("fate", ["delivered", "dead"])
+def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Redis, fate: str) -> None:
+    lease_outbox(client)
+    _, two, _ = fill(client, X, X, Y)
+    first, second, other = took(client).fresh
+    park(client, first, second)
+    park(client, other, seconds=LONG_SECONDS)
+    (head,) = took_due(client)
+
+    settle(client, **{fate: [head if fate == "delivered" else death(head)]})
+
+    assert client.zscore(PRODUCTION.due, X) <= now_ms(client)
+    (due,) = took_due(client)
+    assert (due.entry_id, due.trials) == (two, NO_TRIALS)
+    assert client.hkeys(PRODUCTION.attempts) == [Y.encode()]
+
+
+def test_retries_are_counted(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    first, second = took(client).fresh
+    settle(client, parked=[Parking(tried_again(one), 1.0, ()) for one in (first, second)])
+
+    assert totals(client) == {"taken": 2, "new": 2, "outbox": 2, "retries": 2}
+    assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 2, "retries": 2}
+
+
+def test_largest_settlement_is_recorded_whole(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, *[f"i{number}" for number in range(5000)])
+    entries = took(client, fresh=5000).fresh
+
+    assert settle(client, delivered=entries, latency={1: 5000}) == RECORDED
+    assert client.hlen(PRODUCTION.delivered) == 5000
+    assert totals(client)["delivered"] == 5000
+
+
+def test_largest_following_is_parked_whole(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, *[X] * 5000)
+    first, *followers = took(client, fresh=5000).fresh
+    park(client, first, *followers)
+
+    assert client.zcard(PRODUCTION.parked) == 5000
+
+
+def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
+    lease_outbox(client)
+    put(client, {}, {})
+    fill(client, "a", "b", "c", "d", "d", "b", "d")
+    one, two, three, four, five, six, seven = took(client).fresh
+    park(client, four, five, seven)
+    ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
+    settle(
+        client,
+        delivered=[one, six],
+        dead=[death(three)],
+        superseded=[gives_way(two), *(Superseded(entry_id, "d", parked=True) for entry_id in superseded)],
+        parked=[Parking(tried_again(latest), 1.0, ())],
+    )
+    ledger = counts.read_ledger(client, KEYS)
+
+    assert (ledger.added, ledger.waiting, ledger.retries) == (9, 3, 2)
+    assert (ledger.delivered, ledger.dead, ledger.superseded) == (2, 1, 3)
+    assert ledger.dead_by_reason == {"refused": 1}
+    assert ledger.unaccounted == 0
+    (production,) = counts.read_environments(client, KEYS, DEFAULT_ENDPOINT)
+    assert (production.waiting, production.retrying) == (1, 1)
+    assert (production.delivered, production.superseded, production.dead) == (2, 3, 1)
+
+
+# Superseded
+
+
+def test_superseded_entry_leaves_and_is_no_state(client: Redis) -> None:
+    lease_outbox(client)
+    _, two = fill(client, X, X)
+    first, second = took(client).fresh
+    client.hset(PRODUCTION.accepted, X, "as it was")
+
+    assert settle(client, superseded=[gives_way(first)], cursor=two) == RECORDED
+
+    assert ids_of(took(client).fresh) == [two]
+    assert client.exists(PRODUCTION.delivered, KEYS.dead) == 0
+    assert client.hget(PRODUCTION.accepted, X) == b"as it was", "it speaks of the later one"
+    assert client.get(PRODUCTION.cursor) == two.encode()
+    assert totals(client) == {"taken": 2, "new": 2, "outbox": 1, "superseded": 1}
+    assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 1, "superseded": 1}
+    settle(client, delivered=[second])
+
+
+def with_one_due(client: Redis) -> tuple[OutboxEntry, list[Superseded]]:
+    """Park three entries of X, and take the latest with those that it supersedes."""
+    lease_outbox(client)
+    fill(client, X, X, X, Y)
+    one, two, three, other = took(client).fresh
+    settle(client, delivered=[other])
+    park(client, one, two, three)
+    ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
+    return latest, [Superseded(entry_id, X, parked=True) for entry_id in superseded]
+
+
+def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_stays_taken(client: Redis) -> None:
+    latest, superseded = with_one_due(client)
+    taken_until = client.zscore(PRODUCTION.due, X)
+
+    assert settle(client, superseded=superseded) == RECORDED
+
+    assert client.zcard(PRODUCTION.parked) == 1
+    assert client.exists(PRODUCTION.attempts) == 0, "the latest was never tried"
+    assert client.zscore(PRODUCTION.due, X) == taken_until
+    assert [entry_id.decode() for entry_id, _ in client.xrange(PRODUCTION.outbox)] == [latest.entry_id]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["first", "together"])
+@pytest.mark.parametrize("fate", ["delivered", "dead"])
+def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
+    client: Redis,
+    fate: str,
+    together: bool,  # noqa: FBT001
+) -> None:
+    latest, superseded = with_one_due(client)
+    last = {fate: [latest if fate == "delivered" else death(latest)]}
+    if together:
+        settle(client, superseded=superseded, **last)
+    else:
+        settle(client, superseded=superseded)
+        settle(client, **last)
+
+    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+    assert client.xlen(PRODUCTION.outbox) == 0
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["first", "together"])
+def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together: bool) -> None:  # noqa: FBT001
+    latest, superseded = with_one_due(client)
+    retry = Parking(tried_again(latest), 0.0, ())
+    if together:
+        settle(client, superseded=superseded, parked=[retry])
+    else:
+        settle(client, superseded=superseded)
+        settle(client, parked=[retry])
+
+    assert took_due(client) == [tried_again(latest)]
+    assert totals(client)["retries"] == 2
+    assert client.zcard(PRODUCTION.parked) == 1
+
+
+def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, X, X)
+    one, two, three = took(client).fresh
+
+    settle(client, superseded=[gives_way(two)], parked=[Parking(tried_again(one), 0.0, (three,))])
+
+    assert took_due(client) == [tried_again(one)._replace(parked=True)]
+    assert client.zcard(PRODUCTION.parked) == 2

@@ -1,0 +1,353 @@
+"""take.lua: what a delivery drain may send next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from outboxes import (
+    ENDPOINT,
+    KEYS,
+    LEASE_MS,
+    LONG_SECONDS,
+    PAUSED,
+    PRODUCTION,
+    TOKEN,
+    X,
+    Y,
+    acquire,
+    everything,
+    fill,
+    ids_of,
+    lease_outbox,
+    now_ms,
+    park,
+    settle,
+    take,
+    took,
+    took_due,
+    tried_again,
+)
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import endpoint
+from relay.store.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+def test_take_returns_fresh_entries_complete_and_in_order(client: Redis) -> None:
+    lease_outbox(client)
+    one, two = fill(client, X, Y)
+    found = took(client)
+
+    assert found.fresh == [
+        OutboxEntry(one, b"body 0", "e0", X, "sha256:0", "", 5, came="5"),
+        OutboxEntry(two, b"body 1", "e1", Y, "sha256:1", "", 5, came="5"),
+    ]
+    assert (found.due, found.health, found.paused) == ([], endpoint.Health(), False)
+    assert found.cursor == after(two)
+    assert found.now == pytest.approx(now_ms(client), abs=1000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "came"),
+    [
+        ({}, "5"),
+        ({"sequence": "3"}, "5-3"),
+        ({"redriven": "1 4-0"}, "4"),
+        ({"redriven": "2 4-7", "sequence": "3"}, "4-7"),
+        ({"redriven": "1 4-0 force"}, "5"),
+    ],
+)
+def test_an_entrys_place_among_all_is_that_of_its_first_coming(
+    client: Redis, fields: dict[str, str], came: str
+) -> None:
+    lease_outbox(client)
+    entry = {"event": "{}", "id": "e", "digest": "d", "instance": X, "time": "", "arrived": 5, **fields}
+    client.xadd(PRODUCTION.outbox, entry)
+
+    assert [found.came for found in took(client).fresh] == [came]
+
+
+def test_take_goes_on_at_the_cursor_and_takes_no_more_than_wanted(client: Redis) -> None:
+    lease_outbox(client)
+    one, two, three = fill(client, X, X, Y)
+
+    first = took(client, fresh=1)
+    assert (ids_of(first.fresh), first.cursor) == ([one], after(one))
+    assert ids_of(took(client, cursor=after(one)).fresh) == [two, three]
+    assert ids_of(took(client, cursor=two).fresh) == [two, three]
+
+    nothing = took(client, cursor=after(three))
+    assert (nothing.fresh, nothing.cursor) == ([], None)
+
+
+def test_take_without_the_lease_returns_nothing_and_changes_nothing(client: Redis) -> None:
+    fill(client, X)
+    before = everything(client)
+    assert take(client) is None
+
+    lease_outbox(client, "successor")
+    before = everything(client)
+    assert take(client) is None
+    assert everything(client) == before
+
+
+def test_take_takes_its_lease_again_that_ran_out_while_nobody_took_over(client: Redis) -> None:
+    acquire(client)
+    fill(client, X)
+    client.delete(PRODUCTION.lease)
+
+    assert len(took(client).fresh) == 1
+    assert client.get(PRODUCTION.lease) == TOKEN.encode()
+    assert 0 < client.pttl(PRODUCTION.lease) <= LEASE_MS
+
+
+def test_take_of_nothing_renews_the_lease(client: Redis) -> None:
+    fill(client, X)
+    client.set(PRODUCTION.lease, "token", px=LEASE_MS // 3)
+    found = took(client, fresh=0, due=0)
+
+    assert (found.fresh, found.due, found.cursor) == ([], [], None)
+    assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2
+
+
+def test_fresh_entry_whose_instance_waits_for_a_retry_is_parked_behind_it(client: Redis) -> None:
+    lease_outbox(client)
+    one, two = fill(client, X, X)
+    first, second = took(client).fresh
+    park(client, first, second, seconds=LONG_SECONDS)
+    three, four = fill(client, X, Y)
+
+    found = took(client, cursor=after(two))
+
+    assert ids_of(found.fresh) == [four]
+    assert found.cursor == after(four)
+    assert client.zcard(PRODUCTION.parked) == 3
+    client.zadd(PRODUCTION.due, {X: 0})
+    for expected in (one, two, three):
+        (head,) = took_due(client)
+        assert head.entry_id == expected
+        settle(client, delivered=[head])
+    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+
+
+def test_parked_order_is_that_of_the_stream_however_long_the_ids_are(client: Redis) -> None:
+    lease_outbox(client)
+    fields = {"event": "", "id": "e", "digest": "d", "instance": X, "time": "", "arrived": 1}
+    ids = ["9-9", "9-10", "10-0", "100-0", "18446744073709551615-0", "18446744073709551615-18446744073709551614"]
+    for entry_id in ids:
+        client.xadd(PRODUCTION.outbox, fields, id=entry_id)
+    first, *followers = took(client).fresh
+    park(client, first, *reversed(followers))
+
+    for expected in ids:
+        (head,) = took_due(client)
+        assert head.entry_id == expected
+        settle(client, delivered=[head])
+
+
+def test_instances_that_start_alike_are_parked_apart(client: Redis) -> None:
+    lease_outbox(client)
+    names = ["a", "a b", "ab", "a\x0b", "é"]
+    ids = fill(client, *names)
+    for entry in took(client).fresh:
+        park(client, entry)
+    due = took_due(client)
+
+    assert {entry.instance: entry.entry_id for entry in due} == dict(zip(names, ids, strict=True))
+
+
+def test_due_instance_is_marked_as_taken_for_a_lease(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    park(client, entry)
+
+    (due,) = took_due(client)
+    assert due == tried_again(entry)._replace(parked=True)
+    assert client.zscore(PRODUCTION.due, X) == pytest.approx(now_ms(client) + LEASE_MS, abs=1000)
+    assert took(client).due == []
+
+
+def test_instance_is_not_due_before_its_pause_is_over(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    park(client, entry, seconds=LONG_SECONDS)
+
+    assert took(client).due == []
+    assert client.zscore(PRODUCTION.due, X) == pytest.approx(now_ms(client) + LONG_SECONDS * 1000, abs=1000)
+
+
+def test_trials_are_kept_from_retry_to_retry(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    for attempts in (1, 2, 3):
+        park(client, entry)
+        (entry,) = took_due(client)
+        assert entry.trials == Trials(attempts=attempts, answers=attempts, first=7)
+        client.zadd(PRODUCTION.due, {X: 0})
+
+
+def test_no_more_due_instances_are_taken_than_wanted(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    for entry in took(client).fresh:
+        park(client, entry)
+
+    assert len(took(client, due=1).due) == 1
+    assert len(took(client, due=5).due) == 1
+
+
+def test_all_of_an_entrys_trials_are_kept(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    trials = Trials(attempts=2, answers=9, first=1_750_000_000_000, forbidden=1, successes=12_345_678)
+    settle(client, parked=[Parking(took(client).fresh[0]._replace(trials=trials), 0.0, ())])
+
+    (due,) = took_due(client)
+    assert due.trials == trials
+
+
+def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    park(client, took(client, fresh=1).fresh[0])
+    client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
+    hold = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=LONG_SECONDS, reason="rate_limited")
+    client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
+
+    found = took(client)
+
+    assert (found.fresh, found.due, found.cursor) == ([], [], None)
+    assert found.health == endpoint.Health(
+        until=hold.until, reason="rate_limited", openings=1, failures=20, window=1, circuit="circuit_open"
+    )
+    assert found.health.hold(found.now) == endpoint.Hold(hold.until, "rate_limited", 1)
+    assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
+    assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
+
+
+def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=0, reason="circuit_open")
+    client.hset(ENDPOINT, "openings", 1)
+    found = took(client)
+
+    assert (len(found.fresh), found.health.hold(found.now), found.health.openings) == (1, None, 1)
+
+
+def test_nothing_is_taken_of_a_paused_environment(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, X, Y)
+    park(client, took(client, fresh=1).fresh[0])
+    client.hset(PAUSED, "staging", 1)
+    client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
+    assert not took(client, fresh=0, due=0).paused, "another is paused"
+
+    client.hset(PAUSED, "production", 1)
+    parked = client.zcard(PRODUCTION.parked)
+    found = took(client)
+
+    assert (found.fresh, found.due, found.cursor, found.paused) == ([], [], None, True)
+    assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
+    assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
+    assert client.zcard(PRODUCTION.parked) == parked
+
+
+def test_parked_entry_that_was_deleted_by_hand_makes_way_for_the_next(client: Redis) -> None:
+    lease_outbox(client)
+    one, two = fill(client, X, X)
+    first, second = took(client).fresh
+    park(client, first, second)
+    client.xdel(PRODUCTION.outbox, one)
+
+    (due,) = took_due(client)
+    assert (due.entry_id, due.trials) == (two, NO_TRIALS)
+
+    settle(client, delivered=[due])
+    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+
+
+def test_instance_whose_parked_entries_were_all_deleted_by_hand_is_forgotten(client: Redis) -> None:
+    lease_outbox(client)
+    (one,) = fill(client, X)
+    park(client, took(client).fresh[0])
+    client.xdel(PRODUCTION.outbox, one)
+    took(client)
+    took(client)
+
+    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+
+
+# Only the latest of an instance
+
+
+def parked_three(client: Redis) -> list[OutboxEntry]:
+    """Park three entries of X, the first of them tried, and return them."""
+    lease_outbox(client)
+    fill(client, X, X, Y, X)
+    one, two, other, three = took(client).fresh
+    settle(client, delivered=[other])
+    park(client, one, two, three)
+    return [entry._replace(parked=True) for entry in (one, two, three)]
+
+
+def test_latest_of_an_instance_is_due_untried_and_supersedes_the_others(client: Redis) -> None:
+    one, two, three = parked_three(client)
+
+    found = took(client, fresh=0, latest_only=True)
+
+    assert found.due == [Due(three, [one.entry_id, two.entry_id])]
+    assert client.zcard(PRODUCTION.parked) == 3, "nothing is superseded before it is settled"
+
+
+def test_every_entry_of_an_instance_is_due_in_turn_unless_only_the_latest_counts(client: Redis) -> None:
+    one, _, _ = parked_three(client)
+
+    assert took(client, fresh=0).due == [Due(tried_again(one), [])]
+
+
+def test_latest_of_an_instance_that_is_its_only_one_keeps_its_trials(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    park(client, entry)
+
+    assert took(client, latest_only=True).due == [Due(tried_again(entry)._replace(parked=True), [])]
+
+
+def test_latest_of_an_instance_is_among_what_is_there_still(client: Redis) -> None:
+    one, two, three = parked_three(client)
+    client.xdel(PRODUCTION.outbox, two.entry_id, three.entry_id)
+
+    assert took(client, fresh=0, latest_only=True).due == [Due(tried_again(one), [])]
+
+
+def test_fresh_entries_are_all_returned_even_if_only_the_latest_counts(client: Redis) -> None:
+    lease_outbox(client)
+    ids = fill(client, X, X, X)
+
+    assert ids_of(took(client, latest_only=True).fresh) == ids
+
+
+def test_latest_of_very_many_parked_entries_is_found_in_steps(client: Redis) -> None:
+    lease_outbox(client)
+    ids = fill(client, *[X] * 1500)
+    first, *followers = took(client, fresh=1500).fresh
+    park(client, first, *followers)
+
+    (found,) = took(client, fresh=0, latest_only=True).due
+    assert list(found.superseded) == ids[: len(found.superseded)]
+    assert found.entry.entry_id == ids[len(found.superseded)]
+    behind = [Superseded(entry_id, X, parked=True) for entry_id in found.superseded]
+    settle(client, delivered=[found.entry], superseded=behind)
+    (rest,) = took(client, fresh=0, latest_only=True).due
+
+    assert rest.entry.entry_id == ids[-1]
+    assert list(rest.superseded) == ids[len(found.superseded) + 1 : -1]

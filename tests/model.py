@@ -1,0 +1,550 @@
+"""What must become of every report: a small model of the relay, kept by watching what lies in Redis.
+
+The model knows what was reported and what the API answered. Whenever a script ran it compares what lay in the streams
+before and after: whatever left a stream must have left it for a reason that the rules give, must be counted as that,
+and must leave its instance's state as the rules say. The rules are written here once more, by events and their order
+instead of times and digests, and share no code with the workers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.store.counts import read_ledger
+from relay.store.leases import MAX_DEATHS
+from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from redis import Redis
+
+#: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
+REMEMBERED = {"appended", "counts", "dead", "endpoint", "inbox", "latency", "state"}
+
+_VERDICTS = ("new", "changed", "reasserted", "duplicate", "stale")
+_NEWS = frozenset(_VERDICTS[:3])
+
+EntryId = tuple[int, int]
+Fields = dict[str, str]
+
+
+class Kind(Enum):
+    """What an answer of the API means for an event, by the table of the delivery rules."""
+
+    DELIVERED = "delivered"
+    #: Uses up an attempt.
+    FAILED = "failed"
+    #: The endpoint's fault: uses up none.
+    LATER = "later"
+    UNAUTHORIZED = "unauthorized"
+    REFUSED = "refused"
+
+
+class Place(Enum):
+    """Where an event is."""
+
+    INBOX = "inbox"
+    OUTBOX = "outbox"
+    DEAD = "dead"
+    ENDED = "ended"
+
+
+@dataclass(eq=False, slots=True)
+class Event:
+    """One report, wherever it is. `order` is its place among all that came; `rank` what it was last accepted with."""
+
+    name: str
+    environment: str
+    instance: str
+    digest: str
+    event_id: str
+    time: int | None
+    entry: str
+    order: EntryId
+    rank: EntryId = (0, 0)
+    readable: bool = True
+    place: Place = Place.INBOX
+    redriven: bool = False
+    forced: bool = False
+    fate: str = ""
+    #: Since it was last accepted: answers that count as attempts, and those that were 403.
+    attempts: int = 0
+    forbidden: int = 0
+
+    @property
+    def where(self) -> tuple[str, str]:
+        return self.environment, self.instance
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name} ({self.environment}, {self.place.value} {self.entry}{' ' if self.fate else ''}{self.fate})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an instance's next event is compared with: the event last accepted, the newest time, the ids."""
+
+    last: Event
+    order: EntryId
+    time: int | None
+    ids: tuple[str, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Post:
+    """One request. `processed` is None as long as it is open whether the API took it."""
+
+    drain: Drain
+    event: Event
+    entry: str
+    processed: bool | None = None
+    answer: Kind | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Drain:
+    """A drain as the model sees it: what it was told by the API, and whether it can still tell anybody."""
+
+    name: str
+    latest: bool = False
+    expires: bool = False
+    gone: bool = False
+    answered: dict[tuple[str, str], Kind] = field(default_factory=dict)
+
+
+class Outbox(NamedTuple):
+    """What lies in Redis of one environment."""
+
+    entries: dict[str, Fields]
+    accepted: dict[str, str]
+    delivered: dict[str, str]
+    counts: Counter[str]
+    parked: list[tuple[str, str]]
+    due: set[str]
+    attempts: dict[str, str]
+    lease: str
+
+
+class Snapshot(NamedTuple):
+    """What lies in Redis of the whole shard."""
+
+    inbox: dict[str, Fields]
+    dead: dict[str, Fields]
+    counts: Counter[str]
+    lease: str
+    redrive_lease: str
+    outboxes: dict[str, Outbox]
+
+
+def snapshot(client: Redis, keys: Keys, environments: Collection[str]) -> Snapshot:
+    pipeline = client.pipeline(transaction=False)
+    pipeline.xrange(keys.inbox).xrange(keys.dead).hgetall(keys.counts)
+    pipeline.get(keys.intake_lease).get(keys.redrive_lease)
+    for name in environments:
+        of = keys.of_outbox(DEFAULT_ENDPOINT, name)
+        pipeline.xrange(of.outbox).hgetall(of.accepted).hgetall(of.delivered).hgetall(of.counts)
+        pipeline.zrange(of.parked, 0, -1).zrange(of.due, 0, -1).hgetall(of.attempts).get(of.lease)
+    inbox, dead, counts, lease, redrive_lease, *rest = pipeline.execute()
+    outboxes = {}
+    for number, name in enumerate(environments):
+        entries, accepted, delivered, own, parked, due, attempts, held = rest[8 * number : 8 * number + 8]
+        outboxes[name] = Outbox(
+            _stream(entries),
+            _hash(accepted),
+            _hash(delivered),
+            _counter(own),
+            [_member(each.decode()) for each in parked],
+            {each.decode() for each in due},
+            _hash(attempts),
+            (held or b"").decode(),
+        )
+    return Snapshot(_stream(inbox), _stream(dead), _counter(counts), *_texts(lease, redrive_lease), outboxes)
+
+
+def _texts(*values: bytes | None) -> list[str]:
+    return [(value or b"").decode() for value in values]
+
+
+def _stream(entries: Any) -> dict[str, Fields]:
+    return {entry_id.decode(): _hash(fields) for entry_id, fields in entries}
+
+
+def _hash(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in fields.items()}
+
+
+def _counter(fields: Mapping[bytes, bytes]) -> Counter[str]:
+    return Counter({name.decode(): int(value) for name, value in fields.items()})
+
+
+def _member(member: str) -> tuple[str, str]:
+    """Read a member of `parked`: instance and entry."""
+    instance, _, entry = member.partition("\n")
+    milliseconds, _, sequence = entry.partition("-")
+    return instance, f"{int(milliseconds)}-{int(sequence)}"
+
+
+def entry_order(entry: str) -> EntryId:
+    milliseconds, _, sequence = entry.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+class Model:
+    """What must be true after each script of whatever drain, and at rest."""
+
+    def __init__(self, client: Redis, keys: Keys, environments: Collection[str], max_attempts: int) -> None:
+        self.events: list[Event] = []
+        self.posts: list[Post] = []
+        #: Drains that ended without letting go, of each environment.
+        self.deaths: Counter[str] = Counter()
+        self.broken = False
+        self._client, self._keys, self._environments = client, keys, environments
+        self._max_attempts = max_attempts
+        self._seen = snapshot(client, keys, environments)
+        #: Who took the lease last, of the inbox ("") and of each outbox, expired or not.
+        self._holders: dict[str, Drain] = {}
+        self._known: dict[tuple[str, str], Known] = {}
+        self._delivered: dict[tuple[str, str], tuple[Event, EntryId]] = {}
+        self._died: set[tuple[str, str]] = set()
+        self._api: dict[tuple[str, str], Event] = {}
+        self._in_inbox: dict[str, Event] = {}
+        self._in_outbox: dict[tuple[str, str], Event] = {}
+        self._in_dead: dict[str, Event] = {}
+
+    # What happens outside
+
+    def reported(self, events: Sequence[Event]) -> None:
+        """Note reports that Redis has."""
+        self.events += events
+        self._in_inbox |= {event.entry: event for event in events}
+        self.look()
+
+    def sent(self, drain: Drain, environment: str, entry: str, digest: str) -> Post:
+        """Check a request that goes out."""
+        event = self._in_outbox.get((environment, entry))
+        self._must(event is not None, f"{drain.name} sends {entry} of {environment}, which is not there any more")
+        assert event is not None
+        self._must(event.digest == digest, f"{event} is sent with another body")
+        self._must(self.is_holder(drain, environment), f"{drain.name} sends {event} after it was taken over")
+        for post in self.posts:
+            mine = post.event.where == event.where and self.is_holder(post.drain, environment) and not post.drain.gone
+            if post.answer is None and mine:
+                self.fail(f"{event} is sent while {post.event} of its instance is in flight")
+            if post.event is event and post.entry == entry and post.answer is Kind.DELIVERED and mine:
+                self.fail(f"{event} is sent again though {post.drain.name} knows that it arrived")
+        if not drain.latest:
+            before = [e for e in self._entries_of(event) if entry_order(e) < entry_order(entry)]
+            self._must(not before, f"{event} overtakes {[self._in_outbox[environment, e] for e in before]}")
+        last = self._delivered.get(event.where)
+        if last is not None:
+            self._must(last[1] < event.rank, f"{event} is sent after {last[0]}, which came later, was delivered")
+        post = Post(drain, event, entry)
+        self.posts.append(post)
+        return post
+
+    def processed(self, post: Post, *, was: bool) -> None:
+        """Note whether the API took a request."""
+        post.processed = was
+        if was:
+            self._api[post.event.where] = post.event
+
+    def answered(self, post: Post, kind: Kind, *, status: int | None) -> None:
+        """Note what a drain is told of its request."""
+        post.answer = kind
+        post.drain.answered[post.event.environment, post.entry] = kind
+        post.event.attempts += kind is Kind.FAILED
+        post.event.forbidden += status == 403
+
+    def dropped(self) -> None:
+        """Note that all dead letters are gone for good."""
+        for event in self._in_dead.values():
+            event.place, event.fate = Place.ENDED, "dropped"
+        number = len(self._in_dead)
+        self._in_dead.clear()
+        before, self._seen = self._seen, snapshot(self._client, self._keys, self._environments)
+        self._must(not self._seen.dead, "dead letters are left")
+        self._must((self._seen.counts - before.counts) == Counter(dropped=number), "what was dropped is not counted")
+        self._check_sums()
+
+    def is_holder(self, drain: Drain | None, environment: str) -> bool:
+        """Tell whether nobody took a drain's lease over, expired or not."""
+        return drain is not None and self._holders.get(environment) is drain
+
+    def holder(self, environment: str) -> Drain | None:
+        """Return who took this lease last, expired or not."""
+        return self._holders.get(environment)
+
+    @property
+    def has_dead(self) -> bool:
+        """Tell whether there are dead letters."""
+        return bool(self._in_dead)
+
+    # What a script did
+
+    def look(self, drain: Drain | None = None) -> None:
+        """Compare what lies in Redis with what lay there when we last looked; `drain` ran a script since."""
+        before, self._seen = self._seen, snapshot(self._client, self._keys, self._environments)
+        now = self._seen
+        if drain is not None:
+            self._note_leases(drain, before, now)
+        expected: Counter[str] = Counter()
+        self._check_redriven(before, now, expected)
+        buried = {e: now.dead[e] for e in now.dead if e not in before.dead}
+        own: dict[str, Counter[str]] = {name: Counter() for name in self._environments}
+        left = self._check_taken_in(drain, before, now, buried, expected, own)
+        for name in self._environments:
+            self._check_delivered(drain, name, before, now, buried, own[name])
+        self._must(not buried, f"dead letters of nothing: {buried}")
+        for name, counts in own.items():
+            expected += counts
+            self._check_counts(name, before.outboxes[name].counts, now.outboxes[name].counts, counts)
+        expected["taken"] += left
+        self._check_counts("the shard", before.counts, now.counts, expected)
+        self._check_sums()
+        self._check_states(now)
+
+    def _note_leases(self, drain: Drain, before: Snapshot, now: Snapshot) -> None:
+        if now.lease and now.lease != before.lease:
+            self._holders[""] = drain
+        if now.redrive_lease and now.redrive_lease != before.redrive_lease:
+            self._holders["redrive"] = drain
+        for name, outbox in now.outboxes.items():
+            if outbox.lease and outbox.lease != before.outboxes[name].lease:
+                self._holders[name] = drain
+
+    def _check_redriven(self, before: Snapshot, now: Snapshot, expected: Counter[str]) -> None:
+        left = [e for e in before.dead if e not in now.dead]
+        came = [e for e in now.inbox if e not in before.inbox and e not in self._in_inbox]
+        self._must(len(left) == len(came), f"{len(left)} dead letters went, and {len(came)} entries came")
+        for letter, entry in zip(left, came, strict=True):
+            event = self._in_dead.pop(letter)
+            fields = now.inbox[entry]
+            if event.fate == "worker_crash" and "id" not in fields:
+                event.event_id = entry  # it never got as far as to have the id of its first entry
+            if event.readable:
+                self._must(fields.get("id", entry) == event.event_id, f"{event} was redriven as {fields}")
+            event.place, event.entry, event.redriven, event.fate = Place.INBOX, entry, True, ""
+            event.forced = fields["redriven"].endswith(" force")
+            self._in_inbox[entry] = event
+        expected["redriven"] = len(left)
+
+    def _check_taken_in(  # noqa: PLR0917 - all that a look has
+        self,
+        drain: Drain | None,
+        before: Snapshot,
+        now: Snapshot,
+        buried: dict[str, Fields],
+        expected: Counter[str],
+        own: dict[str, Counter[str]],
+    ) -> int:
+        left = [e for e in before.inbox if e not in now.inbox]
+        self._must(not left or self.is_holder(drain, ""), "an intake committed over its successor")
+        came = {
+            name: [e for e in now.outboxes[name].entries if e not in before.outboxes[name].entries]
+            for name in self._environments
+        }
+        letters = {fields["entry"]: letter for letter, fields in buried.items() if "endpoint" not in fields}
+        for entry in left:
+            event = self._in_inbox.pop(entry)
+            if not event.readable or entry in letters:
+                self._must(entry in letters, f"{event} is no dead letter")
+                letter = letters[entry]
+                event.place, event.fate = Place.DEAD, buried.pop(letter)["reason"]
+                crashed = event.fate == "worker_crash" and self.deaths[""] >= MAX_DEATHS
+                self._must(
+                    crashed or (event.fate == "invalid" and not event.readable), f"{event} died without reason"
+                )
+                self._in_dead[letter] = event
+                expected["dead"] += 1
+                expected[f"dead:{event.fate}"] += 1
+                continue
+            verdict = self._judge(event)
+            own[event.environment][verdict] += 1
+            if verdict not in _NEWS:
+                event.place, event.fate = Place.ENDED, verdict
+                continue
+            entries = now.outboxes[event.environment].entries
+            mine = [e for e in came[event.environment] if entries[e]["instance"] == event.instance]
+            self._must(bool(mine), f"{event} is {verdict}, and went to no outbox")
+            place = mine[0]
+            came[event.environment].remove(place)
+            fields = entries[place]
+            self._must(f"{fields['arrived']}-{fields.get('sequence', 0)}" == entry, f"{event} was put out of order")
+            event.place, event.entry, event.attempts, event.forbidden = Place.OUTBOX, place, 0, 0
+            self._in_outbox[event.environment, place] = event
+        self._must(not any(came.values()), f"nothing came in for {came}, or no news")
+        return len(left)
+
+    def _judge(self, event: Event) -> str:
+        """Say what an event is to its instance, and note what it leaves."""
+        known = self._known.get(event.where)
+        order = entry_order(event.entry) if event.forced else event.order
+        verdict = self._verdict(event, known)
+        if verdict in _NEWS:
+            event.rank = order
+            others = tuple(i for i in known.ids if i != event.event_id) if known else ()
+            ids = (*others, event.event_id)[-REMEMBERED_IDS:]
+            self._known[event.where] = Known(event, order, _newest(known and known.time, event.time), ids)
+        elif verdict == "duplicate" and known:
+            self._known[event.where] = Known(known.last, known.order, _newest(known.time, event.time), known.ids)
+        return verdict
+
+    def _verdict(self, event: Event, known: Known | None) -> str:
+        if known is None:
+            return "new"
+        if event.forced:
+            return "reasserted" if event.digest == known.last.digest else "changed"
+        if event.event_id in known.ids or event.digest == known.last.digest:
+            return "duplicate"
+        if event.time is not None and known.time is not None and event.time < known.time:
+            return "stale"
+        return "stale" if event.redriven and known.order > event.order else "changed"
+
+    def _check_delivered(  # noqa: PLR0917 - the same
+        self,
+        drain: Drain | None,
+        name: str,
+        before: Snapshot,
+        now: Snapshot,
+        buried: dict[str, Fields],
+        counts: Counter[str],
+    ) -> None:
+        was, is_ = before.outboxes[name], now.outboxes[name]
+        left = [e for e in was.entries if e not in is_.entries]
+        if left or is_.attempts != was.attempts or set(is_.parked) - set(was.parked):
+            self._must(self.is_holder(drain, name), f"a drain of {name} committed over its successor")
+        assert not left or drain
+        letters = {
+            f["entry"]: e for e, f in buried.items() if f.get("environment") == name and f["reason"] != "invalid"
+        }
+        dead = [e for e in left if e in letters]
+        for entry in left:
+            if entry in letters:
+                continue
+            event = self._in_outbox.pop((name, entry))
+            event.place = Place.ENDED
+            if drain.answered.get((name, entry)) is Kind.DELIVERED:
+                event.fate = "delivered"
+                self._delivered[event.where] = event, event.rank
+            else:
+                event.fate = "superseded"
+                later = [e for e in self._entries_of(event, was) if entry_order(e) > entry_order(entry)]
+                self._must(bool(drain.latest and later), f"{event} was neither delivered nor superseded")
+            counts[event.fate] += 1
+        for entry in dead:
+            event = self._in_outbox.pop((name, entry))
+            fields = buried.pop(letters[entry])
+            event.place, event.fate = Place.DEAD, fields["reason"]
+            self._check_death(drain, event, entry)
+            self._in_dead[letters[entry]] = event
+            counts["dead"] += 1
+            counts[f"dead:{event.fate}"] += 1
+            self._give_back(event)
+
+    def _check_death(self, drain: Drain, event: Event, entry: str) -> None:
+        answer = drain.answered.get((event.environment, entry))
+        good = {
+            "refused": answer is Kind.REFUSED,
+            "exhausted": answer is Kind.FAILED and event.attempts >= self._max_attempts,
+            "forbidden": answer is Kind.UNAUTHORIZED and event.forbidden >= 3,
+            "expired": drain.expires,
+            "worker_crash": self.deaths[event.environment] >= MAX_DEATHS,
+        }
+        self._must(good.get(event.fate, False), f"{event} died without that reason")
+
+    def _give_back(self, event: Event) -> None:
+        """What dies gives its state back: what counts again is what was last delivered."""
+        self._died.add(event.where)
+        known = self._known.get(event.where)
+        if known is None:
+            return
+        ids = tuple(each for each in known.ids if each != event.event_id)
+        # Known by its id: of two events under one id, which takes a redrive by force, the earlier one's death gives
+        # back the later one's state. That digest then is news when it is reported again, and delivered twice.
+        if known.last.event_id != event.event_id:
+            self._known[event.where] = Known(known.last, known.order, known.time, ids)
+        elif event.where in self._delivered:
+            last, order = self._delivered[event.where]
+            self._known[event.where] = Known(last, order, last.time, ids)
+        else:
+            del self._known[event.where]
+
+    def _entries_of(self, event: Event, outbox: Outbox | None = None) -> list[str]:
+        entries = (outbox or self._seen.outboxes[event.environment]).entries
+        return [e for e, fields in entries.items() if fields["instance"] == event.instance]
+
+    # What must hold whatever happened
+
+    def _check_counts(self, where: str, before: Counter[str], now: Counter[str], expected: Counter[str]) -> None:
+        names = (before.keys() | now.keys() | expected.keys()) - {"outbox", "retries"}
+        wrong = {n: (now[n] - before[n], expected[n]) for n in names if now[n] - before[n] != expected[n]}
+        self._must(not wrong, f"{where} counts (is, should be): {wrong}")
+
+    def _check_sums(self) -> None:
+        now = self._seen
+        ledger = read_ledger(self._client, self._keys)
+        self._must((ledger.unaccounted, ledger.dead_unaccounted) == (0, 0), f"the ledger does not add up: {ledger}")
+        places = Counter(event.place for event in self.events)
+        lying = len(now.inbox) + sum(len(outbox.entries) for outbox in now.outboxes.values())
+        self._must(
+            ledger.waiting == lying == places[Place.INBOX] + places[Place.OUTBOX], f"waiting: {ledger}, {lying}"
+        )
+        self._must(ledger.added == len(self.events), f"added: {ledger}, and {len(self.events)} were")
+        self._must(len(now.dead) == places[Place.DEAD], "dead letters are lost")
+        for name, outbox in now.outboxes.items():
+            self._must(outbox.counts["outbox"] == len(outbox.entries), f"{name} counts {outbox.counts['outbox']}")
+            parked = {instance for instance, _ in outbox.parked}
+            self._must(parked == outbox.due, f"{name}: parked are {parked}, due {outbox.due}")
+            self._must(outbox.attempts.keys() <= parked, f"{name}: attempts of what is not parked")
+            for instance, entry in outbox.parked:
+                lies = outbox.entries.get(entry, {}).get("instance") == instance
+                self._must(lies, f"{name}: {entry} is parked and does not lie there")
+
+    def _check_states(self, now: Snapshot) -> None:
+        for name, outbox in now.outboxes.items():
+            should = {i: known for (e, i), known in self._known.items() if e == name}
+            self._must(outbox.accepted.keys() == should.keys(), f"{name} knows {outbox.accepted.keys()}")
+            for instance, known in should.items():
+                state = Accepted.decode(outbox.accepted[instance])
+                wanted = (known.last.digest, known.time, known.ids)
+                self._must((state.digest, state.time, state.ids) == wanted, f"{state} should be {wanted}")
+            delivered = {i: last.digest for (e, i), (last, _) in self._delivered.items() if e == name}
+            found = {i: Delivered.decode(value).digest for i, value in outbox.delivered.items()}
+            self._must(found == delivered, f"{name} has as delivered {found}, should be {delivered}")
+
+    def check_end(self) -> None:
+        """Check that all is done, now that the API is well, and that it has what it should."""
+        waiting = [event for event in self.events if event.place in {Place.INBOX, Place.OUTBOX}]
+        self._must(not waiting, f"nobody would ever deliver {waiting}")
+        for where, event in self._api.items():
+            if event.fate == "delivered":
+                self._must(self._delivered[where][0].digest == event.digest, f"the API has {event} last")
+        for where, known in self._known.items():
+            if where not in self._died:
+                self._must(self._delivered[where][0].digest == known.last.digest, f"{known.last} did not arrive")
+
+    def check_rest(self) -> None:
+        """Check that nothing is left that is only of use to a drain."""
+        names = {key.decode().removeprefix(self._keys.prefix) for key in self._client.scan_iter()}
+        left = {name for name in names if name.partition(":")[0] not in REMEMBERED}
+        self._must(not left, f"left behind: {left}")
+
+    def _must(self, holds: bool, message: str) -> None:  # noqa: FBT001 - reads as a sentence
+        if not holds:
+            self.fail(message)
+
+    def fail(self, message: str) -> None:
+        """Say what is wrong, and check nothing more."""
+        self.broken = True
+        raise AssertionError(message)
+
+
+def _newest(known: int | None, given: int | None) -> int | None:
+    times = [time for time in (known, given) if time is not None]
+    return max(times, default=None)

@@ -1,0 +1,181 @@
+"""An inbox and the outbox of one environment as the scripts see them: filled, leased, taken from, settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from relay.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
+from relay.store import leases, outbox, scripts
+from relay.store.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+    from relay.store.leases import Lease
+
+KEYS = Keys()
+PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
+SCHEDULE = KEYS.schedule(DEFAULT_ENDPOINT)
+ENDPOINT = KEYS.endpoint(DEFAULT_ENDPOINT)
+PAUSED = KEYS.paused(DEFAULT_ENDPOINT)
+TOKEN = "token"
+LEASE_MS = 15_000
+BELL_MS = 5_000
+X, Y = "x", "y"
+
+#: Longer than any test; nothing here waits for a time to pass.
+LONG_SECONDS = 600.0
+
+#: What `settle` says.
+RECORDED = Applied(recorded=True, paused=False)
+RECORDED_AND_PAUSED = Applied(recorded=True, paused=True)
+NOT_RECORDED = Applied(recorded=False, paused=False)
+
+
+def now_ms(client: Redis) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def everything(client: Redis) -> dict[bytes, Any]:
+    """Return all that lies in Redis."""
+    return {key: client.dump(key) for key in client.scan_iter()}
+
+
+def totals(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in client.hgetall(key).items()}
+
+
+# The inbox
+
+
+def lease_inbox(client: Redis, token: str = TOKEN) -> None:
+    client.set(KEYS.intake_lease, token, px=LEASE_MS)
+
+
+def put(client: Redis, *fields: dict[Any, Any]) -> list[str]:
+    """Add entries to the inbox, one without fields of its own for each number."""
+    return [client.xadd(KEYS.inbox, each or {"event": "{}"}).decode() for each in fields]
+
+
+# The outbox
+
+
+def fill(client: Redis, *instances: str, keys: OutboxKeys = PRODUCTION) -> list[str]:
+    """Add accepted events to an outbox, their digests and ids numbered."""
+    ids = []
+    for number, instance in enumerate(instances):
+        fields = {
+            "event": f"body {number}",
+            "id": f"e{number}",
+            "source": "",
+            "time": "",
+            "digest": f"sha256:{number}",
+            "instance": instance,
+            "arrived": 5,
+        }
+        ids.append(client.xadd(keys.outbox, fields).decode())
+    for key in (KEYS.counts, keys.counts):
+        client.hincrby(key, "new", len(instances))
+        client.hincrby(key, "outbox", len(instances))
+    client.hincrby(KEYS.counts, "taken", len(instances))
+    return ids
+
+
+def lease_outbox(client: Redis, token: str = TOKEN) -> None:
+    client.set(PRODUCTION.lease, token, px=LEASE_MS)
+
+
+def acquire(client: Redis, token: str = TOKEN) -> Lease | None:
+    call = leases.acquire_call(
+        PRODUCTION.bell, PRODUCTION.lease, PRODUCTION.run, token, LEASE_MS / 1000, cursor=PRODUCTION.cursor
+    )
+    return leases.acquired(scripts.run(client, call))
+
+
+def take(
+    client: Redis,
+    *,
+    cursor: str = BEGINNING,
+    fresh: int = 100,
+    due: int = 100,
+    token: str = TOKEN,
+    latest_only: bool = False,
+) -> Taken | None:
+    call = outbox.take_call(
+        PRODUCTION,
+        KEYS,
+        token=token,
+        lease_seconds=LEASE_MS / 1000,
+        cursor=cursor,
+        fresh=fresh,
+        due=due,
+        latest_only=latest_only,
+    )
+    return outbox.taken(scripts.run(client, call))
+
+
+def took(client: Redis, **arguments: Any) -> Taken:
+    found = take(client, **arguments)
+    assert found is not None
+    return found
+
+
+def took_due(client: Redis) -> list[OutboxEntry]:
+    """Take what is due and supersedes nothing."""
+    due = took(client, fresh=0).due
+    assert not any(superseded for _, superseded in due)
+    return [entry for entry, _ in due]
+
+
+def ids_of(entries: Sequence[OutboxEntry]) -> list[str]:
+    return [entry.entry_id for entry in entries]
+
+
+def settle(client: Redis, *, token: str = TOKEN, cursor: str = BEGINNING, **what: Any) -> Applied:
+    call = outbox.settle_call(
+        PRODUCTION, KEYS, token=token, lease_seconds=LEASE_MS / 1000, cursor=cursor, settlement=Settlement(**what)
+    )
+    return outbox.applied(scripts.run(client, call))
+
+
+def tried_again(entry: OutboxEntry) -> OutboxEntry:
+    """Return an entry with one attempt more."""
+    trials = entry.trials
+    more = Trials(trials.attempts + 1, trials.answers + 1, trials.first or 7, trials.forbidden, trials.successes)
+    return entry._replace(trials=more)
+
+
+def park(client: Redis, entry: OutboxEntry, *followers: OutboxEntry, seconds: float = 0.0) -> None:
+    """Record a retry of an entry."""
+    assert settle(client, parked=[Parking(tried_again(entry), seconds, followers)]) == RECORDED
+
+
+def gives_way(entry: OutboxEntry) -> Superseded:
+    return Superseded(entry.entry_id, entry.instance, entry.parked)
+
+
+def death(entry: OutboxEntry) -> Death:
+    return Death(entry, "refused", "HTTP 400: no", 400)
+
+
+def release(
+    client: Redis,
+    *,
+    cursor: str = BEGINNING,
+    held: bool = False,
+    unsent: Sequence[str] = (),
+    token: str = TOKEN,
+) -> int:
+    call = outbox.release_call(
+        PRODUCTION,
+        KEYS,
+        token=token,
+        bell_seconds=BELL_MS / 1000,
+        cursor=cursor,
+        held=held,
+        unsent=unsent,
+    )
+    return int(scripts.run(client, call))

@@ -1,0 +1,90 @@
+"""A whole relay as real processes, as a test sees it: a Redis, Celery workers, and the sandbox API over sockets."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relay.keys import Keys
+from relay.store.counts import read_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from relay.processes import Child
+    from relay.sandbox import Sandbox
+    from relay.stack import Stack
+    from relay.store.counts import Ledger
+
+TOKEN = "canary-token-of-the-tests"
+
+#: Timers scaled down, so that a fault is over in seconds.
+TIMERS = {
+    "RELAY_API__TIMEOUT": "1s",
+    "RELAY_WORKER__LEASE": "2s",
+    "RELAY_WORKER__BUDGET": "1s",
+    "RELAY_WORKER__SWEEP": "1s",
+    "RELAY_DELIVERY__BACKOFF_INITIAL": "50ms",
+    "RELAY_DELIVERY__BACKOFF_MAX": "200ms",
+    "RELAY_DELIVERY__MAX_ATTEMPTS": "5",
+}
+
+
+class Estate:
+    """A running relay as a test sees it: where to put events, what the API got, what the ledger says."""
+
+    def __init__(self, stack: Stack, client: Redis, api: Sandbox) -> None:
+        self.stack = stack
+        self.client = client
+        self.api = api
+        self.keys = Keys()
+
+    def xadd(self, body: str, **fields: str) -> None:
+        """Add to the inbox as redis-cli would."""
+        self.client.xadd("{relay:0}:inbox", {"event": body, **fields})
+
+    def start_worker(self, name: str = "worker", concurrency: int = 2) -> Child:
+        return self.stack.start_worker(name, concurrency=concurrency)
+
+    def ledger(self) -> Ledger:
+        return read_ledger(self.client, self.keys)
+
+    def wait_until_done(self, added: int, timeout_seconds: float = 30) -> Ledger:
+        """Wait until this many were added and nothing waits."""
+        ledger = self.ledger()
+
+        def done() -> bool:
+            nonlocal ledger
+            ledger = self.ledger()
+            return ledger.added >= added and not ledger.waiting
+
+        wait_for(done, timeout_seconds, lambda: f"{ledger}")
+        return ledger
+
+
+def wait_for(
+    condition: Callable[[], bool], timeout_seconds: float = 10, seen: Callable[[], str] = lambda: ""
+) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {seen()}"
+        time.sleep(0.01)
+
+
+def pool_processes(pid: int) -> list[int]:
+    """The processes that run a worker's drains: its children but multiprocessing's own."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def _children(task: Path) -> list[str]:
+    return (task / "children").read_text().split()

@@ -1,0 +1,295 @@
+"""What a request reports and is answered, in tables."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import exceptions as redis_errors
+
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
+from relay.event import DeploymentEvent
+from relay.gateway import reports
+from relay.gateway.auth import Entry, admit
+from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
+
+if TYPE_CHECKING:
+    from relay.errors import RelayError
+
+URL = "registry.example.com/app@sha256:" + "0123456789abcdef" * 4
+LIMITS = Limits(one=300, many=1000)
+
+
+def event(**more: object) -> bytes:
+    return json.dumps({"image": {"url": URL}, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("authorization", "token", "entry"),
+    [
+        (None, "", Entry.GRANTED),
+        ("Bearer whatever", "", Entry.GRANTED),
+        ("Bearer secret", "secret", Entry.GRANTED),
+        ("bearer  secret ", "secret", Entry.GRANTED),
+        ("Bearer g\xc3\xbcltig", "gültig", Entry.GRANTED),
+        (None, "secret", Entry.MISSING),
+        ("", "secret", Entry.MISSING),
+        ("Bearer", "secret", Entry.MISSING),
+        ("Bearer  ", "secret", Entry.MISSING),
+        ("Basic c2VjcmV0", "secret", Entry.MISSING),
+        ("secret", "secret", Entry.MISSING),
+        ("Bearer secre", "secret", Entry.WRONG),
+        ("Bearer secrets", "secret", Entry.WRONG),
+        ("Bearer Secret", "secret", Entry.WRONG),
+        ("Bearer \xff", "secret", Entry.WRONG),
+    ],
+)
+def test_who_may_report(authorization: str | None, token: str, entry: Entry) -> None:
+    assert admit(authorization, token) is entry
+
+
+@pytest.mark.parametrize(
+    ("headers", "media"),
+    [
+        ({}, Media.JSON),
+        ({"content-type": ""}, Media.JSON),
+        ({"content-type": "application/json"}, Media.JSON),
+        ({"content-type": "Application/JSON; charset=utf-8"}, Media.JSON),
+        ({"content-type": "application/x-ndjson"}, Media.LINES),
+        ({"content-encoding": "identity"}, Media.JSON),
+    ],
+)
+def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> None:
+    assert reports.media_of(headers) is media
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/cloudevents+json"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+def test_other_content_types_are_415(headers: dict[str, str]) -> None:
+    with pytest.raises(Refused) as refused:
+        reports.media_of(headers)
+    assert refused.value.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+@pytest.mark.parametrize(
+    ("headers", "envelope"),
+    [
+        ({}, Envelope()),
+        ({"ce-id": "", "idempotency-key": ""}, Envelope()),
+        ({"idempotency-key": "key%20"}, Envelope(id="key%20")),
+        ({"idempotency-key": "key", "ce-id": "id"}, Envelope(id="id")),
+        ({"ce-source": "/east%201/%C3%A9", "ce-time": "2025-01-31T12:00:00+01:00"},
+         Envelope(source="/east 1/é", time="2025-01-31T12:00:00+01:00")),
+        ({"ce-source": "\xc3\xa9"}, Envelope(source="é")),
+    ],
+)  # fmt: skip
+def test_envelope_of_headers(headers: dict[str, str], envelope: Envelope) -> None:
+    assert reports.envelope_of(headers) == envelope
+
+
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [({"ce-id": "%FF"}, "id"), ({"idempotency-key": "\xff"}, "id"), ({"ce-source": "\xe9"}, "source")],
+)
+def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidEvent) as invalid:
+        reports.envelope_of(headers)
+    assert invalid.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("media", "start", "bound"),
+    [
+        (Media.JSON, b"", LIMITS.many),
+        (Media.JSON, b" \n\t", LIMITS.many),
+        (Media.JSON, b" [", LIMITS.many),
+        (Media.JSON, b'\r\n{"', LIMITS.one),
+        (Media.JSON, b"nonsense", LIMITS.one),
+        (Media.LINES, b"{", LIMITS.many),
+    ],
+)
+def test_a_body_is_bounded_as_its_kind(media: Media, start: bytes, bound: int) -> None:
+    reports.check_size(bound, media, start, LIMITS)
+    with pytest.raises(Refused) as refused:
+        reports.check_size(bound + 1, media, start, LIMITS)
+    assert refused.value.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+def test_many_may_always_be_as_large_as_one() -> None:
+    assert Limits.of(10) == Limits(one=10, many=reports.MAX_MANY_BYTES)
+    assert Limits.of(10**9) == Limits(one=10**9, many=10**9)
+
+
+@pytest.mark.parametrize(("given", "size"), [(None, 0), ("12", 12), ("-1", 0), ("x", 0), ("\xb2", 0)])
+def test_declared_size(given: str | None, size: int) -> None:
+    assert reports.declared_size({} if given is None else {"content-length": given}) == size
+
+
+def test_one_event_with_its_envelope() -> None:
+    envelope = Envelope(id="7", source="east", time="2025-01-31T12:00:00Z")
+    assert reports.read_one(event(id="in the body"), envelope) == DeploymentEvent.of(
+        URL, id="7", source="east", time=datetime(2025, 1, 31, 12, tzinfo=UTC)
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"image=app", b'{"image": {}} {}', b"\xff", b'"\\ud800"'])
+def test_what_is_not_json_is_400(body: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        reports.read_one(body, Envelope())
+    assert refused.value.status == HTTPStatus.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("body", "envelope", "field"),
+    [
+        (b"{}", Envelope(), "image"),
+        (b'{"image": {}}', Envelope(), "image.url"),
+        (b'{"image": {"url": "app:latest"}}', Envelope(), "image.url"),
+        (b'"text"', Envelope(), ""),
+        (event(extra=1), Envelope(), "extra"),
+        (event(), Envelope(time="yesterday"), "time"),
+        (event(), Envelope(id="x" * 129), "id"),
+    ],
+)
+def test_json_that_is_no_event_names_the_field(body: bytes, envelope: Envelope, field: str) -> None:
+    with pytest.raises(InvalidEvent) as invalid:
+        reports.read_one(body, envelope)
+    assert invalid.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "texts"),
+    [
+        (Media.JSON, b"[]", []),
+        (Media.JSON, b' [{"a": 1}, "b", null] ', [b'{"a":1}', b'"b"', b"null"]),
+        (Media.LINES, b"", []),
+        (Media.LINES, b'{"a": 1}\r\n\n  \nnonsense', [b'{"a": 1}\r', b"nonsense"]),
+    ],
+)
+def test_many_are_split(media: Media, body: bytes, texts: list[bytes]) -> None:
+    assert reports.split(media, body) == texts
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "status"),
+    [
+        (Media.JSON, b"[1,", HTTPStatus.BAD_REQUEST),
+        (Media.JSON, b"[" * 10_000, HTTPStatus.BAD_REQUEST),
+        (Media.JSON, b"[" + b"0," * reports.MAX_MANY_EVENTS + b"0]", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        (Media.LINES, b"\n" * (reports.MAX_MANY_EVENTS + 1), HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    ],
+    ids=["cut short", "too deep", "too many elements", "too many lines"],
+)
+def test_many_that_are_refused_whole(media: Media, body: bytes, status: HTTPStatus) -> None:
+    with pytest.raises(Refused) as refused:
+        reports.split(media, body)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "envelope", "field"),
+    [
+        (b"nonsense", Envelope(), ""),
+        (b"[]", Envelope(), ""),
+        (b'{"image": {}}', Envelope(), "image.url"),
+        (event() + b" " * LIMITS.one, Envelope(), ""),
+        (event(), Envelope(time="yesterday"), "time"),
+        (event(), Envelope(id="x" * 128), "id"),
+    ],
+)
+def test_one_of_many_that_is_no_event(text: bytes, envelope: Envelope, field: str) -> None:
+    _, fault = reports.read_each([event(id="0", time="2025-01-31T12:00:00Z"), text], 5, envelope, LIMITS)
+    assert isinstance(fault, Fault)
+    assert (fault.index, fault.field) == (6, field)
+
+
+def test_headers_fill_in_what_each_of_many_leaves_out() -> None:
+    envelope = Envelope(id="key", source="east", time="2025-01-31T12:00:00Z")
+    own, filled = reports.read_each(
+        [event(id="own", source="west", time="2024-01-31T12:00:00Z"), event()], 8, envelope, LIMITS
+    )
+    assert own == DeploymentEvent.of(URL, id="own", source="west", time="2024-01-31T12:00:00Z")
+    assert filled == DeploymentEvent.of(URL, id="key:9", source="east", time="2025-01-31T12:00:00Z")
+
+
+FAULT = Fault(index=1, field="image.url", reason="is missing")
+TOLD = {"index": 1, "field": "image.url", "reason": "is missing"}
+
+
+def test_answers_for_many_tell_of_each() -> None:
+    assert reports.answer_many([], []).document == {"ids": []}
+    assert reports.answer_many(["a", "b"], []).document == {"ids": ["a", "b"]}
+    partly = reports.answer_many(["a", None], [FAULT])
+    assert (partly.status, partly.document) == (202, {"ids": ["a", None], "errors": [TOLD]})
+
+
+def test_none_valid_of_many_is_422() -> None:
+    answer = reports.answer_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
+    assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert answer.document["field"] == ""
+    assert "none of the 2" in answer.document["error"]
+    assert answer.document["errors"][1] == TOLD
+
+
+def test_many_that_stopped_tell_what_is_enqueued() -> None:
+    answer = reports.answer_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
+    assert (answer.status, answer.headers) == (429, {"Retry-After": "5"})
+    assert answer.document == {
+        "error": "the queue is full", "field": "", "ids": ["a", None, None], "errors": [TOLD]
+    }  # fmt: skip
+
+
+def caused_by(cause: BaseException | None) -> QueueUnavailable:
+    error = QueueUnavailable("Redis at redis://host/?password=hunter2 did not take it: AUTH hunter2")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says", "headers"),
+    [
+        (Refused(HTTPStatus.BAD_REQUEST, "the body"), 400, "the body", {}),
+        (InvalidEvent("image.url", "is missing"), 422, "is missing", {}),
+        (QueueFull("the queue is full"), 429, "the queue is full", {"Retry-After": "5"}),
+        (caused_by(redis_errors.AuthenticationError("hunter2")), 503, "credentials", {"Retry-After": "2"}),
+        (caused_by(redis_errors.NoPermissionError("hunter2")), 503, "permit", {"Retry-After": "2"}),
+        (caused_by(redis_errors.BusyLoadingError("hunter2")), 503, "loading", {"Retry-After": "2"}),
+        (caused_by(redis_errors.OutOfMemoryError("hunter2")), 503, "memory", {"Retry-After": "2"}),
+        (caused_by(redis_errors.ReadOnlyError("hunter2")), 503, "read-only", {"Retry-After": "2"}),
+        (caused_by(redis_errors.TimeoutError("hunter2")), 503, "in time", {"Retry-After": "2"}),
+        (caused_by(TimeoutError()), 503, "in time", {"Retry-After": "2"}),
+        (caused_by(redis_errors.ConnectionError("hunter2")), 503, "reached", {"Retry-After": "2"}),
+        (caused_by(redis_errors.ResponseError("ERR args: AUTH hunter2")), 503, "refused", {"Retry-After": "2"}),
+        (caused_by(None), 503, "refused", {"Retry-After": "2"}),
+        (ConfigurationError("hunter2"), 500, "failed", {}),
+    ],
+    ids=repr,
+)
+def test_every_error_has_its_answer_without_secrets(
+    error: RelayError, status: int, says: str, headers: dict[str, str]
+) -> None:
+    answer = reports.answer_error(error)
+    assert (answer.status, dict(answer.headers)) == (status, headers)
+    assert says in answer.document["error"]
+    assert answer.document["field"] == (error.field if isinstance(error, InvalidEvent) else "")
+    assert "hunter2" not in str(answer)
+
+
+@pytest.mark.parametrize(("entry", "status"), [(Entry.MISSING, 401), (Entry.WRONG, 403)])
+def test_refused_entry(entry: Entry, status: int) -> None:
+    reports.check_entry(Entry.GRANTED)
+    with pytest.raises(Refused) as refused:
+        reports.check_entry(entry)
+    answer = reports.answer_error(refused.value)
+    assert answer.status == status
+    assert answer.headers == ({"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {})

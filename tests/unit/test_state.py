@@ -1,0 +1,71 @@
+"""The state of an instance is read back as it was written, by Python and by Lua."""
+
+from __future__ import annotations
+
+import fakeredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.store.state import Accepted, Delivered
+
+#: Splits as settle.lua does.
+LUA_LINES = r"""
+local lines = {}
+for line in string.gmatch(ARGV[1] .. '\n', '([^\n]*)\n') do
+  lines[#lines + 1] = line
+end
+return lines
+"""
+
+times = st.integers(0, 4_102_444_800_000)
+ids = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=20)
+states = st.builds(
+    Accepted,
+    digest=st.text("0123456789abcdef", min_size=64, max_size=64).map("sha256:".__add__),
+    time=st.none() | times,
+    at=times,
+    seen=times,
+    ids=st.lists(ids, max_size=8).map(tuple),
+    sequence=st.integers(0, 3),
+)
+
+
+@pytest.fixture(scope="module")
+def lua() -> fakeredis.FakeRedis:
+    return fakeredis.FakeRedis(server=fakeredis.FakeServer())
+
+
+@given(states)
+def test_state_is_read_back_as_it_was_written(state: Accepted) -> None:
+    assert Accepted.decode(state.encode()) == state
+
+
+@given(state=states)
+def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> None:
+    lines = [line.decode() for line in lua.eval(LUA_LINES, 0, state.encode())]
+
+    time = "" if state.time is None else str(state.time)
+    at = f"{state.at}-{state.sequence}" if state.sequence else str(state.at)
+    assert lines == [state.digest, time, at, str(state.seen), *state.ids]
+
+
+@pytest.mark.parametrize(
+    ("state", "written"),
+    [
+        (Accepted("sha256:a", 5, 6, 7, ("x", "y")), "sha256:a\n5\n6\n7\nx\ny"),
+        (Accepted("sha256:a", None, 6, 7, ("x",)), "sha256:a\n\n6\n7\nx"),
+        (Accepted("sha256:a", 0, 6, 7, ()), "sha256:a\n0\n6\n7"),
+        (Accepted("sha256:a", None, 6, 7, ("x",), 2), "sha256:a\n\n6-2\n7\nx"),
+    ],
+)
+def test_state_is_lines_with_an_unknown_time_empty_and_a_first_place_unsaid(state: Accepted, written: str) -> None:
+    assert state.encode() == written
+
+
+@pytest.mark.parametrize(
+    ("written", "delivered"),
+    [("sha256:a\n5\n6\n4", Delivered("sha256:a", 5, 6)), ("sha256:a\n\n6\n4-2", Delivered("sha256:a", None, 6))],
+)
+def test_delivered_is_read_as_settle_writes_it(written: str, delivered: Delivered) -> None:
+    assert Delivered.decode(written) == delivered

@@ -1,0 +1,357 @@
+"""Is an event news? Every rule, and all of them together against a naive model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.store.inbox import Redriven
+from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
+from workers.verdict import SEEN_STEP_MS, Verdict, judge
+
+NOW = 1_750_000_000_000
+MINUTE = 60_000
+DAY = 86_400_000
+A, B, C = "sha256:a", "sha256:b", "sha256:c"
+
+
+class Event(NamedTuple):
+    digest: str
+    event_id: str
+    time: int | None = None
+    arrived: int = NOW
+
+
+def told(
+    state: Accepted | None, event: Event, *, delivered: Delivered | None = None, reassert_after_ms: float = DAY
+) -> tuple[Verdict, Accepted]:
+    return judge(state, delivered, **event._asdict(), reassert_after_ms=reassert_after_ms)
+
+
+def verdicts(*events: Event) -> list[Verdict]:
+    """Judge events of one instance, none of which is delivered yet."""
+    state, result = None, []
+    for event in events:
+        verdict, state = told(state, event)
+        result.append(verdict)
+    return result
+
+
+def accepted(*events: Event) -> Accepted:
+    """Return the state that these events leave."""
+    state = None
+    for event in events:
+        _, state = told(state, event)
+    assert state is not None
+    return state
+
+
+NEW, CHANGED, REASSERTED = Verdict.NEW, Verdict.CHANGED, Verdict.REASSERTED
+DUPLICATE, STALE = Verdict.DUPLICATE, Verdict.STALE
+LAST_IDS = [Event(f"sha256:{n}", f"e{n}") for n in range(REMEMBERED_IDS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param([Event(A, "1")], [NEW], id="first of its instance is new"),
+        pytest.param([Event(A, "1"), Event(B, "2")], [NEW, CHANGED], id="another digest is a change"),
+        pytest.param([Event(A, "1"), Event(A, "2")], [NEW, DUPLICATE], id="same digest is a duplicate"),
+        pytest.param([Event(A, "1"), Event(A, "1")], [NEW, DUPLICATE], id="a retry is a duplicate"),
+        pytest.param([Event(A, "1"), Event(B, "1")], [NEW, DUPLICATE], id="same id is a duplicate"),
+        pytest.param(
+            [Event(A, "1"), Event(B, "2"), Event(A, "1")],
+            [NEW, CHANGED, DUPLICATE],
+            id="a retry after another event came between is a duplicate",
+        ),
+        pytest.param([Event(A, "1"), Event(B, "2"), Event(A, "3")], [NEW, CHANGED, CHANGED], id="a rollback is news"),
+        pytest.param(
+            [Event(A, "1", NOW), Event(B, "2", NOW - 1)], [NEW, STALE], id="older than the last accepted is stale"
+        ),
+        pytest.param(
+            [Event(A, "1", NOW), Event(B, "2", NOW)], [NEW, CHANGED], id="as old as the last accepted is not stale"
+        ),
+        pytest.param(
+            [Event(A, "1", NOW - 1), Event(B, "2", NOW)], [NEW, CHANGED], id="newer than the last accepted is news"
+        ),
+        pytest.param(
+            [Event(A, "1", NOW), Event(B, "2")], [NEW, CHANGED], id="without a time the order of arrival counts"
+        ),
+        pytest.param(
+            [Event(A, "1"), Event(B, "2", NOW - DAY)],
+            [NEW, CHANGED],
+            id="after one without a time the order of arrival counts",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW), Event(B, "2"), Event(C, "3", NOW - 1)],
+            [NEW, CHANGED, STALE],
+            id="an event without a time does not erase the known one",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW + DAY), Event(B, "2", NOW + MINUTE, NOW + MINUTE)],
+            [NEW, CHANGED],
+            id="a future time is taken as the arrival's",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW + DAY), Event(B, "2", NOW - 1, NOW + MINUTE)],
+            [NEW, STALE],
+            id="a future time is no less than the arrival's",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW - 5), Event(B, "2", NOW), Event(A, "1", NOW - 5)],
+            [NEW, CHANGED, DUPLICATE],
+            id="a late retry with its old time is a duplicate, not stale",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW), Event(A, "2", NOW - 5)],
+            [NEW, DUPLICATE],
+            id="the same digest with an older time is a duplicate, not stale",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW - 5), Event(A, "2", NOW), Event(B, "3", NOW - 1)],
+            [NEW, DUPLICATE, STALE],
+            id="a duplicate advances the known time",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW), Event(A, "2", NOW - 5), Event(B, "3", NOW - 1)],
+            [NEW, DUPLICATE, STALE],
+            id="an older duplicate does not set the known time back",
+        ),
+        pytest.param(
+            [Event(A, "1", NOW - 9), Event(B, "2", NOW - 10), Event(B, "2", NOW - 10)],
+            [NEW, STALE, STALE],
+            id="a stale event stays stale when it is retried",
+        ),
+        pytest.param(
+            [*LAST_IDS[:-1], LAST_IDS[0]],
+            [NEW, *[CHANGED] * (REMEMBERED_IDS - 1), DUPLICATE],
+            id="the last eight ids are remembered",
+        ),
+        pytest.param(
+            [*LAST_IDS, LAST_IDS[0]], [NEW, *[CHANGED] * (REMEMBERED_IDS + 1)], id="the ninth to last is forgotten"
+        ),
+    ],
+)
+def test_event_is_judged_by_what_was_accepted_before(events: list[Event], expected: list[Verdict]) -> None:
+    assert verdicts(*events) == expected
+
+
+def test_eight_ids_are_remembered() -> None:
+    assert REMEMBERED_IDS == 8
+
+
+@pytest.mark.parametrize(
+    ("delivered", "event", "expected"),
+    [
+        (Delivered(A, None, NOW), Event(A, "2", None, NOW + DAY), REASSERTED),
+        (Delivered(A, None, NOW), Event(A, "2", NOW - 5, NOW + DAY), REASSERTED),
+        (Delivered(A, None, NOW), Event(A, "2", None, NOW + DAY - 1), DUPLICATE),
+        (Delivered(A, None, NOW), Event(A, "1", None, NOW + DAY), DUPLICATE),
+        (Delivered(B, None, NOW), Event(A, "2", None, NOW + DAY), DUPLICATE),
+        (None, Event(A, "2", None, NOW + DAY), DUPLICATE),
+    ],
+    ids=[
+        "delivered that long ago is told again",
+        "whatever time it says",
+        "delivered not that long ago is a duplicate",
+        "a retry asserts nothing",
+        "only what was delivered can be reasserted: another digest was",
+        "only what was delivered can be reasserted: nothing was",
+    ],
+)
+def test_digest_reported_long_after_its_delivery_is_reasserted(
+    delivered: Delivered | None, event: Event, expected: Verdict
+) -> None:
+    verdict, _ = told(accepted(Event(A, "1", NOW)), event, delivered=delivered)
+
+    assert verdict is expected
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_duplicate_and_stale_are_no_news(verdict: Verdict) -> None:
+    assert verdict.is_news is (verdict.value in {"new", "changed", "reasserted"})
+
+
+def test_news_is_the_state_from_then_on() -> None:
+    state = accepted(Event(A, "1", NOW - 5), Event(B, "2", NOW - 1, NOW + MINUTE))
+
+    assert state == Accepted(B, NOW - 1, NOW + MINUTE, NOW + MINUTE, ("1", "2"))
+
+
+def test_reasserted_event_is_the_state_from_then_on() -> None:
+    _, state = told(accepted(Event(A, "1", NOW)), Event(A, "2", None, NOW + DAY), delivered=Delivered(A, None, NOW))
+
+    assert state == Accepted(A, NOW, NOW + DAY, NOW + DAY, ("1", "2"))
+
+
+@pytest.mark.parametrize(
+    "event", [Event(A, "1"), Event(A, "2"), Event(B, "3", NOW - DAY)], ids=["by id", "by digest", "stale"]
+)
+@pytest.mark.parametrize(
+    ("later", "seen"),
+    [(0, NOW), (SEEN_STEP_MS - 1, NOW), (SEEN_STEP_MS, NOW + SEEN_STEP_MS), (DAY, NOW + DAY)],
+)
+def test_what_is_no_news_refreshes_only_seen_and_hourly_at_most(event: Event, later: int, seen: int) -> None:
+    state = accepted(Event(A, "1", NOW))
+
+    verdict, after = told(state, event._replace(arrived=NOW + later))
+
+    assert not verdict.is_news
+    assert after == state._replace(seen=seen)
+
+
+# What was dead before
+
+#: Accepted when, of which digest and time: the state that a redriven event of B meets.
+MINUTES = [NOW + minute * MINUTE for minute in range(10)]
+
+
+def redriven(
+    state: Accepted | None,
+    *,
+    digest: str = B,
+    event_id: str = "dead",
+    time: int | None = None,
+    came: tuple[int, int] = (MINUTES[3], 5),
+    force: bool = False,
+    delivered: Delivered | None = None,
+) -> tuple[Verdict, Accepted]:
+    """Judge an event that came in minute 3, died, and is redriven in minute 9."""
+    return judge(
+        state,
+        delivered,
+        digest=digest,
+        event_id=event_id,
+        time=time,
+        arrived=MINUTES[9],
+        reassert_after_ms=1,
+        redriven=Redriven(1, *came, force),
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "time", "delivered", "expected"),
+    [
+        pytest.param(None, None, None, NEW, id="nothing is known"),
+        pytest.param(Accepted(A, None, MINUTES[2], NOW, ("1",)), None, None, CHANGED, id="accepted before it came"),
+        pytest.param(Accepted(A, None, MINUTES[4], NOW, ("1",)), None, None, STALE, id="accepted after it came"),
+        pytest.param(Accepted(A, None, MINUTES[7], NOW, ("1",)), None, None, STALE, id="accepted after it died"),
+        pytest.param(Accepted(A, None, MINUTES[3], NOW, ("1",), 4), None, None, CHANGED, id="just before it"),
+        pytest.param(Accepted(A, None, MINUTES[3], NOW, ("1",), 6), None, None, STALE, id="just after it"),
+        pytest.param(Accepted(A, MINUTES[1], MINUTES[2], NOW, ("1",)), MINUTES[0], None, STALE, id="older by time"),
+        pytest.param(Accepted(A, MINUTES[0], MINUTES[2], NOW, ("1",)), MINUTES[1], None, CHANGED, id="newer by time"),
+        pytest.param(
+            Accepted(A, MINUTES[0], MINUTES[4], NOW, ("1",)), MINUTES[1], None, STALE, id="newer by time, came before"
+        ),
+        pytest.param(Accepted(A, None, MINUTES[2], NOW, ("1",)), MINUTES[1], None, CHANGED, id="only its time"),
+        pytest.param(Accepted(A, MINUTES[1], MINUTES[2], NOW, ("1",)), None, None, CHANGED, id="only the other"),
+        pytest.param(Accepted(B, None, MINUTES[2], NOW, ("1",)), None, None, DUPLICATE, id="same digest before"),
+        pytest.param(Accepted(B, None, MINUTES[7], NOW, ("1",)), None, None, DUPLICATE, id="same digest since"),
+        pytest.param(
+            Accepted(B, None, MINUTES[2], NOW, ("1",)), None, Delivered(B, None, MINUTES[2]), DUPLICATE,
+            id="delivered long ago, and no report of today",
+        ),
+        pytest.param(Accepted(A, None, MINUTES[2], NOW, ("dead",)), None, None, DUPLICATE, id="reported again since"),
+        pytest.param(
+            Accepted(A, None, MINUTES[4], NOW, ("1",)), None, Delivered(A, None, MINUTES[6]), STALE,
+            id="accepted after it came, and delivered",
+        ),
+    ],
+)  # fmt: skip
+def test_redriven_event_is_judged_as_of_when_it_first_came(
+    state: Accepted | None, time: int | None, delivered: Delivered | None, expected: Verdict
+) -> None:
+    verdict, after = redriven(state, time=time, delivered=delivered)
+
+    assert verdict is expected
+    if verdict.is_news:
+        assert (after.digest, after.arrival, after.seen) == (B, (MINUTES[3], 5), MINUTES[9])
+    else:
+        assert state is not None
+        assert (after.digest, after.arrival, after.ids) == (state.digest, state.arrival, state.ids)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (None, NEW),
+        (Accepted(A, MINUTES[8], MINUTES[8], NOW, ("1", "dead")), CHANGED),
+        (Accepted(B, MINUTES[8], MINUTES[8], NOW, ("dead", "1")), REASSERTED),
+    ],
+)
+def test_forced_event_is_news_and_counts_from_now(state: Accepted | None, expected: Verdict) -> None:
+    verdict, after = redriven(state, time=MINUTES[0], force=True)
+
+    assert verdict is expected
+    assert (after.digest, after.arrival) == (B, (MINUTES[9], 0))
+    assert after.ids == (*(["1"] if state else []), "dead"), "settling looks for it at the end, and once"
+
+
+def test_redriven_event_with_a_time_in_the_future_has_that_of_its_first_arrival() -> None:
+    _, state = redriven(None, time=MINUTES[8])
+
+    assert state.time == MINUTES[3]
+
+
+# Against a model that keeps all of history
+
+
+class Past(NamedTuple):
+    event: Event
+    verdict: Verdict
+
+    @property
+    def time(self) -> int | None:
+        return None if self.event.time is None else min(self.event.time, self.event.arrived)
+
+
+def naive(history: list[Past], delivered: Delivered | None, event: Event, reassert_after_ms: int) -> Verdict:
+    """Say what design.md says, from the whole history."""
+    news = [past for past in history if past.verdict.is_news]
+    if not news:
+        return Verdict.NEW
+    if event.event_id in [past.event.event_id for past in news[-8:]]:
+        return Verdict.DUPLICATE
+    current = news[-1].event.digest
+    if event.digest == current:
+        since = max(delivered.at, news[-1].event.arrived) if delivered else 0
+        due = delivered and delivered.digest == current and event.arrived - since >= reassert_after_ms
+        return Verdict.REASSERTED if due else Verdict.DUPLICATE
+    known = [past.time for past in history if past.verdict is not Verdict.STALE and past.time is not None]
+    if event.time is not None and known and min(event.time, event.arrived) < max(known):
+        return Verdict.STALE
+    return Verdict.CHANGED
+
+
+steps = st.tuples(
+    st.sampled_from([A, B, C]),
+    st.integers(0, 14).map(str),
+    st.none() | st.integers(-20, 5),  # the deployment's time, from the arrival
+    st.integers(0, 10),  # the arrival, from the one before
+    st.booleans(),  # is what is accepted delivered after it?
+)
+
+
+@given(st.lists(steps, max_size=40), st.integers(1, 15))
+def test_any_history_is_judged_as_the_naive_model_does(
+    given_steps: list[tuple[str, str, int | None, int, bool]], reassert_after_ms: int
+) -> None:
+    history: list[Past] = []
+    state, delivered, now = None, None, NOW
+    for digest, event_id, age, later, then_delivered in given_steps:
+        now += later
+        event = Event(digest, event_id, None if age is None else now + age, now)
+        expected = naive(history, delivered, event, reassert_after_ms)
+
+        verdict, state = told(state, event, delivered=delivered, reassert_after_ms=reassert_after_ms)
+
+        assert verdict is expected
+        history.append(Past(event, verdict))
+        last = [past for past in history if past.verdict.is_news][-1].event
+        assert (state.digest, state.at) == (last.digest, last.arrived)
+        assert len(state.ids) <= REMEMBERED_IDS
+        if then_delivered:
+            delivered = Delivered(state.digest, state.time, now)
