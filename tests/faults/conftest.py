@@ -1,0 +1,71 @@
+"""The ground of a scenario, and the table of what all of them showed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from faults.ground import Ground
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Where a scenario's report carries its row of the table.
+ROW = "faults-row"
+
+HEAD = """\
+# Faults survived
+
+Each row is a test of `tests/faults/`, with a real Redis, real workers, and an API on raw sockets that keeps a
+journal of its own. Beyond its own bound each one checks that every acknowledged event met exactly one fate,
+that nothing else and no changed body reached the API, that each instance's order was kept, that the relay's
+counters equal those reckoned from outside, that a fresh event arrives within 10 s, that no process, client or
+key was left behind, and that the token is in no log and nowhere in Redis; and it fails as void if its fault
+did not bite. *Repeats* are the times that the API took an event beyond the first: 0 unless the bound says
+otherwise, where K is what killed processes had in flight or answered and not committed. Timers are scaled
+down (lease 2 s, deadline of a POST 1 s, back-off from 50 ms).
+
+Written by `make faults-table` from one run.
+
+| # | fault | bound | observed |
+|---|---|---|---|
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-table", metavar="FILE", help="write what the fault scenarios showed")
+
+
+@pytest.fixture
+def ground(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """A relay without workers; keyword arguments of `Ground` by indirect parametrization."""
+    with Ground(tmp_path, **getattr(request, "param", {})) as made:
+        yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a scenario that passed without evidence; keep the row of one that had some."""
+    yield
+    marker, ground = item.get_closest_marker("scenario"), getattr(item, "funcargs", {}).get("ground")
+    if marker and isinstance(ground, Ground):
+        assert ground.evidence, "void: the scenario showed no evidence that its fault took place"
+        told = marker.kwargs
+        row = [str(told["number"]), told["title"], told["bound"], "; ".join(ground.observations)]
+        item.user_properties.append((ROW, row))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    path = config.getoption("--faults-table", default=None)
+    if path:
+        Path(path).write_text(HEAD + "".join(_lines(terminalreporter)), encoding="utf-8")
+    yield
+
+
+def _lines(terminal: pytest.TerminalReporter) -> list[str]:
+    """Return the table's lines, of the scenarios that passed, in the order of their numbers."""
+    properties = [pair for report in terminal.stats.get("passed", ()) for pair in report.user_properties]
+    rows = sorted((row for name, row in properties if name == ROW), key=lambda row: int(row[0]))
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in rows]

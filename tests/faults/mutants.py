@@ -1,0 +1,527 @@
+"""Would the tests notice? Breaks the relay in one way at a time, and demands that a test turns red.
+
+    python tests/faults/mutants.py                     all mutants: some twenty minutes
+    python tests/faults/mutants.py no-fence order-lost these alone
+    python tests/faults/mutants.py --list              which there are, and what must notice each
+
+Works on a copy of the tree. First the tests that are named must be green there, or their red proves nothing; then
+each mutant is put in, the tests named for it run, and it is taken out again. A mutant is *killed* when one of its
+tests fails; it *survives* when all pass. A scenario that fails as void shows nothing and kills nobody; anything else
+(no test was found, it took too long) is an error. Exit code 0 only if all were killed. Each text that a mutant
+replaces stands exactly once in its file, which tests/unit/test_mutants.py checks, so that none rots unnoticed.
+"""
+
+# ruff: noqa: T201 - a script, and it prints
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+ROOT = Path(__file__).parents[2]
+
+#: What a copy needs to run tests.
+COPIED = ("relay", "workers", "tests", "config", "pyproject.toml")
+
+#: How long the tests of one mutant may take, and all of them unbroken.
+MUTANT_SECONDS = 300
+BASELINE_SECONDS = 1200
+
+#: Of a test's name and of why it failed, in the table.
+WHY_CHARACTERS = 180
+
+#: pytest's exit code when tests ran and some failed.
+_TESTS_FAILED = 1
+
+
+class Mutantless(Exception):  # noqa: N818 - says what is wrong
+    """A mutant's text does not stand exactly once where it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A text that stands once in a file, and what replaces it."""
+
+    path: str
+    old: str
+    new: str
+
+    def apply(self, root: Path) -> None:
+        """Replace it in the tree at `root`, or raise `Mutantless`."""
+        file = root / self.path
+        text = file.read_text(encoding="utf-8")
+        if (count := text.count(self.old)) != 1:
+            raise Mutantless(f"{self.path} has {count} times, not once: {self.old!r}")
+        file.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One way to break the relay, and the tests of which at least one must notice."""
+
+    name: str
+    what: str
+    _: KW_ONLY
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+    def apply(self, root: Path) -> None:
+        """Break the tree at `root`."""
+        for edit in self.edits:
+            edit.apply(root)
+
+
+class Verdict(StrEnum):
+    KILLED = "killed"
+    SURVIVED = "SURVIVED"
+    VOID = "VOID"
+    ERROR = "ERROR"
+
+
+# Scenarios
+
+CRASHES = "tests/faults/test_crashes.py"
+HEALTH = "tests/faults/test_api_health.py"
+OPERATORS = "tests/faults/test_operators.py"
+
+WOKEN = f"{CRASHES}::test_a_worker_that_stood_still_past_its_lease_cannot_commit"
+EXPIRED_TOKEN = f"{HEALTH}::test_an_expired_token_holds_everything_and_burns_nothing"
+REFUSED = f"{HEALTH}::test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly"
+RETRY_AFTER = f"{HEALTH}::test_no_worker_sends_before_the_time_that_the_api_named"
+STORM = f"{HEALTH}::test_a_storm_is_waited_out_with_few_probes_and_left_slowly"
+BELLS = "tests/faults/test_bells.py::test_nothing_depends_on_a_bell"
+FULL = f"{OPERATORS}::test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said"
+REDRIVE = f"{OPERATORS}::test_a_redrive_moves_each_letter_once_and_undoes_nothing"
+PAUSE = f"{OPERATORS}::test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order"
+CANARY = "tests/faults/test_canary.py::test_the_token_is_nowhere_after_all_that_can_go_wrong"
+
+# Where no scenario can tell, or none in good time
+
+DRAINS = "tests/integration/test_drains.py"
+MISHAPS = "tests/integration/test_drains_mishaps.py"
+ENDPOINT = "tests/integration/test_drains_endpoint.py"
+LEASES = "tests/integration/test_scripts_leases.py"
+SETTLE = "tests/integration/test_scripts_settle.py"
+
+_FENCE = """\
+local holder = redis.call('GET', KEYS[1])
+if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then
+  return -1
+end
+"""
+
+_FENCE_OF_TAKE = "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV[1]) then"
+
+_SEND = "        self._transport.send(Request((batch, entry, self._gate.successes), entry.body, entry.event_id))\n"
+
+_IN_ORDER = """\
+            if entry.instance in self._behind:
+                self._put_behind(entry)
+            else:
+                self._behind[entry.instance] = deque()
+                self._ready.append(entry)
+"""
+
+_SETTLED = """\
+            behind = self._behind[entry.instance]
+            if behind:
+                self._ready.append(behind.popleft())
+            else:
+                del self._behind[entry.instance]
+"""
+
+_TWICE = """\
+  if deleted == 0 then
+    return paused
+  end
+"""
+
+_RELEASED = """\
+redis.call('SET', KEYS[9], '1', 'PX', ARGV[2])
+return 1
+"""
+
+MUTANTS = (
+    Mutant(
+        "commit-first",
+        "an event is committed as delivered before it is POSTed",
+        edits=(
+            Edit("workers/deliver.py", _SEND, f"        batch.deliver(entry, 0)\n        self._commit()\n{_SEND}"),
+            Edit("workers/deliver.py", "            if not batch.lost:  #", "            if False:  #"),
+        ),
+        tests=(f"{DRAINS}::test_a_failing_instance_holds_up_itself_and_no_other", REFUSED),
+    ),
+    Mutant(
+        "no-fence",
+        "no script asks whose lease it is",
+        edits=(
+            Edit("relay/store/settle.lua", _FENCE, ""),
+            Edit("relay/store/release_outbox.lua", _FENCE, ""),
+            Edit("relay/store/take.lua", _FENCE_OF_TAKE, "if false then"),
+            Edit(
+                "relay/store/handle.lua",
+                "if holder ~= ARGV[1] and (holder or run[3] ~= ARGV[1]) then",
+                "if false then",
+            ),
+        ),
+        tests=(WOKEN,),
+    ),
+    Mutant(
+        "no-fence-at-commit",
+        "a commit does not ask whose lease it is, the rest does",
+        edits=(Edit("relay/store/settle.lua", _FENCE, ""),),
+        tests=(f"{DRAINS}::test_delivery_whose_lease_ran_out_commits_nothing",),
+    ),
+    Mutant(
+        "run-mark-ignored",
+        "a commit is refused once the lease ran out, though nobody took over",
+        edits=(
+            Edit(
+                "relay/store/settle.lua",
+                "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then",
+                "if holder ~= ARGV[1] then",
+            ),
+        ),
+        tests=(f"{SETTLE}::test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over",),
+    ),
+    Mutant(
+        "retry-after-ignored",
+        "Retry-After holds nobody",
+        edits=(
+            Edit(
+                "workers/gate.py",
+                "if isinstance(outcome, Retry) and outcome.hold_seconds is not None:",
+                "if isinstance(outcome, Retry) and outcome.hold_seconds is ...:",
+            ),
+        ),
+        tests=(RETRY_AFTER,),
+    ),
+    Mutant(
+        "hold-not-shared",
+        "a hold is heeded by the drain that was told, and by no other",
+        edits=(
+            Edit(
+                "relay/store/hold.lua",
+                "  redis.call('HSET', KEYS[1], 'until', string.format('%d', wanted), 'reason', ARGV[2])\n",
+                "",
+            ),
+        ),
+        tests=(RETRY_AFTER,),
+    ),
+    Mutant(
+        "retry-on-400",
+        "what the API refuses for good is tried again",
+        edits=(
+            Edit(
+                "workers/outcome.py",
+                "    return Refused(because, status)\n\n\ndef _failed",
+                "    return _later(status, because, None)\n\n\ndef _failed",
+            ),
+        ),
+        tests=(REFUSED,),
+    ),
+    Mutant(
+        "attempts-burned",
+        "a probe of an endpoint that is held uses up an attempt",
+        edits=(Edit("workers/deliver.py", "retry.uses_attempt and not self._gate.is_probing", "retry.uses_attempt"),),
+        tests=(f"{ENDPOINT}::test_outage_uses_up_no_attempt_once_the_circuit_is_open", STORM),
+    ),
+    Mutant(
+        "token-burns-attempts",
+        "a refused token uses up an attempt",
+        edits=(
+            Edit(
+                "workers/deliver.py", "entry = self._tried(entry, uses_attempt=False)", "entry = self._tried(entry)"
+            ),
+        ),
+        tests=(f"{ENDPOINT}::test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
+    ),
+    Mutant(
+        "time-window-dedupe",
+        "what comes within ten seconds of an instance's last event is taken for a repeat",
+        edits=(
+            Edit(
+                "workers/verdict.py",
+                "    if digest == state.digest:\n",
+                "    if digest == state.digest or arrived - state.at < 10_000:\n",
+            ),
+        ),
+        tests=("tests/acceptance/test_delivery.py::test_a_rollback_is_delivered_and_a_repeat_is_not",),
+    ),
+    Mutant(
+        "stale-redrive",
+        "a redriven event is not compared with what was accepted since",
+        edits=(
+            Edit(
+                "workers/verdict.py",
+                "overtaken = redriven is not None and state.arrival > redriven.arrival",
+                "overtaken = False",
+            ),
+        ),
+        tests=(REDRIVE,),
+    ),
+    Mutant(
+        "redrives-together",
+        "a second redrive does not wait for the first",
+        edits=(Edit("relay/store/redriving.py", "self._token, nx=True, px", "self._token, px"),),
+        tests=(REDRIVE,),
+    ),
+    Mutant(
+        "redrive-forgets",
+        "a redriven event does not say when it first came",
+        edits=(
+            Edit(
+                "relay/store/dead.py",
+                "    if before is not None:\n        return Redriven(before.times + 1,",
+                "    if before is ...:\n        return Redriven(before.times + 1,",
+            ),
+        ),
+        tests=("tests/integration/test_dead_letters.py::test_event_that_dies_again_keeps_its_history",),
+    ),
+    Mutant(
+        "order-lost",
+        "events of one instance are sent side by side",
+        edits=(
+            Edit(
+                "workers/batch.py",
+                _IN_ORDER,
+                "            self._behind[entry.instance] = deque()\n            self._ready.append(entry)\n",
+            ),
+            Edit("workers/batch.py", _SETTLED, "            self._behind.pop(entry.instance, None)\n"),
+        ),
+        tests=(PAUSE,),
+    ),
+    Mutant(
+        "followers-forgotten",
+        "what waits behind an event that is to be tried again is not parked with it",
+        edits=(
+            Edit(
+                "workers/batch.py",
+                "return replace(parking, followers=tuple(self._behind.get(parking.entry.instance, ())))",
+                "return replace(parking, followers=())",
+            ),
+        ),
+        tests=(f"{DRAINS}::test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_order",),
+    ),
+    Mutant(
+        "state-not-given-back",
+        "what dies stays what was last accepted, so the same report made later is taken for a repeat",
+        edits=(Edit("relay/store/settle.lua", "  give_back(item[2], item[4])\n", ""),),
+        tests=(REDRIVE,),
+    ),
+    Mutant(
+        "applied-twice",
+        "a commit whose reply was lost counts again",
+        edits=(Edit("relay/store/settle.lua", _TWICE, ""),),
+        tests=(f"{SETTLE}::test_settle_applied_twice_does_nothing_more",),
+    ),
+    Mutant(
+        "accepted-twice",
+        "an acceptance whose reply was lost counts again",
+        edits=(Edit("relay/store/accept.lua", "if deleted == 0 then", "if false then"),),
+        tests=("tests/integration/test_scripts_intake.py::test_accept_applied_twice_does_nothing_more",),
+    ),
+    Mutant(
+        "breaker-stays-open",
+        "a success closes no circuit",
+        edits=(Edit("workers/gate.py", "            self._close()\n", "            pass\n"),),
+        tests=(f"{ENDPOINT}::test_deliveries_begin_slowly_after_an_outage", STORM),
+    ),
+    Mutant(
+        "token-read-once",
+        "a probe carries the token that was read at the drain's beginning",
+        edits=(Edit("workers/gate.py", "            self._read_token()\n", "            pass\n"),),
+        tests=(f"{ENDPOINT}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
+    ),
+    Mutant(
+        "token-told",
+        "an answer that says the token back is kept as it is",
+        edits=(
+            Edit(
+                "workers/transport/__init__.py", 'shown = bytes(text).replace(token, b"***")', "shown = bytes(text)"
+            ),
+        ),
+        tests=(CANARY,),
+    ),
+    Mutant(
+        "silent-release",
+        "an outbox that is let go of with more to do rings for nobody",
+        edits=(Edit("relay/store/release_outbox.lua", _RELEASED, "return 0\n"),),
+        tests=(f"{LEASES}::test_released_outbox_with_more_to_do_counts_as_rung_for",),
+    ),
+    Mutant(
+        "no-sweep",
+        "a bell that got lost is never rung again",
+        edits=(
+            Edit(
+                "relay/store/ring.lua",
+                "redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1])",
+                "redis.call('SET', KEYS[i + 1], '1', 'NX')",
+            ),
+        ),
+        tests=(BELLS,),
+    ),
+    Mutant(
+        "no-limit",
+        "the queue is never full",
+        edits=(Edit("relay/store/append.lua", "if waiting >= tonumber(ARGV[1]) then", "if false then"),),
+        tests=(FULL,),
+    ),
+    Mutant(
+        "no-watermark",
+        "producers are taken until Redis has no memory left for the workers",
+        edits=(Edit("relay/store/append.lua", "if used > tonumber(ARGV[2]) * most then", "if false then"),),
+        tests=(
+            "tests/integration/test_memory.py::test_producers_are_refused_at_the_watermark_and_taken_again_below_it",
+        ),
+    ),
+    Mutant(
+        "no-worker-crash",
+        "an event that kills is delivered again for ever",
+        edits=(Edit("workers/deliver.py", "if deaths >= leases.MAX_DEATHS:", "if deaths < 0:"),),
+        tests=(f"{MISHAPS}::test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive",),
+    ),
+    Mutant(
+        "superseded-uncounted",
+        "what gives way to a newer event is not counted",
+        edits=(
+            Edit("relay/store/settle.lua", "    redis.call('HINCRBY', KEYS[key], 'superseded', #superseded)\n", ""),
+        ),
+        tests=(f"{MISHAPS}::test_latest_of_an_instance_replaces_what_was_not_delivered",),
+    ),
+    Mutant(
+        "pause-ignored",
+        "a paused environment's events are handed out and sent",
+        edits=(
+            Edit(
+                "relay/store/take.lua", "local paused = redis.call('HEXISTS', KEYS[7], ARGV[6])", "local paused = 0"
+            ),
+            Edit(
+                "relay/store/settle.lua",
+                "local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])",
+                "local paused = 0",
+            ),
+        ),
+        tests=(PAUSE,),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; all, if none is named")
+    parser.add_argument("--list", action="store_true", help="list them and what must notice each")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests unbroken first")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"there is no mutant {', '.join(sorted(unknown))}; see --list")
+    chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.name}: {mutant.what}")
+            print("".join(f"    {test}\n" for test in mutant.tests), end="")
+        return 0
+    return _try(chosen, baseline=not options.no_baseline)
+
+
+def _try(mutants: Sequence[Mutant], *, baseline: bool) -> int:
+    with tempfile.TemporaryDirectory(prefix="relay-mutants-") as directory:
+        root = Path(directory)
+        copy_tree(root)
+        if baseline and not _is_green(root, dict.fromkeys(test for mutant in mutants for test in mutant.tests)):
+            return 1
+        verdicts = [_verdict_on(mutant, root) for mutant in mutants]
+    killed = verdicts.count(Verdict.KILLED)
+    print(f"{killed} of {len(mutants)} mutants killed")
+    return int(killed < len(mutants))
+
+
+def copy_tree(root: Path) -> None:
+    """Copy what tests need to `root`."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=ignored)
+        else:
+            shutil.copy2(source, root / name)
+
+
+def _is_green(root: Path, tests: Iterable[str]) -> bool:
+    began = time.monotonic()
+    code, output = _run(root, [*tests], BASELINE_SECONDS)
+    print(f"{'unbroken':<22} {'green' if code == 0 else 'RED':<9} {time.monotonic() - began:4.0f} s", flush=True)
+    if code != 0:
+        print(f"the tests fail without any mutant, so theirs prove nothing:\n{output[-4000:]}", file=sys.stderr)
+    return code == 0
+
+
+def _verdict_on(mutant: Mutant, root: Path) -> Verdict:
+    began = time.monotonic()
+    before = {edit.path: (root / edit.path).read_text(encoding="utf-8") for edit in mutant.edits}
+    mutant.apply(root)
+    try:
+        code, output = _run(root, mutant.tests, MUTANT_SECONDS)
+    finally:
+        for path, text in before.items():
+            (root / path).write_text(text, encoding="utf-8")
+    by = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    verdict = {0: Verdict.SURVIVED, _TESTS_FAILED: Verdict.KILLED}.get(code, Verdict.ERROR)
+    if verdict is Verdict.KILLED and "AssertionError: void: " in output:
+        verdict = Verdict.VOID
+    why = by.partition("::")[2]
+    print(f"{mutant.name:<22} {verdict:<9} {time.monotonic() - began:4.0f} s  {why[:WHY_CHARACTERS]}", flush=True)
+    if verdict is Verdict.ERROR:
+        print(output[-4000:], file=sys.stderr)
+    return verdict
+
+
+def _run(root: Path, tests: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    """Run tests in the copy until one fails; return pytest's exit code, -1 if they took too long, and its output."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "250",
+    }  # room for the why
+    _check_that_it_is_the_copy(root, env)
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=root,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        return -1, f"not done within {timeout_seconds} s\n{(expired.stdout or b'').decode(errors='replace')}"
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def _check_that_it_is_the_copy(root: Path, env: dict[str, str]) -> None:
+    asked = "import relay, workers; print(relay.__file__, workers.__file__)"
+    told = subprocess.run(
+        [sys.executable, "-c", asked], cwd="/", env=env, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+    assert all(Path(path).is_relative_to(root) for path in told), f"the tests would run {told}, not the copy"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""A TCP link that a test can spoil, between any two parts.
+
+    with Proxy(port) as link:                 connect to link.port instead
+        link.stall()                          a black hole both ways, for old and new connections, until resume()
+        link.stall(Way.REPLIES, new=False)    only what the server says, only on connections that are open now
+        link.cut_reply(b"EVALSHA", nth=3)     the third such command runs, its reply never arrives
+        assert link.cuts == 1                 the evidence
+
+Every spoiled connection ends in a reset: that a close is slow or half is `slow_close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+from faults.api import LoopThread, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHUNK = 65_536
+
+
+class Way(StrEnum):
+    REQUESTS = "requests"
+    REPLIES = "replies"
+
+
+class Proxy:
+    """Passes bytes on until told otherwise; its methods may be called from any thread."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._upstream = (host, port)
+        self._links: set[_Link] = set()
+        self._loop = LoopThread("proxy")
+        self._server: asyncio.Server | None = None
+        self._stalls_new: set[Way] = set()
+        self._latency_seconds = 0.0
+        self._slow_close_seconds = 0.0
+        self._cut_after: dict[Way, int] = {}
+        self._pattern: bytes | None = None
+        self._matches_left = 0
+        self.port = 0
+        #: Evidence: connections accepted, commands that matched, connections reset, chunks held back by a stall.
+        self.accepted = self.matched = self.cuts = self.held = 0
+        #: Bytes passed on.
+        self.passed = dict.fromkeys(Way, 0)
+
+    def __enter__(self) -> Self:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuse()
+        self._call(lambda: [link.abort() for link in list(self._links)])
+        self._loop.stop()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._links)
+
+    def latency(self, seconds: float) -> None:
+        """Hold each chunk this long, both ways."""
+        self._latency_seconds = seconds
+
+    def stall(self, *ways: Way, existing: bool = True, new: bool = True) -> None:
+        """Pass nothing on in these directions (both, if none is given); connections stay open."""
+        chosen = set(ways or Way)
+
+        def stall() -> None:
+            if new:
+                self._stalls_new |= chosen
+            for link in self._links if existing else ():
+                for way in chosen:
+                    link.gates[way].clear()
+
+        self._call(stall)
+
+    def resume(self) -> None:
+        """End all stalls; what was held goes on."""
+
+        def resume() -> None:
+            self._stalls_new = set()
+            for link in self._links:
+                for gate in link.gates.values():
+                    gate.set()
+
+        self._call(resume)
+
+    def reset_all(self) -> int:
+        """Reset every connection that is open; return how many."""
+
+        def reset_all() -> int:
+            links = list(self._links)
+            for link in links:
+                link.cut()
+            return len(links)
+
+        return self._call(reset_all)
+
+    def refuse(self) -> None:
+        """Take no new connections."""
+
+        async def refuse() -> None:
+            if self._server:
+                self._server.close()
+            self._server = None
+
+        self._loop.run(refuse())
+
+    def listen(self) -> None:
+        """Take connections, on the port of before."""
+
+        async def listen() -> None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+        self._loop.run(listen())
+
+    def slow_close(self, seconds: float) -> None:
+        """Pass the end of a connection on only after this long."""
+        self._slow_close_seconds = seconds
+
+    def cut_after(self, count: int, way: Way = Way.REPLIES) -> None:
+        """Reset each connection once so many bytes of it went this way; what is beyond them is dropped."""
+        self._cut_after[way] = count
+
+    def cut_reply(self, pattern: bytes, nth: int = 1) -> None:
+        """Let the nth command with these bytes run, and reset the connection instead of passing its reply on.
+
+        Once. A pattern that TCP cuts in two is not seen; commands are a chunk unless they are large.
+        """
+        self._pattern, self._matches_left = pattern, nth
+
+    # On its loop
+
+    def _call(self, act: Callable[[], object]) -> int:
+        async def call() -> object:
+            return act()
+
+        result = self._loop.run(call())
+        return result if isinstance(result, int) else 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        link = _Link(writer, self)
+        self._links.add(link)
+        for way in self._stalls_new:
+            link.gates[way].clear()
+        try:
+            await link.gates[Way.REQUESTS].wait()
+            their_reader, link.server = await asyncio.open_connection(*self._upstream)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(link, Way.REQUESTS, reader, link.server))
+                pumps.create_task(self._pump(link, Way.REPLIES, their_reader, writer))
+        except* (OSError, _Over):
+            pass
+        finally:
+            link.abort()
+            self._links.discard(link)
+
+    async def _pump(self, link: _Link, way: Way, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(CHUNK):
+            if not link.gates[way].is_set():
+                self.held += 1
+                await link.gates[way].wait()
+            if self._latency_seconds:
+                await asyncio.sleep(self._latency_seconds)
+            if way is Way.REQUESTS:
+                self._look_for_pattern(link, data)
+            elif link.reply_is_doomed:
+                link.cut()
+                raise _Over
+            limit = self._cut_after.get(way)
+            allowed = len(data) if limit is None else max(0, limit - link.passed[way])
+            link.passed[way] += min(allowed, len(data))
+            self.passed[way] += min(allowed, len(data))
+            sink.write(data[:allowed])
+            await sink.drain()
+            if allowed < len(data):
+                link.cut()
+                raise _Over
+        if self._slow_close_seconds:
+            await asyncio.sleep(self._slow_close_seconds)
+        raise _Over
+
+    def _look_for_pattern(self, link: _Link, data: bytes) -> None:
+        if self._pattern is None or self._pattern not in data:
+            return
+        self.matched += 1
+        self._matches_left -= 1
+        if self._matches_left == 0:
+            self._pattern = None
+            link.reply_is_doomed = True
+
+
+class _Over(Exception):  # noqa: N818 - the end of a connection is no error
+    """One side is done, so the other is."""
+
+
+class _Link:
+    def __init__(self, client: asyncio.StreamWriter, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._client = client
+        self.server: asyncio.StreamWriter | None = None
+        self.gates = {way: asyncio.Event() for way in Way}
+        for gate in self.gates.values():
+            gate.set()
+        self.passed = dict.fromkeys(Way, 0)
+        self.reply_is_doomed = False
+
+    def cut(self) -> None:
+        """Reset both sides."""
+        self._proxy.cuts += 1
+        for gate in self.gates.values():
+            gate.set()  # whoever waits there is to find the connection gone
+        for writer in filter(None, (self._client, self.server)):
+            reset(writer.transport)
+
+    def abort(self) -> None:
+        for writer in filter(None, (self._client, self.server)):
+            writer.transport.close()

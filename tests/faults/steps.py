@@ -1,0 +1,146 @@
+"""What workers, producers and operators do, one step to a process that may die of it: `python steps.py`.
+
+Each line of standard input is a step, `<crash point or nothing>\\t<step>\\t<argument>`; its answer is how the process
+that did it ended: 0, or minus the number of the signal. The processes are forked, so that one takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from relay import DeploymentEvent, Producer, crashpoints
+from relay.keys import DEFAULT_ENDPOINT
+from relay.settings import Settings
+from relay.store import dataset, dead, forgetting, pausing
+from relay.store.counts import read_ledger
+from relay.store.redriving import Redrive, redrive_all
+from workers.app import RelayApp
+from workers.deliver import drain_outboxes
+from workers.doorman import Doorman
+from workers.intake import drain_inbox
+from workers.runtime import make_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.runtime import Runtime
+
+
+#: How long work may go on until nothing waits.
+WORK_SECONDS = 20.0
+
+
+class Called:
+    """Bells that only note what they are rung for."""
+
+    def __init__(self) -> None:
+        self.intake = False
+        self.environments: dict[str, None] = {}
+
+    def ring_intake(self) -> None:
+        self.intake = True
+
+    def ring_delivery(self, environments: Sequence[str]) -> None:
+        self.environments.update(dict.fromkeys(environments))
+
+
+def work(runtime: Runtime, _: str) -> None:
+    """Do what a worker does from one look of its doorman to the next, and what it then is called to."""
+    called = Called()
+    runtime = replace(runtime, bells=called)  # type: ignore[arg-type]
+    dataset.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
+    Doorman(runtime.settings, runtime.client, called, "steps").ring_for_what_waits()  # type: ignore[arg-type]
+    if called.intake and (taken := drain_inbox(runtime)):
+        called.ring_delivery(taken.to_deliver)
+    while called.environments:
+        environments, called.environments = list(called.environments), {}
+        if done := drain_outboxes(runtime, environments):
+            called.ring_delivery(done.more)
+
+
+def work_on(runtime: Runtime, _: str) -> None:
+    """Do it until nothing waits; holds pass as if their time was over."""
+    until = time.monotonic() + WORK_SECONDS
+    while read_ledger(runtime.client, runtime.keys).waiting:
+        assert time.monotonic() < until, read_ledger(runtime.client, runtime.keys)
+        runtime.client.hset(runtime.keys.endpoint(DEFAULT_ENDPOINT), mapping={"until": 1, "probe_until": 1})
+        work(runtime, "")
+
+
+def report(runtime: Runtime, bodies: str) -> None:
+    """Report events."""
+    with Producer(settings=runtime.settings) as producer:
+        producer.report_many(DeploymentEvent.from_body(body) for body in json.loads(bodies))
+
+
+def redrive(runtime: Runtime, _: str) -> None:
+    """Redrive all dead letters."""
+    run = Redrive(runtime.client, runtime.keys, max_backlog=runtime.settings.queue.max_backlog)
+    assert run.begin(), "another redrive is under way"
+    for _ in redrive_all(run, dead.EVERYTHING):
+        pass
+    run.end()
+
+
+def drop(runtime: Runtime, _: str) -> None:
+    """Drop all dead letters."""
+    for page in dead.walk(runtime.client, runtime.keys):
+        dead.drop(runtime.client, runtime.keys, page.letters)
+
+
+def pause(runtime: Runtime, environment: str) -> None:
+    """Pause an environment, and resume it."""
+    pausing.pause(runtime.client, runtime.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.resume(runtime.client, runtime.keys, DEFAULT_ENDPOINT, [environment])
+
+
+def forget(runtime: Runtime, environment: str) -> None:
+    """Forget whatever of an environment may be forgotten."""
+    outbox = runtime.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+    forgetting.forget_page(runtime.client, outbox, 0, forgetting.now_ms(runtime.client) + 1)
+
+
+def status(runtime: Runtime, _: str) -> None:
+    """Read the ledger."""
+    read_ledger(runtime.client, runtime.keys)
+
+
+STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, forget, status)}
+
+
+def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:
+    """Do one step in a process of its own; return how that ended."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    failed = 1
+    try:
+        os.environ["RELAY_TEST_CRASH"] = crash
+        importlib.reload(crashpoints)
+        STEPS[step](runtime, argument)
+        failed = 0
+    except BaseException:  # noqa: BLE001 - this process ends here
+        traceback.print_exc()
+    finally:
+        os._exit(failed)
+
+
+def main() -> None:
+    """Answer line by line. Nothing has connected to anything before a fork."""
+    settings = Settings.load()
+    runtime = make_runtime(settings, RelayApp(settings))
+    for line in sys.stdin:
+        crash, step, argument = line.rstrip("\n").split("\t")
+        sys.stdout.write(f"{run(runtime, crash, step, argument)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

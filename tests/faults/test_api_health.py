@@ -1,0 +1,385 @@
+"""An API that refuses everybody, or one, or asks for patience: what is held, for how long, and what that costs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from email.utils import formatdate
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from faults.api import OK, Answer
+from faults.ground import TOKEN, digest, scenario
+
+from relay import DeploymentEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from faults.api import Attempt
+    from faults.ground import Ground
+
+#: What a busy machine may add to a time that is promised.
+BUSY_SECONDS = 2.0
+
+#: Requests that are this close together are one wave; the shortest pause of a circuit is twice as long.
+WAVE_GAP_SECONDS = 0.25
+
+#: The first pause of an open circuit and the longest while the token is refused. A pause is counted from before the
+#: answer left, so nothing but rounding to milliseconds makes it seem shorter.
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 2.0
+ROUNDING_SECONDS = 0.01
+
+#: How soon a refused token must be seen to hold everything.
+HOLD_SECONDS = 1.0
+
+#: The cap on Retry-After in these scenarios.
+RETRY_AFTER_MAX = 1.5
+
+#: After a storm: of the first so many POSTs at most so many at once, and later more than so many.
+FIRST_POSTS, MOST_AT_FIRST, LEAST_LATER = 24, 16, 24
+
+
+def openings(ground: Ground) -> int:
+    """Return how many times in a row the circuit opened."""
+    return int(ground.health("openings") or 0)
+
+
+def wave_and_probes(refused: Sequence[Attempt]) -> tuple[list[Attempt], list[Attempt]]:
+    """Divide what was refused into the requests that were on their way together, and the probes that followed."""
+    gaps = [later.read_at - earlier.read_at for earlier, later in pairwise(refused)]
+    first = next((n for n, gap in enumerate(gaps, 1) if gap > WAVE_GAP_SECONDS), len(refused))
+    return list(refused[:first]), list(refused[first:])
+
+
+def check_one_probe_a_pause(
+    wave: Sequence[Attempt], probes: Sequence[Attempt], longest_seconds: float = math.inf
+) -> None:
+    """See that before each probe there was the whole pause, which doubles, with no request of any worker in it."""
+    for n, (before, probe) in enumerate(pairwise([wave[0], *probes])):
+        assert before.ended_at is not None
+        pause = min(longest_seconds, FIRST_PAUSE_SECONDS * 2**n)
+        waited = probe.read_at - before.ended_at
+        assert waited >= pause - ROUNDING_SECONDS, f"probe {n + 1} came after {waited:.3f} s of {pause} s"
+
+
+def letters(ground: Ground) -> dict[str, dict[str, str]]:
+    """Return the dead letters' fields by their events' ids."""
+    found = [fields for _, fields in ground.client.xrange(ground.keys.dead)]
+    return {
+        fields[b"id"].decode(): {name.decode(): value.decode() for name, value in fields.items()} for fields in found
+    }
+
+
+class RotatingToken:
+    """A token file, and an API that takes one token and refuses others with a status.
+
+    Who was refused gets a 500 once more when it comes with the right token: with two attempts in all, an event dies
+    of that if it lost one while the token was refused.
+    """
+
+    def __init__(self, path: Path, status: int) -> None:
+        self.path = path
+        self.failed: set[str] = set()
+        self._status = status
+        self._valid = ""
+        self._resumed = False
+        self.rotate(f"{TOKEN}-0")
+        self.revoke(f"{TOKEN}-0")
+
+    def rotate(self, token: str) -> None:
+        """Give the relay a token."""
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(f"{token}\n")
+        fresh.replace(self.path)
+
+    def revoke(self, valid: str) -> None:
+        """Take no token but this from now on."""
+        self._valid = f"Bearer {valid}"
+
+    def __call__(self, attempt: Attempt) -> Answer:
+        if attempt.authorization != self._valid:
+            return Answer(self._status)
+        if attempt.earlier and self._resumed and attempt.event_id not in self.failed:
+            self.failed.add(attempt.event_id)
+            return Answer(500)
+        self._resumed = True
+        return OK
+
+
+def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
+    token = RotatingToken(secrets / "token", status)
+    ground.api.behave(token)
+    ground.start_workers(2, RELAY_API_TOKEN_FILE=str(token.path), RELAY_DELIVERY__MAX_ATTEMPTS="2")
+
+    def refused() -> list[Attempt]:
+        return [attempt for attempt in list(ground.api.attempts) if attempt.status == status]
+
+    with ground.load(100):
+        ground.wait(lambda: len(ground.api.processed_ids()) > 50)
+        token.revoke(f"{TOKEN}-1")
+        ground.wait(lambda: openings(ground) == 3, seen=ground.ledger)
+        assert ground.health("circuit") == "unauthorized"
+        rotated_at = time.monotonic()
+        token.rotate(f"{TOKEN}-1")
+        ground.wait(lambda: ground.api.attempts[-1].authorization == f"Bearer {TOKEN}-1")
+        ground.wait(lambda: not openings(ground))
+
+    wave, probes = wave_and_probes(refused())
+    ground.bit(wave, "the token was refused")
+    ground.bit(len(probes) >= 2, "one after the other probed while it was")
+    held_within = wave[-1].read_at - wave[0].read_at
+    assert held_within < HOLD_SECONDS + BUSY_SECONDS
+    check_one_probe_a_pause(wave, probes, LONGEST_PAUSE_SECONDS)
+    resumed = next(a for a in ground.api.attempts if a.authorization == f"Bearer {TOKEN}-1")
+    took = resumed.read_at - rotated_at
+    assert took < LONGEST_PAUSE_SECONDS + BUSY_SECONDS
+    ground.check()
+    ground.bit(token.failed, "who had been refused failed once more, which a burned attempt would not survive")
+    assert ground.ledger().dead == 0
+    ground.observed(
+        f"held after {len(wave)} refusals in {held_within:.2f} s; {len(probes)} probes in "
+        f"{probes[-1].read_at - wave[0].read_at:.1f} s; resumed {took:.1f} s after the rotation; 0 dead"
+    )
+
+
+@pytest.fixture
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that the ground does not look through for the token."""
+    return tmp_path_factory.mktemp("secrets")
+
+
+@scenario(17, "401 for all under load, token file rotated", bound="held within 1 s, 1 probe a pause of all workers, "
+          "nothing burned, resumes within 2 s")  # fmt: skip
+def test_an_expired_token_holds_everything_and_burns_nothing(ground: Ground, secrets: Path) -> None:
+    check_a_refused_token(ground, secrets, 401)
+
+
+@scenario(17, "403 for all under load, token file rotated", bound="held within 1 s, 1 probe a pause of all workers, "
+          "nothing burned, resumes within 2 s")  # fmt: skip
+def test_a_forbidden_token_holds_everything_and_burns_nothing(ground: Ground, secrets: Path) -> None:
+    check_a_refused_token(ground, secrets, 403)
+
+
+@scenario(17, "403 for one event while others pass", bound="it alone dies, `forbidden`; the others arrive")
+def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
+    alone = [
+        DeploymentEvent.of(f"ghcr.io/acme/alone@{digest(f'alone-{n}')}", environment="env-0", id=f"alone-{n}")
+        for n in range(2)
+    ]
+    ground.api.behave(lambda attempt: Answer(403) if attempt.event_id == "alone-0" else OK)
+    ground.start_workers(2)
+    with ground.load(100):
+        ground.wait(lambda: len(ground.api.processed_ids()) > 50)
+        since = time.monotonic()
+        ground.report_events(alone)
+        ground.wait(lambda: "alone-0" in letters(ground), seen=ground.ledger)
+        ground.wait(lambda: "alone-1" in ground.api.processed_ids(), seen=ground.ledger)
+        until = time.monotonic()
+    ground.bit(letters(ground)["alone-0"]["reason"] == "forbidden", "it was found to be forbidden")
+    tries = [attempt for attempt in ground.api.attempts if attempt.event_id == "alone-0"]
+    passed = [a.number for a in ground.api.attempts if a.processed]
+    between = sum(any(one.number < n < other.number for n in passed) for one, other in pairwise(tries))
+    assert between >= 2, "it died though no other event had passed between its attempts"
+    silence = ground.api.longest_silence(since, until)
+    assert silence < FIRST_PAUSE_SECONDS + BUSY_SECONDS
+    ground.check()
+    assert ground.ledger().dead == 1
+    ground.observed(
+        f"dead after {len(tries)} POSTs in {tries[-1].read_at - tries[0].read_at:.2f} s, others never silent for "
+        f"more than {silence:.2f} s"
+    )
+
+
+@scenario(18, "400, 413, 422 for 5 %; 404, 405, 410 at first for some", bound="dead after exactly 1 attempt; slow "
+          "retry; the rest arrive")  # fmt: skip
+def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(ground: Ground) -> None:
+    refusals, absences = (400, 413, 422), (404, 405, 410)
+    refused = {f"event-{n}": refusals[n // 20 % 3] for n in range(0, 400, 20)}
+    absent = {f"event-{n}": absences[n // 50 % 3] for n in range(7, 400, 50)}
+    stumbling = {f"event-{n}" for n in range(11, 400, 50)}
+
+    def judge(attempt: Attempt) -> Answer:
+        if attempt.event_id in refused:
+            return Answer(refused[attempt.event_id], body=b"no")
+        if attempt.earlier:
+            return OK
+        return Answer(absent.get(attempt.event_id, 500 if attempt.event_id in stumbling else 202))
+
+    ground.api.behave(judge)
+    ground.start_workers(1, RELAY_DELIVERY__BACKOFF_MAX="5s", RELAY_DELIVERY__MAX_ATTEMPTS="2")
+    ground.report(400, environments=5)
+    ground.rest()
+
+    def pauses(ids: Sequence[str]) -> list[float]:
+        first = {a.event_id: a.ended_at for a in ground.api.attempts if not a.earlier}
+        return [a.read_at - (first[a.event_id] or 0) for a in ground.api.attempts if a.earlier and a.event_id in ids]
+
+    dead = letters(ground)
+    ground.bit(dead, "the API refused some")
+    assert {name: int(letter["status"]) for name, letter in dead.items()} == refused
+    assert {(letter["reason"], letter["attempts"]) for letter in dead.values()} == {("refused", "1")}
+    assert sum(attempt.event_id in refused for attempt in ground.api.attempts) == len(refused)
+    slow, fast = pauses([*absent]), pauses([*stumbling])
+    ground.bit(len(slow) == len(absent), "each that was not there was tried again")
+    # Both are random from 0 on: up to 5 s, and up to 50 ms. That all of eight are short has a chance of 1 in 10^8.
+    assert FIRST_PAUSE_SECONDS < max(slow) < 5 + BUSY_SECONDS
+    assert max(fast) < 0.05 + BUSY_SECONDS
+    ground.check()
+    ground.observed(
+        f"{len(dead)} dead after 1 attempt each; 404/405/410 tried again after {min(slow):.1f} to {max(slow):.1f} s, "
+        f"500 after {max(fast):.2f} s at most"
+    )
+
+
+@scenario(18, "404 for all, then the URL is put right", bound="held as a wrong URL, 1 probe a pause, none dead")
+def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
+    wrong = ground.api.listen()
+    # They are all answered after they all went out, so that each has used up one of its two attempts when it is held.
+    ground.api.behave(lambda attempt: Answer(404, delay=0.3) if attempt.port == wrong else OK)
+    two = {"RELAY_DELIVERY__MAX_ATTEMPTS": "2"}
+    [misled] = ground.start_workers(1, RELAY_API_URL=f"http://127.0.0.1:{wrong}/reprot", **two)
+    ground.report(30)
+    ground.wait(lambda: openings(ground) == 3, seen=ground.ledger)
+    assert ground.health("circuit") == "wrong_url"
+    assert ground.terminate(misled) == [0]
+    wave, probes = wave_and_probes(ground.api.attempts)
+    ground.bit(len(probes) >= 2, "it was probed with what had failed before")
+    check_one_probe_a_pause(wave, probes)
+    ground.start_workers(1, **two)
+    ground.rest()
+    assert ground.ledger().dead == 0
+    ground.check()
+    ground.observed(f"held after {len(wave)}, {len(probes)} probes, 0 dead, all {ground.ledger().delivered} arrived")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The Retry-After of an answer, and how long that is, in seconds from that moment; 0 for not at all."""
+
+    headers: dict[str, str]
+    seconds: float
+
+
+def _date_alone() -> Asked:
+    until = math.floor(time.time() + 0.5) + 1  # dates have whole seconds: between 0.5 and 1.5 from now
+    return Asked({"Retry-After": formatdate(until, usegmt=True)}, until - time.time())
+
+
+def _date_by_another_clock() -> Asked:
+    now = math.floor(time.time()) - 3600
+    return Asked({"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + 1, usegmt=True)}, 1)
+
+
+FORMS: dict[str, Callable[[], Asked]] = {
+    "seconds": lambda: Asked({"Retry-After": "1"}, 1),
+    "date": _date_alone,
+    "date and Date": _date_by_another_clock,
+    "twice": lambda: Asked({"Retry-After": "1", "retry-after": "0"}, 1),
+    "absurd": lambda: Asked({"Retry-After": "9" * 30}, RETRY_AFTER_MAX),
+    "past": lambda: Asked({"Retry-After": formatdate(time.time() - 60, usegmt=True)}, 0),
+    "negative": lambda: Asked({"Retry-After": "-5"}, 0),
+    "words": lambda: Asked({"Retry-After": "in a while"}, 0),
+    "none": lambda: Asked({}, 0),
+}
+
+
+def silence_after(ground: Ground, form: Callable[[], Asked]) -> tuple[float, float]:
+    """Answer one request with a 429, with work for all workers behind it; return the seconds asked for and kept."""
+    answered: list[tuple[Attempt, Asked]] = []
+
+    def once(attempt: Attempt) -> Answer:
+        if answered:
+            return OK
+        answered.append((attempt, form()))
+        return Answer(429, headers=answered[0][1].headers)
+
+    before = ground.health("until")
+    ground.api.behave(once)
+    [first] = ground.report(1)
+    ground.wait(lambda: bool(answered) and answered[0][0].ended_at is not None)
+    refused, asked = answered[0]
+    if asked.seconds:
+        ground.wait(lambda: ground.health("until") != before)  # from here on no worker may send
+    more = ground.report(40, environments=8)
+    ground.wait(lambda: {first, *more} <= ground.api.processed_ids().keys(), seen=ground.ledger)
+    if not asked.seconds:
+        assert ground.health("until") == before, f"held though {asked.headers} asks for nothing"
+    following = min(a.read_at for a in ground.api.attempts if a.number > refused.number)
+    assert refused.ended_at is not None
+    return asked.seconds, following - refused.read_at
+
+
+@scenario(19, "429 with Retry-After in seconds, as a date with and without Date, twice, absurd, past, negative, "
+          "in words, without; and under load", bound="no request of any worker before the time; capped; no attempt "
+          "used up")  # fmt: skip
+def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> None:
+    one = {"RELAY_DELIVERY__RETRY_AFTER_MAX": f"{RETRY_AFTER_MAX}s", "RELAY_DELIVERY__MAX_ATTEMPTS": "1"}
+    ground.start_workers(2, **one)
+    silences = {}
+    for name, form in FORMS.items():
+        asked, silences[name] = silence_after(ground, form)
+        assert asked - ROUNDING_SECONDS <= silences[name] < asked + BUSY_SECONDS, f"{name}: {asked} s were asked for"
+
+    ground.api.behave(OK)
+    with ground.load(200, environments=10):
+        for worker in ground.running:
+            ground.wait(lambda worker=worker: ground.has_delivered(worker))  # type: ignore[misc]
+        number = len(ground.api.attempts)
+        ground.api.behave(Answer(429, headers={"Retry-After": "60"}))
+        ground.wait(lambda: any(a.status == 429 for a in ground.api.attempts[number:]))
+        first = next(a for a in ground.api.attempts[number:] if a.status == 429)
+        ground.wait(lambda: time.monotonic() > first.read_at + HOLD_SECONDS)
+        ground.api.behave(OK)
+        ground.wait(lambda: ground.api.attempts[-1].read_at > first.read_at + RETRY_AFTER_MAX)
+    wave = [a.read_at for a in ground.api.attempts if a.status == 429 and a.number >= first.number]
+    ground.bit(len(ground.api.attempts) > len(wave) and wave, "the API asked for patience")
+    assert wave[-1] - first.read_at < HOLD_SECONDS
+    assert ground.api.received(wave[-1] + ROUNDING_SECONDS, first.read_at + RETRY_AFTER_MAX) == 0
+    ground.check()
+    assert ground.ledger().dead == 0
+    ground.observed(
+        f"{', '.join(f'{name} {seconds:.2f} s' for name, seconds in silences.items())}; under load {len(wave)} "
+        f"requests in {(wave[-1] - first.read_at) * 1000:.0f} ms and then none for {RETRY_AFTER_MAX} s"
+    )
+
+
+def concurrency(attempts: Sequence[Attempt]) -> list[int]:
+    """Return how many were under way when each began, itself among them."""
+    ends = sorted(a.ended_at for a in attempts if a.ended_at is not None)
+    over, levels = 0, []
+    for n, attempt in enumerate(sorted(attempts, key=lambda a: a.read_at), 1):
+        while over < len(ends) and ends[over] <= attempt.read_at:
+            over += 1
+        levels.append(n - over)
+    return levels
+
+
+@scenario(20, "503 storm with 10,000 waiting", bound="1 probe a pause of all workers; a slow start after; none dead")
+def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -> None:
+    ground.api.behave(Answer(503, delay=0.1))
+    ground.start_workers(2)
+    ground.report(10_000, environments=4)
+    ground.wait(lambda: openings(ground) == 4, seen=ground.ledger)  # the next probe comes 4 s later
+    wave, probes = wave_and_probes(list(ground.api.attempts))
+    ground.bit(len(wave) >= 20 and len(probes) == 3, "the circuit opened, and was probed")
+    ground.bit(ground.ledger().waiting == 10_000, "all of them waited")
+    check_one_probe_a_pause(wave, probes)
+    ground.api.behave(Answer(delay=0.02))
+    ground.wait(lambda: ground.api.in_flight > LEAST_LATER, seen=ground.ledger)
+    ground.api.behave(OK)
+    ground.rest(60)
+    after = [attempt for attempt in ground.api.attempts if attempt.status == 202]
+    levels = concurrency(after[:2000])
+    assert levels[0] == 1
+    assert max(levels[:FIRST_POSTS]) <= MOST_AT_FIRST, levels[:FIRST_POSTS]
+    ground.check()
+    assert ground.ledger().dead == 0
+    ground.observed(
+        f"{len(wave)} requests until it was held, {len(probes)} probes in {after[0].read_at - wave[0].read_at:.1f} s;"
+        f" then at most {max(levels[:FIRST_POSTS])} at once of the first {FIRST_POSTS}, {max(levels)} later; 0 dead"
+    )

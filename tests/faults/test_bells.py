@@ -1,0 +1,103 @@
+"""Celery's messages are doorbells: none of them may matter."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from celery import Celery
+from faults.ground import SWEEP_SECONDS, plain_client, scenario
+
+from workers.bells import DELIVER, INTAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from faults.ground import Ground
+
+ENVIRONMENTS = [f"env-{n}" for n in range(5)]
+
+#: From the sweep to the next look of a doorman, and what a busy machine may add to that.
+LOOK_SECONDS = 1.0
+
+#: Bells of each kind that nobody asked for.
+DOUBLED = 50
+BUSY_SECONDS = 2.0
+
+
+def heard(ground: Ground, task: str) -> int:
+    """Return how many bells of a kind the workers have heard."""
+    return sum(worker.log().count(f"Task {task}[") for worker in ground.workers)
+
+
+def until_rest(ground: Ground) -> float:
+    """Return how many seconds from now something waits."""
+    since = time.monotonic()
+    ground.rest()
+    return time.monotonic() - since
+
+
+@contextmanager
+def thieves(broker: str) -> Iterator[list[bytes]]:
+    """Take bells off the broker's hands; there are enough that most waits of the workers come behind one of ours."""
+    loot: list[bytes] = []
+    over = threading.Event()
+
+    def steal() -> None:
+        with plain_client(broker) as client:
+            while not over.is_set():
+                if stolen := client.blpop([INTAKE, DELIVER], 0.5):
+                    loot.append(stolen[0])
+
+    threads = [threading.Thread(target=steal) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield loot
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@scenario(27, "bells doubled, lost, delayed; broker flushed", bound="repeats 0; nothing waits longer than a sweep")
+def test_nothing_depends_on_a_bell(ground: Ground) -> None:
+    link = ground.broker_proxy()
+    broker = f"{ground.redis.url.removesuffix('/0')}/1"
+    ground.start_workers(2)
+
+    with Celery(broker=broker, set_as_current=False) as app, ground.load(100):
+        for _ in range(DOUBLED):
+            app.send_task(DELIVER, args=ENVIRONMENTS, queue=DELIVER, ignore_result=True)
+            app.send_task(INTAKE, queue=INTAKE, ignore_result=True)
+    with plain_client(broker) as client:
+        ground.wait(lambda: not client.llen(DELIVER) + client.llen(INTAKE))
+    ground.rest()
+    ground.bit(heard(ground, DELIVER) > DOUBLED, "the workers heard more bells than needed")
+
+    with thieves(broker) as lost:
+        ground.wait(lambda: bool(ground.report(5, environments=5)) and bool(lost))
+    waits = [until_rest(ground)]
+    ground.bit(lost, "bells were lost")
+
+    with plain_client(broker) as client:
+        client.flushdb()
+        ground.report(50, environments=5)
+        client.flushdb()
+    waits.append(until_rest(ground))
+
+    link.latency(0.1)
+    passed = sum(link.passed.values())
+    ground.report(50, environments=5)
+    waits.append(until_rest(ground))
+    link.latency(0)
+    ground.bit(sum(link.passed.values()) > passed, "the broker's link was slow")
+
+    assert max(waits) < SWEEP_SECONDS + LOOK_SECONDS + BUSY_SECONDS
+    ground.check()
+    ground.observed(
+        f"{2 * DOUBLED} bells too many, {len(lost)} lost; everything arrived within {waits[0]:.1f} s (lost), "
+        f"{waits[1]:.1f} s (flushed), {waits[2]:.1f} s (delayed)"
+    )

@@ -1,0 +1,107 @@
+"""Processes that die or stand still in the middle of their work."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from faults.api import OK, Answer
+from faults.ground import LEASE_SECONDS, scenario
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from faults.ground import Ground
+
+#: Beyond the lease, until somebody else is at it; and what a busy machine may add to that.
+TAKE_OVER_SECONDS = 1.0
+BUSY_SECONDS = 1.5
+
+
+def dies_once(ground: Ground, point: str) -> tuple[dict[str, str], Path]:
+    """Return what makes the first process that passes a point die, and the file it leaves."""
+    died = ground.directory / "died"
+    return {"RELAY_TEST_CRASH": point, "RELAY_TEST_CRASH_ONCE": str(died)}, died
+
+
+@scenario(1, "SIGKILL after read, before any POST", bound="repeats 0; taken over within the lease + 1 s")
+def test_a_process_that_dies_with_a_batch_in_hand_is_replaced_without_a_repeat(ground: Ground) -> None:
+    crash, died = dies_once(ground, "after:take:1")
+    ground.start_workers(2, **crash)
+    ground.report(50, environments=2)
+    ground.wait(died.exists)
+    died_at = time.monotonic() - (time.time() - died.stat().st_mtime)
+    ground.wait(lambda: len(ground.api.attempts) >= 50)
+    later = [attempt.read_at - died_at for attempt in ground.api.attempts if attempt.read_at > died_at]
+    ground.bit(max(later) > LEASE_SECONDS / 2, "its entries waited for its lease to run out")
+    assert max(later) < LEASE_SECONDS + TAKE_OVER_SECONDS + BUSY_SECONDS
+    ground.check()
+    ground.observed(f"all arrived {max(later):.1f} s after the kill, {ground.api.repeats()} repeats")
+
+
+@scenario(2, "SIGKILL in mid-POST, the API processes it", bound="repeats ≤ K, at least 1 seen")
+def test_a_kill_in_mid_post_repeats_no_more_than_was_in_flight(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.3))
+    ground.start_workers(2)
+    ground.report(100)
+    ground.wait(lambda: ground.api.in_flight >= 10)
+    at_risk = ground.kill(ground.at_work())
+    ground.api.behave(OK)
+    ground.rest()
+    repeats = ground.api.repeats()
+    ground.bit(repeats >= 1, "what was in flight came again")
+    ground.check(killed=len(at_risk))
+    ground.observed(f"{len(at_risk)} in flight, {repeats} repeats")
+
+
+@scenario(3, "SIGKILL after a 2xx, before its commit", bound="exactly one repeat")
+def test_an_answer_that_was_not_committed_is_repeated_exactly_once(ground: Ground) -> None:
+    crash, died = dies_once(ground, "before:settle:1")
+    ground.start_workers(1, **crash)
+    ground.report(1)
+    ground.wait(died.exists)
+    first = ground.api.attempts[0]
+    ground.rest()
+    ground.bit(first.ended == "answered", "the API had answered before the process died")
+    assert ground.api.repeats() == 1
+    ground.check(killed=1)
+    ground.observed(f"{ground.api.repeats()} repeat")
+
+
+@scenario(5, "SIGKILL of all workers, 3 times, 10,000 events", bound="missing 0, repeats ≤ K, order kept")
+def test_killing_all_workers_again_and_again_loses_and_reorders_nothing(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.01))
+    ground.start_workers(2)
+    ground.report(10_000, instances=1000, environments=20)
+    at_risk = []
+    for share in (2_000, 5_000, 8_000):
+        ground.wait(lambda share=share: len(ground.api.processed_ids()) >= share, 30, ground.ledger)  # type: ignore[misc]
+        at_risk.append(len(ground.kill()))
+        ground.start_workers(2)
+    ground.rest(60)
+    ground.bit(ground.api.repeats() >= 1, "what was in flight at a kill came again")
+    ground.check(killed=sum(at_risk))
+    ground.observed(f"{sum(at_risk)} in flight or uncommitted, {ground.api.repeats()} repeats, 0 missing")
+
+
+@scenario(8, "SIGSTOP for 3 leases, then SIGCONT", bound="taken over; the woken commit is refused; repeats ≤ K")
+def test_a_worker_that_stood_still_past_its_lease_cannot_commit(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.8))
+    ground.start_workers(2, RELAY_DELIVERY__MAX_ATTEMPTS="1000")
+    ground.report(5)
+    ground.wait(lambda: ground.api.in_flight == 5)
+    asleep = ground.at_work()
+    at_risk = ground.stop_and_hold(asleep)
+    stopped_at = time.monotonic()
+    ground.bit(at_risk, "it stood still with answers that it had not committed")
+    ground.api.behave(lambda attempt: Answer(503) if attempt.event_id in at_risk else OK)
+    with ground.load(20, instances=20):  # successes between, that keep the circuit closed
+        ground.wait(lambda: time.monotonic() - stopped_at > 3 * LEASE_SECONDS)
+        again = {attempt.event_id for attempt in ground.api.attempts if attempt.earlier}
+        ground.bit(again == at_risk, "another worker has taken them over and tries them")
+        ground.resume(asleep)
+        ground.wait(lambda: "leases lost" in asleep.log(), seen=asleep.log)
+        assert at_risk <= ground.in_outboxes(), "the woken worker committed over its successor"
+    ground.api.behave(OK)
+    ground.check(killed=len(at_risk))
+    ground.observed(f"{len(at_risk)} in hand, {ground.api.repeats()} repeats, commit refused")

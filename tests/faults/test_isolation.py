@@ -1,0 +1,247 @@
+"""One event, one environment, or a slow and hanging API: who else has to wait for it?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from faults.api import OK, STALL, Answer
+from faults.ground import TIMEOUT_SECONDS, digest, scenario
+
+from relay import DeploymentEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from faults.api import Attempt
+    from faults.ground import Ground
+
+#: What a busy machine may add to a time that is promised, and to one event's way to the API.
+BUSY_SECONDS = 2.0
+BUSY_LATENCY_SECONDS = 0.1
+
+#: Beyond its deadline, how long an attempt may last.
+DEADLINE_MARGIN_SECONDS = 0.1
+
+#: By how much one event that fails, and one environment's backlog, may slow others down.
+SLOWER_FOR_AN_EVENT = 1.2
+SLOWER_FOR_A_BACKLOG = 2.0
+
+#: Failures of an event until it is mended, and of one until its attempts are used up; each is followed by a pause of
+#: a quarter of a second on average, in which a drain that waited would hold up everybody.
+MENDED_AFTER, USED_UP_AFTER = 5, 6
+
+#: Time-outs after which not one slot may be lost.
+TIME_OUTS = 500
+
+#: The deadline of a POST while so many time out.
+SHORT_DEADLINE_SECONDS = 0.15
+
+#: POSTs at once in one drain, at most.
+MAX_IN_FLIGHT = 32
+
+
+def share(values: Sequence[float], part: float) -> float:
+    """Return the value below which so large a part of them lies."""
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Reports one event at a time at a steady rate, and knows how long each took to the API's answer."""
+
+    ground: Ground
+    per_second: float
+    environment: str
+    reported: dict[str, float] = field(default_factory=dict)
+
+    def beat(self, seconds: float) -> list[str]:
+        """Report for so long and return the ids."""
+        ids = []
+        began = time.monotonic()
+        with self.ground.producer() as producer:
+            for n in range(int(seconds * self.per_second)):
+                self.ground.wait(lambda due=began + n / self.per_second: time.monotonic() >= due)  # type: ignore[misc]
+                name = f"{self.environment}-{len(self.reported)}"
+                event = DeploymentEvent.of(
+                    f"ghcr.io/acme/{name}@{digest(name)}", environment=self.environment, id=name
+                )
+                self.reported[name] = time.monotonic()
+                self.ground.report_events([event], producer)
+                ids.append(name)
+        return ids
+
+    def latencies(self, ids: Sequence[str]) -> list[float]:
+        """Wait until these have arrived and return their seconds from report to answer."""
+        ended: dict[str, float] = {}
+
+        def arrived() -> bool:
+            ended.update({a.event_id: a.ended_at for a in list(self.ground.api.attempts) if a.ended_at is not None})
+            return ended.keys() >= set(ids)
+
+        self.ground.wait(arrived, seen=self.ground.ledger)
+        return [ended[name] - self.reported[name] for name in ids]
+
+
+def unheard(ground: Ground) -> int:
+    """Return how many answers may have come when the client had just left: the last by connections now closed."""
+    still_open = {connection.number for connection in list(ground.api._connections.values())}
+    last = {attempt.connection: attempt for attempt in list(ground.api.attempts)}
+    return sum(a.processed and a.ended == "answered" and a.connection not in still_open for a in last.values())
+
+
+def told(latencies: Sequence[float]) -> str:
+    """Say it in milliseconds: median, p90 and p99."""
+    return "/".join(f"{1000 * share(latencies, part):.0f}" for part in (0.5, 0.9, 0.99))
+
+
+def check_not_slower(factor: float, disturbed: Sequence[float], alone: Sequence[float]) -> None:
+    """Compare medians and p90; p99 of some hundred events is one hiccup of the machine, and is only told."""
+    for part in (0.5, 0.9):
+        bound = factor * (share(alone, part) + BUSY_LATENCY_SECONDS)
+        assert share(disturbed, part) < bound, f"{told(disturbed)} ms beside it, {told(alone)} ms alone"
+
+
+@scenario(21, "500 for one event only", bound="its instance waits, until it is mended or used up; the others' median "
+          "and p90 within 1.2 times (undisturbed + 0.1 s)")  # fmt: skip
+def test_an_event_that_fails_holds_up_its_own_instance_alone(ground: Ground) -> None:
+    failures = {"mended-0": MENDED_AFTER, "used-up-0": USED_UP_AFTER}
+    ground.api.behave(lambda attempt: Answer(500) if attempt.earlier < failures.get(attempt.event_id, 0) else OK)
+    pauses = {"RELAY_DELIVERY__BACKOFF_INITIAL": "500ms", "RELAY_DELIVERY__BACKOFF_MAX": "500ms"}
+    ground.start_workers(2, RELAY_DELIVERY__MAX_ATTEMPTS=str(USED_UP_AFTER), **pauses)
+    pulse = Pulse(ground, 100, "env-0")
+    pulse.latencies(pulse.beat(0.5))  # so that all connections are there
+    alone, disturbed = [], []
+    for instance in ("mended", "used-up"):  # in turns, so that whatever else the machine does meets both
+        alone += pulse.latencies(pulse.beat(1.5))
+        ids = [f"{instance}-{n}" for n in range(3)]
+        images = [f"ghcr.io/acme/{instance}@{digest(name)}" for name in ids]
+        ground.report_events(
+            [DeploymentEvent.of(image, environment="env-0", id=name) for image, name in zip(images, ids, strict=True)]
+        )
+        disturbed += pulse.latencies(pulse.beat(1.5))
+        ground.wait(lambda last=ids[-1]: last in ground.api.processed_ids(), seen=ground.ledger)  # type: ignore[misc]
+        tries = [a.event_id for a in ground.api.attempts if a.event_id in ids]
+        failed = failures[ids[0]]
+        ground.bit(tries[:failed] == [ids[0]] * failed, "it failed again and again, and its instance waited")
+        assert tries[failed:] == (ids if instance == "mended" else ids[1:]), "it was not released in its order"
+    assert ground.fates().dead_ids == ["used-up-0"]
+    check_not_slower(SLOWER_FOR_AN_EVENT, disturbed, alone)
+    ground.check()
+    ground.observed(
+        f"released when mended at attempt {MENDED_AFTER + 1}, and when used up after {USED_UP_AFTER}; the others' "
+        f"median/p90/p99: {told(alone)} ms alone, {told(disturbed)} ms beside it"
+    )
+
+
+#: Every tenth attempt hangs, in one of these ways.
+HANGS = (
+    Answer(stall=True),
+    Answer(503, drip=0.05),
+    Answer(503, body=b"." * 1000, drip=0.05, drip_body=True),
+    Answer(202, body=b"." * 1000, drip=0.05, drip_body=True),
+)
+
+
+@scenario(22, "hang, slow-loris headers, slow-loris body, jittery latency", bound="each attempt ends by the deadline "
+          "+ 0.1 s; the window shrinks; no slot leaks over 500 time-outs; repeats ≤ T")  # fmt: skip
+def test_no_slot_is_lost_to_an_api_that_hangs(ground: Ground) -> None:
+    def judge(attempt: Attempt) -> Answer:
+        if attempt.number % 10 == 0:
+            return HANGS[attempt.number // 10 % len(HANGS)]
+        return Answer(delay=attempt.number * 7 % 11 / 2000)
+
+    def left() -> list[Attempt]:
+        return [attempt for attempt in list(ground.api.attempts) if attempt.ended == "left"]
+
+    def over() -> bool:
+        windows.append(int(ground.health("window") or 0) or MAX_IN_FLIGHT)
+        return len(left()) >= TIME_OUTS
+
+    windows: list[int] = []
+    ground.api.behave(judge)
+    deadline = {"RELAY_API__TIMEOUT": f"{SHORT_DEADLINE_SECONDS}s", "RELAY_DELIVERY__MAX_ATTEMPTS": "20"}
+    ground.start_workers(1, **deadline)
+    ground.report(5500, environments=5)
+    ground.wait(over, 60, lambda: f"{len(left())} time-outs, window {ground.health('window')}")
+    ground.bit(len(left()) >= TIME_OUTS, "the client left so many requests unanswered")
+    assert min(windows) < MAX_IN_FLIGHT / 2, "the window did not shrink"
+    durations = [attempt.ended_at - attempt.read_at for attempt in left() if attempt.ended_at is not None]
+    assert share(durations, 0.5) < SHORT_DEADLINE_SECONDS + DEADLINE_MARGIN_SECONDS
+    assert max(durations) < SHORT_DEADLINE_SECONDS + DEADLINE_MARGIN_SECONDS + BUSY_SECONDS
+
+    ground.api.behave(Answer(delay=0.02))
+    most = 0
+
+    def regrown() -> bool:
+        nonlocal most
+        most = max(most, ground.api.in_flight)
+        return most >= MAX_IN_FLIGHT
+
+    ground.report(2000, environments=5)
+    ground.wait(regrown, seen=lambda: f"{most} at once of {MAX_IN_FLIGHT}, window {ground.health('window')}")
+    ground.api.behave(OK)
+    ground.rest(60)
+    assert ground.ledger().dead == 0
+    time_outs = ground.api.unknowable() + unheard(ground)
+    ground.check(unknowable=time_outs)
+    ground.observed(
+        f"{len(durations)} time-outs, p90 {share(durations, 0.9):.2f} s and the longest {max(durations):.2f} s of "
+        f"{SHORT_DEADLINE_SECONDS} s; window down to {min(windows)}, and {most} POSTs at once again after; "
+        f"{ground.api.repeats()} repeats, T = {time_outs}"
+    )
+
+
+@scenario(30, "10,000 waiting in one environment at a slow API, 10 events/s in another", bound="the small one's "
+          "median and p90 within 2 times (undisturbed + 0.1 s)")  # fmt: skip
+def test_a_backlog_holds_up_its_own_environment_alone(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.1))
+    ground.start_workers(1, concurrency=2)
+    pulse = Pulse(ground, 10, "small")
+    pulse.latencies(pulse.beat(0.5))  # so that all connections are there
+    alone = pulse.latencies(pulse.beat(4))
+    ground.report(10_000, environments=1)
+    ground.wait(lambda: not ground.client.xlen(ground.keys.inbox), seen=ground.ledger)  # which all share, in order
+    disturbed = pulse.latencies(pulse.beat(4))
+    waiting = ground.ledger().waiting
+    ground.bit(waiting > 1000, "the other environment had a backlog all the time")
+    check_not_slower(SLOWER_FOR_A_BACKLOG, disturbed, alone)
+    ground.api.behave(OK)
+    ground.rest(60)
+    ground.check()
+    ground.observed(
+        f"10,000 to {waiting} waiting; the small one's median/p90/p99: {told(alone)} ms alone, "
+        f"{told(disturbed)} ms beside it"
+    )
+
+
+@scenario(30, "an endpoint that hangs with 200 environments", bound="each attempt ends by the deadline + 0.1 s, "
+          "drains let go, nothing lost or dead, recovers; repeats ≤ T")  # fmt: skip
+def test_two_hundred_environments_outlast_an_endpoint_that_hangs(ground: Ground) -> None:
+    ground.api.behave(STALL)
+    ground.start_workers(2)
+    ground.report(1000, environments=200)
+
+    def leases() -> list[str]:
+        return [name for name in ground.leftovers() if name.startswith("lease:deliver:")]
+
+    ground.wait(lambda: ground.api.in_flight > 1)
+    ground.wait(lambda: int(ground.health("openings") or 0) >= 3, seen=ground.ledger)
+    ground.wait(lambda: not leases(), seen=leases)
+    hung = list(ground.api.attempts)
+    ground.wait(lambda: all(attempt.ended == "left" for attempt in hung))
+    ground.bit(hung, "the endpoint answered nothing")
+    durations = [attempt.ended_at - attempt.read_at for attempt in hung if attempt.ended_at is not None]
+    assert max(durations) < TIMEOUT_SECONDS + DEADLINE_MARGIN_SECONDS + BUSY_SECONDS
+    mended_at = time.monotonic()
+    ground.api.behave(OK)
+    ground.rest(60)
+    took = time.monotonic() - mended_at
+    assert ground.ledger().dead == 0
+    time_outs = ground.api.unknowable()
+    ground.check(unknowable=time_outs)
+    ground.observed(
+        f"{len(hung)} requests hung, the longest for {max(durations):.2f} s; all arrived {took:.1f} s after it was "
+        f"mended; {ground.api.repeats()} repeats, T = {time_outs}"
+    )

@@ -1,0 +1,247 @@
+"""SIGKILL exactly there: before and after every script that changes or reads the queue, and by one event."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from faults.api import OK, Answer
+from faults.ground import digest, report_of, scenario
+
+from relay import DeploymentEvent
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import leases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from faults.api import Attempt
+    from faults.ground import Ground
+
+    Step = Callable[..., int]
+
+STEPS = Path(__file__).with_name("steps.py")
+
+SCRIPTS = {Path(file.name).stem for file in files("relay.store").iterdir() if file.name.endswith(".lua")}
+
+#: What goes along with the settlement, in one round trip: the points around it are those of `settle`.
+ALONGSIDE = {"observe"}
+
+#: Which step passes a script, and at which passes of it a process dies. The first `acquire` of a worker is intake's,
+#: the second delivery's; a redrive's second is that it lets go.
+PASSES = {
+    "beat": ("work", 1),
+    "look": ("work", 1),
+    "ring": ("work", 1),
+    "acquire": ("work", 2),
+    "accept": ("work", 1),
+    "release_inbox": ("work", 1),
+    "take": ("work", 1),
+    "admit": ("work", 2),
+    "settle": ("work", 2),
+    "release_outbox": ("work", 1),
+    "open_circuit": ("work", 1),
+    "hold": ("work", 1),
+    "handle": ("work", 2),
+    "append": ("report", 1),
+    "dead_page": ("redrive", 1),
+    "redrive": ("redrive", 2),
+    "drop": ("drop", 1),
+    "pause": ("pause", 1),
+    "resume": ("pause", 1),
+    "forget": ("forget", 1),
+    "ledger": ("status", 1),
+}
+
+#: Point → the step that passes it.
+POINTS = {
+    f"{when}:{script}:{n + 1}": step
+    for script, (step, passes) in PASSES.items()
+    for n in range(passes)
+    for when in ("before", "after")
+} | {"after:post:1": "work", "after:post:3": "work"}
+
+#: Events of each point, by what the API makes of them: the first two are of one instance, and so are the next two.
+FATES = {"first": "a", "later": "a", "retried": "b", "behind": "b", "refused": "c", "alone": "d"}
+
+#: Retries at once, and a rate limit that asks for leave to send and never withholds it.
+SWIFT = {
+    "RELAY_DELIVERY__BACKOFF_INITIAL": "1ms",
+    "RELAY_DELIVERY__BACKOFF_MAX": "1ms",
+    "RELAY_API__RATE_LIMIT": "1000000",
+    "RELAY_API__BURST": "1000",
+}
+
+#: After a death leases are let go of as if their time had passed.
+PASSING = ("lease:*", "bell:*")
+
+
+def answer(attempt: Attempt) -> Answer:
+    """Take everything at its second attempt; at the first, refuse some and provoke a script that is rarely run."""
+    _, point, fate = attempt.event_id.split(" ")
+    if attempt.earlier:
+        return OK
+    if "open_circuit" in point:
+        return Answer(401)
+    if "hold" in point and fate == "first":
+        return Answer(429, headers={"Retry-After": "60"})
+    return {"refused": Answer(422), "retried": Answer(503)}.get(fate, OK)
+
+
+def events_of(point: str) -> list[DeploymentEvent]:
+    """Make a point's events, of instances of their own in two environments."""
+    return [
+        DeploymentEvent.of(
+            f"ghcr.io/acme/{instance}-{list(POINTS).index(point)}@{digest(point + fate)}",
+            environment="env-1" if fate == "alone" else "env-0",
+            id=f"event {point} {fate}",
+        )
+        for fate, instance in FATES.items()
+    ]
+
+
+@contextmanager
+def stepping(ground: Ground) -> Iterator[Step]:
+    """Return what does a step in a process of its own, and how that ended."""
+    with subprocess.Popen(
+        [sys.executable, str(STEPS)],
+        env={**os.environ, **ground.environment, **SWIFT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def step(name: str, argument: str = "", crash: str = "") -> int:
+            print(crash, name, argument, sep="\t", file=process.stdin, flush=True)
+            assert process.stdout
+            return int(process.stdout.readline())
+
+        yield step
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def let_leases_pass(ground: Ground) -> None:
+    for pattern in PASSING:
+        for key in ground.client.scan_iter(ground.keys.prefix + pattern):
+            ground.client.delete(key)
+
+
+def places(ground: Ground) -> Counter[str]:
+    """Where each event lies: how often in the inbox, an outbox, or among the dead letters."""
+    outboxes = ground.client.scan_iter(ground.keys.of_outbox(DEFAULT_ENDPOINT, "").outbox + "*")
+    streams = [ground.keys.inbox, ground.keys.dead, *outboxes]
+    return Counter(fields[b"id"].decode() for key in streams for _, fields in ground.client.xrange(key))
+
+
+def check_places(ground: Ground, point: str, unsure: int = 0) -> None:
+    """See that each event is in one place or counted at its end; so many may not have been taken, all or none."""
+    lying, ledger = places(ground), ground.ledger()
+    twice = [event for event, n in lying.items() if n > 1]
+    assert not twice, f"{point}: in two places: {twice}"
+    reported = {report.event_id for report in (*ground.oracle.acknowledged, *ground.oracle.uncertain)}
+    gone = reported - lying.keys()
+    ended = ledger.delivered + ledger.dropped
+    assert len(gone) - ended in {0, unsure}, f"{point}: in no place: {sorted(gone)}, {ledger}"
+    assert len(lying) == ledger.waiting + ledger.dead_waiting, f"{point}: {lying}, {ledger}"
+    assert (ledger.unaccounted, ledger.dead_unaccounted) == (0, 0), f"{point}: {ledger}"
+    assert not ledger.stale + ledger.superseded, f"{point}: {ledger}"
+
+
+@scenario(4, "SIGKILL at every crash point of every script",
+          bound="each event in exactly one place; repeats = K")  # fmt: skip
+def test_a_kill_before_or_after_any_script_leaves_each_event_in_one_place(ground: Ground) -> None:
+    assert PASSES.keys() | ALONGSIDE == SCRIPTS, "a script has no point here"
+    ground.api.behave(answer)
+    at_risk = 0
+    with stepping(ground) as step:
+        for point, name in POINTS.items():
+            at_risk += die_and_recover(ground, step, point, name)
+    ground.bit(ground.api.repeats() >= 1, "what was answered and not committed came again")
+    assert ground.api.repeats() == at_risk
+    forgive_dropped(ground)
+    ground.api.behave(OK)
+    ground.start_workers(1)
+    ground.check(killed=at_risk)
+    ground.observed(f"killed at {len(POINTS)} points of {len(PASSES)} scripts, {ground.api.repeats()} repeats")
+
+
+def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
+    """Let a process die at a point, see where all lies, and go on; return how many POSTs it did not commit."""
+    events, argument, unsure = events_of(point), "env-0", 0
+    if name == "report":
+        argument = json.dumps([{**json.loads(event.body()), "id": event.id} for event in events])
+        ground.oracle.note(map(report_of, events), acknowledged=False)
+        unsure = len(events)
+    else:
+        ground.report_events(events)
+    if name in {"redrive", "drop"}:
+        assert step("work_on") == 0
+    if "handle" in point:  # what is in hand is noted only after a death
+        assert step("work", crash="after:take:1") == -signal.SIGKILL
+        let_leases_pass(ground)
+    assert step(name, argument, crash=point) == -signal.SIGKILL, f"nothing died at {point}"
+    ground.wait(lambda: not ground.api.open_connections)
+    check_places(ground, point, unsure)
+    uncommitted = ground.in_outboxes() & ground.api.processed_ids().keys()
+    let_leases_pass(ground)
+    if name != "work":  # whoever called it does so again
+        assert step(name, argument) == 0
+    if name == "report":
+        ground.oracle.note(map(report_of, events))
+    assert step("work_on") == 0
+    check_places(ground, f"after {point}")
+    return len(uncommitted)
+
+
+def forgive_dropped(ground: Ground) -> None:
+    """What an operator dropped is owed to nobody."""
+    oracle, owed = ground.oracle, ground.api.processed_ids().keys() | places(ground).keys()
+    dropped = [report for report in oracle.acknowledged if report.event_id not in owed]
+    assert len(dropped) == ground.ledger().dropped
+    oracle.acknowledged = [report for report in oracle.acknowledged if report.event_id in owed]
+    oracle.uncertain += dropped
+
+
+#: Timers of workers that are to die four times.
+SOON = {
+    "RELAY_API__TIMEOUT": "500ms",
+    "RELAY_WORKER__LEASE": "1500ms",
+    "RELAY_WORKER__BUDGET": "500ms",
+    "RELAY_WORKER__SWEEP": "500ms",
+}
+
+
+@scenario(9, "an event that kills the process that handles it, among 100 good",
+          bound="dead letter `worker_crash`, after 4 deaths; the 100 arrive; repeats ≤ K")  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "detail"),
+    [("deliver", "workers died when they delivered it"), ("intake", "workers died when they took it in")],
+)
+def test_an_event_that_kills_becomes_a_dead_letter(ground: Ground, stage: str, detail: str) -> None:
+    [worker] = ground.start_workers(1, **SOON, RELAY_TEST_CRASH_EVENT=f"{stage}:event-50")
+    first = set(worker.pids)
+    ground.report(101)
+    ground.wait(lambda: not first <= set(worker.pids))
+    at_risk = ground.in_outboxes() & ground.api.processed_ids().keys()
+    ledger = ground.rest()
+    [(_, letter)] = ground.client.xrange(ground.keys.dead)
+    deaths = worker.log().count("exited with 'signal 9 (SIGKILL)'")
+    ground.bit(deaths, "processes died of it")
+    assert letter[b"id"] == b"event-50"
+    assert letter[b"detail"].decode() == f"{leases.MAX_DEATHS} {detail}"
+    assert ledger.dead_by_reason == {"worker_crash": 1}
+    assert deaths == leases.MAX_DEATHS + 1
+    ground.check(killed=len(at_risk))
+    ground.observed(f"{stage}: dead after {deaths} deaths, 100 arrived, {ground.api.repeats()} repeats")

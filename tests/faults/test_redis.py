@@ -1,0 +1,548 @@
+"""A Redis that dies, stands still, forgets, cannot be reached, or has no room left."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from faults.api import Answer
+from faults.ground import plain_client, report_of, scenario
+from rig import signal_all
+
+from relay import Producer, QueueFull, QueueUnavailable
+from relay.connection import RETRIES
+from relay.embedded import SERVER_VARIABLE, find_server
+from relay.keys import DEFAULT_ENDPOINT
+from relay.settings import Settings
+from relay.store import dataset, pausing, scripts
+from relay.store.inbox import append_call, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from faults.ground import Ground, Worker
+
+#: A drain that lost Redis records what it did when Redis is back, unless somebody took over meanwhile: with a lease
+#: that outlasts the fault nobody does, and then there is no repeat at all.
+LONG_LEASE = {"RELAY_WORKER__LEASE": "8s"}
+RESTART_LEASE = {"RELAY_WORKER__LEASE": "4s"}
+
+KILLS = 5
+
+#: What a producer of these tests waits for one answer, and then in all: its tries, and the pauses between them.
+PATIENCE_SECONDS = 0.5
+IN_TIME_SECONDS = (RETRIES + 1) * PATIENCE_SECONDS + RETRIES * 0.5
+
+#: What a busy machine may add to that.
+BUSY_SECONDS = 3.0
+
+#: How soon after a fault every worker is to deliver again.
+AGAIN_SECONDS = 10.0
+
+#: How long Redis stands still, or its link is a black hole.
+AWAY_SECONDS = 6.0
+
+#: How often scripts are flushed and connections killed.
+MEDDLINGS = 4
+
+#: What Redis may grow by until it is full, and refusals in a row that show that it is.
+ROOM_BYTES = 3_000_000
+FULL_REFUSALS = 20
+
+#: How long the disk stays full.
+FULL_SECONDS = 2.0
+
+#: What a torn write leaves of itself.
+TORN_BYTES = 10
+
+#: How long Redis is gone the first of several times.
+GONE_SECONDS = 3.0
+
+#: The largest tail that `everysec` may lose.
+TAIL_SECONDS = 2.0
+
+
+class Reporting:
+    """One producer that reports at a steady rate, whatever happens, each event until it is taken."""
+
+    def __init__(self, ground: Ground, url: str, per_second: float) -> None:
+        self.longest_seconds = 0.0
+        self.refused: list[Exception] = []
+        #: When each event was acknowledged, by time.monotonic().
+        self.acknowledged: dict[str, float] = {}
+        self.errors: list[BaseException] = []
+        self._ground = ground
+        self._pause = 1 / per_second
+        self._over = threading.Event()
+        self._producer = impatient_producer(url)
+
+    def run(self) -> None:
+        try:
+            number = 1_000_000
+            while not self._over.wait(self._pause):
+                number += 1
+                self._report(number)
+        except BaseException as error:  # noqa: BLE001 - raised where the context ends
+            self.errors.append(error)
+        finally:
+            self._producer.close()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _report(self, number: int) -> None:
+        event = self._ground.event(number, environments=5)
+        while True:
+            began = time.monotonic()
+            try:
+                self._producer.report_event(event)
+            except (QueueUnavailable, QueueFull) as error:
+                self.refused.append(error)
+                self._ground.oracle.note([report_of(event)], acknowledged=False)
+            else:
+                self.acknowledged[event.id or ""] = time.monotonic()
+                self._ground.oracle.note([report_of(event)])
+                return
+            finally:
+                self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+            if self._over.wait(0.05):
+                return
+
+
+def impatient_producer(url: str) -> Producer:
+    return Producer(settings=Settings.load(redis={"url": url, "timeout": PATIENCE_SECONDS, "connect_timeout": 0.5}))
+
+
+@contextmanager
+def reporting(ground: Ground, url: str = "", per_second: float = 100) -> Iterator[Reporting]:
+    """Have a producer report while the context lasts; whatever it raises that is not ours is raised at the end."""
+    producer = Reporting(ground, url or ground.redis.url, per_second)
+    thread = threading.Thread(target=producer.run, name="reporting")
+    thread.start()
+    try:
+        yield producer
+    finally:
+        producer.stop()
+        thread.join()
+    if producer.errors:
+        raise producer.errors[0]
+
+
+def has_delivered_since(ground: Ground, worker: Worker, since: float) -> bool:
+    ports = worker.ports()
+    return any(a.peer_port in ports for a in list(ground.api.attempts) if a.read_at > since)
+
+
+def all_deliver(ground: Ground, since: float) -> None:
+    """See that each worker delivers again, in time; something has to be reported meanwhile."""
+    ground.wait(
+        lambda: all(has_delivered_since(ground, worker, since) for worker in ground.workers),
+        AGAIN_SECONDS + BUSY_SECONDS,
+        lambda: [worker.child.log_tail() for worker in ground.workers],
+    )
+
+
+def same_processes(ground: Ground) -> Callable[[], bool]:
+    """Return what tells whether no process of any worker was replaced since."""
+    before = {worker.name: set(worker.pids) for worker in ground.workers}
+    return lambda: before == {worker.name: set(worker.pids) for worker in ground.workers}
+
+
+def delivered(ground: Ground) -> int:
+    return len(ground.api.processed_ids())
+
+
+def go_on(ground: Ground, more: int) -> None:
+    """Wait until so many more events have arrived."""
+    goal = delivered(ground) + more
+    ground.wait(lambda: delivered(ground) >= goal, seen=lambda: (goal, ground.ledger()))
+
+
+@scenario(
+    11, "SIGKILL of Redis, 5 times, with its append-only file", bound="missing 0, repeats 0, in both fsync modes"
+)
+@pytest.mark.parametrize(
+    "ground",
+    [{"append_fsync": "everysec"}, {"append_fsync": "always"}],
+    indirect=True,
+    ids=lambda p: p["append_fsync"],
+)
+def test_a_redis_that_is_killed_loses_nothing(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.02))
+    ground.start_workers(2, **RESTART_LEASE)
+    fsync = ground.client.config_get("appendfsync")["appendfsync"]
+    servers = [ground.redis.pid]
+    with reporting(ground):
+        for _ in range(KILLS):
+            go_on(ground, 20)
+            await_written(ground)
+            ground.redis.kill()
+            ground.redis.restart()
+            servers.append(ground.redis.pid)
+        go_on(ground, 20)
+    ground.bit(len(set(servers)) == KILLS + 1, "each time another server took over in the midst of deliveries")
+    ground.check()
+    ground.observed(
+        f"{fsync}: {KILLS} kills, {ground.oracle.added} acknowledged, 0 missing, {ground.api.repeats()} repeats"
+    )
+
+
+def await_written(ground: Ground) -> None:
+    """Wait for a moment without an fsync under way: during one, `everysec` answers before it writes."""
+
+    def written() -> bool:
+        info = ground.client.info("persistence")
+        return not info["aof_pending_bio_fsync"] and not info["aof_buffer_length"]
+
+    ground.wait(written)
+
+
+def append_only_file(ground: Ground) -> Path:
+    [file] = (ground.redis.directory / "appendonlydir").glob("*.incr.aof")
+    return file
+
+
+def lose_power(ground: Ground, synced: int) -> int:
+    """Kill Redis and cut its append-only file to what was synced; return how many bytes that took."""
+    ground.redis.kill()
+    file = append_only_file(ground)
+    lost = file.stat().st_size - synced
+    os.truncate(file, synced)
+    ground.redis.restart()
+    return lost
+
+
+@scenario(12, "power loss: the append-only file is cut to its last fsync, `always`", bound="missing 0, repeats 0")
+@pytest.mark.parametrize("ground", [{"append_fsync": "always"}], indirect=True)
+def test_a_loss_of_power_loses_nothing_where_each_write_is_synced(ground: Ground) -> None:
+    """What was acknowledged is synced, so all that can go is the one write that nobody was told of."""
+    ground.api.behave(Answer(delay=0.02))
+    workers = ground.start_workers(2, **LONG_LEASE)
+    with reporting(ground):
+        go_on(ground, 50)
+    for worker in workers:
+        signal_all(worker.pids, signal.SIGSTOP)
+    ground.report(50)
+    synced = append_only_file(ground).stat().st_size
+    event = ground.event(2_000_000)
+    unheard(ground, append_call(ground.keys, [fields_of(event)], 1_000_000, 1.0))
+    ground.oracle.note([report_of(event)], acknowledged=False)
+    ground.wait(lambda: append_only_file(ground).stat().st_size > synced)
+    lost = lose_power(ground, synced + TORN_BYTES)
+    left = {fields[b"id"].decode() for _, fields in ground.client.xrange(ground.keys.inbox)}
+    ground.bit(event.id not in left and "event-0" in left, "the last write was lost, and it alone")
+    for worker in workers:
+        ground.resume(worker)
+    ground.check()
+    ground.observed(
+        f"always: {lost} bytes of an unacknowledged write lost, 0 missing, {ground.api.repeats()} repeats"
+    )
+
+
+def unheard(ground: Ground, call: scripts.Call) -> None:
+    """Send a call and do not wait for its answer."""
+    words = ["EVAL", call.script.text, str(len(call.keys)), *call.keys, *call.args]
+    encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    with socket.create_connection(("127.0.0.1", ground.redis.port)) as link:
+        parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded]
+        link.sendall(b"*%d\r\n" % len(parts) + b"".join(parts))
+        link.recv(1)  # it was taken; what it answered nobody read
+
+
+@scenario(12, "power loss: the append-only file is cut to its last fsync, `everysec`",
+          bound="known limit: a contiguous tail of at most 2 s; repeats ≤ commits of that time",
+          slow=True)  # fmt: skip
+def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> None:
+    ground.api.behave(Answer(delay=0.02))
+    ground.start_workers(2, **LONG_LEASE)
+    with reporting(ground) as producer:
+        go_on(ground, 50)
+        pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])  # these wait for power to go
+        before = len(producer.acknowledged)
+        ground.wait(lambda: len(producer.acknowledged) > before + 50)
+        synced, synced_at = append_only_file(ground).stat().st_size, time.monotonic()
+        before = len(producer.acknowledged)
+        ground.wait(
+            lambda: time.monotonic() > synced_at + TAIL_SECONDS / 2 and len(producer.acknowledged) > before + 20
+        )
+        producer.stop()
+    killed_at = time.monotonic()
+    assert killed_at - synced_at < TAIL_SECONDS + BUSY_SECONDS
+    lost_bytes = lose_power(ground, synced)
+    pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    waiting = {e.event_id for e in ground.oracle.acknowledged} - set(ground.api.processed_ids())
+    ground.wait(lambda: not ground.ledger().waiting)
+    tail = [event for event, at in producer.acknowledged.items() if at > synced_at]
+    missing = [event for event in producer.acknowledged if event not in ground.api.processed_ids()]
+    ground.bit(missing and set(missing) <= waiting, "acknowledged events were lost with the file's end")
+    assert set(missing) <= set(tail), "an event is missing that was acknowledged before"
+    first = list(producer.acknowledged).index(missing[0])
+    kept = [event for event in list(producer.acknowledged)[first:] if event in waiting and event not in missing]
+    assert not kept, "what is missing is no contiguous tail"
+    uncommitted = [a for a in ground.api.attempts if a.processed and a.read_at > synced_at - TAIL_SECONDS / 2]
+    owed = [report for report in ground.oracle.acknowledged if report.event_id not in tail]
+    ground.oracle.uncertain += [report for report in ground.oracle.acknowledged if report.event_id in tail]
+    ground.oracle.acknowledged = owed
+    ground.check(unsynced=len({attempt.event_id for attempt in uncommitted}))
+    ground.observed(
+        f"everysec: {lost_bytes} bytes of {killed_at - synced_at:.1f} s lost, with them a contiguous tail of "
+        f"{len(missing)} events of {len(producer.acknowledged)}; {ground.api.repeats()} repeats"
+    )
+
+
+@scenario(13, "Redis stands still; its link is a black hole",
+          bound="typed errors in time, no hang, all deliver again within 10 s, repeats 0")  # fmt: skip
+def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
+    """Half a minute, scaled to three leases and three time-outs."""
+    data, broker = ground.redis_proxy(), ground.broker_proxy()
+    ground.start_workers(2, **LONG_LEASE)
+    unchanged = same_processes(ground)
+    waits = []
+    with reporting(ground, ground.environment["RELAY_REDIS_URL"]) as producer:
+        for leave, come_back in (
+            (lambda: os.kill(ground.redis.pid, signal.SIGSTOP), lambda: os.kill(ground.redis.pid, signal.SIGCONT)),
+            (lambda: (data.stall(), broker.stall()), lambda: (data.resume(), broker.resume())),
+        ):
+            go_on(ground, 20)
+            refused = len(producer.refused)
+            leave()
+            away_at = time.monotonic()
+            ground.wait(lambda away_at=away_at: time.monotonic() > away_at + AWAY_SECONDS)  # type: ignore[misc]
+            come_back()
+            back_at = time.monotonic()
+            all_deliver(ground, back_at)
+            waits.append(time.monotonic() - back_at)
+            ground.bit(len(producer.refused) > refused, "a producer was told that Redis does not answer")
+    ground.bit(data.held, "the link held something back")
+    assert {type(error) for error in producer.refused} == {QueueUnavailable}
+    assert producer.longest_seconds < IN_TIME_SECONDS + BUSY_SECONDS
+    assert unchanged(), "a process was replaced"
+    ground.check()
+    ground.observed(
+        f"{len(producer.refused)} typed errors, after at most {producer.longest_seconds:.1f} s; all delivered "
+        f"again after {waits[0]:.1f} s (stopped), {waits[1]:.1f} s (black hole); {ground.api.repeats()} repeats"
+    )
+
+
+@scenario(13, "Redis killed and restarted 6 times within seconds",
+          bound="all deliver again within 10 s, repeats 0")  # fmt: skip
+def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
+    ground.start_workers(2, RELAY_WORKER__LEASE="6s")
+    unchanged = same_processes(ground)
+    ground.api.behave(Answer(delay=0.2))
+    with reporting(ground) as producer:
+        go_on(ground, 20)
+        ground.wait(lambda: ground.api.in_flight > 0)
+        await_written(ground)
+        ground.redis.kill()
+        gone_at = time.monotonic()
+        ground.wait(lambda: time.monotonic() > gone_at + GONE_SECONDS)  # longer than the clients' own tries take
+        ground.redis.restart()
+        for _ in range(5):
+            await_written(ground)
+            ground.redis.kill()
+            ground.redis.restart()
+        back_at = time.monotonic()
+        all_deliver(ground, back_at)
+        again = time.monotonic() - back_at
+    ground.bit(producer.refused or any("Redis is away" in w.log() for w in ground.workers), "Redis was away")
+    assert unchanged(), "a process was replaced"
+    ground.check()
+    ground.observed(f"all delivered again after {again:.1f} s, {ground.api.repeats()} repeats")
+
+
+@scenario(14, "the reply of an XADD, and of each of a worker's scripts, is cut after it ran",
+          bound="one event each, repeats 0")  # fmt: skip
+def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
+    link = ground.redis_proxy()
+    ground.start_workers(1)
+    ground.report(1)
+    ground.rest()
+    for name in ("acquire", "accept", "release_inbox", "take", "settle", "release_outbox", "look", "ring", "beat"):
+        cuts = link.cuts
+        link.cut_reply(scripts.load(name).sha.encode())
+        ground.report(5)
+        ground.wait(lambda cuts=cuts: link.cuts > cuts)  # type: ignore[misc]
+        ground.rest()
+    url = ground.environment["RELAY_REDIS_URL"]
+    cuts = link.cuts
+    with Producer(settings=Settings.load(redis={"url": url})) as producer:
+        link.cut_reply(scripts.load("append").sha.encode())
+        ground.report_events([ground.event(3_000_000)], producer)
+        link.cut_reply(scripts.load("append").sha.encode())
+        ground.report_events([ground.event(n) for n in range(3_000_001, 3_000_100)], producer)
+    assert link.cuts == cuts + 2
+    ground.bit(link.cuts >= 11, "replies were cut")
+    ledger = ground.rest()
+    assert (ledger.added, ledger.duplicate) == (ground.oracle.added, 0)
+    ground.check()
+    ground.observed(
+        f"{link.cuts} replies cut, {ledger.added} events added of as many, {ground.api.repeats()} repeats"
+    )
+
+
+@scenario(15, "FLUSHALL", bound="goes on without a restart, repeats 0; each worker raises the alarm")
+def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
+    ground.start_workers(2)
+    unchanged = same_processes(ground)
+    with reporting(ground) as producer:
+        go_on(ground, 50)
+        ground.client.flushall()
+        seen = len(ground.oracle.acknowledged)
+        ground.wait(lambda: len(ground.oracle.acknowledged) > seen + 50)
+        for worker in ground.workers:
+            ground.wait(lambda worker=worker: dataset.LOST in worker.log(), seen=worker.log)  # type: ignore[misc]
+    assert producer.refused == []
+    ground.bit(ground.client.hget(ground.keys.counts, "resets") == b"1", "the loss of the data set was counted once")
+    assert all(f"ERROR/MainProcess] {dataset.LOST}" in worker.log() for worker in ground.workers)
+    assert unchanged(), "a process was replaced"
+    gone = ground.oracle.acknowledged[: seen + 1]  # nobody can know which of those were in Redis alone
+    ground.oracle.acknowledged = ground.oracle.acknowledged[seen + 1 :]
+    ground.oracle.uncertain += gone
+    ground.check()
+    ground.observed(
+        f"alarm in each log; {len(ground.oracle.acknowledged)} events since, {ground.api.repeats()} repeats"
+    )
+
+
+@scenario(15, "SCRIPT FLUSH and CLIENT KILL again and again; DEL of an outbox",
+          bound="goes on without a restart, repeats 0; what was deleted is counted as lost")  # fmt: skip
+def test_meddling_with_redis_stops_nobody(ground: Ground) -> None:
+    ground.start_workers(2)
+    unchanged = same_processes(ground)
+    killed = 0
+    with reporting(ground):
+        for _ in range(MEDDLINGS):
+            ground.client.script_flush()
+            killed += ground.client.client_kill_filter(_type="normal", skipme=True)
+            go_on(ground, 50)
+    ground.bit(killed > MEDDLINGS, "connections were killed")
+    ground.check()
+    repeats = ground.api.repeats()
+
+    pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    doomed = ground.report(10)
+    ground.wait(lambda: set(doomed) <= ground.in_outboxes())
+    assert ground.client.delete(ground.keys.of_outbox(DEFAULT_ENDPOINT, "env-0").outbox) == 1
+    pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    [fresh] = ground.report(1)
+    ground.wait(lambda: fresh in ground.api.processed_ids())
+    ground.wait(lambda: ground.client.hget(ground.keys.counts, "lost") == b"10", seen=ground.ledger)
+    ground.wait(lambda: not ground.ledger().waiting, seen=ground.ledger)
+    assert ground.ledger().unaccounted == len(doomed)
+    assert unchanged(), "a process was replaced"
+    ground.observed(
+        f"{killed} connections killed, {repeats} repeats; {len(doomed)} deleted and as many counted as lost"
+    )
+
+
+def fill_queue(ground: Ground) -> None:
+    """Report until it raises."""
+    while True:
+        ground.report(100, environments=5)
+
+
+@contextmanager
+def no_memory(ground: Ground) -> Iterator[list[str]]:
+    """Keep Redis at its maxmemory: whatever is freed is filled at once. Yields what was filled."""
+    filler: list[str] = []
+    over = threading.Event()
+
+    def fill() -> None:
+        size = 65_536
+        with plain_client(ground.redis.url) as client:
+            while not over.wait(0.001):
+                name = f"filler:{len(filler)}"
+                try:
+                    client.set(name, "x" * size)
+                    filler.append(name)
+                    size = min(65_536, 2 * size)
+                except redis.exceptions.OutOfMemoryError:
+                    refusals.append(name)
+                    size = max(64, size // 2)
+
+    refusals: list[str] = []
+    thread = threading.Thread(target=fill, name="filler")
+    thread.start()
+    try:
+        ground.wait(lambda: len(refusals) > FULL_REFUSALS)
+        yield refusals
+    finally:
+        over.set()
+        thread.join()
+        ground.client.delete(*filler)
+
+
+@scenario(16, "Redis at its maxmemory",
+          bound="producers refused at the watermark before; all else delivered and recorded, repeats 0")  # fmt: skip
+def test_a_redis_without_memory_still_records_deliveries(ground: Ground) -> None:
+    workers = ground.start_workers(2)
+    environments = [f"env-{n}" for n in range(5)]
+    pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, environments)
+    most = ground.client.info("memory")["used_memory"] + ROOM_BYTES
+    ground.client.config_set("maxmemory", most)
+    with pytest.raises(QueueFull, match="short of memory"):
+        fill_queue(ground)
+    left = most - ground.client.info("memory")["used_memory"]
+    assert left > 0, "Redis itself refused"
+    waiting = ground.ledger().waiting
+    with no_memory(ground) as refusals:
+        pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, environments)
+        before = len(refusals)
+        ground.wait(lambda: not ground.ledger().waiting, 60, ground.ledger)
+        ground.bit(len(refusals) > before, "Redis refused writes while the workers delivered")
+        with pytest.raises(QueueFull):
+            ground.report(1)
+    assert all(worker.runs for worker in workers)
+    ground.check()
+    ground.observed(
+        f"refused with {left // 1024} KiB left; {waiting} delivered and recorded beside {len(refusals)} refused "
+        f"writes; {ground.api.repeats()} repeats"
+    )
+
+
+@scenario(16, "the disk is full under the append-only file",
+          bound="typed errors, nothing half-written, repeats 0; recovers by itself")  # fmt: skip
+def test_a_full_disk_is_waited_out(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ground.directory / "redis-server"
+    server.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {find_server()} \"$@\"\n")
+    server.chmod(0o755)
+    monkeypatch.setenv(SERVER_VARIABLE, str(server))
+    ground.redis.restart()
+    ground.start_workers(2, **LONG_LEASE)
+    unchanged = same_processes(ground)
+    with reporting(ground) as producer:
+        go_on(ground, 50)
+        size = append_only_file(ground).stat().st_size
+        _, most = resource.prlimit(ground.redis.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(ground.redis.pid, resource.RLIMIT_FSIZE, (size + 4096, most))
+        ground.wait(lambda: bool(producer.refused))
+        batch = [ground.event(n) for n in range(4_000_000, 4_000_300)]
+        with impatient_producer(ground.redis.url) as other, pytest.raises(QueueUnavailable):
+            other.report_many(batch)
+        lying = {fields[b"id"].decode() for _, fields in ground.client.xrange(ground.keys.inbox)}
+        assert not lying & {event.id for event in batch}, "a part of a call was written"
+        full_at = time.monotonic()
+        ground.wait(lambda: time.monotonic() > full_at + FULL_SECONDS)
+        assert ground.client.info("persistence")["aof_last_write_status"] == "err"
+        resource.prlimit(ground.redis.pid, resource.RLIMIT_FSIZE, (most, most))
+        back_at = time.monotonic()
+        all_deliver(ground, back_at)
+        again = time.monotonic() - back_at
+    ground.bit("MISCONF" in str(producer.refused[-1]), "Redis could not write its file")
+    assert {type(error) for error in producer.refused} == {QueueUnavailable}
+    assert unchanged(), "a process was replaced"
+    ground.check()
+    ground.observed(
+        f"{len(producer.refused)} typed errors; all delivered again after {again:.1f} s, "
+        f"{ground.api.repeats()} repeats"
+    )
