@@ -244,9 +244,11 @@ def test_a_name_that_nobody_knows_costs_no_event(ground: Ground) -> None:
     [lost] = ground.start_workers(1, RELAY_API_URL=NOBODY, **once)
     ground.report(ENOUGH)
     ground.wait(lambda: deliveries_held(lost, "dns"), seen=lost.log)
+    failures = ENOUGH // 2
+    ground.wait(lambda: ground.ledger().retries >= failures, seen=ground.ledger)  # committed after it is logged
     ledger = ground.ledger()
     assert (ledger.waiting, ledger.dead) == (ENOUGH, 0)
-    ground.bit(ledger.retries >= ENOUGH / 2, "deliveries failed for want of an address")
+    ground.bit(ledger.retries >= failures, "deliveries failed for want of an address")
     assert ground.terminate(lost) == [0]
     assert not ground.api.attempts
     ground.start_workers(1, **once)
