@@ -51,6 +51,9 @@ SHORT_NAMES = {
 #: flight when its successor sends the same instance.
 LEASE_MARGIN_SECONDS = 1.0
 
+#: A token that a person types may be guessed; one of this length is not.
+SHORTEST_OPERATOR_TOKEN = 16
+
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 
@@ -250,11 +253,23 @@ class GatewaySettings(_Section):
     """Port to listen on; 0 picks a free one."""
     token: SecretStr = SecretStr("")
     """The bearer token that producers must send; required to listen on anything but loopback."""
+    operator_token: SecretStr = SecretStr("")
+    """What operators sign in to the console with, at `/console`; without one there is no console. At least 16
+    characters, and another than `token`."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
         if not self.token.get_secret_value() and not _is_loopback(self.host):
             raise ValueError(f"host {self.host} is reachable from elsewhere: set a token for producers")
+        return self
+
+    @model_validator(mode="after")
+    def _operators_have_a_key_of_their_own(self) -> Self:
+        token = self.operator_token.get_secret_value()
+        if token and len(token) < SHORTEST_OPERATOR_TOKEN:
+            raise ValueError(f"operator_token must have at least {SHORTEST_OPERATOR_TOKEN} characters")
+        if token and token == self.token.get_secret_value():
+            raise ValueError("operator_token must be another than token, or every producer were an operator")
         return self
 
 

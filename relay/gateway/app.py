@@ -28,6 +28,7 @@ from relay.errors import ConfigurationError, QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import reports
 from relay.gateway.auth import admit
+from relay.gateway.console.site import Console
 from relay.gateway.reports import Answer, Fault, Limits, Refused
 from relay.producer import CHUNK, AsyncProducer
 
@@ -67,20 +68,24 @@ def create_app(settings: Settings) -> Starlette:
             Route("/v1/deployments", gateway.deployments, methods=["POST"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
             Route("/readyz", gateway.readyz, methods=["GET"]),
+            *gateway.console.routes,
         ],
         middleware=[Middleware(_Edge)],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=gateway.lifespan,
     )
     app.router.redirect_slashes = False  # a POST must not be redirected with its token
+    app.state.console = gateway.console
     return app
 
 
 def create_server(settings: Settings) -> uvicorn.Server:
     """Make the server, which logs no requests: their paths may hold what their senders should not have put there."""
-    return uvicorn.Server(
+    app = create_app(settings)
+    return _Server(
+        app.state.console,
         uvicorn.Config(
-            create_app(settings),
+            app,
             lifespan="on",
             ws="none",
             log_config=None,
@@ -89,8 +94,20 @@ def create_server(settings: Settings) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-        )
+        ),
     )
+
+
+class _Server(uvicorn.Server):
+    """Ends the console's streams before it waits for all connections to end."""
+
+    def __init__(self, console: Console, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._console = console
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._console.stop()
+        await super().shutdown(sockets)
 
 
 def listen(settings: GatewaySettings) -> socket.socket:
@@ -128,6 +145,7 @@ class _Gateway:
         self._limits = Limits.of(settings.queue.max_event_bytes)
         self._producer = AsyncProducer(settings=settings)
         self._probe = connect_async(settings.redis)
+        self.console = Console(settings)
         self._turns = asyncio.Semaphore(AT_ONCE)
         # One attempt's time-outs: a producer that retries within them does; waiting for a turn counts.
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
@@ -136,7 +154,8 @@ class _Gateway:
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """Close the connections at the end."""
         try:
-            yield
+            async with self.console.running():
+                yield
         finally:
             await self._producer.close()
             await self._probe.aclose()
