@@ -5,7 +5,7 @@
     history.py    rates of the last minutes                 pure
     sparkline.py  rates as a drawing                        pure
     words.py      how numbers and times are said            pure
-    redact.py     what no page may show                     pure
+    redact.py     what no page may show
     attention.py  what is wrong, and what to do             pure
     shard.py      Redis, off the event loop and in time
     sampling.py   looks at all environments now and then

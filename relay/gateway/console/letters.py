@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from relay.errors import ConfigurationError, LeaseLost
-from relay.gateway.console.redact import redacted
+from relay.errors import LeaseLost
+from relay.gateway.console.redact import known_secrets, redacted
 from relay.settings import PositiveDuration
 from relay.store import dead
 from relay.store.dead import Filters, Reason
@@ -153,7 +153,7 @@ async def listed(shard: Shard, settings: Settings, asked: Asked, behind: str) ->
         lines, further = [], None
         if not asked.faults:
             some = dead.newest(client, keys, asked.filters, limit=ROWS, look_at=LOOK_AT, behind=behind)
-            secrets, further = _secrets(settings), some.behind
+            secrets, further = known_secrets(settings), some.behind
             lines = [
                 Line(each, redacted(each.death.get("detail", ""), secrets)[:_LONGEST_LINE]) for each in some.letters
             ]
@@ -182,7 +182,7 @@ async def whole(shard: Shard, settings: Settings, letter_id: str) -> Whole | Non
 
     def look(client: Redis, keys: Keys) -> Whole | None:
         letter = dead.find(client, keys, letter_id)
-        return None if letter is None else opened(letter, _secrets(settings))
+        return None if letter is None else opened(letter, known_secrets(settings))
 
     return await shard.ask(look)
 
@@ -300,15 +300,6 @@ def _history(letter: DeadLetter) -> Iterator[tuple[str, int]]:
         if death.get(name, "").isdecimal():
             yield said, int(death[name])
     yield "died", letter.died
-
-
-def _secrets(settings: Settings) -> tuple[str, ...]:
-    gateway = settings.gateway
-    try:
-        api = settings.api.read_token()
-    except ConfigurationError:  # a gateway need not have the file
-        api = ""
-    return api, gateway.token.get_secret_value(), gateway.operator_token.get_secret_value()
 
 
 def _text(value: bytes) -> str:

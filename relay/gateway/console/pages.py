@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from relay.gateway.console import sparkline, words
 from relay.gateway.console.letters import MOST_AT_ONCE
+from relay.gateway.console.redact import known_secrets, without
 from relay.store.dead import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from relay.gateway.console.session import Session
+    from relay.settings import Settings
 
 #: Where the console is.
 ROOT = "/console"
@@ -57,9 +60,10 @@ class Asset:
 
 
 class Pages:
-    """The templates, loaded as they are needed."""
+    """The templates, loaded as they are needed. No page has a token of this relay in it, whoever put it there."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._assets = _assets()
         self._templates = Environment(
             loader=FunctionLoader(_template),
@@ -84,20 +88,21 @@ class Pages:
             "moment": words.moment,
             "short_digest": words.short_digest,
             "plural": words.plural,
+            "sentence": words.sentence,
         }
         self._templates.globals["parts"] = self._templates.get_template("parts.html").module
 
     def page(self, name: str, session: Session | None, *, status: int = 200, **shown: Any) -> Response:
         """Render a page."""
         text = self._templates.get_template(f"{name}.html").render(session=session, here=name, **shown)
-        return HTMLResponse(_encoded(text), status)
+        return HTMLResponse(self._clean(text).encode(errors="replace"), status)  # JSON may hold half a character
 
     def live(self, name: str, session: Session, **shown: Any) -> str:
         """Render only the parts of a page that change: its template's blocks whose names begin with `live_`."""
         template = self._templates.get_template(f"{name}.html")
         context = template.new_context({"session": session, "here": name, **shown})
         parts = [block(context) for part, block in template.blocks.items() if part.startswith("live_")]
-        return "".join(text for part in parts for text in part)
+        return self._clean("".join(text for part in parts for text in part))
 
     def asset(self, name: str) -> Response | None:
         """Return an asset, None if there is none of this name."""
@@ -105,6 +110,10 @@ class Pages:
         if asset is None:
             return None
         return Response(asset.content, media_type=asset.media, headers={"Cache-Control": _KEEP_ASSETS})
+
+    def _clean(self, text: str) -> str:
+        secrets = known_secrets(self._settings)
+        return without(without(text, secrets), map(escape, secrets))
 
     def _asset_url(self, name: str) -> str:
         return url(f"assets/{name}", {"v": self._assets[name].version})
@@ -120,10 +129,6 @@ def url(path: str = "", query: Mapping[str, str | int] | None = None, **more: st
 def redirect(to: str) -> Response:
     """Lead a browser on after a form, to be got."""
     return RedirectResponse(to, 303)
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="replace")  # a body's JSON may hold half a surrogate pair
 
 
 def _template(name: str) -> str:

@@ -31,7 +31,9 @@ _log = logging.getLogger("relay.gateway.console")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look. `flows` is by environment, in the order of their names."""
+    """One look, and when it was, by a steady clock. `flows` is in the order of the environments' names."""
+
+    at: float
 
     flows: dict[str, Flow]
     workers: list[str]
@@ -39,36 +41,51 @@ class Sample:
 
 
 class Sampler:
-    """Looks while it runs. Ten thousand environments take it half a second, so every ten seconds."""
+    """Looks while it runs, and once more for who comes between. Ten thousand environments take it half a second."""
 
     def __init__(self, shard: Shard) -> None:
         self.history = History()
         self._shard = shard
         self._latest: Sample | None = None
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[Sample] | None = None
 
     async def run(self) -> None:
         """Look until cancelled; while Redis is away, look for it."""
-        while True:
-            try:
-                sample = await self._look()
-            except QueueUnavailable:
-                await asyncio.sleep(PAUSE_SECONDS)
-            except Exception:  # noqa: BLE001 - an edge; the console lives on
-                _log.exception("the console could not look at the environments")
-                await asyncio.sleep(PAUSE_SECONDS)
-            else:
-                await asyncio.sleep(max(PAUSE_SECONDS, PAUSE_FACTOR * sample.took_seconds))
+        try:
+            while True:
+                rest_seconds = await self._look_and_rest()
+                await asyncio.sleep(rest_seconds)
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
 
     async def latest(self) -> Sample:
-        """Return the last look; the first is waited for. Raises `QueueUnavailable`."""
-        return self._latest or await self._look()
+        """Return a look that is as new as its cost allows; raises `QueueUnavailable`."""
+        latest = self._latest
+        if latest is not None and time.monotonic() - latest.at < PAUSE_FACTOR * latest.took_seconds:
+            return latest
+        return await self._look()
+
+    async def _look_and_rest(self) -> float:
+        try:
+            sample = await self._look()
+        except QueueUnavailable:
+            return PAUSE_SECONDS
+        except Exception:  # noqa: BLE001 - an edge; the console lives on
+            _log.exception("the console could not look at the environments")
+            return PAUSE_SECONDS
+        return max(PAUSE_SECONDS, PAUSE_FACTOR * sample.took_seconds)
 
     async def _look(self) -> Sample:
-        async with self._looking:
-            self._latest = sample = await self._shard.ask(look)
+        """Look, or wait for the look under way: it is the same for all, and so is its failure."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._take())
+        return await asyncio.shield(self._looking)
+
+    async def _take(self) -> Sample:
+        self._latest = sample = await self._shard.ask(look)
         delivered = {name: flow.delivered for name, flow in sample.flows.items()}
-        self.history.note({ALL: sum(delivered.values()), **delivered}, time.monotonic())
+        self.history.note({ALL: sum(delivered.values()), **delivered}, sample.at)
         return sample
 
 
@@ -77,4 +94,6 @@ def look(client: Redis, keys: Keys) -> Sample:
     started = time.monotonic()
     names = environment_names(client, keys, DEFAULT_ENDPOINT)
     flows = read_flows(client, keys, DEFAULT_ENDPOINT, names)
-    return Sample(flows=flows, workers=living(client, keys), took_seconds=time.monotonic() - started)
+    workers = living(client, keys)
+    ended = time.monotonic()
+    return Sample(at=ended, flows=flows, workers=workers, took_seconds=ended - started)

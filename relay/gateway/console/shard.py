@@ -59,6 +59,8 @@ class Shard:
             raise QueueUnavailable(f"Redis at {self.where} did not answer: {error}") from error
 
     async def close(self) -> None:
-        """Let the threads end, then close the connections."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        """Close the connections, which wakes who waits at one, and let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._client.close()  # of one that was connecting meanwhile

@@ -88,7 +88,7 @@ class Console:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._token = settings.gateway.operator_token.get_secret_value()
-        self._pages = Pages()
+        self._pages = Pages(settings)
         self._attempts = Attempts()
         self._shard = Shard(settings)
         self._sampler = Sampler(self._shard)

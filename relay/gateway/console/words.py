@@ -52,3 +52,8 @@ def short_digest(digest: str) -> str:
 def plural(count: int, one: str, many: str = "") -> str:
     """Write a count and what is counted."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital letter, and change nothing else."""
+    return text[:1].upper() + text[1:]
