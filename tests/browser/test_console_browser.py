@@ -37,7 +37,7 @@ WINDOWS = {
     "phone-light": (375, 740, "light"),
 }
 
-LONG = "a-rather-long-name-of-a-cluster/with-a-namespace-in-it-that-goes-on-and-on-without-a-space"
+LONG = "a_rather_long_name_of_a_cluster_and_its_namespace_" + "x" * 60
 
 
 @pytest.fixture(autouse=True)
@@ -141,8 +141,10 @@ def test_a_form_that_was_touched_is_refused(estate: Estate, open_page: OpenPage,
     page = open_page(estate.stack.gateway_url)
     sign_in(page)
     button = page.get_by_role("button", name="Resume production")
-    button.hover()  # what is aimed at is not swapped
+    button.hover()
     button.evaluate("button => button.form.elements.csrf.value = 'x'.repeat(64)")
+    report(estate, "2")
+    expect(page.locator("#waiting")).to_have_text("2")  # the page was swapped, but not what is aimed at
     with page.expect_response("**/console/resume") as answer:
         button.click()
     assert answer.value.status == 403

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import re
@@ -21,9 +22,10 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("jinja2")
 
 from relay.embedded import free_port
+from relay.errors import QueueUnavailable
 from relay.event import Instance
 from relay.gateway import app
-from relay.gateway.console import letters, live, overview, session
+from relay.gateway.console import letters, live, overview, sampling, session, shard
 from relay.gateway.console.attempts import AT_ONCE
 from relay.gateway.console.pages import HEADERS
 from relay.gateway.console.site import COOKIE, FORM_BYTES
@@ -185,6 +187,7 @@ def test_without_an_operator_token_there_is_no_console(redis_server: EmbeddedRed
         answer = visitor.ask(method, path)
     assert answer.status_code == 404
     assert "gateway.operator_token" in answer.text
+    assert "Sign out" not in answer.text
     assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
 
 
@@ -634,10 +637,10 @@ def test_half_a_character_breaks_no_page(operator: Visitor, client: Redis) -> No
 
 
 def test_an_environments_name_that_is_a_pattern_means_it_alone(operator: Visitor, client: Redis) -> None:
-    seed(client, "[a-z]*", dead=1)
-    bury(client, refused("1", environment="[a-z]*"), refused("2", environment="all"))
-    page = operator.see(link(until(operator, "[a-z]*"), "1"))
-    assert len(re.findall(r"letter\?id=", page)) == 1
+    seed(client, "[p]rod*", dead=1)
+    (meant, _) = bury(client, refused("1", environment="[p]rod*"), refused("2", environment="production"))
+    page = operator.see(link(until(operator, "[p]rod*"), "1"))
+    assert re.findall(r"letter\?id=([0-9-]+)", page) == [meant]
 
 
 # --- what runs where
@@ -711,6 +714,34 @@ def test_without_redis_the_page_says_so(stranger: Visitor) -> None:
         assert operator.send("pause", environment="production").status_code == 503
 
 
+def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "DEADLINE_SECONDS", 0.05)
+    enough = threading.Event()
+
+    async def ask() -> None:
+        asked = shard.Shard(Settings.load())
+        try:
+            with pytest.raises(QueueUnavailable, match=r"did not answer within 0\.05 s"):
+                await asked.ask(lambda _client, _keys: enough.wait(DEADLINE_SECONDS))
+        finally:
+            enough.set()
+            await asked.close()
+
+    asyncio.run(ask())
+
+
+def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client: Redis) -> None:
+    async def look() -> list[sampling.Sample]:
+        asked = shard.Shard(Settings.load(redis={"url": redis_server.url}))
+        sampler = sampling.Sampler(asked)
+        try:
+            return await asyncio.gather(*(sampler.latest() for _ in range(8)))
+        finally:
+            await asked.close()
+
+    assert len({id(sample) for sample in asyncio.run(look())}) == 1
+
+
 def test_a_redis_that_hangs_hangs_no_page() -> None:
     answers: list[int] = []
     with (
@@ -781,9 +812,11 @@ def test_open_streams_hold_up_no_stop(redis_server: EmbeddedRedis, client: Redis
             answer = streams.enter_context(
                 asking.get(f"{operator.url}/console/live/dead", stream=True, timeout=DEADLINE_SECONDS)
             )
-            assert read_event(lines_of(answer))[0] == "page"
+            lines = lines_of(answer)  # held, or the connection would be closed
+            assert read_event(lines)[0] == "page"
             stopping = time.monotonic()
         assert time.monotonic() - stopping < app.STOP_SECONDS - 1  # else it was cancelled
+        assert not any(lines)  # it ended as it should, not in the middle
 
 
 def test_ten_thousand_environments_are_one_bounded_page(operator: Visitor, client: Redis) -> None:

@@ -40,6 +40,10 @@ def test_a_changed_token_ends_all_sessions() -> None:
     assert session.read(session.begin(TOKEN, NOW), TOKEN + "2", NOW) is None
 
 
+def test_without_a_token_there_is_no_session() -> None:
+    assert session.read(session.begin("", NOW), "", NOW) is None
+
+
 @pytest.mark.parametrize("place", ["nonce", "end", "mac"])
 def test_a_cookie_that_was_touched_is_none(place: str) -> None:
     nonce, end, mac = session.begin(TOKEN, NOW).split(".")

@@ -41,9 +41,9 @@ def begin(token: str, now: float) -> str:
 
 
 def read(cookie: str, token: str, now: float) -> Session | None:
-    """Read a cookie; None if it is not of this token, or its session is over."""
+    """Read a cookie; None if it is not of this token, or its session is over. Without a token there is no session."""
     match = _COOKIE.fullmatch(cookie)
-    if match is None:
+    if match is None or not token:
         return None
     nonce, ends_at, mac = match.groups()
     key = _key(token)

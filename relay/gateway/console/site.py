@@ -179,8 +179,6 @@ class Console:
         return await handler(Visit(request, known, form))
 
     def _session(self, request: Request) -> Session | None:
-        if not self._token:
-            return None
         return session.read(request.cookies.get(COOKIE, ""), self._token, time.time())
 
     def _to_sign_in(self, request: Request) -> Response:
