@@ -137,10 +137,10 @@ def test_an_endpoints_health_is_read_without_a_change(client: Redis) -> None:
 
 def test_the_newest_letters_come_in_pages(client: Redis) -> None:
     buried = bury(client, *(refused(str(number)) for number in range(130)))
-    some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000)
+    some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60)
     listed = list(some.letters)
     while some.behind is not None:
-        some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000, behind=some.behind)
+        some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60, behind=some.behind)
         listed += some.letters
     assert [letter.letter_id for letter in listed] == buried[::-1]
 
@@ -148,7 +148,8 @@ def test_the_newest_letters_come_in_pages(client: Redis) -> None:
 def test_what_is_behind_nothing_readable_begins_at_the_newest(client: Redis) -> None:
     (letter,) = bury(client, refused("1"))
     assert [
-        each.letter_id for each in dead.newest(client, KEYS, Filters(), limit=5, look_at=5, behind="x").letters
+        each.letter_id
+        for each in dead.newest(client, KEYS, Filters(), limit=5, look_at=5, look_seconds=60, behind="x").letters
     ] == [letter]
 
 
@@ -158,3 +159,13 @@ def test_what_died_after_a_moment_is_not_meant(client: Redis) -> None:
     assert [letter.letter_id for page in pages for letter in page.letters] == [before]
     pages = list(dead.walk(client, KEYS, Filters(died_until=NOW + 1, older_than_seconds=0)))
     assert [letter.letter_id for page in pages for letter in page.letters] == [before, after]
+
+
+def test_a_look_at_letters_ends_in_time_and_goes_on(client: Redis) -> None:
+    bury(client, refused("wanted", environment="staging"), *(refused(str(number)) for number in range(200)))
+    filters, behind, looks = Filters(environment="staging"), "", 0
+    while not (
+        some := dead.newest(client, KEYS, filters, limit=5, look_at=10**6, look_seconds=0, behind=behind)
+    ).letters:
+        behind, looks = some.behind or "", looks + 1
+    assert looks > 1

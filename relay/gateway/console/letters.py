@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from relay.settings import Settings
     from relay.store.dead import DeadLetter
 
-#: Letters of one page, and how many are looked at for one.
-ROWS, LOOK_AT = 50, 10_000
+#: Letters of one page, how many are looked at for one, and for how long; they may be large.
+ROWS, LOOK_AT, LOOK_SECONDS = 50, 10_000, 2.0
 
 #: What one form moves or drops at most, in letters and in seconds; it can be sent again for the rest.
 MOST_AT_ONCE, MOST_SECONDS = 5_000, 3.0
@@ -152,7 +152,9 @@ async def listed(shard: Shard, settings: Settings, asked: Asked, behind: str) ->
     def look(client: Redis, keys: Keys) -> Listed:
         lines, further = [], None
         if not asked.faults:
-            some = dead.newest(client, keys, asked.filters, limit=ROWS, look_at=LOOK_AT, behind=behind)
+            some = dead.newest(
+                client, keys, asked.filters, limit=ROWS, look_at=LOOK_AT, look_seconds=LOOK_SECONDS, behind=behind
+            )
             secrets, further = known_secrets(settings), some.behind
             lines = [
                 Line(each, redacted(each.death.get("detail", ""), secrets)[:_LONGEST_LINE]) for each in some.letters
@@ -166,11 +168,11 @@ async def counted(shard: Shard, asked: Asked) -> Counted:
     """Count a set, as far as one action would look."""
 
     def look(client: Redis, keys: Keys) -> Counted:
-        now = _now(client)
+        now, started = _now(client), time.monotonic()
         reasons: Counter[str] = Counter()
         for letters, looked_at in dead.limited(dead.walk(client, keys, asked.filters), None):
             reasons.update(letter.reason for letter in letters)
-            if looked_at >= LOOK_AT:
+            if looked_at >= LOOK_AT or time.monotonic() - started > LOOK_SECONDS:
                 return Counted(reasons, more=True, now=now)
         return Counted(reasons, more=False, now=now)
 
