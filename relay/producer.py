@@ -49,7 +49,7 @@ class _Reporter:
         checked = [_event(event) for event in events]
         return [self._chunk(checked[start : start + CHUNK]) for start in range(0, len(checked), CHUNK)]
 
-    def _chunk(self, events: list[DeploymentEvent]) -> _Chunk:
+    def _chunk(self, events: list[DeploymentEvent], *, receipt: bool = False) -> _Chunk:
         """Make the call that enqueues events; an event without an id gets a new one."""
         limit = self._settings.queue.max_event_bytes
         entries = [inbox.fields_of(event) for event in events]
@@ -57,9 +57,12 @@ class _Reporter:
             size = len(fields["event"])
             if size > limit:
                 raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
+            if receipt:
+                fields["receipt"] = "1"
         ids = [fields.setdefault("id", uuid.uuid4().hex) for fields in entries]
-        queue = self._settings.queue
-        return _Chunk(inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark), ids)
+        queue, kept = self._settings.queue, self._settings.delivery.max_age
+        call = inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark, kept)
+        return _Chunk(call, ids)
 
     def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
@@ -93,20 +96,22 @@ class Producer(_Reporter):
         id: str | None = None,  # noqa: A002 - the contract's name
         source: str | None = None,
         time: datetime | str | None = None,
+        receipt: bool = False,
     ) -> str:
         """Enqueue one event and return its id: the one given, or a new one.
 
         `image_url` names the image by digest; `platform` is "os/arch[/variant]"; `time` is when the deployment
-        happened, for those who know (never the moment of sending).
+        happened, for those who know (never the moment of sending). With `receipt` what became of the event can be
+        asked for by its id: `relay.store.receipts`, or `GET /events/{id}` of the gateway.
         """
         event = DeploymentEvent.of(
             image_url, environment=environment, name=name, platform=platform, id=id, source=source, time=time
         )
-        return self.report_event(event)
+        return self.report_event(event, receipt=receipt)
 
-    def report_event(self, event: DeploymentEvent) -> str:
+    def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return self._send(self._chunk([event]))[0]
+        return self._send(self._chunk([event], receipt=receipt))[0]
 
     def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
         """Enqueue events in their order, `CHUNK` to a round trip, and return their ids.
@@ -161,13 +166,13 @@ class AsyncProducer(_Reporter):
         super().__init__(redis_url, settings)
         self._client = connect_async(self._settings.redis)
 
-    async def report(self, image_url: str, **fields: Any) -> str:
+    async def report(self, image_url: str, *, receipt: bool = False, **fields: Any) -> str:
         """Enqueue one event and return its id; takes what `Producer.report` takes."""
-        return await self.report_event(DeploymentEvent.of(image_url, **fields))
+        return await self.report_event(DeploymentEvent.of(image_url, **fields), receipt=receipt)
 
-    async def report_event(self, event: DeploymentEvent) -> str:
+    async def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return (await self._send(self._chunk([event])))[0]
+        return (await self._send(self._chunk([event], receipt=receipt)))[0]
 
     async def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
         """Enqueue events in their order and return their ids, as `Producer.report_many` does."""

@@ -115,6 +115,8 @@ class QueueSettings(_Section):
     """Events that may wait (inbox and outboxes together) before producers are told that the queue is full."""
     max_event_bytes: Count = 65_536
     """The largest event, in bytes of its JSON body."""
+    receipt_for: PositiveDuration = 900.0
+    """How long it can be asked for what became of an event that came with an `id`, once that is known."""
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
     rest to record what they do. Without a `maxmemory` it means nothing."""
