@@ -122,6 +122,15 @@ class QueueSettings(_Section):
     rest to record what they do. Without a `maxmemory` it means nothing."""
 
 
+class SpoolSettings(_Section):
+    """Where `Producer` and `relay report` keep events while Redis is away."""
+
+    directory: str = ""
+    """A directory on a local disk; empty means that a Redis that is away is an error."""
+    max_bytes: Count = 67_108_864
+    """Bytes that may lie there before events are refused."""
+
+
 class ApiSettings(_Section):
     """The reporting API."""
 
@@ -270,6 +279,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
+    spool: SpoolSettings = SpoolSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}
