@@ -23,10 +23,14 @@ RETRIES = 3
 RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
-    """Return a client that has not connected yet; its pool belongs to this process alone."""
+def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
+    """Return a client that has not connected yet; its pool belongs to this process alone.
+
+    redis-py retries a command, and within each try of it the connecting: each waits for the time-outs up to
+    `(retries + 1) ** 2` times.
+    """
     try:
-        return redis.Redis.from_url(settings.url, **options(settings, Retry(_backoff(), RETRIES)))
+        return redis.Redis.from_url(settings.url, **options(settings, Retry(_backoff(), retries)))
     except ValueError as error:
         raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
 

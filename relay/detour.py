@@ -1,8 +1,10 @@
 """Which way do events go when there is a spool? To Redis, unless something waits before them or it is away.
 
-What waits leaves first, so that the events of one caller arrive in the order of its calls. A call makes one attempt
-at Redis: when that fails, its events go behind what waits. A queue that is full is no reason to spool: its producers
-are told so, as ever, and what waits goes on waiting.
+What waits leaves first, so that the events of one caller arrive in the order of its calls. A report tries Redis with
+what is next, and a second time, for the first may have met a connection that died while nothing was reported; when
+that fails too, its events go behind what waits. So it takes no longer than twice Redis's time-outs.
+
+A queue that is full is no reason to spool: its producers are told so, as ever, and what waits goes on waiting.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Detour:
     """Sends what Redis takes, and spools the rest. Thread-safe."""
 
     def __init__(self, spool: Spool, enqueue: Enqueue, *, patience_seconds: float) -> None:
+        """`enqueue` should not retry: that is done here."""
         self.spool = spool
         self._enqueue = enqueue
         #: How long a report goes on sending what waited before it.
@@ -90,7 +93,7 @@ class Detour:
                     )
                 if content.records:
                     entries = [record.fields for record in content.records]
-                    self._enqueue(entries, call=segment.call, mark_milliseconds=SEGMENT_MARK_MILLISECONDS)
+                    self._try_twice(entries, segment.call, SEGMENT_MARK_MILLISECONDS)
                 self.spool.remove(segment, content.damaged)
                 events += len(content.records)
                 damaged += len(content.damaged)
@@ -105,13 +108,19 @@ class Detour:
                 if self._behind(entries):
                     return None
             call = new_call()
-            self._enqueue(entries, call=call)
+            self._try_twice(entries, call)
         except SpoolUnavailable:
             raise
         except QueueUnavailable as away:
             self._keep(entries, call, away)
             return away
         return None
+
+    def _try_twice(self, entries: Entries, call: str, mark_milliseconds: int | None = None) -> None:
+        try:
+            self._enqueue(entries, call=call, mark_milliseconds=mark_milliseconds)
+        except QueueUnavailable:
+            self._enqueue(entries, call=call, mark_milliseconds=mark_milliseconds)
 
     def _keep(self, entries: Entries, call: str, away: QueueUnavailable) -> None:
         """Spool entries: with the call, if one was made, for Redis may have taken them and its answer was lost."""

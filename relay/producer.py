@@ -130,9 +130,9 @@ class Producer(_Reporter):
         spool: str | PathLike[str] | None = None,
     ) -> None:
         super().__init__(redis_url, settings)
-        self._client = connect(self._settings.redis)
         directory = spool or self._settings.spool.directory
         self._detour = self._open_spool(directory) if directory else None
+        self._client = connect(self._settings.redis, retries=0) if directory else connect(self._settings.redis)
 
     def report(
         self,
