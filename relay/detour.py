@@ -57,6 +57,7 @@ class Detour:
         #: How long a report goes on sending what waited before it.
         self._patience_seconds = patience_seconds
         self._counting = threading.Lock()
+        self._is_away = False
         #: Events that went to the spool.
         self.spooled = 0
 
@@ -71,9 +72,8 @@ class Detour:
             begun = time.monotonic()
             if begun >= rest_until or not self._behind(entries):
                 away = self._send(entries)
+                self._tell(away)
                 if away is not None:
-                    if rest_until == -math.inf:
-                        _log.warning("spooled in %s: %s", self.spool.directory, away)
                     now = time.monotonic()
                     rest_until = now + (now - begun)
             yield ids
@@ -136,6 +136,12 @@ class Detour:
         if behind:
             self._count(entries)
         return behind
+
+    def _tell(self, away: QueueUnavailable | None) -> None:
+        """Log why events are spooled: when it begins, not for each of them."""
+        if away is not None and not self._is_away:
+            _log.warning("spooled in %s: %s", self.spool.directory, away)
+        self._is_away = away is not None
 
     def _count(self, entries: Entries) -> None:
         with self._counting:

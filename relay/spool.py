@@ -117,8 +117,11 @@ def _record(line: bytes) -> Record | None:
     match = _LINE.fullmatch(line)
     if match is None or int(match[1], 16) != crc32(match[2]):
         return None
-    document = from_json(match[2])
-    return Record(document["at"], document["fields"])
+    try:
+        document = from_json(match[2])
+        return Record(int(document["at"]), dict(document["fields"]))
+    except (ValueError, TypeError, KeyError):
+        return None  # no writer of ours; what cannot be read must not hold up what can
 
 
 class Spool:

@@ -118,9 +118,16 @@ def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool
     assert queue.taken == [], "what may wait in it must not be overtaken"
 
 
-def test_the_reason_for_spooling_is_logged_once_a_report(
+def test_the_reason_for_spooling_is_logged_when_it_begins(
     queue: Queue, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queue.answers = [QueueUnavailable("Redis is on holiday")] * 20
-    report(Detour(spool, queue.enqueue, patience_seconds=30), *"123456789")
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    queue.answers = [QueueUnavailable("Redis is on holiday")] * 6
+    for each in "123":
+        report(detour, each)
+    assert detour.spooled == 3
     assert caplog.text.count("Redis is on holiday") == 1
+    report(detour, "4")
+    queue.answers = [QueueUnavailable("Redis is on holiday")] * 2
+    report(detour, "5")
+    assert caplog.text.count("Redis is on holiday") == 2

@@ -8,6 +8,7 @@ import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -100,6 +101,15 @@ def test_nonsense_behind_the_records_is_told_and_takes_none_along(written: list[
     read = decode(encode(written) + nonsense)
     assert read.records == written
     assert b"\n".join(read.damaged) == nonsense.removesuffix(b"\n")
+
+
+@pytest.mark.parametrize(
+    "document", ["{}", "[]", "no json", '{"at":1}', '{"at":1,"fields":null}', '{"at":"x","fields":{}}']
+)
+def test_line_with_a_sum_but_no_record_is_damaged(document: str) -> None:
+    line = f"{crc32(document.encode()):08x} {document}".encode()
+    good = Record(1, {"event": "{}"})
+    assert decode(line + b"\n" + encode([good])) == Content([good], [line])
 
 
 # Files
