@@ -107,20 +107,21 @@ class _Context:
     @classmethod
     def of(cls, context: Mapping[str, Any], *, type: Any, id: Any, source: Any, time: Any) -> _Context:  # noqa: A002 - as above
         type_field, kind = _either(context, "type", "type", type)
-        id_field, own_id = _either(context, "id", "id", id)
-        source_field, source = _either(context, "source", "source", source)
-        time_field, time = _either(context, "timestamp", "time", time)
         kind = required(kind, type_field)
-        source = required(source, source_field)
         if type and type.strip() != kind:
             raise InvalidEvent(type_field, "differs from the CloudEvent's type")
+        predicate = _predicate(kind, type_field)
+        id_field, own_id = _either(context, "id", "id", id)
+        source_field, source = _either(context, "source", "source", source)
+        source = required(source, source_field)
+        time_field, time = _either(context, "timestamp", "time", time)
         return cls(
             type=kind,
-            predicate=_predicate(kind, type_field),
+            predicate=predicate,
             id=event_id(source, required(own_id, id_field)),
             source=source,
             time=time,
-            fields={"id": id_field, "source": source_field, "time": time_field},
+            fields={"source": source_field, "time": time_field},
         )
 
 
