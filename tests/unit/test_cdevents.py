@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("packageurl")
+
 from relay.errors import InvalidEvent
 from relay.event import DeploymentEvent
 from relay.gateway import cdevents

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("packageurl")
+
 from relay.errors import InvalidEvent
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.gateway import cloudevents, reports

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import exceptions as redis_errors
 
+pytest.importorskip("packageurl")
+
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.gateway import reports
