@@ -105,6 +105,7 @@ def test_any_minor_version_in_any_dialect(predicate: str, version: str, dialect:
         "dev.cdevents.service.deployed.0.3",
         "dev.cdevents.service.restarted.0.3.0",
         "dev.cdevents.build.finished.0.3.0",
+        "dev.cdevents.artifact.published.0.3.0",
         "dev.cdevents.service.deployed.0.3.0\ndev.cdevents",
         "dev.cdeventsx.acme-deployed.0.1.0",
     ],

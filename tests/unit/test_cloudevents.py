@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("packageurl")
@@ -154,6 +154,7 @@ def test_what_has_nothing_to_deliver_is_ignored_with_its_id(predicate: str) -> N
         ({**without(PLAIN, "data"), "data_base64": "é"}, "data_base64"),
         ({**without(PLAIN, "data"), "data_base64": "e30"}, "data_base64"),
         ({**without(PLAIN, "data"), "data_base64": "eyA="}, "data_base64"),
+        ({**without(PLAIN, "data"), "data_base64": "e*30="}, "data_base64"),
         ({**without(PLAIN, "data"), "data_base64": {}}, "data_base64"),
         ({**PLAIN, "data": {}}, "data.image"),
         ({**PLAIN, "data": {"image": {}}}, "data.image.url"),
@@ -211,6 +212,8 @@ TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_s
 
 
 @given(TEXT, TEXT, TEXT, TEXT)
+@example("/ci", "7#1", "/ci#7", "1")
+@example("/ci#7", "11", "/ci#71", "1")
 def test_two_sources_and_ids_never_share_an_id(source: str, own_id: str, other_source: str, other_id: str) -> None:
     one, other = event_id(source, own_id), event_id(other_source, other_id)
     assert (one == other) is ((source, own_id) == (other_source, other_id))
@@ -296,6 +299,12 @@ def test_one_of_many_that_is_no_event_does_not_stop_the_others() -> None:
 def test_a_batch_is_many_whatever_is_in_it(body: bytes, number: int) -> None:
     assert reports.is_many(Media.CLOUDEVENTS, body)
     assert len(reports.split(Media.CLOUDEVENTS, body)) == number
+
+
+def test_numbers_that_are_none_do_not_stop_a_batch() -> None:
+    body = text([{**PLAIN, "extension": float("nan")}, {**PLAIN, "time": 10**400}])
+    read = reports.read_many(Media.CLOUDEVENTS, reports.split(Media.CLOUDEVENTS, body), 0, Envelope(), LIMITS)
+    assert [type(each) for each in read] == [DeploymentEvent, Fault]
 
 
 def test_a_batch_is_an_array() -> None:
