@@ -1,0 +1,11 @@
+"""Kubernetes: what pods say about deployments.
+
+    pod.py        what a pod reports: one event for each container               pure
+    naming.py     how a container's environment and image name are called        pure
+    workload.py   whose pod it is                                                pure
+    node.py       on which platform it runs                                      pure
+    skipped.py    why something is not reported
+    shape.py      reading objects that may have any shape                        pure
+
+Kubernetes' objects come as their JSON, decoded; nothing here needs a client for it.
+"""
