@@ -1,6 +1,8 @@
 """Kubernetes: what pods say about deployments.
 
-    pod.py        what a pod reports: one event for each container               pure
+    admission.py  what an AdmissionReview is answered, and what it reports       pure
+    snapshot.py   what all pods of a cluster together report                     pure
+    pod.py        what one pod reports: one event for each container             pure
     naming.py     how a container's environment and image name are called        pure
     workload.py   whose pod it is                                                pure
     node.py       on which platform it runs                                      pure

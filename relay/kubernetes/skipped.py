@@ -14,6 +14,8 @@ class Skipped(StrEnum):
     NOT_PINNED = "not_pinned"
     #: It ran the same digest before, or was specified with the same image.
     UNCHANGED = "unchanged"
+    #: In a snapshot, a newer pod (or one that is not over) speaks for the same instance.
+    REPLICA = "replica"
     #: It has not started yet.
     NOT_RUNNING = "not_running"
     #: Its image is no reference that the API takes.
