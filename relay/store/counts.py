@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
@@ -158,3 +160,11 @@ def read_ledger(client: Redis, keys: Keys) -> Ledger:
 async def note_ignored(client: AsyncRedis, keys: Keys, number: int) -> None:
     """Count reports that were taken and of which nothing is to be delivered."""
     await client.hincrby(keys.counts, "ignored", number)
+
+
+async def note_skipped(client: AsyncRedis, keys: Keys, skipped: Mapping[str, int]) -> None:
+    """Count what of Kubernetes was not reported, by its reason."""
+    pipeline = client.pipeline(transaction=False)
+    for reason, number in skipped.items():
+        pipeline.hincrby(keys.counts, f"skipped:{reason}", number)
+    await pipeline.execute()
