@@ -2,7 +2,7 @@
 
 What waits leaves first, so that the events of one caller arrive in the order of its calls. A report tries Redis with
 what is next, and a second time, for the first may have met a connection that died while nothing was reported; when
-that fails too, its events go behind what waits. So it takes no longer than twice Redis's time-outs.
+that fails too, its events go behind what waits. So one that finds Redis away takes twice its time-outs at most.
 
 A queue that is full is no reason to spool: its producers are told so, as ever, and what waits goes on waiting.
 """

@@ -158,6 +158,16 @@ def test_flush_tells_damage_and_keeps_it(redis_server: EmbeddedRedis, directory:
     assert "1 damaged lines" in relay("spool", "status", "--spool", str(directory)).stdout
 
 
+def test_flush_leaves_it_to_who_is_sending(redis_server: EmbeddedRedis, directory: Path) -> None:
+    report(directory, "1")
+    with Spool(directory, max_bytes=1, patience_seconds=30).sending() as ours:
+        assert ours
+        done = relay("spool", "flush", "--spool", str(directory), url=redis_server.url)
+    assert (done.returncode, done.stdout) == (75, "0 events sent\n")
+    assert "another process is sending" in done.stderr
+    assert arrived(redis_server) == []
+
+
 # Killed
 
 
