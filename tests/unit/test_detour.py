@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,6 +53,15 @@ def report(detour: Detour, *ids: str) -> list[str]:
 def waiting(spool: Spool, *ids: str) -> None:
     for each in ids:
         spool.append([{"event": BIG, "id": each}])
+
+
+def test_who_has_no_spool_does_not_import_it() -> None:
+    code = "import sys; from relay import Producer; Producer('redis://127.0.0.1:1/0'); print(*sys.modules)"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "relay.producer" in imported
+    assert not imported & {"relay.spool", "relay.detour"}
 
 
 def test_redis_is_tried_again_with_the_same_call(queue: Queue, spool: Spool) -> None:
@@ -113,8 +125,9 @@ def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: S
 def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool, tmp_path: Path) -> None:
     detour = Detour(spool, queue.enqueue, patience_seconds=30)
     spool.directory.rename(tmp_path / "elsewhere")
-    with pytest.raises(SpoolUnavailable):
+    with pytest.raises(SpoolUnavailable) as refused:
         report(detour, "new")
+    assert str(refused.value).count("cannot be used") == 1
     assert queue.taken == [], "what may wait in it must not be overtaken"
 
 
