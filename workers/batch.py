@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from relay.store import attempts, latency
 from relay.store.outbox import BEGINNING, Death, OutboxEntry, Parking, Settlement, Superseded, Taken
 
 if TYPE_CHECKING:
@@ -105,11 +106,14 @@ class Batch:
             entry = self._ready.popleft()
         return self._latest(entry) if self._latest_only and not entry.parked else entry
 
-    def deliver(self, entry: OutboxEntry, latency_bucket: int) -> None:
-        """Note a delivery, to be settled."""
+    def count_attempt(self, outcome: str, code: str, seconds: float) -> None:
+        """Note an answer, to be counted with what became of its entry."""
+        attempts.note(self.settlement.counts, outcome=outcome, code=code, seconds=seconds)
+
+    def deliver(self, entry: OutboxEntry, milliseconds: float) -> None:
+        """Note a delivery and its latency, to be settled."""
         self.settlement.delivered.append(entry)
-        latency = self.settlement.latency
-        latency[latency_bucket] = latency.get(latency_bucket, 0) + 1
+        latency.note(self.settlement.latency, self.settlement.counts, milliseconds)
 
     def bury(self, death: Death) -> None:
         """Note a dead letter, to be settled."""

@@ -135,6 +135,8 @@ class Settlement:
     dead: list[Death] = field(default_factory=list)
     parked: list[Parking] = field(default_factory=list)
     latency: dict[int, int] = field(default_factory=dict)
+    #: What else is counted, by the field of `counts`.
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.delivered or self.superseded or self.dead or self.parked)
@@ -227,7 +229,8 @@ def settle_call(
     """Return the call that records a settlement; `applied` reads its reply."""
     args: list[Argument] = [token, round(lease_seconds * 1000), cursor, keys.endpoint, keys.environment]
     asked = [entry.event_id for entry in settlement.delivered if entry.receipt]
-    args += [round(receipt_seconds * 1000), len(asked), *asked]
+    newest = max((entry.arrived for entry in settlement.delivered), default=0)
+    args += [round(receipt_seconds * 1000), newest, len(asked), *asked]
     args.append(len(settlement.delivered))
     for entry in settlement.delivered:
         args += [entry.entry_id, entry.instance, int(entry.parked), entry.digest, entry.time, entry.came]
@@ -244,12 +247,13 @@ def settle_call(
         entry, followers = parking.entry, parking.followers
         args += [entry.entry_id, entry.instance, round(parking.pause_seconds * 1000), entry.trials.encode()]
         args += [len(followers), *(follower.entry_id for follower in followers)]
-    for number, deliveries in settlement.latency.items():
-        args += [number, deliveries]
+    args.append(len(settlement.counts))
+    for counted in (settlement.counts, settlement.latency):
+        args += [part for pair in counted.items() for part in pair]
     script_keys = (
         keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.accepted, keys.delivered,
         keys.cursor, keys.counts, shared.counts, shared.latency, shared.dead, shared.paused(keys.endpoint),
-        shared.receipts,
+        shared.receipts, shared.environments(keys.endpoint),
     )  # fmt: skip
     return scripts.Call(_SETTLE, script_keys, args)
 

@@ -15,6 +15,7 @@ from outboxes import (
     TOKEN,
     X,
     Y,
+    counted,
     everything,
     lease_inbox,
     now_ms,
@@ -63,6 +64,7 @@ def accept(
     token: str = TOKEN,
 ) -> list[Any]:
     script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
+    script_keys.append(KEYS.environments(DEFAULT_ENDPOINT))
     args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
     for inbox_id, detail in unreadable:
         args += [inbox_id, "invalid", detail]
@@ -316,10 +318,14 @@ def test_full_queue_takes_all_or_none(client: Redis, in_inbox: int, in_outboxes:
     put(client, *[{}] * in_inbox)
     client.hset(KEYS.counts, "outbox", in_outboxes)
     before = everything(client)
+    del before[KEYS.counts.encode()]
 
     with pytest.raises(ResponseError, match=f"^QUEUEFULL {in_inbox + in_outboxes} events wait$"):
         append(client, [{"event": "1"}, {"event": "2"}], 3)
-    assert everything(client) == before
+    assert counted(client) == {"outbox": in_outboxes, "refused:queue_full": 2}
+    client_sees = everything(client)
+    del client_sees[KEYS.counts.encode()]
+    assert client_sees == before
 
     assert len(append(client, [{"event": "1"}, {"event": "2"}], in_inbox + in_outboxes + 1)) == 2
 
