@@ -45,10 +45,10 @@ class _Waiting(NamedTuple):
         if not self.taken.done():
             self.taken.set_result(None)
 
-    def fail(self, refusal: QueueFull | QueueUnavailable, cause: RedisError | None) -> None:
+    def fail(self, error: Exception, cause: RedisError | None = None) -> None:
         if not self.taken.done():
-            refusal.__cause__ = cause
-            self.taken.set_exception(refusal)
+            error.__cause__ = cause or error.__cause__
+            self.taken.set_exception(error)
 
 
 class _Reporter:
@@ -238,12 +238,15 @@ class AsyncProducer(_Reporter):
                 except RedisError as error:
                     for each in group:
                         each.fail(self._refusal(error), error)
+                except Exception as error:  # noqa: BLE001 - those who reported hear of it
+                    for each in group:
+                        each.fail(error)
                 else:
                     for each in group:
                         each.succeed()
-        finally:  # what nobody foresaw must not leave anybody waiting
+        finally:  # were this task cancelled, nobody must be left waiting
             for each in (*group, *self._waiting):
-                each.fail(QueueUnavailable("reporting ended early"), None)
+                each.fail(QueueUnavailable("reporting ended early"))
             self._waiting.clear()
             self._sending = None
 

@@ -15,6 +15,9 @@ in its order, whatever stands beside it:
     429, 503 {"error": "…", "field": "", "ids": ["…", null], …}
                                                             Redis has those with an id, and stopped there
 
+    403 {"error": "…", "field": "environment.name"}         the token is not for that environment; of many, the
+                                                            others are taken
+
 `ids` has one place for each event of the request; `index` counts from 0. Every other answer is
 `{"error": "…", "field": "…"}`, where `field` is the event's field at fault, "" if it is none. After a 503, what
 has no id may be enqueued nevertheless: report it again with the same id, and it counts once.
@@ -38,10 +41,14 @@ from redis import exceptions as redis_errors
 
 from relay.errors import InvalidEvent, QueueFull, QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
-from relay.gateway.auth import Entry
+from relay.gateway.auth import Caller, Stranger
+from relay.store.dead import moment
+from relay.store.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from relay.store.receipts import Receipt
 
 #: The largest body with many events, in bytes; larger only if one event may be. Read into memory whole.
 MAX_MANY_BYTES = 4 * 1024 * 1024
@@ -124,12 +131,29 @@ class Refused(RelayError):  # noqa: N818 - says what happened
         self.headers = headers or {}
 
 
-def check_entry(entry: Entry) -> None:
+class NotPermitted(InvalidEvent):
+    """The caller's token is not for that environment."""
+
+    def __init__(self, caller: Caller, environment: str) -> None:
+        super().__init__(
+            "environment.name", f"the token of {caller.name} may not report for the environment {environment}"
+        )
+
+
+def admitted(who: Caller | Stranger) -> Caller:
     """Refuse who may not report: 401 without a token (RFC 6750, section 3), 403 with a wrong one."""
-    if entry is Entry.MISSING:
+    if who is Stranger.WITHOUT_TOKEN:
         raise Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is missing", {"WWW-Authenticate": "Bearer"})
-    if entry is Entry.WRONG:
+    if isinstance(who, Stranger):
         raise Refused(HTTPStatus.FORBIDDEN, "the bearer token is wrong")
+    return who
+
+
+def check_environment(event: DeploymentEvent, caller: Caller, default: str) -> None:
+    """Raise `NotPermitted` unless the caller may report for the event's environment; `default` is where none is."""
+    environment = event.environment.name or default
+    if not caller.may_report_for(environment):
+        raise NotPermitted(caller, environment)
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
@@ -209,6 +233,18 @@ def read_each(
     return [_read_item(text, first + place, envelope, limits.one) for place, text in enumerate(texts)]
 
 
+def checked_environment(
+    item: DeploymentEvent | Fault, index: int, caller: Caller, default: str
+) -> DeploymentEvent | Fault:
+    """`check_environment` for one of many, which is in this place."""
+    if isinstance(item, DeploymentEvent):
+        try:
+            check_environment(item, caller, default)
+        except NotPermitted as error:
+            return Fault(index=index, field=error.field, reason=error.reason)
+    return item
+
+
 def answer_one(event_id: str) -> Answer:
     """Answer for one event that Redis has."""
     return Answer(status=HTTPStatus.ACCEPTED, document={"id": event_id})
@@ -233,6 +269,8 @@ def answer_error(error: RelayError) -> Answer:
     match error:
         case Refused():
             return answer_refusal(error.status, str(error), headers=error.headers)
+        case NotPermitted():
+            return answer_refusal(HTTPStatus.FORBIDDEN, error.reason, field=error.field)
         case InvalidEvent():
             return answer_refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.reason, field=error.field)
         case QueueFull():
@@ -241,6 +279,22 @@ def answer_error(error: RelayError) -> Answer:
             return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(error.__cause__))
         case _:
             return answer_refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log has more")
+
+
+def answer_unavailable(cause: BaseException) -> Answer:
+    """Answer for Redis's own errors."""
+    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(cause))
+
+
+def answer_receipt(event_id: str, receipt: Receipt | None) -> Answer:
+    """Answer with what became of an event; 404 if that is not known."""
+    if receipt is None:
+        reason = "no receipt: no event with this id was reported, or it ended a while ago (queue.receipt_for)"
+        return answer_refusal(HTTPStatus.NOT_FOUND, reason)
+    document = {"id": event_id, "status": receipt.status, "since": moment(receipt.at)}
+    if receipt.status is Status.DEAD:
+        document |= {"reason": receipt.reason, "detail": receipt.detail}
+    return Answer(status=HTTPStatus.OK, document=document)
 
 
 def answer_refusal(

@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.gateway import reports
-from relay.gateway.auth import Entry, admit
+from relay.gateway.auth import Caller, Stranger, Tokens
 from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
 
 if TYPE_CHECKING:
@@ -28,27 +28,28 @@ def event(**more: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("authorization", "token", "entry"),
+    ("authorization", "token", "who"),
     [
-        (None, "", Entry.GRANTED),
-        ("Bearer whatever", "", Entry.GRANTED),
-        ("Bearer secret", "secret", Entry.GRANTED),
-        ("bearer  secret ", "secret", Entry.GRANTED),
-        ("Bearer g\xc3\xbcltig", "gültig", Entry.GRANTED),
-        (None, "secret", Entry.MISSING),
-        ("", "secret", Entry.MISSING),
-        ("Bearer", "secret", Entry.MISSING),
-        ("Bearer  ", "secret", Entry.MISSING),
-        ("Basic c2VjcmV0", "secret", Entry.MISSING),
-        ("secret", "secret", Entry.MISSING),
-        ("Bearer secre", "secret", Entry.WRONG),
-        ("Bearer secrets", "secret", Entry.WRONG),
-        ("Bearer Secret", "secret", Entry.WRONG),
-        ("Bearer \xff", "secret", Entry.WRONG),
+        (None, "", "everybody"),
+        ("Bearer whatever", "", "everybody"),
+        ("Bearer secret", "secret", "gateway.token"),
+        ("bearer  secret ", "secret", "gateway.token"),
+        ("Bearer g\xc3\xbcltig", "gültig", "gateway.token"),
+        (None, "secret", Stranger.WITHOUT_TOKEN),
+        ("", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer  ", "secret", Stranger.WITHOUT_TOKEN),
+        ("Basic c2VjcmV0", "secret", Stranger.WITHOUT_TOKEN),
+        ("secret", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer secre", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer secrets", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer Secret", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer \xff", "secret", Stranger.WITH_WRONG_TOKEN),
     ],
 )
-def test_who_may_report(authorization: str | None, token: str, entry: Entry) -> None:
-    assert admit(authorization, token) is entry
+def test_who_may_report(authorization: str | None, token: str, who: str | Stranger) -> None:
+    found = Tokens.single(token).identify(authorization)
+    assert (found.name if isinstance(found, Caller) else found) == who
 
 
 @pytest.mark.parametrize(
@@ -285,11 +286,24 @@ def test_every_error_has_its_answer_without_secrets(
     assert "hunter2" not in str(answer)
 
 
-@pytest.mark.parametrize(("entry", "status"), [(Entry.MISSING, 401), (Entry.WRONG, 403)])
-def test_refused_entry(entry: Entry, status: int) -> None:
-    reports.check_entry(Entry.GRANTED)
+@pytest.mark.parametrize(("stranger", "status"), [(Stranger.WITHOUT_TOKEN, 401), (Stranger.WITH_WRONG_TOKEN, 403)])
+def test_strangers_are_refused(stranger: Stranger, status: int) -> None:
     with pytest.raises(Refused) as refused:
-        reports.check_entry(entry)
-    answer = reports.answer_error(refused.value)
-    assert answer.status == status
-    assert answer.headers == ({"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {})
+        reports.admitted(stranger)
+    assert refused.value.status == status
+
+
+def test_caller_that_is_known_is_let_in() -> None:
+    caller = Caller(name="x")
+    assert reports.admitted(caller) is caller
+
+
+def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
+    caller = Caller(name="payments", environments=("payments-*",))
+    reports.check_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
+    for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
+        with pytest.raises(reports.NotPermitted) as refused:
+            reports.check_environment(given, caller, "deployed")
+        answer = reports.answer_error(refused.value)
+        assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
+        assert "payments" in answer.document["error"]
