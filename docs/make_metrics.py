@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from relay.metrics.catalogue import METRICS
+
+if TYPE_CHECKING:
+    from relay.metrics.catalogue import Metric
 
 HEAD = """\
 # Metrics
@@ -12,16 +17,16 @@ cluster, read from Redis at the scrape. No process counts for itself, so restart
 enough to scrape. Counters of events are written by the steps that move the events, so each scrape adds up:
 `added + redriven = delivered + duplicate + stale + superseded + dead + waiting` in inbox and outboxes.
 
-- `environment` has at most `metrics.environments` values, those with the most, and `other` for the sum of the rest. That
-  sum never falls where it is a counter's.
+- `environment` has at most `metrics.environments` values, those with the most, and `other` for the sum of the rest.
+  That sum never falls where it is a counter's.
 - No label has an id, an image, an address or a token in it.
 - While Redis does not answer, the scrape succeeds and tells `relay_up 0` and `relay_build_info`, nothing else.
 - A scrape reads and never writes. With ten thousand environments it takes a fraction of a second.
 
 Not here, because no process could tell it exactly: requests in flight, connections reused (both live in a worker's
 memory for milliseconds), errors of Redis (which cannot count those itself), and reports that the gateway refused as
-invalid (the producer got the answer). A poison entry is `relay_events_dead_total{reason="worker_crash"}`. A lease that is
-lost is one that somebody took over: `relay_leases_taken_over_total`.
+invalid (the producer got the answer). A poison entry is `relay_events_dead_total{reason="worker_crash"}`. A lease
+that is lost is one that somebody took over: `relay_leases_taken_over_total`.
 
 Rules and alerts: [config/prometheus/alerts.yml](../config/prometheus/alerts.yml), explained in the
 [runbook](runbook.md). A dashboard: [config/grafana/relay.json](../config/grafana/relay.json). This page is generated
@@ -34,11 +39,12 @@ from `relay/metrics/catalogue.py`.
 
 def page() -> str:
     """Return the page."""
-    rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |\n"
-        for metric in METRICS
-    ]
-    return HEAD + "".join(rows)
+    return HEAD + "".join(map(_row, METRICS))
+
+
+def _row(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |\n"
 
 
 if __name__ == "__main__":

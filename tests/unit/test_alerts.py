@@ -102,7 +102,7 @@ TROUBLE: dict[str, tuple[dict[str, str], set[str]]] = {
 
 
 def raised(tmp_path: Path, series: Mapping[str, str], expected: set[str]) -> str:
-    """Let promtool compare the alerts after an hour of these series with those expected; return what it objects to."""
+    """Let promtool compare the alerts after an hour of these series with those expected; return its objections."""
     said = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)]
     test: dict[str, Any] = {
         "rule_files": [str(ALERTS)],

@@ -19,8 +19,9 @@ from relay.store.snapshot import EndpointState, Server, Snapshot, Waiting
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
 
 TOTALS = {
-    "taken": 100, "redriven": 2, "new": 60, "changed": 20, "reasserted": 1, "outbox": 7, "delivered": 70, "duplicate": 15,
-    "stale": 1, "superseded": 3, "dead": 4, "dead:refused": 3, "dead:exhausted": 1, "dropped": 1, "retries": 9,
+    "taken": 100, "redriven": 2, "new": 60, "changed": 20, "reasserted": 1, "outbox": 7, "delivered": 70,
+    "duplicate": 15, "stale": 1, "superseded": 3, "dead": 4, "dead:refused": 3, "dead:exhausted": 1,
+    "dropped": 1, "retries": 9,
     "attempt:delivered:202": 70, "attempt:retry:503": 8, "attempt:retry:timeout": 2, "attempt:refused:400": 3,
     "duration:delivered:0.005": 60, "duration:delivered:0.01": 10, "duration_us:delivered": 300_000,
     "duration:retry:inf": 2, "duration:retry:0.25": 8, "duration_us:retry": 121_500_000,
@@ -168,8 +169,13 @@ def test_without_a_snapshot_redis_is_away_and_nothing_is_known() -> None:
         ("# HELP relay_x_milliseconds Says it.\n# TYPE relay_x_milliseconds gauge\nrelay_x_milliseconds 1\n", "says"),
         ("# HELP relay_x Says it.\n# TYPE relay_x gauge\nrelay_x 1\nrelay_x 2\n", "come twice"),
         (
-            "# HELP relay_x_seconds Says it.\n# TYPE relay_x_seconds histogram\n"
-            'relay_x_seconds_bucket{le="1"} 2\nrelay_x_seconds_bucket{le="+Inf"} 1\nrelay_x_seconds_count 1\n',
+            """\
+# HELP relay_x_seconds Says it.
+# TYPE relay_x_seconds histogram
+relay_x_seconds_bucket{le="1"} 2
+relay_x_seconds_bucket{le="+Inf"} 1
+relay_x_seconds_count 1
+""",
             "do not grow",
         ),
     ],
