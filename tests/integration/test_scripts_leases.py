@@ -17,6 +17,7 @@ from outboxes import (
     X,
     Y,
     acquire,
+    counted,
     everything,
     fill,
     ids_of,
@@ -355,3 +356,36 @@ def test_many_drains_are_rung_for_in_one_call(client: Redis) -> None:
     drains = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}bell:{number}") for number in range(5000)]
 
     assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
+
+
+# What is counted
+
+
+def test_takeover_is_counted_once_for_each_drain_that_did_not_let_go(client: Redis) -> None:
+    fill(client, X)
+    acquire(client, "one")
+    acquire(client, "one")
+    assert acquire(client, "kept out") is None
+    assert "taken_over" not in counted(client)
+
+    client.delete(PRODUCTION.lease)
+    acquire(client, "two")
+    acquire(client, "two")
+    assert counted(client)["taken_over"] == 1
+
+    release(client, token="two")
+    acquire(client, "three")
+    assert counted(client)["taken_over"] == 1, "who let go was not taken over"
+
+
+def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) -> None:
+    drains = [(PRODUCTION.lease, PRODUCTION.bell)]
+    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_ring(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_bell)], 5.0, Why.WORK)
+    assert counted(client) == {"bell:due": 1, "bell:work": 1}
+
+    lease_outbox(client)
+    fill(client, X)
+    assert release(client) == 1
+    assert counted(client)["bell:work"] == 2
