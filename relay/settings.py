@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,12 +32,13 @@ from pydantic_settings import (
 )
 
 from relay.errors import ConfigurationError
+from relay.template import Template
 
 if TYPE_CHECKING:
     from typing import Self
 
-#: Environment variable → the setting it stands for. The ATOMIST_ names are those of the reporting API's
-#: own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
+#: Environment variable → the setting it stands for. The ATOMIST_ names and CLUSTER_NAME are those of the reporting
+#: API's own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
 SHORT_NAMES = {
     "RELAY_REDIS_URL": ("redis", "url"),
     "RELAY_BROKER_URL": ("broker", "url"),
@@ -45,6 +47,7 @@ SHORT_NAMES = {
     "RELAY_API_TOKEN_FILE": ("api", "token_file"),
     "ATOMIST_URL": ("api", "url"),
     "ATOMIST_APIKEY": ("api", "token"),
+    "CLUSTER_NAME": ("kubernetes", "cluster"),
 }
 
 #: The lease must outlive the longest request by this much, or a paused drain's request could still be in
@@ -290,6 +293,47 @@ class MetricsSettings(_Section):
     summed up as `other`."""
 
 
+#: What the templates of `[kubernetes]` may ask for.
+_KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "container")
+
+
+def kubernetes_template(text: str) -> Template:
+    """Read a template of `[kubernetes]`; a `ValueError` that names the placeholders there are, if it has another."""
+    return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels",))
+
+
+def _kubernetes_template(text: str) -> str:
+    kubernetes_template(text)
+    return text
+
+
+KubernetesTemplate = Annotated[str, AfterValidator(_kubernetes_template)]
+
+
+class KubernetesSettings(_Section):
+    """What is reported of a cluster's pods, by the admission webhook and the watcher alike.
+
+    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}` and
+    `{namespace_labels[KEY]}`.
+    """
+
+    cluster: str = ""
+    """The cluster's name: the `source` of its events, and `{cluster}`."""
+    name_template: KubernetesTemplate = "{namespace}/{workload}/{container}"
+    """The `image.name` of a container's event. What it does not tell apart is one instance, if the image's repository
+    is the same too."""
+    environment_template: KubernetesTemplate = ""
+    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` for a cluster without a name."""
+    ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
+    """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
+    JSON array."""
+
+    @property
+    def derived_environment_template(self) -> str:
+        """What an empty `environment_template` means."""
+        return "{cluster}/{namespace}" if self.cluster else "{namespace}"
+
+
 class Settings(BaseSettings):
     """All settings. `Settings.load()` is the way to get them; it turns faults into `ConfigurationError`."""
 
@@ -308,6 +352,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
     metrics: MetricsSettings = MetricsSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")
     def _lease_outlives_requests(self) -> Self:

@@ -68,9 +68,9 @@ class _Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self._tokens = TokenSource(settings.gateway)
-        self.reporting = Reporting(settings, self._tokens)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
+        self.reporting = Reporting(settings, self._tokens, self._client)
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     @contextlib.asynccontextmanager

@@ -64,6 +64,45 @@ _EVENT = {
     },
 }
 
+_ATTRIBUTE = {"type": "string", "minLength": 1}
+
+#: Others may stand beside them.
+_CLOUD_EVENT = {
+    "type": "object",
+    "required": ["specversion", "type", "source", "id"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "type": {**_ATTRIBUTE, "description": "dev.cdevents.service.… for a CDEvent; else data are an Event."},
+        "source": {**_ATTRIBUTE, "description": f"Who reports. At most {MAX_NAME_BYTES} bytes in UTF-8."},
+        "id": {**_ATTRIBUTE, "description": "With the source, the idempotency key."},
+        "time": _ENVELOPE["time"],
+        "datacontenttype": {"type": ["string", "null"], "description": "A type of JSON."},
+        "data": {"anyOf": [_ref("Event"), _ref("CDEvent"), {"type": "null"}]},
+        "data_base64": {"type": ["string", "null"], "description": "The same as JSON text in base64."},
+    },
+}
+
+#: Others may stand beside them.
+_CDEVENT = {
+    "type": "object",
+    "required": ["context"],
+    "properties": {
+        "context": {
+            "type": "object",
+            "required": ["type", "source", "id"],
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "pattern": r"^dev\.cdevents\.service\."
+                    r"(deployed|upgraded|rolledback|published|removed)\.0\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$",
+                },
+                "source": _ATTRIBUTE,
+                "id": _ATTRIBUTE,
+            },
+        }
+    },
+}
+
 _FAULT = {
     "type": "object",
     "required": ["index", "field", "reason"],
@@ -153,6 +192,9 @@ def _report(name: str) -> dict[str, Any]:
             "content": {
                 **_json({"anyOf": [_ref("Event"), many]}),
                 "application/x-ndjson": {"schema": {"type": "string", "description": "An event a line."}},
+                "application/cloudevents+json": {"schema": _ref("CloudEvent")},
+                "application/cloudevents-batch+json": {"schema": {"type": "array", "items": _ref("CloudEvent")}},
+                "application/cdevents+json": {"schema": _ref("CDEvent")},
             },
         },
         "responses": {
@@ -206,7 +248,15 @@ DOCUMENT: dict[str, Any] = {
         "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
     },
     "components": {
-        "schemas": {"Event": _EVENT, "Taken": _TAKEN, "Fault": _FAULT, "Error": _ERROR, "Receipt": _RECEIPT},
+        "schemas": {
+            "Event": _EVENT,
+            "CloudEvent": _CLOUD_EVENT,
+            "CDEvent": _CDEVENT,
+            "Taken": _TAKEN,
+            "Fault": _FAULT,
+            "Error": _ERROR,
+            "Receipt": _RECEIPT,
+        },
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     },
 }

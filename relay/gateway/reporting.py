@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 
 from relay.errors import QueueUnavailable, RelayError
@@ -12,12 +13,16 @@ from relay.event import DeploymentEvent
 from relay.gateway import reports
 from relay.gateway.answering import headers_of, response_of
 from relay.gateway.body import Body, Farewell
+from relay.gateway.cdevents import Ignored
 from relay.gateway.reports import Answer, Fault, Limits
+from relay.keys import Keys
 from relay.producer import CHUNK, AsyncProducer
+from relay.store.counts import note_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from redis.asyncio import Redis
     from starlette.types import Receive, Scope, Send
 
     from relay.gateway.auth import Caller
@@ -28,8 +33,10 @@ if TYPE_CHECKING:
 class Reporting:
     """An ASGI app for `POST` with one event or many."""
 
-    def __init__(self, settings: Settings, tokens: TokenSource) -> None:
+    def __init__(self, settings: Settings, tokens: TokenSource, client: Redis) -> None:
         self._tokens = tokens
+        self._client = client
+        self._keys = Keys(settings.queue.namespace)
         self._limits = Limits.of(settings.queue.max_event_bytes)
         self._environment = settings.defaults.environment
         self._producer = AsyncProducer(settings=settings)
@@ -58,40 +65,47 @@ class Reporting:
         envelope = reports.envelope_of(headers)
         content = await body.read(media, self._limits)
         if reports.is_many(media, content):
-            return await self._enqueue_many(reports.split(media, content), envelope, caller)
-        event = reports.read_one(content, envelope)
-        reports.check_environment(event, caller, self._environment)
-        (event_id,) = await self._enqueue([event])
+            return await self._take_many(media, reports.split(media, content), envelope, caller)
+        item = reports.checked_environment(reports.read(media, content, envelope), caller, self._environment)
+        (event_id,) = await self._take_in([item])
         return reports.answer_one(event_id)
 
-    async def _enqueue_many(self, texts: list[bytes], envelope: reports.Envelope, caller: Caller) -> Answer:
-        """Enqueue a chunk a round trip: reading the next is as long as other requests wait for us."""
+    async def _take_many(
+        self, media: reports.Media, texts: list[bytes], envelope: reports.Envelope, caller: Caller
+    ) -> Answer:
+        """Take a chunk a round trip: reading the next is as long as other requests wait for us."""
         ids_of: dict[int, str] = {}
         faults: list[Fault] = []
         stopped: RelayError | None = None
         for first in range(0, len(texts), CHUNK):
-            chunk = reports.read_each(texts[first : first + CHUNK], first, envelope, self._limits)
-            chunk = [
-                reports.checked_environment(item, first + at, caller, self._environment)
-                for at, item in enumerate(chunk)
-            ]
+            chunk = reports.read_many(media, texts[first : first + CHUNK], first, envelope, self._limits)
+            chunk = reports.checked_environments(chunk, first, caller, self._environment)
             faults += [item for item in chunk if isinstance(item, Fault)]
-            valid = {first + at: item for at, item in enumerate(chunk) if isinstance(item, DeploymentEvent)}
+            valid = {first + at: item for at, item in enumerate(chunk) if not isinstance(item, Fault)}
             if not valid or stopped is not None:  # the rest is still read, so that the answer has all its faults
                 await asyncio.sleep(0)
                 continue
             try:
-                enqueued = await self._enqueue(list(valid.values()))
+                ids = await self._take_in(list(valid.values()))
             except RelayError as error:
                 stopped = error
             else:
-                ids_of.update(zip(valid, enqueued, strict=True))
+                ids_of.update(zip(valid, ids, strict=True))
         return reports.answer_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
 
-    async def _enqueue(self, events: list[DeploymentEvent]) -> list[str]:
-        """Enqueue events, together with those of other requests; who gave an id may ask what became of it."""
+    async def _take_in(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
+        """Enqueue the events, together with those of other requests, and count the rest; return the ids of all.
+
+        Who gave an id may ask what became of the event.
+        """
+        events = [item for item in items if isinstance(item, DeploymentEvent)]
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                return await self._producer.report_many(events, receipts=True)
+                ids = iter(await self._producer.report_many(events, receipts=True))
+                if len(events) < len(items):
+                    await note_ignored(self._client, self._keys, len(items) - len(events))
         except TimeoutError as error:
             raise QueueUnavailable("Redis did not answer before the request's deadline") from error
+        except RedisError as error:
+            raise QueueUnavailable("Redis did not count it") from error
+        return [item.id if isinstance(item, Ignored) else next(ids) for item in items]

@@ -64,6 +64,9 @@ DEAD = _counter(
 )
 REDRIVEN = _counter("relay_events_redriven_total", "Dead letters that were put back into the inbox.")
 DROPPED = _counter("relay_events_dropped_total", "Dead letters that an operator dropped for good.")
+IGNORED = _counter(
+    "relay_reports_ignored_total", "Reports of what no deployment is, which the gateway took and did not add."
+)
 REFUSED = _counter(
     "relay_report_failures_total",
     "Events that were not taken for want of room, counted at each try as far as Redis still wrote it down.",
@@ -157,7 +160,7 @@ RESETS = _counter(
 
 METRICS = (
     UP, BUILD, SCRAPE_SECONDS,
-    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, REFUSED,
+    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, IGNORED, REFUSED,
     WAITING, OLDEST, CAPACITY, NEWEST_ADDED, NEWEST_ACCEPTED, NEWEST_DELIVERED, LAST_SUCCESS, LATENCY,
     ATTEMPTS, ATTEMPT_SECONDS, RETRIES, IN_FLIGHT_LIMIT, HELD, HELD_SECONDS, RETRY_AFTER, PAUSED, TOKEN_RELOADS,
     TAKEN_OVER, BELLS, HEARTBEAT, MEMORY, DURABILITY, RESETS,

@@ -100,6 +100,7 @@ def _ledger(snapshot: Snapshot) -> Iterator[Family]:
     yield _labelled(of.DEAD, Reason, ledger.dead_by_reason)
     yield _plain(of.REDRIVEN, ledger.redriven)
     yield _plain(of.DROPPED, ledger.dropped)
+    yield _plain(of.IGNORED, ledger.ignored)
     yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
 
 
