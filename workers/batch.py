@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from relay.store import attempts, latency
+from relay.store import latency
 from relay.store.outbox import BEGINNING, Death, OutboxEntry, Parking, Settlement, Superseded, Taken
 
 if TYPE_CHECKING:
@@ -108,12 +108,15 @@ class Batch:
 
     def count_attempt(self, outcome: str, code: str, seconds: float) -> None:
         """Note an answer, to be counted with what became of its entry."""
-        attempts.note(self.settlement.counts, outcome=outcome, code=code, seconds=seconds)
+        self.settlement.attempts.note(outcome, code, seconds)
 
     def deliver(self, entry: OutboxEntry, milliseconds: float) -> None:
         """Note a delivery and its latency, to be settled."""
-        self.settlement.delivered.append(entry)
-        latency.note(self.settlement.latency, self.settlement.counts, milliseconds)
+        settlement = self.settlement
+        settlement.delivered.append(entry)
+        number = latency.bucket(milliseconds)
+        settlement.latency[number] = settlement.latency.get(number, 0) + 1
+        settlement.latency_ms += max(0.0, milliseconds)
 
     def bury(self, death: Death) -> None:
         """Note a dead letter, to be settled."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Each bucket's upper bound is this much times the one before; the first ends at one millisecond.
 GROWTH = 1.1
 
-#: The counter that has the sum of all latencies, in milliseconds.
+#: The counter beside the ledger's that has the sum of all latencies, in milliseconds.
 SUM = "latency_ms"
 
 _LOG_GROWTH = math.log(GROWTH)
@@ -23,13 +23,6 @@ _LOG_GROWTH = math.log(GROWTH)
 def bucket(milliseconds: float) -> int:
     """Return the number of the bucket that holds a latency."""
     return 0 if milliseconds <= 1 else math.ceil(math.log(milliseconds) / _LOG_GROWTH)
-
-
-def note(histogram: dict[int, int], counts: dict[str, int], milliseconds: float) -> None:
-    """Add one delivery to what is to be counted: in its bucket, and in the sum beside the ledger's counters."""
-    number = bucket(milliseconds)
-    histogram[number] = histogram.get(number, 0) + 1
-    counts[SUM] = counts.get(SUM, 0) + max(0, round(milliseconds))
 
 
 def upper_bound_seconds(number: int) -> float:

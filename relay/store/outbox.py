@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relay.store import scripts
+from relay.store import latency, scripts
+from relay.store.attempts import Tally
 from relay.store.endpoint import Health
 from relay.store.inbox import Redriven
 from relay.store.state import written_arrival
@@ -135,8 +136,8 @@ class Settlement:
     dead: list[Death] = field(default_factory=list)
     parked: list[Parking] = field(default_factory=list)
     latency: dict[int, int] = field(default_factory=dict)
-    #: What else is counted, by the field of `counts`.
-    counts: dict[str, int] = field(default_factory=dict)
+    latency_ms: float = 0.0
+    attempts: Tally = field(default_factory=Tally)
 
     def __bool__(self) -> bool:
         return bool(self.delivered or self.superseded or self.dead or self.parked)
@@ -247,8 +248,11 @@ def settle_call(
         entry, followers = parking.entry, parking.followers
         args += [entry.entry_id, entry.instance, round(parking.pause_seconds * 1000), entry.trials.encode()]
         args += [len(followers), *(follower.entry_id for follower in followers)]
-    args.append(len(settlement.counts))
-    for counted in (settlement.counts, settlement.latency):
+    counts = settlement.attempts.counts()
+    if settlement.delivered:
+        counts[latency.SUM] = round(settlement.latency_ms)
+    args.append(len(counts))
+    for counted in (counts, settlement.latency):
         args += [part for pair in counted.items() for part in pair]
     script_keys = (
         keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.accepted, keys.delivered,

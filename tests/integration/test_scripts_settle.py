@@ -36,6 +36,7 @@ from outboxes import (
 
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import counts
+from relay.store.attempts import Tally
 from relay.store.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
 from relay.store.state import Accepted, Delivered
 
@@ -470,18 +471,29 @@ def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> N
 # What is counted beside the ledger
 
 
+def tally(*attempts: tuple[str, str, float]) -> Tally:
+    made = Tally()
+    for outcome, code, seconds in attempts:
+        made.note(outcome, code, seconds)
+    return made
+
+
 def test_attempts_are_counted_with_what_became_of_their_entries(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     one, two = took(client).fresh
-    attempts = {"attempt:delivered:202": 1, "attempt:retry:503": 1, "latency_ms": 40}
+    attempts = tally(("delivered", "202", 0.004), ("retry", "503", 0.25))
 
-    settle(client, delivered=[one], parked=[Parking(tried_again(two), 0.0, ())], counts=attempts)
-    assert counted(client).items() >= attempts.items()
+    settle(client, delivered=[one], parked=[Parking(tried_again(two), 0.0, ())], attempts=attempts, latency_ms=39.6)
+    assert counted(client).items() >= {**attempts.counts(), "latency_ms": 40}.items()
 
-    settle(client, parked=[Parking(tried_again(tried_again(two)), 0.0, ())], counts={"attempt:retry:503": 1})
+    again = Parking(tried_again(tried_again(two)), 0.0, ())
+    settle(client, parked=[again], attempts=tally(("retry", "503", 9.0)))
     assert counted(client)["attempt:retry:503"] == 2
-    assert not counted(client, PRODUCTION.counts).keys() & attempts.keys(), "environments have a ledger, and no more"
+    assert counted(client)["duration_us:retry"] == 9_250_000
+    assert not counted(client, PRODUCTION.counts).keys() & attempts.counts().keys(), (
+        "that is of the whole, not of each"
+    )
 
 
 def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis) -> None:
@@ -491,8 +503,8 @@ def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis
     one, two = took(client).fresh
     retry = Parking(tried_again(two), 0.0, ())
     for what in (
-        {"delivered": [one], "counts": {"attempt:delivered:202": 1}},
-        {"parked": [retry], "counts": {"attempt:retry:503": 1}},
+        {"delivered": [one], "attempts": tally(("delivered", "202", 0.004))},
+        {"parked": [retry], "attempts": tally(("retry", "503", 0.25))},
     ):
         settle(client, **what)
         before = everything(client)
@@ -505,7 +517,7 @@ def test_counted_attempts_are_fenced_too(client: Redis) -> None:
     fill(client, X)
     entry = OutboxEntry("5-0", b"", "e", X, "sha256:0", "", 5)
 
-    assert settle(client, delivered=[entry], counts={"attempt:delivered:202": 1}) == NOT_RECORDED
+    assert settle(client, delivered=[entry], attempts=tally(("delivered", "202", 0.1))) == NOT_RECORDED
     assert "attempt:delivered:202" not in counted(client)
 
 
