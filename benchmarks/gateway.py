@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report import table, verdict
@@ -45,9 +44,8 @@ class Gateway:
         accepted = self.reports.statuses.get("202", 0)
         if set(self.reports.statuses) != {"202"} or accepted != self.enqueued:
             faults.append(f"{self.enqueued} reports are in the inbox, and the answers were {self.reports.statuses}")
-        for posted in (self.reviews, self.without_redis):
-            if set(posted.statuses) != {"200"}:
-                faults.append(f"reviews were answered {posted.statuses}")
+        reviewed = (self.reviews.statuses, self.without_redis.statuses)
+        faults += [f"reviews were answered {statuses}" for statuses in reviewed if set(statuses) != {"200"}]
         if self.reviewed != self.reviews.requests:
             faults.append(f"of {self.reviews.requests} reviews {self.reviewed} events are in the inbox")
         return faults
@@ -64,10 +62,11 @@ def measure(_events: int | None) -> Gateway:
         enqueued = parts.client.xlen("{relay:0}:inbox")
         parts.client.flushall()
         paced = (*connections, "--rate", str(REVIEWS_A_SECOND))
-        reviews = parts.post(f"{url}/admission", _review(REVIEW), *paced)
+        review = REVIEW.read_text()
+        reviews = parts.post(f"{url}/admission", review, *paced)
         reviewed = parts.client.xlen("{relay:0}:inbox")
         os.kill(parts.redis.pid, signal.SIGSTOP)
-        without_redis = parts.post(f"{url}/admission", _review(REVIEW), *paced)
+        without_redis = parts.post(f"{url}/admission", review, *paced)
         os.kill(parts.redis.pid, signal.SIGCONT)
     return Gateway(
         reports=reports, enqueued=enqueued, reviews=reviews, reviewed=reviewed, without_redis=without_redis
@@ -103,8 +102,3 @@ def _row(name: str, posted: Posted, *, passed: bool) -> list[str]:
 def _report() -> str:
     url = f"ghcr.io/acme/api@sha256:{'0123456789abcdef' * 4}"
     return json.dumps({"image": {"url": url, "name": "@N@"}, "environment": {"name": "production"}})
-
-
-def _review(path: Path) -> str:
-    """Return a review of a pod with a name of its own in each request."""
-    return path.read_text()

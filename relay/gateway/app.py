@@ -24,8 +24,10 @@ from relay.errors import RelayError
 from relay.gateway import openapi, reports
 from relay.gateway.answering import response_of
 from relay.gateway.reporting import Reporting
+from relay.gateway.reviewing import Reviewing
 from relay.gateway.tokens import TokenSource
 from relay.keys import Keys
+from relay.producer import AsyncProducer
 from relay.store import receipts
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def create_app(settings: Settings) -> ASGIApp:
     app = Starlette(
         routes=[
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
+            Route("/admission", gateway.reviewing, methods=["POST"]),
             Route("/events/{event_id:path}", gateway.receipt, methods=["GET"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
             Route("/readyz", gateway.readyz, methods=["GET"]),
@@ -70,7 +73,9 @@ class _Gateway:
         self._tokens = TokenSource(settings.gateway)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
-        self.reporting = Reporting(settings, self._tokens, self._client)
+        self._producer = AsyncProducer(settings=settings)
+        self.reporting = Reporting(settings, self._tokens, self._producer, self._client)
+        self.reviewing = Reviewing(settings, self._tokens, self._producer, self._client)
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     @contextlib.asynccontextmanager
@@ -79,7 +84,8 @@ class _Gateway:
         try:
             yield
         finally:
-            await self.reporting.close()
+            await self.reviewing.close()
+            await self._producer.close()
             await self._client.aclose()
 
     async def receipt(self, request: Request) -> Response:

@@ -152,6 +152,21 @@ _RECEIPT = {
 }
 
 
+_ADMISSION_REVIEW = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "response"],
+    "properties": {
+        "apiVersion": {"enum": ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"]},
+        "kind": {"const": "AdmissionReview"},
+        "response": {
+            "type": "object",
+            "required": ["uid", "allowed"],
+            "properties": {"uid": {"type": "string"}, "allowed": {"const": True}},
+        },
+    },
+}
+
+
 def _refusal(description: str, *, later: bool = False) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": description, "content": _json(_ref("Error"))}
     if later:
@@ -244,6 +259,16 @@ DOCUMENT: dict[str, Any] = {
                 },
             }
         },
+        "/admission": {
+            "post": {
+                "operationId": "review",
+                "summary": "Report what Kubernetes admits.",
+                "description": "Always allows, within 200 ms, whatever it is sent. `gateway.admission` says who may.",
+                "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
+                "responses": {"200": {"description": "Allowed.", "content": _json(_ref("AdmissionReview"))}},
+                "security": [],
+            }
+        },
         "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},
         "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
     },
@@ -256,6 +281,7 @@ DOCUMENT: dict[str, Any] = {
             "Fault": _FAULT,
             "Error": _ERROR,
             "Receipt": _RECEIPT,
+            "AdmissionReview": _ADMISSION_REVIEW,
         },
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     },

@@ -33,19 +33,15 @@ if TYPE_CHECKING:
 class Reporting:
     """An ASGI app for `POST` with one event or many."""
 
-    def __init__(self, settings: Settings, tokens: TokenSource, client: Redis) -> None:
+    def __init__(self, settings: Settings, tokens: TokenSource, producer: AsyncProducer, client: Redis) -> None:
         self._tokens = tokens
+        self._producer = producer
         self._client = client
         self._keys = Keys(settings.queue.namespace)
         self._limits = Limits.of(settings.queue.max_event_bytes)
         self._environment = settings.defaults.environment
-        self._producer = AsyncProducer(settings=settings)
         # One attempt's time-outs: a producer that retries within them does; waiting for others' reports counts.
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
-
-    async def close(self) -> None:
-        """Send what waits, and close the connections."""
-        await self._producer.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a request's events."""

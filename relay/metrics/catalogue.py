@@ -67,6 +67,9 @@ DROPPED = _counter("relay_events_dropped_total", "Dead letters that an operator 
 IGNORED = _counter(
     "relay_reports_ignored_total", "Reports of what no deployment is, which the gateway took and did not add."
 )
+SKIPPED = _counter(
+    "relay_kubernetes_skipped_total", "What was seen of pods and not reported, mostly for good reason.", "reason"
+)
 REFUSED = _counter(
     "relay_report_failures_total",
     "Events that were not taken for want of room, counted at each try as far as Redis still wrote it down.",
@@ -160,7 +163,7 @@ RESETS = _counter(
 
 METRICS = (
     UP, BUILD, SCRAPE_SECONDS,
-    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, IGNORED, REFUSED,
+    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, IGNORED, SKIPPED, REFUSED,
     WAITING, OLDEST, CAPACITY, NEWEST_ADDED, NEWEST_ACCEPTED, NEWEST_DELIVERED, LAST_SUCCESS, LATENCY,
     ATTEMPTS, ATTEMPT_SECONDS, RETRIES, IN_FLIGHT_LIMIT, HELD, HELD_SECONDS, RETRY_AFTER, PAUSED, TOKEN_RELOADS,
     TAKEN_OVER, BELLS, HEARTBEAT, MEMORY, DURABILITY, RESETS,

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from relay.kubernetes.skipped import Skipped
 from relay.metrics import catalogue as of
 from relay.metrics.catalogue import Kind
 from relay.store.attempts import BOUNDS_SECONDS, Durations
@@ -101,6 +102,7 @@ def _ledger(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.REDRIVEN, ledger.redriven)
     yield _plain(of.DROPPED, ledger.dropped)
     yield _plain(of.IGNORED, ledger.ignored)
+    yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
     yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
 
 

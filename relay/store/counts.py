@@ -169,3 +169,11 @@ def ledger_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int
 async def note_ignored(client: AsyncRedis, keys: Keys, number: int) -> None:
     """Count reports that were taken and of which nothing is to be delivered."""
     await client.hincrby(keys.counts, "ignored", number)
+
+
+async def note_skipped(client: AsyncRedis, keys: Keys, skipped: Mapping[str, int]) -> None:
+    """Count what of Kubernetes was not reported, by its reason."""
+    pipeline = client.pipeline(transaction=False)
+    for reason, number in skipped.items():
+        pipeline.hincrby(keys.counts, f"skipped:{reason}", number)
+    await pipeline.execute()

@@ -98,6 +98,8 @@ class Snapshot:
     bells: dict[str, int] = field(default_factory=dict)
     #: Why there was no room → events refused.
     refused: dict[str, int] = field(default_factory=dict)
+    #: Why → what was seen of Kubernetes' pods and not reported.
+    skipped: dict[str, int] = field(default_factory=dict)
     #: What came of it → readings of the API's token that were not what was known.
     token_reloads: dict[str, int] = field(default_factory=dict)
     resets: int = 0
@@ -140,6 +142,7 @@ def read(client: Redis, keys: Keys, endpoint: str, *, environments: int) -> Snap
         leases_taken_over=totals.get("taken_over", 0),
         bells=_named(totals, "bell:"),
         refused=_named(totals, "refused:"),
+        skipped=_named(totals, "skipped:"),
         token_reloads=_named(totals, "token:"),
         resets=totals.get("resets", 0),
         server=read_server(client),
