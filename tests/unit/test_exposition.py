@@ -54,6 +54,7 @@ SNAPSHOT = Snapshot(
     leases_taken_over=5,
     bells={"work": 3},
     refused={"queue_full": 11},
+    skipped={"replica": 3},
     token_reloads={"changed": 1},
     resets=1,
     server=Server(
@@ -126,6 +127,14 @@ def test_latency_is_told_at_every_eighth_bound_exactly(exposed: Exposed) -> None
     assert buckets[0.004595] == 70
     assert buckets[float("inf")] == 70
     assert exposed.value("relay_delivery_latency_seconds_sum") == 12.5
+
+
+def test_what_has_a_reason_is_told_for_each(exposed: Exposed) -> None:
+    assert exposed.value("relay_report_failures_total", reason="queue_full") == 11
+    assert exposed.value("relay_kubernetes_skipped_total", reason="replica") == 3
+    assert exposed.value("relay_kubernetes_skipped_total", reason="unchanged") == 0
+    assert exposed.value("relay_token_reloads_total", outcome="changed") == 1
+    assert exposed.value("relay_bells_total", why="due") == 0
 
 
 def test_endpoint_is_told_for_each_reason(exposed: Exposed) -> None:
