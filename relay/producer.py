@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections import deque
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from redis.exceptions import RedisError, ResponseError
 
 from relay.connection import connect, connect_async, without_password
-from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
@@ -18,8 +21,10 @@ from relay.store import inbox, scripts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
+    from os import PathLike
     from types import TracebackType
 
+    from relay.detour import Detour, Sent
     from relay.store.scripts import Call
 
 #: Events that `report_many` and `report_stream` send in one round trip.
@@ -27,10 +32,26 @@ CHUNK = 500
 
 
 class _Chunk(NamedTuple):
-    """Events of one round trip."""
+    """Events that are enqueued together or not at all, as the inbox's entries."""
 
-    call: Call
+    entries: list[dict[str, Any]]
     ids: list[str]
+
+
+class _Waiting(NamedTuple):
+    """A chunk on its way, and who waits for it; nobody any more, if that task was cancelled."""
+
+    chunk: _Chunk
+    taken: asyncio.Future[None]
+
+    def succeed(self) -> None:
+        if not self.taken.done():
+            self.taken.set_result(None)
+
+    def fail(self, error: Exception, cause: RedisError | None = None) -> None:
+        if not self.taken.done():
+            error.__cause__ = cause or error.__cause__
+            self.taken.set_exception(error)
 
 
 class _Reporter:
@@ -44,22 +65,39 @@ class _Reporter:
         self._settings = settings
         self._keys = Keys(settings.queue.namespace)
 
-    def _chunks(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[_Chunk]:
+    def _chunks(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[_Chunk]:
         """Check all events before any is sent."""
         checked = [_event(event) for event in events]
-        return [self._chunk(checked[start : start + CHUNK]) for start in range(0, len(checked), CHUNK)]
+        starts = range(0, len(checked), CHUNK)
+        return [self._chunk(checked[start : start + CHUNK], receipts=receipts) for start in starts]
 
-    def _chunk(self, events: list[DeploymentEvent]) -> _Chunk:
-        """Make the call that enqueues events; an event without an id gets a new one."""
+    def _chunk(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> _Chunk:
+        """Check events and give those without an id a new one; with `receipts` those that had one ask for theirs."""
         limit = self._settings.queue.max_event_bytes
         entries = [inbox.fields_of(event) for event in events]
         for fields in entries:
             size = len(fields["event"])
             if size > limit:
                 raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
-        ids = [fields.setdefault("id", uuid.uuid4().hex) for fields in entries]
-        queue = self._settings.queue
-        return _Chunk(inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark), ids)
+            if receipts and "id" in fields:
+                fields["receipt"] = "1"
+        return _Chunk(entries, [fields.setdefault("id", uuid.uuid4().hex) for fields in entries])
+
+    def _call(
+        self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
+    ) -> Call:
+        queue, kept = self._settings.queue, self._settings.delivery.max_age
+        return inbox.append_call(
+            self._keys,
+            entries,
+            queue.max_backlog,
+            queue.memory_watermark,
+            kept,
+            call=call,
+            mark_milliseconds=mark_milliseconds,
+        )
 
     def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
@@ -77,11 +115,24 @@ class Producer(_Reporter):
     Raises `InvalidEvent` for what can never be delivered, `QueueFull` when `queue.max_backlog` events wait or Redis
     is past `queue.memory_watermark`, and `QueueUnavailable` when Redis did not answer within its time-outs; after the
     last, the event may be enqueued or not: report it again with the same `id`, and it counts once.
+
+    With a `spool`, a directory (else that of the setting `spool.directory`), events wait on disk while Redis is away:
+    a report then returns once its events are there, and `spooled` counts them. They leave before the next report's,
+    or by `flush_spool`. Only when the spool does not take them either, a report raises `SpoolUnavailable`, which is a
+    `QueueUnavailable`. `QueueFull` stays what it is. See docs/spool.md.
     """
 
-    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        spool: str | PathLike[str] | None = None,
+    ) -> None:
         super().__init__(redis_url, settings)
-        self._client = connect(self._settings.redis)
+        directory = spool or self._settings.spool.directory
+        self._detour = self._open_spool(directory) if directory else None
+        self._client = connect(self._settings.redis, retries=0) if directory else connect(self._settings.redis)
 
     def report(
         self,
@@ -93,35 +144,41 @@ class Producer(_Reporter):
         id: str | None = None,  # noqa: A002 - the contract's name
         source: str | None = None,
         time: datetime | str | None = None,
+        receipt: bool = False,
     ) -> str:
         """Enqueue one event and return its id: the one given, or a new one.
 
         `image_url` names the image by digest; `platform` is "os/arch[/variant]"; `time` is when the deployment
-        happened, for those who know (never the moment of sending).
+        happened, for those who know (never the moment of sending). With `receipt` what became of the event can be
+        asked for by its id: `relay.store.receipts`, or `GET /events/{id}` of the gateway.
         """
         event = DeploymentEvent.of(
             image_url, environment=environment, name=name, platform=platform, id=id, source=source, time=time
         )
-        return self.report_event(event)
+        return self.report_event(event, receipt=receipt)
 
-    def report_event(self, event: DeploymentEvent) -> str:
+    def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return self._send(self._chunk([event]))[0]
+        [ids] = self._send([self._chunk([_with_id(event) if receipt else event], receipts=receipt)])
+        return ids[0]
 
-    def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+    def report_many(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[str]:
         """Enqueue events in their order, `CHUNK` to a round trip, and return their ids.
 
         An event may be given as a mapping in the shape of the API's JSON body, with `id`, `source` and `time` beside
         `image`. All are checked first: after `InvalidEvent` none is enqueued. After `QueueFull` or
-        `QueueUnavailable` the error's `enqueued` has the ids of those that are.
+        `QueueUnavailable` the error's `enqueued` has the ids of those that are. With `receipts` there is one of each
+        event that has an id of its own.
         """
         ids: list[str] = []
-        for chunk in self._chunks(events):
-            try:
-                ids += self._send(chunk)
-            except (QueueFull, QueueUnavailable) as error:
-                error.enqueued = tuple(ids)
-                raise
+        try:
+            for sent in self._send(self._chunks(events, receipts=receipts)):
+                ids += sent
+        except (QueueFull, QueueUnavailable) as error:
+            error.enqueued = tuple(ids)
+            raise
         return ids
 
     def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str]:
@@ -131,15 +188,48 @@ class Producer(_Reporter):
         whole or not at all; when one is refused, the ids yielded before are of events that are enqueued.
         """
         remaining = iter(events)
-        while chunk := list(islice(remaining, CHUNK)):
-            yield from self._send(self._chunk(chunk))
+        chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
+        for ids in self._send(self._chunk(chunk) for chunk in chunks):
+            yield from ids
 
-    def _send(self, chunk: _Chunk) -> list[str]:
+    @property
+    def spooled(self) -> int:
+        """How many of the events reported here went to the spool, because Redis was away."""
+        return self._detour.spooled if self._detour else 0
+
+    def flush_spool(self) -> Sent:
+        """Send all that waits in the spool, and tell how much that was; nothing if another process is at it.
+
+        Raises `QueueFull` and `QueueUnavailable` as reports do; what was sent before stays sent.
+        """
+        if self._detour is None:
+            raise ConfigurationError("there is no spool: set spool.directory (RELAY_SPOOL__DIRECTORY)")
+        return self._detour.flush()
+
+    def _send(self, chunks: Iterable[_Chunk]) -> Iterator[list[str]]:
+        """Take chunks, one for each step of this iterator, and give the ids of their events."""
+        if self._detour is not None:
+            yield from self._detour.send(chunks)
+            return
+        for chunk in chunks:
+            self._enqueue(chunk.entries)
+            yield chunk.ids
+
+    def _enqueue(
+        self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
+    ) -> None:
         try:
-            scripts.run(self._client, chunk.call)
+            scripts.run(self._client, self._call(entries, call=call, mark_milliseconds=mark_milliseconds))
         except RedisError as error:
             raise self._refusal(error) from error
-        return chunk.ids
+
+    def _open_spool(self, directory: str | PathLike[str]) -> Detour:
+        from relay.detour import Detour  # noqa: PLC0415 - most producers have no spool
+        from relay.spool import Spool  # noqa: PLC0415 - the same
+
+        patience = self._settings.redis.timeout
+        spool = Spool(Path(directory), max_bytes=self._settings.spool.max_bytes, patience_seconds=patience)
+        return Detour(spool, self._enqueue, patience_seconds=patience)
 
     def close(self) -> None:
         """Close the connections. Reporting again opens new ones."""
@@ -155,24 +245,31 @@ class Producer(_Reporter):
 
 
 class AsyncProducer(_Reporter):
-    """`Producer` for asyncio: the same promises, errors and arguments."""
+    """`Producer` for asyncio: the same promises, errors and arguments. Belongs to one event loop.
+
+    Reports made at once share round trips: what is reported while one is under way goes with the next.
+    """
 
     def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
         super().__init__(redis_url, settings)
         self._client = connect_async(self._settings.redis)
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: asyncio.Task[None] | None = None
 
-    async def report(self, image_url: str, **fields: Any) -> str:
+    async def report(self, image_url: str, *, receipt: bool = False, **fields: Any) -> str:
         """Enqueue one event and return its id; takes what `Producer.report` takes."""
-        return await self.report_event(DeploymentEvent.of(image_url, **fields))
+        return await self.report_event(DeploymentEvent.of(image_url, **fields), receipt=receipt)
 
-    async def report_event(self, event: DeploymentEvent) -> str:
+    async def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return (await self._send(self._chunk([event])))[0]
+        return (await self._send(self._chunk([_with_id(event) if receipt else event], receipts=receipt)))[0]
 
-    async def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+    async def report_many(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[str]:
         """Enqueue events in their order and return their ids, as `Producer.report_many` does."""
         ids: list[str] = []
-        for chunk in self._chunks(events):
+        for chunk in self._chunks(events, receipts=receipts):
             try:
                 ids += await self._send(chunk)
             except (QueueFull, QueueUnavailable) as error:
@@ -181,14 +278,51 @@ class AsyncProducer(_Reporter):
         return ids
 
     async def _send(self, chunk: _Chunk) -> list[str]:
-        try:
-            await scripts.run_async(self._client, chunk.call)
-        except RedisError as error:
-            raise self._refusal(error) from error
+        """Wait until Redis has it. Who is cancelled meanwhile does not know whether it does."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(chunk, taken))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_waiting())
+        await taken
         return chunk.ids
 
+    async def _send_waiting(self) -> None:
+        """Send what waits, as much as fits in one round trip at a time."""
+        group: list[_Waiting] = []
+        try:
+            while self._waiting:
+                group = self._next_group()
+                call = self._call(entry for each in group for entry in each.chunk.entries)
+                try:
+                    await scripts.run_async(self._client, call)
+                except RedisError as error:
+                    for each in group:
+                        each.fail(self._refusal(error), error)
+                except Exception as error:  # noqa: BLE001 - those who reported hear of it
+                    for each in group:
+                        each.fail(error)
+                else:
+                    for each in group:
+                        each.succeed()
+        finally:  # were this task cancelled, nobody must be left waiting
+            for each in (*group, *self._waiting):
+                each.fail(QueueUnavailable("reporting ended early"))
+            self._waiting.clear()
+            self._sending = None
+
+    def _next_group(self) -> list[_Waiting]:
+        """Take what goes together: the first that waits, and those behind it up to `CHUNK` events in all."""
+        group = [self._waiting.popleft()]
+        size = len(group[0].chunk.entries)
+        while self._waiting and size + len(self._waiting[0].chunk.entries) <= CHUNK:
+            group.append(self._waiting.popleft())
+            size += len(group[-1].chunk.entries)
+        return group
+
     async def close(self) -> None:
-        """Close the connections. Reporting again opens new ones."""
+        """Send what waits, and close the connections. Reporting again opens new ones."""
+        if self._sending is not None:
+            await self._sending
         await self._client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -198,6 +332,10 @@ class AsyncProducer(_Reporter):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _with_id(event: DeploymentEvent) -> DeploymentEvent:
+    return event if event.id else event.model_copy(update={"id": uuid.uuid4().hex})
 
 
 def _event(given: DeploymentEvent | Mapping[str, Any]) -> DeploymentEvent:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,12 +32,13 @@ from pydantic_settings import (
 )
 
 from relay.errors import ConfigurationError
+from relay.template import Template
 
 if TYPE_CHECKING:
     from typing import Self
 
-#: Environment variable → the setting it stands for. The ATOMIST_ names are those of the reporting API's
-#: own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
+#: Environment variable → the setting it stands for. The ATOMIST_ names and CLUSTER_NAME are those of the reporting
+#: API's own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
 SHORT_NAMES = {
     "RELAY_REDIS_URL": ("redis", "url"),
     "RELAY_BROKER_URL": ("broker", "url"),
@@ -45,6 +47,7 @@ SHORT_NAMES = {
     "RELAY_API_TOKEN_FILE": ("api", "token_file"),
     "ATOMIST_URL": ("api", "url"),
     "ATOMIST_APIKEY": ("api", "token"),
+    "CLUSTER_NAME": ("kubernetes", "cluster"),
 }
 
 #: The lease must outlive the longest request by this much, or a paused drain's request could still be in
@@ -118,9 +121,20 @@ class QueueSettings(_Section):
     """Events that may wait (inbox and outboxes together) before producers are told that the queue is full."""
     max_event_bytes: Count = 65_536
     """The largest event, in bytes of its JSON body."""
+    receipt_for: PositiveDuration = 900.0
+    """How long it can be asked for what became of an event that came with an `id`, once that is known."""
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
     rest to record what they do. Without a `maxmemory` it means nothing."""
+
+
+class SpoolSettings(_Section):
+    """Where `Producer` and `relay report` keep events while Redis is away."""
+
+    directory: str = ""
+    """A directory on a local disk; empty means that a Redis that is away is an error."""
+    max_bytes: Count = 67_108_864
+    """Bytes that may lie there before events are refused."""
 
 
 class ApiSettings(_Section):
@@ -252,15 +266,29 @@ class GatewaySettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""
     token: SecretStr = SecretStr("")
-    """The bearer token that producers must send; required to listen on anything but loopback."""
+    """The bearer token that producers must send; required to listen on anything but loopback, or else a
+    `tokens_file`."""
+    tokens_file: Path | None = None
+    """A TOML file with more tokens, each with the environments it may report for; read again when it changes."""
+    admission: Literal["open", "token", "off"] = "open"
+    """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
+    or nobody."""
+    metrics: Literal["open", "token", "off"] = "open"
+    """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
+    tls_cert: Path | None = None
+    """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
+    tls_key: Path | None = None
+    """The certificate's private key."""
     operator_token: SecretStr = SecretStr("")
     """What operators sign in to the console with, at `/console`; without one there is no console. At least 16
     characters, and another than `token`."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
-        if not self.token.get_secret_value() and not _is_loopback(self.host):
-            raise ValueError(f"host {self.host} is reachable from elsewhere: set a token for producers")
+        if not self.token.get_secret_value() and self.tokens_file is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reachable from elsewhere: set a token for producers, or a tokens_file"
+            )
         return self
 
     @model_validator(mode="after")
@@ -271,6 +299,64 @@ class GatewaySettings(_Section):
         if token and token == self.token.get_secret_value():
             raise ValueError("operator_token must be another than token, or every producer were an operator")
         return self
+
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")
+        return self
+
+
+class MetricsSettings(_Section):
+    """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
+
+    host: str = "127.0.0.1"
+    """Address that `relay metrics` listens on. Whoever reaches it may read it: environments' names, but no events."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9780
+    """Port that `relay metrics` listens on; 0 picks a free one."""
+    environments: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Environments with series of their own, those with the most deliveries and the most waiting; the others are
+    summed up as `other`."""
+
+
+#: What the templates of `[kubernetes]` may ask for.
+_KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "container")
+
+
+def kubernetes_template(text: str) -> Template:
+    """Read a template of `[kubernetes]`; a `ValueError` that names the placeholders there are, if it has another."""
+    return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels",))
+
+
+def _kubernetes_template(text: str) -> str:
+    kubernetes_template(text)
+    return text
+
+
+KubernetesTemplate = Annotated[str, AfterValidator(_kubernetes_template)]
+
+
+class KubernetesSettings(_Section):
+    """What is reported of a cluster's pods, by the admission webhook and the watcher alike.
+
+    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}` and
+    `{namespace_labels[KEY]}`.
+    """
+
+    cluster: str = ""
+    """The cluster's name: the `source` of its events, and `{cluster}`."""
+    name_template: KubernetesTemplate = "{namespace}/{workload}/{container}"
+    """The `image.name` of a container's event. What it does not tell apart is one instance, if the image's repository
+    is the same too."""
+    environment_template: KubernetesTemplate = ""
+    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` for a cluster without a name."""
+    ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
+    """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
+    JSON array."""
+
+    @property
+    def derived_environment_template(self) -> str:
+        """What an empty `environment_template` means."""
+        return "{cluster}/{namespace}" if self.cluster else "{namespace}"
 
 
 class Settings(BaseSettings):
@@ -283,6 +369,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
+    spool: SpoolSettings = SpoolSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}
@@ -290,6 +377,8 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    metrics: MetricsSettings = MetricsSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")
     def _lease_outlives_requests(self) -> Self:

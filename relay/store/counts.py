@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
     from relay.keys import Keys, OutboxKeys
 
@@ -31,7 +32,7 @@ class Ledger:
     """One snapshot of the whole shard. All are events, `retries` attempts.
 
     `added` is what producers added, without what was redriven; `dead` counts all deaths ever, `dead_waiting` the dead
-    letters that lie there now.
+    letters that lie there now; `ignored` are reports of what no deployment is, which were never added.
     """
 
     added: int
@@ -46,6 +47,7 @@ class Ledger:
     dropped: int
     dead_waiting: int
     retries: int
+    ignored: int
     dead_by_reason: dict[str, int] = field(default_factory=dict)
     latency: dict[int, int] = field(default_factory=dict)
 
@@ -163,7 +165,16 @@ def read_ledger(client: Redis, keys: Keys) -> Ledger:
     """Read the ledger in one atomic snapshot."""
     call = scripts.Call(_LEDGER, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
     counts, latency, inbox, dead_waiting = scripts.run(client, call)
-    totals = {name.decode(): int(value) for name, value in zip(counts[::2], counts[1::2], strict=True)}
+    return ledger_of(totals_of(counts), latency, inbox=inbox, dead_waiting=dead_waiting)
+
+
+def totals_of(flat: Sequence[bytes]) -> dict[str, int]:
+    """Read a hash of counters as a script returns it."""
+    return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def ledger_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int, dead_waiting: int) -> Ledger:
+    """Make the ledger of its counters, the latency's hash, and the lengths of two streams."""
     reasons = {name.removeprefix("dead:"): value for name, value in totals.items() if name.startswith("dead:")}
     return Ledger(
         added=totals.get("taken", 0) + inbox - totals.get("redriven", 0),
@@ -178,6 +189,20 @@ def read_ledger(client: Redis, keys: Keys) -> Ledger:
         dropped=totals.get("dropped", 0),
         dead_waiting=dead_waiting,
         retries=totals.get("retries", 0),
+        ignored=totals.get("ignored", 0),
         dead_by_reason=reasons,
         latency={int(number): int(value) for number, value in zip(latency[::2], latency[1::2], strict=True)},
     )
+
+
+async def note_ignored(client: AsyncRedis, keys: Keys, number: int) -> None:
+    """Count reports that were taken and of which nothing is to be delivered."""
+    await client.hincrby(keys.counts, "ignored", number)
+
+
+async def note_skipped(client: AsyncRedis, keys: Keys, skipped: Mapping[str, int]) -> None:
+    """Count what of Kubernetes was not reported, by its reason."""
+    pipeline = client.pipeline(transaction=False)
+    for reason, number in skipped.items():
+        pipeline.hincrby(keys.counts, f"skipped:{reason}", number)
+    await pipeline.execute()

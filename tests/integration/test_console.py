@@ -24,7 +24,7 @@ pytest.importorskip("jinja2")
 from relay.embedded import free_port
 from relay.errors import QueueUnavailable
 from relay.event import Instance
-from relay.gateway import app
+from relay.gateway import server
 from relay.gateway.console import letters, live, overview, sampling, session, shard
 from relay.gateway.console.attempts import AT_ONCE
 from relay.gateway.console.pages import HEADERS
@@ -108,14 +108,14 @@ def running(redis_url: str, *, operator_token: str = TOKEN, **sections: dict[str
         **sections,
     }
     settings = Settings.load(**sections)
-    server = app.create_server(settings)
-    with app.listen(settings.gateway) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    serving = server.create_server(settings)
+    with server.listen(settings.gateway) as listening:
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield Visitor(url=app.url_of(listening))
+            yield Visitor(url=server.url_of(listening))
         finally:
-            server.should_exit = True
+            serving.should_exit = True
             thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
 
@@ -815,7 +815,7 @@ def test_open_streams_hold_up_no_stop(redis_server: EmbeddedRedis, client: Redis
             lines = lines_of(answer)  # held, or the connection would be closed
             assert read_event(lines)[0] == "page"
             stopping = time.monotonic()
-        assert time.monotonic() - stopping < app.STOP_SECONDS - 1  # else it was cancelled
+        assert time.monotonic() - stopping < server.STOP_SECONDS - 1  # else it was cancelled
         assert not any(lines)  # it ended as it should, not in the middle
 
 
