@@ -188,7 +188,7 @@ def test_what_is_no_credential_stays() -> None:
 
 LEDGER = Ledger(
     added=10, redriven=0, waiting=0, accepted=10, delivered=10, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
-    dead_waiting=0, retries=0,
+    dead_waiting=0, retries=0, ignored=0,
 )  # fmt: skip
 WELL = Seen(
     now=NOW * 1000, health=Health(), ledger=LEDGER, workers=["w"], paused=0, inbox_oldest=None, memory=None,
