@@ -15,13 +15,14 @@ from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
-from relay.store import inbox, scripts
+from relay.store import inbox, receipts, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
+    from relay.store.receipts import Receipt
     from relay.store.scripts import Call
 
 #: Events that `report_many` and `report_stream` send in one round trip.
@@ -163,6 +164,14 @@ class Producer(_Reporter):
         remaining = iter(events)
         while chunk := list(islice(remaining, CHUNK)):
             yield from self._send(self._chunk(chunk))
+
+    def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
+        """Return what became of events that asked for a receipt; None where nothing is known (any more)."""
+        try:
+            return receipts.read_many(self._client, self._keys, ids)
+        except RedisError as error:
+            where = without_password(self._settings.redis.url)
+            raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
 
     def _send(self, chunk: _Chunk) -> list[str]:
         try:
