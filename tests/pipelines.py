@@ -104,7 +104,7 @@ def _replaced(document: Any, pattern: str, values: dict[str, str]) -> Any:
 
 
 def _kubernetes(env: list[dict[str, Any]], secret: dict[str, str]) -> dict[str, str]:
-    """Give a container's variables as the kubelet does: $(NAME) in a value is the variable NAME, if it stands above."""
+    """Give a container's variables as the kubelet does: $(NAME) in a value is a variable's, if that stands above."""
     variables: dict[str, str] = {}
     for each in env:
         if "value" in each:
