@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         QueueFull,
         QueueUnavailable,
         RelayError,
+        SpoolUnavailable,
     )
     from relay.event import DeploymentEvent
     from relay.gateway_client.producer import GatewayProducer
@@ -30,6 +31,7 @@ __all__ = [
     "QueueFull",
     "QueueUnavailable",
     "RelayError",
+    "SpoolUnavailable",
 ]
 
 #: Public name → the module that has it; the errors' is the default.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,12 +32,13 @@ from pydantic_settings import (
 )
 
 from relay.errors import ConfigurationError
+from relay.template import Template
 
 if TYPE_CHECKING:
     from typing import Self
 
-#: Environment variable → the setting it stands for. The ATOMIST_ names are those of the reporting API's
-#: own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
+#: Environment variable → the setting it stands for. The ATOMIST_ names and CLUSTER_NAME are those of the reporting
+#: API's own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
 SHORT_NAMES = {
     "RELAY_REDIS_URL": ("redis", "url"),
     "RELAY_BROKER_URL": ("broker", "url"),
@@ -48,6 +50,7 @@ SHORT_NAMES = {
     "RELAY_GATEWAY_TOKEN_FILE": ("producer", "gateway_token_file"),
     "ATOMIST_URL": ("api", "url"),
     "ATOMIST_APIKEY": ("api", "token"),
+    "CLUSTER_NAME": ("kubernetes", "cluster"),
 }
 
 #: The lease must outlive the longest request by this much, or a paused drain's request could still be in
@@ -132,6 +135,15 @@ class QueueSettings(_Section):
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
     rest to record what they do. Without a `maxmemory` it means nothing."""
+
+
+class SpoolSettings(_Section):
+    """Where `Producer` and `relay report` keep events while Redis is away."""
+
+    directory: str = ""
+    """A directory on a local disk; empty means that a Redis that is away is an error."""
+    max_bytes: Count = 67_108_864
+    """Bytes that may lie there before events are refused."""
 
 
 class ApiSettings(_Section):
@@ -324,6 +336,47 @@ class ProducerSettings(_Section):
         return _read_token(self.gateway_token, self.gateway_token_file, "producer.gateway_token_file")
 
 
+#: What the templates of `[kubernetes]` may ask for.
+_KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "container")
+
+
+def kubernetes_template(text: str) -> Template:
+    """Read a template of `[kubernetes]`; a `ValueError` that names the placeholders there are, if it has another."""
+    return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels",))
+
+
+def _kubernetes_template(text: str) -> str:
+    kubernetes_template(text)
+    return text
+
+
+KubernetesTemplate = Annotated[str, AfterValidator(_kubernetes_template)]
+
+
+class KubernetesSettings(_Section):
+    """What is reported of a cluster's pods, by the admission webhook and the watcher alike.
+
+    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}` and
+    `{namespace_labels[KEY]}`.
+    """
+
+    cluster: str = ""
+    """The cluster's name: the `source` of its events, and `{cluster}`."""
+    name_template: KubernetesTemplate = "{namespace}/{workload}/{container}"
+    """The `image.name` of a container's event. What it does not tell apart is one instance, if the image's repository
+    is the same too."""
+    environment_template: KubernetesTemplate = ""
+    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` for a cluster without a name."""
+    ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
+    """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
+    JSON array."""
+
+    @property
+    def derived_environment_template(self) -> str:
+        """What an empty `environment_template` means."""
+        return "{cluster}/{namespace}" if self.cluster else "{namespace}"
+
+
 class Settings(BaseSettings):
     """All settings. `Settings.load()` is the way to get them; it turns faults into `ConfigurationError`."""
 
@@ -334,6 +387,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
+    spool: SpoolSettings = SpoolSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}
@@ -342,6 +396,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
     producer: ProducerSettings = ProducerSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")
     def _lease_outlives_requests(self) -> Self:

@@ -31,7 +31,7 @@ MEANINGS = {
     Status.STALE: "stale: something newer was reported meanwhile, this was not delivered",
     Status.SUPERSEDED: "superseded: something newer was reported meanwhile, this was not delivered",
     WAITING: "still waiting when the time was over; the relay goes on",
-    UNKNOWN: "there is no receipt: the event ended long ago, or the queue was flushed",
+    UNKNOWN: "there is no receipt: the event waits in a spool, ended long ago, or the queue was flushed",
 }
 
 
@@ -53,6 +53,11 @@ class Fates:
             self.counts[WAITING] += 1
         else:
             self._pending.setdefault(event_id, []).append(label)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether as many are on their way as may be."""
+        return len(self._pending) >= WINDOW
 
     def wait(self, at_most: int = 0) -> None:
         """Wait until no more than that many are on their way, or the time is over; then for no more of them."""

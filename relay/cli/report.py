@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from relay.cli.fates import Fates
 from relay.cli.lines import means_file
 from relay.cli.reporting import Reporter
 from relay.cli.ways import open_way
-from relay.errors import RelayError
+from relay.errors import ConfigurationError, RelayError
 from relay.event import DeploymentEvent
 from relay.pipeline import detect
 from relay.settings import Settings
@@ -56,6 +56,9 @@ def report(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print only; contact nobody.")] = False,
     no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit 0 with a warning when reporting fails.")] = False,
+    spool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where events wait on disk while Redis is away (relay spool).")
+    ] = None,
     no_detect: Annotated[
         bool, typer.Option("--no-detect", help="Take neither source nor id from the CI system's variables.")
     ] = False,
@@ -89,8 +92,7 @@ def report(
         raise typer.BadParameter("options describe a single image: each line of a stream has its own fields")
 
     def run() -> int:
-        named = {"gateway_url": gateway, "gateway_token_file": gateway_token_file}
-        settings = Settings.load(producer={setting: value for setting, value in named.items() if value is not None})
+        settings = _settings(gateway, gateway_token_file, spool)
         origin = None if no_detect else detect(os.environ)
         with open_way(settings, dry_run=dry_run) as way:
             fates = Fates(way, WAIT_SECONDS if timeout is None else timeout) if wait else None
@@ -100,6 +102,18 @@ def report(
             )
 
     sys.exit(_never_failing(run) if no_fail else run())
+
+
+def _settings(gateway: str | None, gateway_token_file: Path | None, spool: Path | None) -> Settings:
+    """Load the settings, those that options give among them."""
+    options = {"gateway_url": gateway, "gateway_token_file": gateway_token_file}
+    given: dict[str, Any] = {"producer": {name: value for name, value in options.items() if value is not None}}
+    if spool is not None:
+        given["spool"] = {"directory": str(spool)}
+    settings = Settings.load(**given)
+    if spool is not None and settings.producer.gateway_url:
+        raise ConfigurationError("a spool keeps what Redis does not take, and these reports go to a gateway")
+    return settings
 
 
 def _never_failing(run: Callable[[], int]) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,31 @@ from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.fates import MEANINGS, UNKNOWN, WAITING, WINDOW, Fates
 from relay.cli.lines import open_lines, read_lines
 from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
-from relay.event import DeploymentEvent
 from relay.store.receipts import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from relay.cli.lines import Line
     from relay.cli.ways import Way
+    from relay.event import DeploymentEvent
     from relay.pipeline import Origin
 
-#: Lines that are sent together.
-CHUNK = 500
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What came of a file's lines so far."""
+
+    enqueued: int = 0
+    refused: int = 0
+    #: Numbers of the lines that are sent and whose outcome is not known yet, in their order.
+    under_way: deque[int] = field(default_factory=deque)
+
+    def refuse(self, number: int, why: InvalidEvent) -> None:
+        """Count and name a bad line."""
+        self.refused += 1
+        typer.echo(f"line {number}: {why}", err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,40 +71,41 @@ class Reporter:
 
     def report_file(self, image: str) -> int:
         """Report the good lines of a file or of standard input, name the bad ones, and return the exit code."""
-        enqueued = refused = 0
+        tally = _Tally()
         with open_lines(image) as file, _progress(image) as advance:
-            lines = read_lines(file, advance)
-            while chunk := list(islice(lines, CHUNK)):
-                try:
-                    bad = self._report_chunk(chunk)
-                except (QueueFull, QueueUnavailable) as error:
-                    enqueued += len(error.enqueued)
-                    typer.echo(f"{enqueued} enqueued before this; report the rest again", err=True)
-                    raise error from None
-                enqueued += len(chunk) - bad
-                refused += bad
+            events = self._events(read_lines(file, advance), tally)
+            try:
+                for outcome in self.way.send(events, receipts=self.fates is not None):
+                    self._note(outcome, tally)
+            except (QueueFull, QueueUnavailable) as error:
+                enqueued = tally.enqueued + len(error.enqueued)
+                typer.echo(f"{enqueued} enqueued before this; report the rest again", err=True)
+                raise error from None
         if self.fates is not None:
             self.fates.wait()
-        self._sum_up(enqueued, refused)
-        return self._exit_code(refused)
+        self._sum_up(tally)
+        return self._exit_code(tally.refused)
 
-    def _report_chunk(self, chunk: Sequence[Line]) -> int:
-        """Report a chunk's good lines, and return how many others there were, which are named."""
-        good = {line.number: line.event for line in chunk if isinstance(line.event, DeploymentEvent)}
-        events = [self._signed(event, number) for number, event in good.items()]
-        sent = self.way.send(events, receipts=self.fates is not None) if events else ()
-        outcomes: dict[int, str | InvalidEvent] = dict(zip(good, sent, strict=True))
-        bad = 0
-        for line in chunk:
-            outcome = outcomes.get(line.number, line.event)
-            if isinstance(outcome, InvalidEvent):
-                bad += 1
-                typer.echo(f"line {line.number}: {outcome}", err=True)
-            elif self.fates is not None:
-                self.fates.follow(str(outcome), f"line {line.number}: ")
+    def _events(self, lines: Iterable[Line], tally: _Tally) -> Iterator[DeploymentEvent]:
+        """Give the good lines' events, and name the bad ones."""
+        for number, event in lines:
+            if isinstance(event, InvalidEvent):
+                tally.refuse(number, event)
+            else:
+                tally.under_way.append(number)
+                yield self._signed(event, number)
+
+    def _note(self, outcome: str | InvalidEvent, tally: _Tally) -> None:
+        """Note what came of the line that was sent longest ago; if too many are waited for, wait."""
+        number = tally.under_way.popleft()
+        if isinstance(outcome, InvalidEvent):
+            tally.refuse(number, outcome)
+            return
+        tally.enqueued += 1
         if self.fates is not None:
-            self.fates.wait(at_most=WINDOW - CHUNK)
-        return bad
+            self.fates.follow(outcome, f"line {number}: ")
+            if self.fates.are_many:
+                self.fates.wait(at_most=WINDOW // 2)
 
     def _signed(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
         """Fill in what the pipeline knows, and the id that waiting needs."""
@@ -102,14 +115,10 @@ class Reporter:
             event = event.model_copy(update={"id": uuid.uuid4().hex})
         return event
 
-    def _sum_up(self, enqueued: int, refused: int) -> None:
+    def _sum_up(self, tally: _Tally) -> None:
         counts = self.fates.counts if self.fates is not None else {}
-        parts = [
-            f"{enqueued} {self.way.done}",
-            f"{refused} refused",
-            *(f"{count} {fate}" for fate, count in counts.items()),
-        ]
-        typer.echo(", ".join(parts), err=True)
+        fates = [f"{count} {fate}" for fate, count in counts.items()]
+        typer.echo(", ".join([f"{tally.enqueued} {self.way.done}", f"{tally.refused} refused", *fates]), err=True)
 
     def _exit_code(self, refused: int) -> int:
         counts = self.fates.counts if self.fates is not None else {}

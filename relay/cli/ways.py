@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
 
 import typer
@@ -10,11 +12,15 @@ from pydantic_core import from_json, to_json
 from relay.errors import InvalidEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from relay.event import DeploymentEvent
     from relay.settings import Settings
     from relay.store.receipts import Receipt
+
+
+#: Events that are given to the gateway's client together.
+AT_ONCE = 500
 
 
 class Way(Protocol):
@@ -23,11 +29,12 @@ class Way(Protocol):
     #: What it makes of an event that is in order.
     done: str
 
-    def send(self, events: Sequence[DeploymentEvent], *, receipts: bool) -> Sequence[str | InvalidEvent]:
-        """Enqueue events, and return for each its id, or why it is not taken.
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:
+        """Enqueue any number of events, and give for each in its turn its id, or why it is not taken.
 
-        With `receipts` it can be asked what became of those that have an id. Raises `QueueFull` and
-        `QueueUnavailable`, whose `enqueued` has the ids of those that were taken before.
+        Lazy: events are asked for, and sent, as their outcomes are. With `receipts` it can be asked what became of
+        those that have an id. Raises `QueueFull` and `QueueUnavailable`; `enqueued` has the ids of events that were
+        taken and not given yet.
         """
 
     def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
@@ -46,7 +53,7 @@ def open_way(settings: Settings, *, dry_run: bool) -> Way:
 
 
 class ToRedis:
-    """Straight to Redis."""
+    """Straight to Redis, or to the spool where the settings name one and Redis is away."""
 
     done = "enqueued"
 
@@ -56,12 +63,21 @@ class ToRedis:
         self._producer = Producer(settings=settings)
         self._max_bytes = settings.queue.max_event_bytes
 
-    def send(self, events: Sequence[DeploymentEvent], *, receipts: bool) -> Sequence[str | InvalidEvent]:
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:
         """See `Way`."""
-        too_large = [_too_large(event, self._max_bytes) for event in events]
-        fitting = [event for event, fault in zip(events, too_large, strict=True) if fault is None]
-        ids = iter(self._producer.report_many(fitting, receipts=receipts))
-        return [fault or next(ids) for fault in too_large]
+        faults: deque[InvalidEvent | None] = deque()
+
+        def fitting() -> Iterator[DeploymentEvent]:
+            for event in events:
+                faults.append(_too_large(event, self._max_bytes))
+                if faults[-1] is None:
+                    yield event
+
+        for event_id in self._producer.report_stream(fitting(), receipts=receipts):
+            while (fault := faults.popleft()) is not None:
+                yield fault
+            yield event_id
+        yield from filter(None, faults)
 
     def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
         """See `Way`."""
@@ -71,6 +87,9 @@ class ToRedis:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._producer.spooled:
+            spooled = self._producer.spooled
+            typer.echo(f"{spooled} spooled; sent by the next report, or by `relay spool flush`", err=True)
         self._producer.close()
 
 
@@ -84,9 +103,11 @@ class ThroughGateway:
 
         self._producer = GatewayProducer(settings=settings)
 
-    def send(self, events: Sequence[DeploymentEvent], *, receipts: bool) -> Sequence[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
         """See `Way`."""
-        return self._producer.report_each(events)
+        remaining = iter(events)
+        while chunk := list(islice(remaining, AT_ONCE)):
+            yield from self._producer.report_each(chunk)
 
     def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
         """See `Way`."""
@@ -107,13 +128,13 @@ class Nowhere:
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = settings.queue.max_event_bytes
 
-    def send(self, events: Sequence[DeploymentEvent], *, receipts: bool) -> Sequence[str | InvalidEvent]:  # noqa: ARG002 - nothing becomes of them
-        """See `Way`; an id that is not kept is none."""
-        outcomes = [_too_large(event, self._max_bytes) or "" for event in events]
-        for event, outcome in zip(events, outcomes, strict=True):
-            if isinstance(outcome, str):
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - nothing becomes of them
+        """See `Way`; the ids are empty, for nothing has them."""
+        for event in events:
+            outcome = _too_large(event, self._max_bytes) or ""
+            if not outcome:
                 typer.echo(_shown(event))
-        return outcomes
+            yield outcome
 
     def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
         """See `Way`."""

@@ -38,28 +38,27 @@ class Body:
         self._asked = False
         self.ended = False
 
-    async def read(self, media: Media, limits: Limits) -> bytes:
-        """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk."""
+    async def read(self, media: Media, limits: Limits, *, seconds: float | None = None) -> bytes:
+        """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk.
+
+        It has so many seconds, else `BODY_SECONDS`.
+        """
+        seconds = BODY_SECONDS if seconds is None else seconds
         declared = reports.declared_size(self._headers)
-        reports.check_size(declared, media, b"", limits)
-        first = await self._chunk_in_time(BODY_SECONDS)
-        reports.check_size(max(declared, len(first)), media, first, limits)
-        return first if self.ended else await self._read_on(bytearray(first), declared, media, limits)
-
-    async def _read_on(self, content: bytearray, declared: int, media: Media, limits: Limits) -> bytes:
-        give_up_at = asyncio.get_running_loop().time() + BODY_SECONDS
-        while not self.ended:
-            content += await self._chunk_in_time(give_up_at - asyncio.get_running_loop().time())
-            reports.check_size(max(declared, len(content)), media, content, limits)
-        return bytes(content)
-
-    async def _chunk_in_time(self, seconds: float) -> bytes:
+        content: bytes | bytearray = b""
+        reports.check_size(declared, media, content, limits)
         try:
             async with asyncio.timeout(seconds):
-                return await self._chunk()
+                content = await self._chunk()  # mostly it is all
+                while not self.ended:
+                    reports.check_size(max(declared, len(content)), media, content, limits)
+                    content = bytearray(content) if isinstance(content, bytes) else content
+                    content += await self._chunk()
         except TimeoutError:
-            reason = f"the body did not arrive within {BODY_SECONDS:g} s"
+            reason = f"the body did not arrive within {seconds:g} s"
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+        reports.check_size(max(declared, len(content)), media, content, limits)
+        return bytes(content)
 
     async def discard(self) -> None:
         """Throw away what comes, within bounds; nothing comes from a client that waits for 100 (Continue)."""

@@ -64,6 +64,45 @@ _EVENT = {
     },
 }
 
+_ATTRIBUTE = {"type": "string", "minLength": 1}
+
+#: Others may stand beside them.
+_CLOUD_EVENT = {
+    "type": "object",
+    "required": ["specversion", "type", "source", "id"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "type": {**_ATTRIBUTE, "description": "dev.cdevents.service.… for a CDEvent; else data are an Event."},
+        "source": {**_ATTRIBUTE, "description": f"Who reports. At most {MAX_NAME_BYTES} bytes in UTF-8."},
+        "id": {**_ATTRIBUTE, "description": "With the source, the idempotency key."},
+        "time": _ENVELOPE["time"],
+        "datacontenttype": {"type": ["string", "null"], "description": "A type of JSON."},
+        "data": {"anyOf": [_ref("Event"), _ref("CDEvent"), {"type": "null"}]},
+        "data_base64": {"type": ["string", "null"], "description": "The same as JSON text in base64."},
+    },
+}
+
+#: Others may stand beside them.
+_CDEVENT = {
+    "type": "object",
+    "required": ["context"],
+    "properties": {
+        "context": {
+            "type": "object",
+            "required": ["type", "source", "id"],
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "pattern": r"^dev\.cdevents\.service\."
+                    r"(deployed|upgraded|rolledback|published|removed)\.0\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$",
+                },
+                "source": _ATTRIBUTE,
+                "id": _ATTRIBUTE,
+            },
+        }
+    },
+}
+
 _FAULT = {
     "type": "object",
     "required": ["index", "field", "reason"],
@@ -113,6 +152,21 @@ _RECEIPT = {
 }
 
 
+_ADMISSION_REVIEW = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "response"],
+    "properties": {
+        "apiVersion": {"enum": ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"]},
+        "kind": {"const": "AdmissionReview"},
+        "response": {
+            "type": "object",
+            "required": ["uid", "allowed"],
+            "properties": {"uid": {"type": "string"}, "allowed": {"const": True}},
+        },
+    },
+}
+
+
 def _refusal(description: str, *, later: bool = False) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": description, "content": _json(_ref("Error"))}
     if later:
@@ -153,6 +207,9 @@ def _report(name: str) -> dict[str, Any]:
             "content": {
                 **_json({"anyOf": [_ref("Event"), many]}),
                 "application/x-ndjson": {"schema": {"type": "string", "description": "An event a line."}},
+                "application/cloudevents+json": {"schema": _ref("CloudEvent")},
+                "application/cloudevents-batch+json": {"schema": {"type": "array", "items": _ref("CloudEvent")}},
+                "application/cdevents+json": {"schema": _ref("CDEvent")},
             },
         },
         "responses": {
@@ -202,11 +259,30 @@ DOCUMENT: dict[str, Any] = {
                 },
             }
         },
+        "/admission": {
+            "post": {
+                "operationId": "review",
+                "summary": "Report what Kubernetes admits.",
+                "description": "Always allows, within 200 ms, whatever it is sent. `gateway.admission` says who may.",
+                "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
+                "responses": {"200": {"description": "Allowed.", "content": _json(_ref("AdmissionReview"))}},
+                "security": [],
+            }
+        },
         "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},
         "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
     },
     "components": {
-        "schemas": {"Event": _EVENT, "Taken": _TAKEN, "Fault": _FAULT, "Error": _ERROR, "Receipt": _RECEIPT},
+        "schemas": {
+            "Event": _EVENT,
+            "CloudEvent": _CLOUD_EVENT,
+            "CDEvent": _CDEVENT,
+            "Taken": _TAKEN,
+            "Fault": _FAULT,
+            "Error": _ERROR,
+            "Receipt": _RECEIPT,
+            "AdmissionReview": _ADMISSION_REVIEW,
+        },
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     },
 }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import exceptions as redis_errors
 
+pytest.importorskip("packageurl")
+
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.gateway import reports
@@ -61,6 +63,12 @@ def test_who_may_report(authorization: str | None, token: str, who: str | Strang
         ({"content-type": "Application/JSON; charset=utf-8"}, Media.JSON),
         ({"content-type": "application/x-ndjson"}, Media.LINES),
         ({"content-encoding": "identity"}, Media.JSON),
+        ({"content-type": "application/cloudevents+json; charset=UTF-8"}, Media.CLOUDEVENT),
+        ({"content-type": "application/cloudevents-batch+json"}, Media.CLOUDEVENTS),
+        ({"content-type": "application/cdevents+json"}, Media.CDEVENT),
+        ({"content-type": "application/vnd.acme.deployment+json", "ce-type": "com.acme.deployed"}, Media.JSON),
+        ({"content-type": "text/json", "ce-type": "com.acme.deployed"}, Media.JSON),
+        ({"content-type": "application/cloudevents+json", "ce-type": "com.acme.deployed"}, Media.CLOUDEVENT),
     ],
 )
 def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> None:
@@ -72,7 +80,9 @@ def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> 
     [
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "text/plain"},
-        {"content-type": "application/cloudevents+json"},
+        {"content-type": "application/vnd.acme.deployment+json"},
+        {"content-type": "application/cloudevents+avro"},
+        {"content-type": "application/avro", "ce-type": "com.acme.deployed"},
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
@@ -92,6 +102,7 @@ def test_other_content_types_are_415(headers: dict[str, str]) -> None:
         ({"ce-source": "/east%201/%C3%A9", "ce-time": "2025-01-31T12:00:00+01:00"},
          Envelope(source="/east 1/é", time="2025-01-31T12:00:00+01:00")),
         ({"ce-source": "\xc3\xa9"}, Envelope(source="é")),
+        ({"ce-type": "com.acme.deployed", "ce-specversion": "1.0"}, Envelope(type="com.acme.deployed")),
     ],
 )  # fmt: skip
 def test_envelope_of_headers(headers: dict[str, str], envelope: Envelope) -> None:
@@ -117,6 +128,11 @@ def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], fie
         (Media.JSON, b'\r\n{"', LIMITS.one),
         (Media.JSON, b"nonsense", LIMITS.one),
         (Media.LINES, b"{", LIMITS.many),
+        (Media.CLOUDEVENT, b"", LIMITS.one),
+        (Media.CLOUDEVENT, b"[", LIMITS.one),
+        (Media.CDEVENT, b"", LIMITS.one),
+        (Media.CLOUDEVENTS, b"", LIMITS.many),
+        (Media.CLOUDEVENTS, b"{", LIMITS.many),
     ],
 )
 def test_a_body_is_bounded_as_its_kind(media: Media, start: bytes, bound: int) -> None:
@@ -300,10 +316,10 @@ def test_caller_that_is_known_is_let_in() -> None:
 
 def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
     caller = Caller(name="payments", environments=("payments-*",))
-    reports.check_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
+    reports.checked_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
     for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
         with pytest.raises(reports.NotPermitted) as refused:
-            reports.check_environment(given, caller, "deployed")
+            reports.checked_environment(given, caller, "deployed")
         answer = reports.answer_error(refused.value)
         assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
         assert "payments" in answer.document["error"]

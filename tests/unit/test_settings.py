@@ -21,7 +21,7 @@ API = "https://api.example.com/v1"
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.upper().startswith(("RELAY_", "ATOMIST_")):
+        if name.upper().startswith(("RELAY_", "ATOMIST_", "CLUSTER_NAME")):
             monkeypatch.delenv(name)
 
 
@@ -92,7 +92,7 @@ def test_argument_beats_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.api.timeout == 5.0
 
 
-VALUES = {"url": API, "token": "t0ken", "token_file": "/run/secrets/token"}
+VALUES = {"url": API, "token": "t0ken", "token_file": "/run/secrets/token", "cluster": "eu-1"}
 
 
 @pytest.mark.parametrize(("name", "path"), SHORT_NAMES.items())

@@ -1,0 +1,68 @@
+"""On which platform does a pod run? Its node knows; else its specification may leave no choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from relay.errors import InvalidEvent
+from relay.kubernetes import shape
+from relay.platform import Platform, normalise, platform_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: A node's label, by its names from new to old.
+_OS_LABELS = ("kubernetes.io/os", "beta.kubernetes.io/os")
+_ARCHITECTURE_LABELS = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
+
+_REQUIRED_TERMS = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+
+
+def platform_of_node(node: Mapping[str, Any]) -> Platform | None:
+    """Return what a node says in `status.nodeInfo`, if that is a platform."""
+    info = shape.part(node, "status", "nodeInfo")
+    return _platform(shape.text(info, "operatingSystem"), shape.text(info, "architecture"))
+
+
+def platform_of_pod(pod: Mapping[str, Any], node: Platform | None) -> Platform:
+    """Return the platform of the pod's node, if it is known, else what the pod's specification pins.
+
+    Linux alone is left out. It says nothing, since it is what everything means that does not say, and an event
+    that names a part of its platform does not get the rest from its environment's rule (`Defaults.complete`).
+    """
+    if node is not None:
+        return node
+    spec = shape.part(pod, "spec")
+    os = _selected(spec, _OS_LABELS) or shape.text(spec, "os", "name")
+    pinned = _platform(os, _selected(spec, _ARCHITECTURE_LABELS)) or Platform()
+    return Platform() if pinned.os == "linux" and pinned.architecture is None else pinned
+
+
+def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Return the one value of a label that the pod's nodes must have, "" if there is no such one."""
+    for name in names:
+        if value := shape.text(spec, "nodeSelector", name):
+            return value
+        required = list(_required(spec, name))
+        if required and all(required) and len(set(required)) == 1:
+            return required[0]
+    return ""
+
+
+def _required(spec: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield for each term of the required affinity, any of which suffices, the one value it asks for, or ""."""
+    for term in shape.each(spec, *_REQUIRED_TERMS):
+        asked = (
+            shape.texts(expression, "values")
+            for expression in shape.each(term, "matchExpressions")
+            if shape.text(expression, "key") == name and shape.text(expression, "operator") == "In"
+        )
+        yield next((values[0] for values in asked if len(values) == 1), "")
+
+
+def _platform(os: str, architecture: str) -> Platform | None:
+    try:
+        platform = platform_of(*normalise(os, architecture))
+    except InvalidEvent:
+        return None
+    return platform if platform.os or platform.architecture else None

@@ -1,0 +1,44 @@
+"""Why is something of Kubernetes not reported?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Skipped(StrEnum):
+    """One reason each; of a container unless it says otherwise. Also the metric's label."""
+
+    #: It runs, and its `imageID` names no manifest: an image id of the node, or nothing.
+    DIGEST_UNAVAILABLE = "digest_unavailable"
+    #: It did not run yet, and its specification has no digest.
+    NOT_PINNED = "not_pinned"
+    #: It ran the same digest before, or was specified with the same image.
+    UNCHANGED = "unchanged"
+    #: In a snapshot, a newer pod (or one that is not over) speaks for the same instance.
+    REPLICA = "replica"
+    #: It has not started yet.
+    NOT_RUNNING = "not_running"
+    #: Its image is no reference that the API takes.
+    INVALID_IMAGE = "invalid_image"
+    #: Its image name or environment, as the templates give them, is too long or not printable.
+    INVALID_NAME = "invalid_name"
+    #: A template asks for a label that its namespace does not have, or that is not known here.
+    LABEL_MISSING = "label_missing"
+    #: The pod is in one of `kubernetes.ignore_namespaces`.
+    NAMESPACE_IGNORED = "namespace_ignored"
+    #: The pod is being deleted.
+    TERMINATING = "terminating"
+    #: The pod has more containers than any pod has, `pod.MAX_CONTAINERS`.
+    TOO_MANY_CONTAINERS = "too_many_containers"
+    #: The object is no pod, or has no namespace or name.
+    NOT_A_POD = "not_a_pod"
+    #: The review is neither of a creation nor of an update.
+    OTHER_OPERATION = "other_operation"
+    #: The review's request is not to be stored.
+    DRY_RUN = "dry_run"
+    #: The review is no AdmissionReview.
+    NOT_A_REVIEW = "not_a_review"
+    #: The gateway's token is not for its environment.
+    NOT_PERMITTED = "not_permitted"
+    #: Redis did not take it.
+    NOT_REPORTED = "not_reported"

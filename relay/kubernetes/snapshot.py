@@ -1,0 +1,108 @@
+"""What do all pods of a cluster report together? For each instance what its newest pod runs, as of the listing.
+
+Pod by pod, time does not go back: what a pod says is stale once a newer one was heard. So when a rollout fails and
+its new pod is deleted again, no pod that is left can say that it is the old digest that runs. A listing can, since
+what it does not hold is gone: what it reports has the listing's time, later than all pods in it and earlier than
+those to come.
+
+Unless a pod of the workload has yet to start. It may be about to replace the others, and must be newer then: so
+they keep the time of their own creation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from relay.kubernetes import shape
+from relay.kubernetes.pod import PodReading, read_pod
+from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.workload import workload_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from relay.event import DeploymentEvent
+    from relay.kubernetes.naming import Naming
+    from relay.kubernetes.workload import Workload
+    from relay.platform import Platform
+
+
+def read_snapshot(
+    pods: Iterable[Mapping[str, Any]],
+    naming: Naming,
+    *,
+    at: datetime,
+    node_platforms: Mapping[str, Platform] | None = None,
+    namespace_labels: Mapping[str, Mapping[str, str]] | None = None,
+) -> PodReading:
+    """Report what all pods of a cluster run, one event for each instance; platforms by node, labels by namespace.
+
+    `at` is a moment before the listing was asked for, by the API server's clock as far as it can be known; should
+    it be late, what started within the difference waits for the next snapshot. `pods` are read once, in any order,
+    and not kept.
+    """
+    listing = _Listing()
+    for pod in pods:
+        reading = read_pod(
+            pod,
+            naming,
+            node_platform=(node_platforms or {}).get(shape.text(pod, "spec", "nodeName")),
+            namespace_labels=(namespace_labels or {}).get(shape.text(pod, "metadata", "namespace")),
+        )
+        listing.add(pod, reading)
+    events = (_spoken(each, listing.starting, at) for each in listing.speakers.values())
+    return PodReading(events=tuple(events), skipped=listing.skipped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Speaker:
+    """A pod's event, and who says it."""
+
+    event: DeploymentEvent
+    workload: tuple[str, Workload]
+    #: Pods that are not over speak before those that are, and among them the newest; ISO 8601 text sorts as time.
+    rank: tuple[bool, str]
+
+
+@dataclass(kw_only=True)
+class _Listing:
+    """What was read so far: an event for each instance, whatever the number of pods."""
+
+    speakers: dict[object, _Speaker] = field(default_factory=dict)
+    #: Workloads with a pod that has yet to start a container.
+    starting: set[tuple[str, Workload]] = field(default_factory=set)
+    skipped: Counter[Skipped] = field(default_factory=Counter)
+
+    def add(self, pod: Mapping[str, Any], reading: PodReading) -> None:
+        workload, is_over = (shape.text(pod, "metadata", "namespace"), workload_of(pod)), _is_over(pod)
+        rank = (not is_over, shape.text(pod, "metadata", "creationTimestamp"))
+        self.skipped.update(reading.skipped)
+        if reading.skipped[Skipped.NOT_RUNNING] and not is_over:
+            self.starting.add(workload)
+        for event in reading.events:
+            self._hear(_Speaker(event=event, workload=workload, rank=rank))
+
+    def _hear(self, speaker: _Speaker) -> None:
+        instance = _instance(speaker.event)
+        if instance in self.speakers:
+            self.skipped[Skipped.REPLICA] += 1
+            speaker = max(self.speakers[instance], speaker, key=lambda each: each.rank)
+        self.speakers[instance] = speaker
+
+
+def _is_over(pod: Mapping[str, Any]) -> bool:
+    return shape.text(pod, "status", "phase") in {"Succeeded", "Failed"}
+
+
+def _instance(event: DeploymentEvent) -> object:
+    return event.environment, event.image.repository, event.image.name, event.platform
+
+
+def _spoken(speaker: _Speaker, starting: set[tuple[str, Workload]], at: datetime) -> DeploymentEvent:
+    """Give the event its time: whole seconds, as creations are told in, which only ever makes it earlier."""
+    if speaker.workload in starting:
+        return speaker.event
+    return speaker.event.model_copy(update={"time": at.replace(microsecond=0)})
