@@ -192,6 +192,7 @@ def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_
         ([image("a"), "--wait", "--dry-run"], {}, 2, "nothing to wait for"),
         (["-", "--id", "a"], {}, 2, "options describe a single image"),
         (["missing.jsonl"], {}, 2, "is no file"),
+        ([image("a"), "--spool", "/tmp"], {}, 2, "these reports go to a gateway"),  # noqa: S108 - not written to
     ],
 )
 def test_errors_say_what_to_do(
@@ -230,6 +231,13 @@ def test_no_fail_changes_nothing_of_what_succeeds(way: dict[str, str], estate: E
     done = report("-", "--no-fail", stdin=f"{line('b', environment)}\nno json", **way)
     assert done.returncode == 0
     assert "1 enqueued, 1 refused" in done.stderr
+
+
+def test_wait_cannot_know_what_became_of_an_event_in_the_spool(tmp_path: Path) -> None:
+    redis = {"RELAY_REDIS_URL": NOWHERE, "RELAY_REDIS__TIMEOUT": "1s"}
+    done = report(image("a"), "--spool", str(tmp_path), "--wait", "--timeout", "1", **redis)
+    assert done.returncode == 75
+    assert "1 spooled" in done.stderr
 
 
 def test_dry_run_checks_and_contacts_nobody() -> None:
