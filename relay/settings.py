@@ -57,6 +57,9 @@ SHORT_NAMES = {
 #: flight when its successor sends the same instance.
 LEASE_MARGIN_SECONDS = 1.0
 
+#: A token that a person types may be guessed; one of this length is not.
+SHORTEST_OPERATOR_TOKEN = 16
+
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 
@@ -144,6 +147,45 @@ class SpoolSettings(_Section):
     """A directory on a local disk; empty means that a Redis that is away is an error."""
     max_bytes: Count = 67_108_864
     """Bytes that may lie there before events are refused."""
+
+
+class ProducerSettings(_Section):
+    """How `relay report` and `GatewayProducer` report where Redis cannot be reached: through a gateway elsewhere."""
+
+    gateway_url: str = ""
+    """The gateway's URL; empty means that reports go to Redis."""
+    gateway_token: SecretStr = SecretStr("")
+    """The bearer token that the gateway gave us: one of its `gateway.token` or `gateway.tokens_file`."""
+    gateway_token_file: Path | None = None
+    """A file that holds that token; wins over `gateway_token`."""
+    gateway_timeout: PositiveDuration = 30.0
+    """How long a report may take in all, repetitions and pauses included."""
+    gateway_ca_file: Path | None = None
+    """Certificate authorities to trust instead of the usual ones."""
+    gateway_allow_insecure: bool = False
+    """Permits a token to go over `http://` to hosts other than this machine, in the clear."""
+
+    @model_validator(mode="after")
+    def _no_token_in_the_clear(self) -> Self:
+        parts = urlsplit(self.gateway_url)
+        if not self.gateway_url:
+            return self
+        if parts.username or parts.password:
+            raise ValueError("gateway_url must not carry a user or password; use gateway_token or gateway_token_file")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("gateway_url must be http:// or https:// with a host, and no query")
+        has_token = bool(self.gateway_token.get_secret_value() or self.gateway_token_file)
+        is_clear = parts.scheme == "http" and not _is_loopback(parts.hostname)
+        if has_token and is_clear and not self.gateway_allow_insecure:
+            raise ValueError(
+                f"gateway_url is http:// to {parts.hostname}, so the token would travel in the clear; use https:// "
+                "or allow it with RELAY_PRODUCER__GATEWAY_ALLOW_INSECURE=true if the network is trusted"
+            )
+        return self
+
+    def read_gateway_token(self) -> str:
+        """Read the token, afresh from its file if it has one; "" if there is none."""
+        return _read_token(self.gateway_token, self.gateway_token_file, "producer.gateway_token_file")
 
 
 class ApiSettings(_Section):
@@ -277,10 +319,15 @@ class GatewaySettings(_Section):
     admission: Literal["open", "token", "off"] = "open"
     """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
     or nobody."""
+    metrics: Literal["open", "token", "off"] = "open"
+    """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
     tls_cert: Path | None = None
     """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
     tls_key: Path | None = None
     """The certificate's private key."""
+    operator_token: SecretStr = SecretStr("")
+    """What operators sign in to the console with, at `/console`; without one there is no console. At least 16
+    characters, and another than `token`."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
@@ -291,49 +338,30 @@ class GatewaySettings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _operators_have_a_key_of_their_own(self) -> Self:
+        token = self.operator_token.get_secret_value()
+        if token and len(token) < SHORTEST_OPERATOR_TOKEN:
+            raise ValueError(f"operator_token must have at least {SHORTEST_OPERATOR_TOKEN} characters")
+        if token and token == self.token.get_secret_value():
+            raise ValueError("operator_token must be another than token, or every producer were an operator")
+        return self
+
     def _certificate_and_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")
         return self
 
 
-class ProducerSettings(_Section):
-    """How `relay report` and `GatewayProducer` report where Redis cannot be reached: through a gateway elsewhere."""
+class MetricsSettings(_Section):
+    """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
 
-    gateway_url: str = ""
-    """The gateway's URL; empty means that reports go to Redis."""
-    gateway_token: SecretStr = SecretStr("")
-    """The bearer token that the gateway gave us: one of its `gateway.token` or `gateway.tokens_file`."""
-    gateway_token_file: Path | None = None
-    """A file that holds that token; wins over `gateway_token`."""
-    gateway_timeout: PositiveDuration = 30.0
-    """How long a report may take in all, repetitions and pauses included."""
-    gateway_ca_file: Path | None = None
-    """Certificate authorities to trust instead of the usual ones."""
-    gateway_allow_insecure: bool = False
-    """Permits a token to go over `http://` to hosts other than this machine, in the clear."""
-
-    @model_validator(mode="after")
-    def _no_token_in_the_clear(self) -> Self:
-        parts = urlsplit(self.gateway_url)
-        if not self.gateway_url:
-            return self
-        if parts.username or parts.password:
-            raise ValueError("gateway_url must not carry a user or password; use gateway_token or gateway_token_file")
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("gateway_url must be http:// or https:// with a host, and no query")
-        has_token = bool(self.gateway_token.get_secret_value() or self.gateway_token_file)
-        is_clear = parts.scheme == "http" and not _is_loopback(parts.hostname)
-        if has_token and is_clear and not self.gateway_allow_insecure:
-            raise ValueError(
-                f"gateway_url is http:// to {parts.hostname}, so the token would travel in the clear; use https:// "
-                "or allow it with RELAY_PRODUCER__GATEWAY_ALLOW_INSECURE=true if the network is trusted"
-            )
-        return self
-
-    def read_gateway_token(self) -> str:
-        """Read the token, afresh from its file if it has one; "" if there is none."""
-        return _read_token(self.gateway_token, self.gateway_token_file, "producer.gateway_token_file")
+    host: str = "127.0.0.1"
+    """Address that `relay metrics` listens on. Whoever reaches it may read it: environments' names, but no events."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9780
+    """Port that `relay metrics` listens on; 0 picks a free one."""
+    environments: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Environments with series of their own, those with the most deliveries and the most waiting; the others are
+    summed up as `other`."""
 
 
 #: What the templates of `[kubernetes]` may ask for.
@@ -388,6 +416,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
     spool: SpoolSettings = SpoolSettings()
+    producer: ProducerSettings = ProducerSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}
@@ -395,7 +424,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
-    producer: ProducerSettings = ProducerSettings()
+    metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")
