@@ -7,6 +7,7 @@ RelayError
 ├── QueueFull               enough is waiting, or Redis is short of memory; try again later (exit code 75, HTTP 429)
 ├── QueueUnavailable        Redis did not take the event, or its answer was lost (exit code 69, HTTP 503)
 │   └── SpoolUnavailable    nor did the spool take it: it is full, or the disk refuses
+├── GatewayRefused          the gateway does not take reports from us like this: its token, its URL (exit code 1)
 ├── LeaseLost               another drain holds the lease; what was not committed is not ours any more
 └── ChildFailed             a process that we started ended early, or was not ready in time
 """
@@ -56,7 +57,7 @@ class QueueFull(RelayError):  # noqa: N818 - the contract's name
 
 
 class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
-    """Redis could not be asked, or its answer did not come.
+    """Redis, or the gateway before it, could not be asked, or its answer did not come.
 
     The event may or may not have been enqueued. Report it again with the same `id`:
     the relay takes it once.
@@ -64,6 +65,10 @@ class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
 
     #: Ids of the call's events that were enqueued before, for certain.
     enqueued: tuple[str, ...] = ()
+
+
+class GatewayRefused(RelayError):  # noqa: N818 - says what happened
+    """The gateway will not take the report however often it is sent: a wrong token, or no gateway at that URL."""
 
 
 class SpoolUnavailable(QueueUnavailable):
