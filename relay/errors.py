@@ -6,6 +6,7 @@ RelayError
 │   └── InvalidImage        its image reference is at fault
 ├── QueueFull               enough is waiting, or Redis is short of memory; try again later (exit code 75, HTTP 429)
 ├── QueueUnavailable        Redis did not take the event, or its answer was lost (exit code 69, HTTP 503)
+├── ClusterUnavailable      Kubernetes' API server did not answer, or would not; `.status` is HTTP's (exit code 69)
 ├── LeaseLost               another drain holds the lease; what was not committed is not ours any more
 └── ChildFailed             a process that we started ended early, or was not ready in time
 """
@@ -63,6 +64,17 @@ class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
 
     #: Ids of the call's events that were enqueued before, for certain.
     enqueued: tuple[str, ...] = ()
+
+
+class ClusterUnavailable(RelayError):  # noqa: N818 - says what happened
+    """Kubernetes' API server did not answer, or what it answered is no answer to the question."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        #: HTTP's, or that of an ERROR within a watch; None if it came to none.
+        self.status = status
+        #: What its `Retry-After` asks for; 0 for nothing.
+        self.retry_after_seconds = retry_after_seconds
 
 
 class LeaseLost(RelayError):  # noqa: N818 - says what happened
