@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import InvalidEvent, InvalidImage
@@ -49,6 +50,9 @@ _KINDS = (
     ("containers", "containerStatuses"),
     ("ephemeralContainers", "ephemeralContainerStatuses"),
 )
+
+#: A pod with more is not read: no pod is like that, and the API server waits for the admission's answer.
+MAX_CONTAINERS = 250
 
 #: An image that is named by its id on the node: `imagePullPolicy: Never` allows that.
 _IMAGE_ID = re.compile("(?:sha256:)?[0-9a-f]{64}")
@@ -134,7 +138,8 @@ class _Container:
     def has_started(self) -> bool:
         """Whether it runs or ever ran; a container between two restarts waits, and its last state tells."""
         state, last = shape.part(self.status, "state"), shape.part(self.status, "lastState")
-        return "running" in state or "terminated" in state or "terminated" in last
+        signs = state.get("running"), state.get("terminated"), last.get("terminated")
+        return any(isinstance(sign, dict) for sign in signs)
 
     @property
     def started(self) -> datetime | None:
@@ -153,6 +158,10 @@ class _Container:
 
 
 def _containers(pod: Mapping[str, Any]) -> Iterator[_Container]:
+    return islice(_every_container(pod), MAX_CONTAINERS)
+
+
+def _every_container(pod: Mapping[str, Any]) -> Iterator[_Container]:
     for kind, statuses in _KINDS:
         by_name = {shape.text(status, "name"): status for status in shape.each(pod, "status", statuses)}
         for specified in shape.each(pod, "spec", kind):
@@ -205,7 +214,10 @@ def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload
         return Skipped.NOT_A_POD
     if naming.ignores(namespace):
         return Skipped.NAMESPACE_IGNORED
-    return Skipped.TERMINATING if shape.part(pod, "metadata").get("deletionTimestamp") else None
+    if shape.part(pod, "metadata").get("deletionTimestamp"):
+        return Skipped.TERMINATING
+    number = sum(1 for kind, _ in _KINDS for _ in shape.each(pod, "spec", kind))
+    return Skipped.TOO_MANY_CONTAINERS if number > MAX_CONTAINERS else None
 
 
 def _event(
