@@ -14,6 +14,7 @@ import copy
 import json
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 KINDS = {"pods": "Pod", "nodes": "Node", "namespaces": "Namespace"}
@@ -72,11 +73,18 @@ class Failure:
 class _Stream:
     """An open watch."""
 
+    asked: Asked
     connection: socket.socket
+    #: Up to where it was told.
+    version: int
     #: Lines to be sent beside the changes.
     extra: list[bytes] = field(default_factory=list)
     is_mute: bool = False
     is_cut: bool = False
+
+    @property
+    def wants_bookmarks(self) -> bool:
+        return self.asked.query.get("allowWatchBookmarks") == "true"
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, no mistake
@@ -98,9 +106,9 @@ class _Refused(Exception):  # noqa: N818 - an answer, no mistake
 class KubernetesApi:
     """The server and what it stores; a context manager. Thread-safe."""
 
-    def __init__(self, token: str = "kubernetes-token-of-the-tests") -> None:  # noqa: S107 - of the tests' own making
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         #: The bearer token that it takes.
-        self.token = token
+        self.token = "kubernetes-token-of-the-tests"
         #: How it says that a watch's resource version is too old: an "event" of the stream, or the "status".
         self.says_gone_by = "event"
         self.asked: list[Asked] = []
@@ -118,6 +126,7 @@ class KubernetesApi:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._port = 0
+        self._tls = tls
         self.is_closing = False
 
     def __enter__(self) -> Self:
@@ -130,13 +139,21 @@ class KubernetesApi:
     # The server.
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Listen, on the same port as before."""
         self.is_closing = False
         self._server = _Server(("127.0.0.1", self._port), self)
+        if self._tls:  # the handshake is the connection's own thread's
+            self._server.socket = self._tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,))
         self._thread.start()
@@ -315,54 +332,54 @@ class KubernetesApi:
                                "list result. You can start a new list without the continue parameter.")  # fmt: skip
             return decoded["rv"], decoded["start"]
 
-    def watch(self, asked: Asked, connection: socket.socket, send: Any) -> None:
+    def watch(self, asked: Asked, connection: socket.socket, send: Callable[[bytes], None]) -> None:
         """Send what happens, until its time is over."""
         until = time.monotonic() + float(asked.query.get("timeoutSeconds", 1800))
-        wants_bookmarks = asked.query.get("allowWatchBookmarks") == "true"
-        version = int(asked.query["resourceVersion"])
-        stream = _Stream(connection)
-        with self._changed:
-            if version < self._forgotten:
-                gone = _Refused(410, "Expired", f"too old resource version: {version} ({self._forgotten})")
-                if self.says_gone_by == "status":
-                    raise gone
-                send(_line("ERROR", gone.body))
-                return
-            if version > self._version:
-                raise _Refused(504, "Timeout", f"Timeout: Too large resource version: {version}, "
-                               f"current: {self._version}")  # fmt: skip
-            send(b"")  # the head of the answer, before anything happened
-            self._streams.add(stream)
+        stream = self._open(asked, connection)
         try:
-            while not stream.is_cut and not self.is_closing and not _is_closed(connection):
-                if stream.is_mute:
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                with self._changed:
-                    if version < self._forgotten and version < self._version:
-                        send(_line("ERROR", _Refused(410, "Expired", "too old resource version").body))
-                        return
-                    told = [each for each in self._history if each.version > version]
-                    extra, stream.extra = stream.extra, []
-                    version = self._version
-                    if not told and not extra:
-                        if time.monotonic() >= until:
-                            break
-                        self._changed.wait(_POLL_SECONDS)
-                for change in told:
-                    if line := _told(change, asked):
-                        send(line)
-                for line in extra:
-                    if wants_bookmarks or b"BOOKMARK" not in line:
-                        send(line)
-            else:
-                _reset(connection)
-                return
-            if wants_bookmarks:
-                send(_line("BOOKMARK", _bookmark(version)))
+            send(b"")  # the head of the answer comes before anything happens
+            while time.monotonic() < until:
+                if stream.is_cut or self.is_closing or _is_closed(connection):
+                    _reset(connection)
+                    return
+                for line in self._news(stream):
+                    send(line)
+            if stream.wants_bookmarks:
+                send(_line("BOOKMARK", _bookmark(stream.version)))
+        except _Refused as refused:
+            send(_line("ERROR", refused.body))
         finally:
             with self._changed:
                 self._streams.discard(stream)
+
+    def _open(self, asked: Asked, connection: socket.socket) -> _Stream:
+        """Begin a watch, if its resource version is one that changes are known from."""
+        stream = _Stream(asked=asked, connection=connection, version=int(asked.query["resourceVersion"]))
+        with self._changed:
+            if stream.version < self._forgotten and self.says_gone_by == "status":
+                raise self._gone(stream)
+            if stream.version > self._version:
+                raise _Refused(504, "Timeout", f"Timeout: Too large resource version: {stream.version}, "
+                               f"current: {self._version}")  # fmt: skip
+            self._streams.add(stream)
+        return stream
+
+    def _news(self, stream: _Stream) -> list[bytes]:
+        """Return what is to be sent, after a short wait if there is nothing."""
+        with self._changed:
+            if stream.is_mute or not (stream.extra or stream.version < self._version):
+                self._changed.wait(_POLL_SECONDS)
+                return []
+            if stream.version < self._forgotten:
+                raise self._gone(stream)
+            told = [_told(each, stream.asked) for each in self._history if each.version > stream.version]
+            extra, stream.extra = stream.extra, []
+            stream.version = self._version
+        wanted = [line for line in extra if stream.wants_bookmarks or b"BOOKMARK" not in line]
+        return [line for line in told if line] + wanted
+
+    def _gone(self, stream: _Stream) -> _Refused:
+        return _Refused(410, "Expired", f"too old resource version: {stream.version} ({self._forgotten})")
 
     def opened(self, connection: socket.socket) -> None:
         """Take note of a connection."""
@@ -394,6 +411,8 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.server.api.opened(self.connection)
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.do_handshake()
 
     def finish(self) -> None:
         self.server.api.closed(self.connection)
@@ -490,6 +509,8 @@ def _bookmark(version: int) -> Mapping[str, Any]:
 
 def _is_closed(connection: socket.socket) -> bool:
     readable, _, _ = select.select([connection], [], [], 0)
+    if isinstance(connection, ssl.SSLSocket):
+        return bool(readable)  # nobody says anything while he watches, but good-bye
     try:
         return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
     except OSError:

@@ -199,10 +199,10 @@ def _connect(context: str | None) -> client.ApiClient:
     """Find the cluster: a kubeconfig that is named, else the one that we are in, else the user's own kubeconfig."""
     configuration = client.Configuration()
     configuration.retries = False  # neither at once, three times, behind our back; nor a redirect with the token
-    is_named = context is not None or "KUBECONFIG" in os.environ
+    named = os.environ.get("KUBECONFIG")
     try:
-        if is_named or "KUBERNETES_SERVICE_HOST" not in os.environ:
-            config.load_kube_config(context=context, client_configuration=configuration)
+        if named or context or "KUBERNETES_SERVICE_HOST" not in os.environ:
+            config.load_kube_config(config_file=named, context=context, client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
     except (ConfigException, OSError, yaml.YAMLError) as error:

@@ -61,7 +61,7 @@ class Next:
 def next_step(
     error: ClusterUnavailable, *, is_watching: bool, has_listed: bool, failures: int, random: Random
 ) -> Next:
-    """Decide after the `failures`-th failure in a row (from 1); `has_listed` says whether a listing ever went well."""
+    """Decide after the `failures`-th failure in a row (from 1); `has_listed`: whether a listing ever went well."""
     if error.status in _WRONG_QUESTION and not has_listed:
         return Next(step=Step.GIVE_UP)
     after_seconds = max(pause_seconds(failures, random), min(error.retry_after_seconds, RETRY_AFTER_MAX_SECONDS))
