@@ -67,6 +67,12 @@ class Failure:
     resource: str
     retry_after: int | None
     message: str
+    continued: bool
+
+    def befalls(self, asked: Asked) -> bool:
+        """Whether it is this request's turn."""
+        of_its_kind = self.resource == asked.resource and self.verb in {"", asked.verb}
+        return self.times > 0 and of_its_kind and (not self.continued or "continue" in asked.query)
 
 
 @dataclass(eq=False)
@@ -252,11 +258,11 @@ class KubernetesApi:
 
     def fail(
         self, status: int, *, times: int = 1, verb: str = "", resource: str = "pods",
-        retry_after: int | None = None, message: str = "told to fail",
+        retry_after: int | None = None, message: str = "told to fail", continued: bool = False,
     ) -> None:  # fmt: skip
-        """Answer so the next requests; any verb unless one is given."""
+        """Answer so the next requests; any verb unless one is given, and if `continued` later pages only."""
         with self._changed:
-            self._failures.append(Failure(status, times, verb, resource, retry_after, message))
+            self._failures.append(Failure(status, times, verb, resource, retry_after, message, continued))
 
     # What it was asked.
 
@@ -280,12 +286,12 @@ class KubernetesApi:
         """Refuse what is not to be answered."""
         with self._changed:
             for failure in self._failures:
-                matches = failure.resource == asked.resource and failure.verb in {"", asked.verb}
-                if failure.times > 0 and matches:
+                if failure.befalls(asked):
                     failure.times -= 1
                     raise _Refused(failure.status, "Failure", failure.message, failure.retry_after)
             token = self.token
-        if authorization != f"Bearer {token}":
+        scheme, _, given = authorization.partition(" ")
+        if (scheme.lower(), given) != ("bearer", token):  # in a cluster the client writes it small
             raise _Refused(401, "Unauthorized", "Unauthorized")
         if (asked.verb, asked.resource) in self.forbidden:
             raise _Refused(

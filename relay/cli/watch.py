@@ -72,6 +72,6 @@ def kubernetes(
     ):
         watcher = Watcher(cluster, producer, settings.kubernetes, is_patient=not once)
         if once:
-            watcher.snapshot()
+            watcher.turn()  # the first is a listing
         else:
             watcher.run()

@@ -75,6 +75,10 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     @property
@@ -205,7 +209,7 @@ def _connect(context: str | None) -> client.ApiClient:
             config.load_kube_config(config_file=named, context=context, client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
-    except (ConfigException, OSError, yaml.YAMLError) as error:
+    except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:  # the last of a file that is no map
         raise ConfigurationError(
             f"no cluster to watch: {error}\n"
             "in a cluster it takes the pod's service account; elsewhere set KUBECONFIG, and --context if need be"

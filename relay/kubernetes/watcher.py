@@ -14,6 +14,7 @@ Not promised: a pod that came and went between two places of which the API serve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -58,7 +59,7 @@ log = logging.getLogger("relay.watch")
 class Watcher:
     """Reports one cluster's pods. `run` goes on until an exception ends it, as SIGTERM's does.
 
-    One that is not patient raises `QueueFull` and `QueueUnavailable`; else they are waited out.
+    One that is not patient raises `ClusterUnavailable`, `QueueFull` and `QueueUnavailable`; else they are waited out.
     """
 
     def __init__(
@@ -86,17 +87,21 @@ class Watcher:
     def run(self) -> None:
         """List and follow, whatever happens; `ConfigurationError` if the API server does not take the selector."""
         while True:
-            self._heartbeat.beat()
-            is_watching = bool(self._place) and time.monotonic() < self._list_at
-            try:
-                if is_watching:
-                    self._follow()
-                else:
-                    self.snapshot()
-            except ClusterUnavailable as error:
-                self._recover(error, is_watching=is_watching)
+            self.turn()
 
-    def snapshot(self) -> None:
+    def turn(self) -> None:
+        """List all pods, if that is due, or follow them for a while; if it failed, wait as the failure asks for."""
+        self._heartbeat.beat()
+        is_watching = bool(self._place) and time.monotonic() < self._list_at
+        try:
+            if is_watching:
+                self._follow()
+            else:
+                self._list()
+        except ClusterUnavailable as error:
+            self._recover(error, is_watching=is_watching)
+
+    def _list(self) -> None:
         """List all pods and report what they run; all of it is enqueued when this returns."""
         began = time.monotonic()
         self._surroundings.list()
@@ -115,15 +120,15 @@ class Watcher:
 
     def _follow(self) -> None:
         """Watch from the place on until the watch ends, or a listing is due."""
-        began = time.monotonic()
-        seconds = min(self._random.uniform(*WATCH_SECONDS), self._list_at - began)
+        began, list_at = time.monotonic(), self._list_at
+        seconds = min(self._random.uniform(*WATCH_SECONDS), list_at - began)
         heard = False
         try:
             for change in self._cluster.watch_pods(self._place, seconds=max(1, round(seconds))):
                 heard, self._failures = True, 0
                 self._heartbeat.beat()
                 self._take(change)
-                if time.monotonic() >= self._list_at:
+                if self._list_at < list_at or time.monotonic() >= list_at:
                     return
         finally:
             lasted = time.monotonic() - began
@@ -183,6 +188,8 @@ class Watcher:
         )
         if following.step is Step.GIVE_UP:
             raise ConfigurationError(f"the API server does not take the question: {error}") from error
+        if not self._is_patient:
+            raise error
         log.warning("%s; %s in %.1f s", error, following.step, following.after_seconds)
         if following.step is Step.LIST:
             self._place = ""
@@ -228,18 +235,23 @@ class _Listing:
 
 
 class _Heartbeat:
-    """A file whose time of modification says that we live."""
+    """A file whose time of modification says that we live; one that cannot be written any more says that we do not."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._beat_at = float("-inf")
+        self._beat_at = time.monotonic()
         try:
-            self.beat()
+            self._touch()
         except OSError as error:
             raise ConfigurationError(f"kubernetes.heartbeat_file {path} cannot be written: {error}") from error
 
     def beat(self) -> None:
         """Touch it, at most once a second."""
-        if self._path and time.monotonic() - self._beat_at >= 1.0:
-            self._path.touch()
+        if time.monotonic() - self._beat_at >= 1.0:
             self._beat_at = time.monotonic()
+            with contextlib.suppress(OSError):
+                self._touch()
+
+    def _touch(self) -> None:
+        if self._path:
+            self._path.touch()

@@ -21,16 +21,11 @@ from relay.kubernetes.next_step import (
 STATUSES = [None, *range(300, 600)]
 
 
-def after(
-    status: int | None,
-    *,
-    is_watching: bool = True,
-    has_listed: bool = True,
-    failures: int = 1,
-    retry_after: float = 0,
-) -> Next:
+def after(status: int | None, *, retry_after: float = 0, **situation: Any) -> Next:
+    """Return what follows the first failure of a watch, unless another situation is given."""
     error = ClusterUnavailable("told to fail", status=status, retry_after_seconds=retry_after)
-    return next_step(error, is_watching=is_watching, has_listed=has_listed, failures=failures, random=Random(1))
+    usual: dict[str, Any] = {"is_watching": True, "has_listed": True, "failures": 1}
+    return next_step(error, **usual | situation, random=Random(1))
 
 
 def test_a_listing_that_failed_is_made_anew_unless_it_was_a_wrong_question() -> None:
