@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cold_start, end_to_end, latency, plain
+from benchmarks import cold_start, end_to_end, gateway, latency, plain
 from benchmarks.rig import ROOT
 from relay.errors import RelayError
 
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Any] = {
     "plain": plain,
     "latency": latency,
     "cold-start": cold_start,
+    "gateway": gateway,
 }
 
 

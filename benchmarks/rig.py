@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +42,9 @@ POLL_SECONDS = 0.05
 REST_SHARE = 0.1
 REST_SECONDS = 0.5
 REST_WITHIN_SECONDS = 30.0
+
+#: How long a client of HTTP may take for its work.
+POST_SECONDS = 120.0
 
 #: How long the API may take to answer a question.
 ANSWER_SECONDS = 10.0
@@ -112,6 +116,24 @@ class Rig:
             started.append(self._start(name, argv, partial(_is_ready, self._log(name))))
         return Producers(started)
 
+    def start_gateway(self) -> str:
+        """Start `relay gateway`, and return its URL once it listens."""
+        log = self._log("gateway")
+        self._environment["RELAY_GATEWAY__TOKEN"] = self._environment["RELAY_API_TOKEN"]
+        argv = [sys.executable, "-m", "relay", "gateway", "--port", "0"]
+        self._watched.append(self._start("gateway", argv, lambda: log.read_text().endswith("\n")))
+        return log.read_text().split()[-1]
+
+    def post(self, url: str, body: str, *options: str) -> Posted:
+        """POST to it from a process of its own (posting.py), and return what that saw."""
+        file = self._directory / "body.json"
+        file.write_text(body)
+        argv = [sys.executable, "-m", "benchmarks.posting", url, str(file), *options]
+        done = subprocess.run(
+            argv, env=self._environment, cwd=ROOT, capture_output=True, text=True, timeout=POST_SECONDS, check=True
+        )
+        return Posted(**json.loads(done.stdout))
+
     def wait_until(self, done: Callable[[], bool], within_seconds: float) -> bool:
         """Wait for a condition and tell whether it came true in time; `ChildFailed` if a part ended."""
         deadline = time.monotonic() + within_seconds
@@ -136,6 +158,19 @@ class Rig:
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posted:
+    """What a client of HTTP saw: answers by status (0 for none), and latencies in milliseconds."""
+
+    requests: int
+    statuses: dict[str, int]
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    cpu_seconds: float
 
 
 class Producers:

@@ -31,6 +31,8 @@ environment; endpoint names have no colon, so the first one ends them.
     counts:<ep>:<env>              hash    the same for one environment
     latency                        hash    histogram bucket → deliveries (relay/store/latency.py)
     appended:<call>                string  mark of a call that added events, against its retry; expires
+    receipt:<event id>             string  what became of an event that asked for it (relay/store/receipts.py);
+                                           expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
     dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua)
     forgetting                     string  a walk over what is remembered was made lately; expires
@@ -78,6 +80,8 @@ class Keys:
         self.latency = self.prefix + "latency"
         self.dataset = self.prefix + "dataset"
         self.forgetting = self.prefix + "forgetting"
+        #: What a receipt's key begins with; the scripts append the event's id.
+        self.receipts = self.prefix + "receipt:"
 
     def schedule(self, endpoint: str) -> str:
         """Return the key of the schedule of an endpoint's outboxes."""
@@ -94,6 +98,10 @@ class Keys:
     def appended(self, call: str) -> str:
         """Return the key of the mark that a producer's call leaves."""
         return f"{self.prefix}appended:{call}"
+
+    def receipt(self, event_id: str) -> str:
+        """Return the key of an event's receipt."""
+        return f"{self.receipts}{event_id}"
 
     def worker(self, name: str) -> str:
         """Return the key of a worker's heartbeat."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -27,10 +29,26 @@ CHUNK = 500
 
 
 class _Chunk(NamedTuple):
-    """Events of one round trip."""
+    """Events that are enqueued together or not at all, as the inbox's entries."""
 
-    call: Call
+    entries: list[dict[str, Any]]
     ids: list[str]
+
+
+class _Waiting(NamedTuple):
+    """A chunk on its way, and who waits for it; nobody any more, if that task was cancelled."""
+
+    chunk: _Chunk
+    taken: asyncio.Future[None]
+
+    def succeed(self) -> None:
+        if not self.taken.done():
+            self.taken.set_result(None)
+
+    def fail(self, error: Exception, cause: RedisError | None = None) -> None:
+        if not self.taken.done():
+            error.__cause__ = cause or error.__cause__
+            self.taken.set_exception(error)
 
 
 class _Reporter:
@@ -44,22 +62,29 @@ class _Reporter:
         self._settings = settings
         self._keys = Keys(settings.queue.namespace)
 
-    def _chunks(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[_Chunk]:
+    def _chunks(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[_Chunk]:
         """Check all events before any is sent."""
         checked = [_event(event) for event in events]
-        return [self._chunk(checked[start : start + CHUNK]) for start in range(0, len(checked), CHUNK)]
+        starts = range(0, len(checked), CHUNK)
+        return [self._chunk(checked[start : start + CHUNK], receipts=receipts) for start in starts]
 
-    def _chunk(self, events: list[DeploymentEvent]) -> _Chunk:
-        """Make the call that enqueues events; an event without an id gets a new one."""
+    def _chunk(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> _Chunk:
+        """Check events and give those without an id a new one; with `receipts` those that had one ask for theirs."""
         limit = self._settings.queue.max_event_bytes
         entries = [inbox.fields_of(event) for event in events]
         for fields in entries:
             size = len(fields["event"])
             if size > limit:
                 raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
-        ids = [fields.setdefault("id", uuid.uuid4().hex) for fields in entries]
-        queue = self._settings.queue
-        return _Chunk(inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark), ids)
+            if receipts and "id" in fields:
+                fields["receipt"] = "1"
+        return _Chunk(entries, [fields.setdefault("id", uuid.uuid4().hex) for fields in entries])
+
+    def _call(self, entries: Iterable[Mapping[str, Any]]) -> Call:
+        queue, kept = self._settings.queue, self._settings.delivery.max_age
+        return inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark, kept)
 
     def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
@@ -93,30 +118,35 @@ class Producer(_Reporter):
         id: str | None = None,  # noqa: A002 - the contract's name
         source: str | None = None,
         time: datetime | str | None = None,
+        receipt: bool = False,
     ) -> str:
         """Enqueue one event and return its id: the one given, or a new one.
 
         `image_url` names the image by digest; `platform` is "os/arch[/variant]"; `time` is when the deployment
-        happened, for those who know (never the moment of sending).
+        happened, for those who know (never the moment of sending). With `receipt` what became of the event can be
+        asked for by its id: `relay.store.receipts`, or `GET /events/{id}` of the gateway.
         """
         event = DeploymentEvent.of(
             image_url, environment=environment, name=name, platform=platform, id=id, source=source, time=time
         )
-        return self.report_event(event)
+        return self.report_event(event, receipt=receipt)
 
-    def report_event(self, event: DeploymentEvent) -> str:
+    def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return self._send(self._chunk([event]))[0]
+        return self._send(self._chunk([_with_id(event) if receipt else event], receipts=receipt))[0]
 
-    def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+    def report_many(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[str]:
         """Enqueue events in their order, `CHUNK` to a round trip, and return their ids.
 
         An event may be given as a mapping in the shape of the API's JSON body, with `id`, `source` and `time` beside
         `image`. All are checked first: after `InvalidEvent` none is enqueued. After `QueueFull` or
-        `QueueUnavailable` the error's `enqueued` has the ids of those that are.
+        `QueueUnavailable` the error's `enqueued` has the ids of those that are. With `receipts` there is one of each
+        event that has an id of its own.
         """
         ids: list[str] = []
-        for chunk in self._chunks(events):
+        for chunk in self._chunks(events, receipts=receipts):
             try:
                 ids += self._send(chunk)
             except (QueueFull, QueueUnavailable) as error:
@@ -136,7 +166,7 @@ class Producer(_Reporter):
 
     def _send(self, chunk: _Chunk) -> list[str]:
         try:
-            scripts.run(self._client, chunk.call)
+            scripts.run(self._client, self._call(chunk.entries))
         except RedisError as error:
             raise self._refusal(error) from error
         return chunk.ids
@@ -155,24 +185,31 @@ class Producer(_Reporter):
 
 
 class AsyncProducer(_Reporter):
-    """`Producer` for asyncio: the same promises, errors and arguments."""
+    """`Producer` for asyncio: the same promises, errors and arguments. Belongs to one event loop.
+
+    Reports made at once share round trips: what is reported while one is under way goes with the next.
+    """
 
     def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
         super().__init__(redis_url, settings)
         self._client = connect_async(self._settings.redis)
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: asyncio.Task[None] | None = None
 
-    async def report(self, image_url: str, **fields: Any) -> str:
+    async def report(self, image_url: str, *, receipt: bool = False, **fields: Any) -> str:
         """Enqueue one event and return its id; takes what `Producer.report` takes."""
-        return await self.report_event(DeploymentEvent.of(image_url, **fields))
+        return await self.report_event(DeploymentEvent.of(image_url, **fields), receipt=receipt)
 
-    async def report_event(self, event: DeploymentEvent) -> str:
+    async def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return (await self._send(self._chunk([event])))[0]
+        return (await self._send(self._chunk([_with_id(event) if receipt else event], receipts=receipt)))[0]
 
-    async def report_many(self, events: Iterable[DeploymentEvent | Mapping[str, Any]]) -> list[str]:
+    async def report_many(
+        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
+    ) -> list[str]:
         """Enqueue events in their order and return their ids, as `Producer.report_many` does."""
         ids: list[str] = []
-        for chunk in self._chunks(events):
+        for chunk in self._chunks(events, receipts=receipts):
             try:
                 ids += await self._send(chunk)
             except (QueueFull, QueueUnavailable) as error:
@@ -181,14 +218,51 @@ class AsyncProducer(_Reporter):
         return ids
 
     async def _send(self, chunk: _Chunk) -> list[str]:
-        try:
-            await scripts.run_async(self._client, chunk.call)
-        except RedisError as error:
-            raise self._refusal(error) from error
+        """Wait until Redis has it. Who is cancelled meanwhile does not know whether it does."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(chunk, taken))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_waiting())
+        await taken
         return chunk.ids
 
+    async def _send_waiting(self) -> None:
+        """Send what waits, as much as fits in one round trip at a time."""
+        group: list[_Waiting] = []
+        try:
+            while self._waiting:
+                group = self._next_group()
+                call = self._call(entry for each in group for entry in each.chunk.entries)
+                try:
+                    await scripts.run_async(self._client, call)
+                except RedisError as error:
+                    for each in group:
+                        each.fail(self._refusal(error), error)
+                except Exception as error:  # noqa: BLE001 - those who reported hear of it
+                    for each in group:
+                        each.fail(error)
+                else:
+                    for each in group:
+                        each.succeed()
+        finally:  # were this task cancelled, nobody must be left waiting
+            for each in (*group, *self._waiting):
+                each.fail(QueueUnavailable("reporting ended early"))
+            self._waiting.clear()
+            self._sending = None
+
+    def _next_group(self) -> list[_Waiting]:
+        """Take what goes together: the first that waits, and those behind it up to `CHUNK` events in all."""
+        group = [self._waiting.popleft()]
+        size = len(group[0].chunk.entries)
+        while self._waiting and size + len(self._waiting[0].chunk.entries) <= CHUNK:
+            group.append(self._waiting.popleft())
+            size += len(group[-1].chunk.entries)
+        return group
+
     async def close(self) -> None:
-        """Close the connections. Reporting again opens new ones."""
+        """Send what waits, and close the connections. Reporting again opens new ones."""
+        if self._sending is not None:
+            await self._sending
         await self._client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -198,6 +272,10 @@ class AsyncProducer(_Reporter):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _with_id(event: DeploymentEvent) -> DeploymentEvent:
+    return event if event.id else event.model_copy(update={"id": uuid.uuid4().hex})
 
 
 def _event(given: DeploymentEvent | Mapping[str, Any]) -> DeploymentEvent:

@@ -118,6 +118,8 @@ class QueueSettings(_Section):
     """Events that may wait (inbox and outboxes together) before producers are told that the queue is full."""
     max_event_bytes: Count = 65_536
     """The largest event, in bytes of its JSON body."""
+    receipt_for: PositiveDuration = 900.0
+    """How long it can be asked for what became of an event that came with an `id`, once that is known."""
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
     rest to record what they do. Without a `maxmemory` it means nothing."""
@@ -252,12 +254,30 @@ class GatewaySettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""
     token: SecretStr = SecretStr("")
-    """The bearer token that producers must send; required to listen on anything but loopback."""
+    """The bearer token that producers must send; required to listen on anything but loopback, or else a
+    `tokens_file`."""
+    tokens_file: Path | None = None
+    """A TOML file with more tokens, each with the environments it may report for; read again when it changes."""
+    admission: Literal["open", "token", "off"] = "open"
+    """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
+    or nobody."""
+    tls_cert: Path | None = None
+    """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
+    tls_key: Path | None = None
+    """The certificate's private key."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
-        if not self.token.get_secret_value() and not _is_loopback(self.host):
-            raise ValueError(f"host {self.host} is reachable from elsewhere: set a token for producers")
+        if not self.token.get_secret_value() and self.tokens_file is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reachable from elsewhere: set a token for producers, or a tokens_file"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")
         return self
 
 

@@ -22,6 +22,7 @@ ENDPOINT = KEYS.endpoint(DEFAULT_ENDPOINT)
 PAUSED = KEYS.paused(DEFAULT_ENDPOINT)
 TOKEN = "token"
 LEASE_MS = 15_000
+RECEIPT_SECONDS = 900.0
 BELL_MS = 5_000
 X, Y = "x", "y"
 
@@ -136,8 +137,9 @@ def ids_of(entries: Sequence[OutboxEntry]) -> list[str]:
 
 def settle(client: Redis, *, token: str = TOKEN, cursor: str = BEGINNING, **what: Any) -> Applied:
     call = outbox.settle_call(
-        PRODUCTION, KEYS, token=token, lease_seconds=LEASE_MS / 1000, cursor=cursor, settlement=Settlement(**what)
-    )
+        PRODUCTION, KEYS, token=token, lease_seconds=LEASE_MS / 1000, cursor=cursor, settlement=Settlement(**what),
+        receipt_seconds=RECEIPT_SECONDS,
+    )  # fmt: skip
     return outbox.applied(scripts.run(client, call))
 
 

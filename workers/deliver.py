@@ -389,6 +389,7 @@ class _Drain:
                 lease_seconds=self._lease,
                 cursor=batch.cursor,
                 settlement=settlement,
+                receipt_seconds=self._runtime.settings.queue.receipt_for,
             )
             for batch, settlement in self._settling
         ]

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from relay import crashpoints
 from relay.errors import InvalidEvent, LeaseLost
-from relay.event import DeploymentEvent
+from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import inbox, leases, scripts
 from relay.store.dead import Reason
@@ -38,6 +38,9 @@ _ACCEPT = scripts.load("accept")
 
 #: The field of an entry that holds the event, and those of the envelope.
 _EVENT, _ID, _SOURCE, _TIME = b"event", b"id", b"source", b"time"
+
+#: The field of an entry that asks for a receipt, for who gave an id.
+_RECEIPT = b"receipt"
 
 #: The field of an entry that was a dead letter before.
 _REDRIVEN = b"redriven"
@@ -62,6 +65,8 @@ class Unreadable(NamedTuple):
     entry_id: str
     detail: str
     reason: Reason = Reason.INVALID
+    #: The id that a receipt is asked for by, '' for none.
+    receipt: str = ""
 
 
 class Readable(NamedTuple):
@@ -76,6 +81,8 @@ class Readable(NamedTuple):
     time: int | None
     sequence: int = 0
     redriven: Redriven | None = None
+    #: The id that a receipt is asked for by, '' for none.
+    receipt: str = ""
 
     @property
     def first_arrived(self) -> int:
@@ -163,7 +170,9 @@ def _crashing(runtime: Runtime, token: str, entry: InboxEntry) -> Unreadable | N
     deaths = leases.handle(runtime.client, keys.intake_lease, keys.intake_run, token, entry.entry_id)
     if deaths < leases.MAX_DEATHS:
         return None
-    return Unreadable(entry.entry_id, f"{deaths} workers died when they took it in", Reason.WORKER_CRASH)
+    return Unreadable(
+        entry.entry_id, f"{deaths} workers died when they took it in", Reason.WORKER_CRASH, _receipt(entry)
+    )
 
 
 def next_count(entries: list[InboxEntry], count: int, most: int) -> int:
@@ -219,7 +228,16 @@ def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Un
         time=None if event.time is None else int(event.time.timestamp() * 1000),
         sequence=entry.sequence,
         redriven=redriven,
+        receipt=_receipt(entry),
     )
+
+
+def _receipt(entry: InboxEntry) -> str:
+    """Return the id that a receipt is asked for by; who gave none, or none that can be, cannot ask."""
+    given = entry.fields.get(_ID, b"")
+    if _RECEIPT not in entry.fields or len(given) > MAX_ID_BYTES:
+        return ""
+    return given.decode(errors="replace").strip()
 
 
 def _redriven(entry: InboxEntry) -> Redriven | None:
@@ -248,7 +266,7 @@ def _read(entries: list[InboxEntry], runtime: Runtime) -> tuple[list[Unreadable]
         crashpoints.handling("intake", entry.fields.get(_ID, b"").decode(errors="replace"))
         result = read(entry, runtime.defaults, runtime.settings.queue.max_event_bytes)
         if isinstance(result, Unreadable):
-            unreadable.append(result)
+            unreadable.append(result._replace(receipt=_receipt(entry)))
         else:
             readable.append(result)
     return unreadable, readable
@@ -315,7 +333,20 @@ def _accept_call(
 ) -> scripts.Call:
     keys, settings = runtime.keys, runtime.settings
     script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
-    args: list[Argument] = [token, round(settings.worker.lease * 1000), round(settings.worker.sweep * 1000)]
+    script_keys.append(keys.receipts)
+    seconds = (
+        settings.worker.lease,
+        settings.worker.sweep,
+        settings.delivery.max_age,
+        settings.queue.receipt_for,
+    )
+    args: list[Argument] = [token, *(round(each * 1000) for each in seconds)]
+    entries: list[Unreadable | Readable] = [
+        *unreadable,
+        *(entry for each in judged for item in each for _, entry in item.entries),
+    ]
+    asked = [part for entry in entries if entry.receipt for part in (entry.entry_id, entry.receipt)]
+    args += [len(asked) // 2, *asked]
     args.append(len(unreadable))
     for entry in unreadable:
         args += [entry.entry_id, entry.reason, entry.detail]

@@ -41,7 +41,7 @@ def gateway(
         raise ConfigurationError("the gateway needs the extra `gateway`: pip install 'deployment-relay[gateway]'")
     given = {"host": host, "port": port}
     settings = Settings.load(gateway={name: value for name, value in given.items() if value is not None})
-    from relay.gateway.app import serve  # noqa: PLC0415 - needs the extra
+    from relay.gateway.server import serve  # noqa: PLC0415 - needs the extra
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,8 +1,17 @@
 """The HTTP side: the reporting API's own request, taken in by the queue instead.
 
-    auth.py     whether a request may report                       pure
-    reports.py  what it reports, and what it is answered           pure
-    app.py      the server: sockets, Redis, and nothing decided
+    auth.py         who sends a request, and what for it may report     pure
+    reports.py      what it reports, and what it is answered            pure
+    cloudevents.py  the same, in a CloudEvent                           pure
+    cdevents.py     the same, as a CDEvent                              pure
+    purl.py         which image a CDEvent's artifact is                 pure
+    attributes.py   what names an event that others made                pure
+    openapi.py      all of it, for machines                             pure
+    tokens.py       the tokens that count now
+    body.py         a request's body as it comes in
+    reporting.py    where events are reported
+    app.py          which request goes where
+    server.py       how all of it listens, and ends
 
-Needs the extra `gateway`; only `app.py` imports it.
+Needs the extra `gateway`.
 """

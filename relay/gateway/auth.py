@@ -1,32 +1,121 @@
-"""Whether a request may report."""
+"""Who sends a request, and for which environments may they report?"""
 
 from __future__ import annotations
 
 import hmac
+import tomllib
+from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+
+from relay.errors import ConfigurationError
 
 _SCHEME = "bearer "
 
 
-class Entry(Enum):
-    """What a request's token opens."""
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Whoever has a token: its name in the configuration, and globs of environments (`fnmatch.fnmatchcase`)."""
 
-    GRANTED = "granted"
-    MISSING = "missing"
-    WRONG = "wrong"
+    name: str
+    environments: tuple[str, ...] = ("*",)
+
+    def may_report_for(self, environment: str) -> bool:
+        """Tell whether one of the globs matches."""
+        return any(glob == "*" or fnmatchcase(environment, glob) for glob in self.environments)
 
 
-def admit(authorization: str | None, token: str) -> Entry:
-    """Judge an `Authorization` header as HTTP servers give it (RFC 6750, section 2.1; octets read as Latin-1).
+#: Who calls where no token is asked for: settings permit that on loopback only.
+EVERYBODY = Caller(name="everybody")
 
-    Takes equally long for every wrong token of one length. Without a configured token all may report: settings
-    permit that on loopback only.
+
+class Stranger(Enum):
+    """Why nobody that is known sent a request."""
+
+    WITHOUT_TOKEN = "without_token"  # noqa: S105 - no token
+    WITH_WRONG_TOKEN = "with_wrong_token"  # noqa: S105 - the same
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Who may report: the SHA-256 of each token, and whose it is. Without any, everybody may."""
+
+    known: tuple[tuple[bytes, Caller], ...] = ()
+
+    @classmethod
+    def single(cls, token: str) -> Self:
+        """Return the one token of the setting `gateway.token`, none if it is empty."""
+        return cls(((_hash(token.encode()), Caller(name="gateway.token")),) if token else ())
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens((*self.known, *other.known))
+
+    def identify(self, authorization: str | None) -> Caller | Stranger:
+        """Judge an `Authorization` header as HTTP servers give it (RFC 6750, section 2.1; octets read as Latin-1).
+
+        Takes as long for a right token as for a wrong one: each known one is compared, in constant time.
+        """
+        if not self.known:
+            return EVERYBODY
+        given = "" if authorization is None else authorization[len(_SCHEME) :].strip()
+        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME or not given:
+            return Stranger.WITHOUT_TOKEN
+        given_hash = _hash(given.encode("latin-1"))
+        found: Caller | Stranger = Stranger.WITH_WRONG_TOKEN
+        for known_hash, caller in self.known:
+            if hmac.compare_digest(given_hash, known_hash):
+                found = caller
+        return found
+
+
+class _Grant(BaseModel):
+    """One table of a tokens file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    token: SecretStr | None = None
+    token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    environments: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if bool(self.token and self.token.get_secret_value()) == bool(self.token_sha256):
+            raise ValueError("needs either token or token_sha256")
+        return self
+
+    @property
+    def hash(self) -> bytes:
+        return _hash(self.token.get_secret_value().encode()) if self.token else bytes.fromhex(self.token_sha256 or "")
+
+
+_GRANTS = TypeAdapter(dict[str, _Grant])
+
+
+def parse_tokens(text: str) -> Tokens:
+    """Read a tokens file's text; `ConfigurationError` names the table at fault, and repeats no token.
+
+    [payments-pipeline]
+    token_sha256 = "…"                      # of `printf %s "$TOKEN" | sha256sum`; or token = "…"
+    environments = ["payments-*", "shared"]    # left out: all
     """
-    if not token:
-        return Entry.GRANTED
-    if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
-        return Entry.MISSING
-    given = authorization[len(_SCHEME) :].strip()
-    if not given:
-        return Entry.MISSING
-    return Entry.GRANTED if hmac.compare_digest(given.encode("latin-1"), token.encode()) else Entry.WRONG
+    try:
+        grants = _GRANTS.validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        place = str(error).rpartition("(")[2].rstrip(")")  # the rest of the message may quote the line
+        raise ConfigurationError(f"it is not valid TOML ({place})") from None
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+        raise ConfigurationError("; ".join(faults)) from None
+    if not grants:
+        raise ConfigurationError("it has no token: a table for each, such as [pipeline] and in it token = …")
+    return Tokens(
+        tuple((grant.hash, Caller(name=name, environments=grant.environments)) for name, grant in grants.items())
+    )
+
+
+def _hash(token: bytes) -> bytes:
+    return sha256(token).digest()

@@ -1,11 +1,12 @@
 """What a request reports, and what it is answered.
 
-One event is a JSON object, as the reporting API takes it:
+One event is a JSON object, as the reporting API takes it, a CloudEvent (cloudevents.py) or a CDEvent (cdevents.py),
+as the content type and the header `ce-type` say:
 
     202 {"id": "…"}                                         Redis has it
 
-Many are a JSON array, or a line each of application/x-ndjson (blank lines do not count). What is valid is enqueued
-in its order, whatever stands beside it:
+Many are a JSON array, an array of CloudEvents (their batch), or a line each of application/x-ndjson (blank lines do
+not count). What is valid is enqueued in its order, whatever stands beside it:
 
     202 {"ids": ["…", "…"]}                                 Redis has all
     202 {"ids": ["…", null], "errors": [{"index": 1, "field": "image.url", "reason": "…"}]}
@@ -15,13 +16,19 @@ in its order, whatever stands beside it:
     429, 503 {"error": "…", "field": "", "ids": ["…", null], …}
                                                             Redis has those with an id, and stopped there
 
+    403 {"error": "…", "field": "environment.name"}         the token is not for that environment; of many, the
+                                                            others are taken
+
 `ids` has one place for each event of the request; `index` counts from 0. Every other answer is
 `{"error": "…", "field": "…"}`, where `field` is the event's field at fault, "" if it is none. After a 503, what
 has no id may be enqueued nevertheless: report it again with the same id, and it counts once.
 
 The envelope of one event stands in headers: `ce-id` (or `Idempotency-Key`), `ce-source`, `ce-time`. For many, each
 event has its own, in it; the headers fill in what an event leaves out, and its id is then the header's with `:` and
-its index: a request sent again with the same `Idempotency-Key` counts once.
+its index: a request sent again with the same `Idempotency-Key` counts once. A CloudEvent in a document of its own, be
+it one or in a batch, has its envelope there, and these headers do not count.
+
+A CDEvent may be `Ignored`: accepted with its id, like all others, and not enqueued.
 """
 
 from __future__ import annotations
@@ -38,10 +45,16 @@ from redis import exceptions as redis_errors
 
 from relay.errors import InvalidEvent, QueueFull, QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
-from relay.gateway.auth import Entry
+from relay.gateway import cdevents, cloudevents
+from relay.gateway.auth import Caller, Stranger
+from relay.gateway.cdevents import Ignored
+from relay.store.dead import moment
+from relay.store.receipts import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from relay.store.receipts import Receipt
 
 #: The largest body with many events, in bytes; larger only if one event may be. Read into memory whole.
 MAX_MANY_BYTES = 4 * 1024 * 1024
@@ -73,6 +86,12 @@ class Media(Enum):
 
     JSON = "application/json"
     LINES = "application/x-ndjson"
+    #: One in structured mode.
+    CLOUDEVENT = "application/cloudevents+json"
+    #: An array of them.
+    CLOUDEVENTS = "application/cloudevents-batch+json"
+    #: One, whose CloudEvent may stand in headers.
+    CDEVENT = "application/cdevents+json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +114,8 @@ class Envelope:
     id: str | None = None
     source: str | None = None
     time: str | None = None
+    #: The CloudEvent's, in binary mode; no event has it.
+    type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,23 +145,47 @@ class Refused(RelayError):  # noqa: N818 - says what happened
         self.headers = headers or {}
 
 
-def check_entry(entry: Entry) -> None:
+class NotPermitted(InvalidEvent):
+    """The caller's token is not for that environment."""
+
+    def __init__(self, caller: Caller, environment: str) -> None:
+        super().__init__(
+            "environment.name", f"the token of {caller.name} may not report for the environment {environment}"
+        )
+
+
+def admitted(who: Caller | Stranger) -> Caller:
     """Refuse who may not report: 401 without a token (RFC 6750, section 3), 403 with a wrong one."""
-    if entry is Entry.MISSING:
+    if who is Stranger.WITHOUT_TOKEN:
         raise Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is missing", {"WWW-Authenticate": "Bearer"})
-    if entry is Entry.WRONG:
+    if isinstance(who, Stranger):
         raise Refused(HTTPStatus.FORBIDDEN, "the bearer token is wrong")
+    return who
+
+
+def checked_environment(item: DeploymentEvent | Ignored, caller: Caller, default: str) -> DeploymentEvent | Ignored:
+    """Return it, or raise `NotPermitted` if its environment (`default` if it has none) is not the caller's."""
+    if isinstance(item, DeploymentEvent):
+        environment = item.environment.name or default
+        if not caller.may_report_for(environment):
+            raise NotPermitted(caller, environment)
+    return item
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """Read the content type, JSON where there is none; parameters are ignored. 415 for others, and for encodings."""
+    """Read the content type, JSON where there is none; parameters are ignored. 415 for others, and for encodings.
+
+    A CloudEvent in headers may have any type of JSON, as its data's own.
+    """
     given = headers.get("content-type", "").partition(";")[0].strip().lower()
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
     try:
         return Media(given or Media.JSON)
     except ValueError:
-        reason = "Content-Type must be application/json, or application/x-ndjson for an event a line"
+        if "ce-type" in headers and cloudevents.is_json(given):
+            return Media.JSON
+        reason = f"Content-Type must be one of {', '.join(media.value for media in Media)}"
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason) from None
 
 
@@ -151,7 +196,10 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
     """
     key = _utf8(headers.get("idempotency-key", "").encode("latin-1"), "id")
     return Envelope(
-        id=_attribute(headers, "id") or key, source=_attribute(headers, "source"), time=_attribute(headers, "time")
+        id=_attribute(headers, "id") or key,
+        source=_attribute(headers, "source"),
+        time=_attribute(headers, "time"),
+        type=_attribute(headers, "type"),
     )
 
 
@@ -166,8 +214,7 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
 
     As long as nothing tells one event from many, the bound is that of many.
     """
-    first = _NOT_BLANK.search(start)
-    many = media is Media.LINES or first is None or first[0] == b"["
+    many = is_many(media, start) or (media is Media.JSON and not _NOT_BLANK.search(start))
     limit = limits.many if many else limits.one
     if size > limit:
         raise Refused(
@@ -176,14 +223,27 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
         )
 
 
-def is_many(media: Media, body: bytes) -> bool:
+def is_many(media: Media, body: bytes | bytearray) -> bool:
     """Whether a body reports many events, be it none or one of them."""
+    if media is not Media.JSON:
+        return media in (Media.LINES, Media.CLOUDEVENTS)
     first = _NOT_BLANK.search(body)
-    return media is Media.LINES or (first is not None and first[0] == b"[")
+    return first is not None and first[0] == b"["
+
+
+def read(media: Media, body: bytes, envelope: Envelope) -> DeploymentEvent | Ignored:
+    """Read a body of one event in any form; 400 if it is not JSON, `InvalidEvent` if it is no event."""
+    if media is Media.CLOUDEVENT:
+        return cloudevents.read(_json(body))
+    if media is Media.CDEVENT or cdevents.is_cdevent(envelope.type):
+        return cdevents.read(
+            _json(body), type=envelope.type, id=envelope.id, source=envelope.source, time=envelope.time
+        )
+    return read_one(body, envelope)
 
 
 def read_one(body: bytes, envelope: Envelope) -> DeploymentEvent:
-    """Read a body of one event; 400 if it is not JSON, `InvalidEvent` if it is no event."""
+    """Read the reporting API's body; 400 if it is not JSON, `InvalidEvent` if it is no event."""
     try:
         return DeploymentEvent.parse(body, id=envelope.id, source=envelope.source, time=envelope.time)
     except InvalidEvent as error:
@@ -198,15 +258,33 @@ def split(media: Media, body: bytes) -> list[bytes]:
         _check_number(body.count(b"\n"))
         return [line for line in body.split(b"\n") if line.strip()]
     documents = _json(body)
+    if not isinstance(documents, list):
+        raise InvalidEvent("", "a batch must be a JSON array")
     _check_number(len(documents))
     return [to_json(document) for document in documents]
+
+
+def read_many(
+    media: Media, texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits
+) -> list[DeploymentEvent | Ignored | Fault]:
+    """Read the texts of many's events in any form, of which the first is in this place of the request."""
+    if media is Media.CLOUDEVENTS:
+        return [_read_cloudevent(text, first + place, limits.one) for place, text in enumerate(texts)]
+    return [*read_each(texts, first, envelope, limits)]
 
 
 def read_each(
     texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits
 ) -> list[DeploymentEvent | Fault]:
-    """Read the texts of many's events, of which the first is in this place of the request."""
+    """Read many of the reporting API's bodies, of which the first is in this place of the request."""
     return [_read_item(text, first + place, envelope, limits.one) for place, text in enumerate(texts)]
+
+
+def checked_environments(
+    items: Iterable[DeploymentEvent | Ignored | Fault], first: int, caller: Caller, default: str
+) -> list[DeploymentEvent | Ignored | Fault]:
+    """`checked_environment` for many, of which the first is in this place of the request."""
+    return [_item_checked(item, first + at, caller, default) for at, item in enumerate(items)]
 
 
 def answer_one(event_id: str) -> Answer:
@@ -233,6 +311,8 @@ def answer_error(error: RelayError) -> Answer:
     match error:
         case Refused():
             return answer_refusal(error.status, str(error), headers=error.headers)
+        case NotPermitted():
+            return answer_refusal(HTTPStatus.FORBIDDEN, error.reason, field=error.field)
         case InvalidEvent():
             return answer_refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.reason, field=error.field)
         case QueueFull():
@@ -241,6 +321,22 @@ def answer_error(error: RelayError) -> Answer:
             return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(error.__cause__))
         case _:
             return answer_refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log has more")
+
+
+def answer_unavailable(cause: BaseException) -> Answer:
+    """Answer for Redis's own errors."""
+    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(cause))
+
+
+def answer_receipt(event_id: str, receipt: Receipt | None) -> Answer:
+    """Answer with what became of an event; 404 if that is not known."""
+    if receipt is None:
+        reason = "no receipt: no event with this id was reported, or it ended a while ago (queue.receipt_for)"
+        return answer_refusal(HTTPStatus.NOT_FOUND, reason)
+    document = {"id": event_id, "status": receipt.status, "since": moment(receipt.at)}
+    if receipt.status is Status.DEAD:
+        document |= {"reason": receipt.reason, "detail": receipt.detail}
+    return Answer(status=HTTPStatus.OK, document=document)
 
 
 def answer_refusal(
@@ -294,10 +390,22 @@ def _read_item(text: bytes, index: int, envelope: Envelope, max_bytes: int) -> D
         event = _with_envelope(DeploymentEvent.parse(text), text, index, envelope)
     except InvalidEvent as error:
         return Fault(index=index, field=error.field, reason=error.reason)
-    size = max(len(text), len(event.body()))
-    if size > max_bytes:
-        return Fault(index=index, field="", reason=f"the event is {size} bytes, more than the {max_bytes} allowed")
-    return event
+    return _too_large(event, text, index, max_bytes) or event
+
+
+def _read_cloudevent(text: bytes, index: int, max_bytes: int) -> DeploymentEvent | Ignored | Fault:
+    try:
+        event = cloudevents.read(from_json(text))
+    except InvalidEvent as error:
+        return Fault(index=index, field=error.field, reason=error.reason)
+    return _too_large(event, text, index, max_bytes) or event
+
+
+def _too_large(event: DeploymentEvent | Ignored, text: bytes, index: int, max_bytes: int) -> Fault | None:
+    size = len(text) if isinstance(event, Ignored) else max(len(text), len(event.body()))
+    if size <= max_bytes:
+        return None
+    return Fault(index=index, field="", reason=f"the event is {size} bytes, more than the {max_bytes} allowed")
 
 
 def _with_envelope(event: DeploymentEvent, text: bytes, index: int, envelope: Envelope) -> DeploymentEvent:
@@ -308,3 +416,14 @@ def _with_envelope(event: DeploymentEvent, text: bytes, index: int, envelope: En
         "time": None if event.time else envelope.time,
     }
     return DeploymentEvent.parse(text, **missing) if any(missing.values()) else event
+
+
+def _item_checked(
+    item: DeploymentEvent | Ignored | Fault, index: int, caller: Caller, default: str
+) -> DeploymentEvent | Ignored | Fault:
+    if isinstance(item, Fault):
+        return item
+    try:
+        return checked_environment(item, caller, default)
+    except NotPermitted as error:
+        return Fault(index=index, field=error.field, reason=error.reason)

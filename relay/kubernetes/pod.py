@@ -26,7 +26,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import InvalidEvent, InvalidImage
@@ -158,10 +157,6 @@ class _Container:
 
 
 def _containers(pod: Mapping[str, Any]) -> Iterator[_Container]:
-    return islice(_every_container(pod), MAX_CONTAINERS)
-
-
-def _every_container(pod: Mapping[str, Any]) -> Iterator[_Container]:
     for kind, statuses in _KINDS:
         by_name = {shape.text(status, "name"): status for status in shape.each(pod, "status", statuses)}
         for specified in shape.each(pod, "spec", kind):
@@ -176,8 +171,10 @@ def _every_container(pod: Mapping[str, Any]) -> Iterator[_Container]:
 
 def _same_pod(before: Mapping[str, Any] | None, pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `before`, unless it is another pod: a StatefulSet's pods keep their names when they are replaced."""
+    if before is None or _has_too_many(before):
+        return {}
     same = shape.text(before, "metadata", "uid") == shape.text(pod, "metadata", "uid")
-    return before if before is not None and same else {}
+    return before if same else {}
 
 
 def _read(
@@ -216,8 +213,11 @@ def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload
         return Skipped.NAMESPACE_IGNORED
     if shape.part(pod, "metadata").get("deletionTimestamp"):
         return Skipped.TERMINATING
-    number = sum(1 for kind, _ in _KINDS for _ in shape.each(pod, "spec", kind))
-    return Skipped.TOO_MANY_CONTAINERS if number > MAX_CONTAINERS else None
+    return Skipped.TOO_MANY_CONTAINERS if _has_too_many(pod) else None
+
+
+def _has_too_many(pod: Mapping[str, Any]) -> bool:
+    return sum(1 for kind, _ in _KINDS for _ in shape.each(pod, "spec", kind)) > MAX_CONTAINERS
 
 
 def _event(

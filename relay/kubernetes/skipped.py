@@ -38,3 +38,7 @@ class Skipped(StrEnum):
     DRY_RUN = "dry_run"
     #: The review is no AdmissionReview.
     NOT_A_REVIEW = "not_a_review"
+    #: The gateway's token is not for its environment.
+    NOT_PERMITTED = "not_permitted"
+    #: Redis did not take it.
+    NOT_REPORTED = "not_reported"

@@ -5,9 +5,10 @@
 -- An instance whose state is not the one that the verdicts were made on (delivery gave it back meanwhile)
 -- is passed over whole; its entries stay in the inbox and are judged again.
 --
--- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, then for each environment its
---       accepted state, outbox, counts, lease, bell
--- ARGV  token, lease in ms, bell in ms,
+-- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with,
+--       then for each environment its accepted state, outbox, counts, lease, bell
+-- ARGV  token, lease in ms, bell in ms, ms to keep a receipt while its event waits, and after,
+--       number of entries that ask for a receipt, for each: inbox id, event id
 --       number of unreadable entries, for each: inbox id, reason, detail
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
@@ -18,6 +19,7 @@ local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('GET', KEYS[1]) ~= token then
   return {0}
 end
+local waiting_ms, done_ms = ARGV[4], ARGV[5]
 local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,000
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
 local NEWS_ARGUMENTS = 6   -- that follow the verdict of an entry that is news
@@ -26,9 +28,15 @@ local news = {new = true, changed = true, reasserted = true}
 -- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
 -- An entry that is news is noted as the position of its id among the arguments.
 local dead, reasons, environments, ids = {}, {}, {}, {}
+local asked, receipts = {}, {}
 local passed_over = 0
-local at = 5
-for _ = 1, tonumber(ARGV[4]) do
+local at = 7
+for _ = 1, tonumber(ARGV[6]) do
+  asked[ARGV[at]] = ARGV[at + 1]
+  at = at + 2
+end
+at = at + 1
+for _ = 1, tonumber(ARGV[at - 1]) do
   local id = ARGV[at]
   local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
   if entry then
@@ -40,10 +48,13 @@ for _ = 1, tonumber(ARGV[4]) do
     dead[#dead + 1] = fields
     reasons[ARGV[at + 1]] = (reasons[ARGV[at + 1]] or 0) + 1
     ids[#ids + 1] = id
+    if asked[id] then
+      receipts[#receipts + 1] = {asked[id], 'dead', '\n' .. ARGV[at + 1] .. '\n' .. ARGV[at + 2]}
+    end
   end
   at = at + 3
 end
-for key = 6, #KEYS, 5 do
+for key = 7, #KEYS, 5 do
   local environment = {name = ARGV[at], counts = {}, states = {}, positions = {}, instances = {}}
   local n = tonumber(ARGV[at + 1])
   local first = at + 2
@@ -60,6 +71,9 @@ for key = 6, #KEYS, 5 do
         passed_over = passed_over + 1
       else
         ids[#ids + 1] = id
+        if asked[id] then
+          receipts[#receipts + 1] = {asked[id], news[verdict] and 'accepted' or verdict, ''}
+        end
         environment.counts[verdict] = (environment.counts[verdict] or 0) + 1
         if news[verdict] then
           environment.positions[#environment.positions + 1] = at
@@ -99,7 +113,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local result = {1, passed_over, #ids}
 for number, environment in ipairs(environments) do
-  local key = 1 + 5 * number
+  local key = 2 + 5 * number
   local states = environment.states
   for i = 1, #states, MAX_UNPACKED do
     redis.call('HSET', KEYS[key], unpack(states, i, math.min(i + MAX_UNPACKED - 1, #states)))
@@ -112,6 +126,10 @@ for number, environment in ipairs(environments) do
     if sequence ~= '0' then -- events that came in one millisecond: should this one die, its place among them counts
       fields[#fields + 1] = 'sequence'
       fields[#fields + 1] = sequence
+    end
+    if asked[ARGV[p]] then
+      fields[#fields + 1] = 'receipt'
+      fields[#fields + 1] = '1'
     end
     if ARGV[p + 7] ~= '' then
       fields[#fields + 1] = 'redriven'
@@ -131,6 +149,15 @@ for number, environment in ipairs(environments) do
         and redis.call('SET', KEYS[key + 4], '1', 'NX', 'PX', bell_ms) then
       result[#result + 1] = environment.name
     end
+  end
+end
+for _, receipt in ipairs(receipts) do
+  -- What is no news may repeat an event that is: then the receipt is that one's.
+  local key, status = KEYS[6] .. receipt[1], receipt[2]
+  if status == 'accepted' then
+    redis.call('SET', key, status .. '\n' .. now, 'PX', waiting_ms)
+  elseif string.match(redis.call('GET', key) or 'queued', '^queued') then
+    redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
   end
 end
 return result

@@ -2,8 +2,8 @@
 -- Applied twice (a retry whose answer was lost) it adds once: the call leaves its mark for a while.
 -- Memory is counted as Redis counts it against maxmemory, at this very moment. Where the user may not INFO, or
 -- there is no maxmemory, there is no watermark.
--- KEYS  inbox, counts, the call's mark
--- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark,
+-- KEYS  inbox, counts, the call's mark, then the receipts of the events that ask for one
+-- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark, and a receipt while it waits,
 --       then for each event: its number of fields and values, then these
 -- ->    number of events added; or an error QUEUEFULL or MEMORYFULL
 local added = redis.call('GET', KEYS[3])
@@ -28,7 +28,7 @@ if type(memory) == 'string' then
     end
   end
 end
-local n, i = 0, 4
+local n, i = 0, 5
 while ARGV[i] do
   local fields = tonumber(ARGV[i])
   redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, i + fields))
@@ -36,4 +36,15 @@ while ARGV[i] do
   i = i + fields + 1
 end
 redis.call('SET', KEYS[3], n, 'PX', ARGV[3])
+if #KEYS > 3 then
+  local clock = redis.call('TIME')
+  local queued = 'queued\n' .. clock[1] * 1000 + math.floor(clock[2] / 1000)
+  for key = 4, #KEYS do
+    -- An event that is reported again while it is on its way, or was delivered, is a duplicate: its receipt stands.
+    local status = string.match(redis.call('GET', KEYS[key]) or '', '^%l*')
+    if status ~= 'accepted' and status ~= 'delivered' then
+      redis.call('SET', KEYS[key], queued, 'PX', ARGV[4])
+    end
+  end
+end
 return n

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
     from relay.keys import Keys, OutboxKeys
 
@@ -29,7 +32,7 @@ class Ledger:
     """One snapshot of the whole shard. All are events, `retries` attempts.
 
     `added` is what producers added, without what was redriven; `dead` counts all deaths ever, `dead_waiting` the dead
-    letters that lie there now.
+    letters that lie there now; `ignored` are reports of what no deployment is, which were never added.
     """
 
     added: int
@@ -44,6 +47,7 @@ class Ledger:
     dropped: int
     dead_waiting: int
     retries: int
+    ignored: int
     dead_by_reason: dict[str, int] = field(default_factory=dict)
     latency: dict[int, int] = field(default_factory=dict)
 
@@ -147,6 +151,20 @@ def read_ledger(client: Redis, keys: Keys) -> Ledger:
         dropped=totals.get("dropped", 0),
         dead_waiting=dead_waiting,
         retries=totals.get("retries", 0),
+        ignored=totals.get("ignored", 0),
         dead_by_reason=reasons,
         latency={int(number): int(value) for number, value in zip(latency[::2], latency[1::2], strict=True)},
     )
+
+
+async def note_ignored(client: AsyncRedis, keys: Keys, number: int) -> None:
+    """Count reports that were taken and of which nothing is to be delivered."""
+    await client.hincrby(keys.counts, "ignored", number)
+
+
+async def note_skipped(client: AsyncRedis, keys: Keys, skipped: Mapping[str, int]) -> None:
+    """Count what of Kubernetes was not reported, by its reason."""
+    pipeline = client.pipeline(transaction=False)
+    for reason, number in skipped.items():
+        pipeline.hincrby(keys.counts, f"skipped:{reason}", number)
+    await pipeline.execute()

@@ -1,8 +1,9 @@
 """The inbox: where producers add events and intake takes them.
 
 An entry's fields are the contract with every producer: `event` (the API's JSON body), and optionally `id`,
-`source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. What a redrive puts back has a
-field more, `redriven`, which is not for producers.
+`source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. An entry with an `id` may have a
+field `receipt`, and then what became of it can be asked for (relay/store/receipts.py). What a redrive puts back has
+a field more, `redriven`, which is not for producers.
 """
 
 from __future__ import annotations
@@ -89,18 +90,26 @@ class InboxEntry(NamedTuple):
 
 
 def append_call(
-    keys: Keys, entries: Iterable[Mapping[str, str | bytes]], max_backlog: int, memory_watermark: float = 1.0
+    keys: Keys,
+    entries: Iterable[Mapping[str, Any]],
+    max_backlog: int,
+    memory_watermark: float = 1.0,
+    receipt_seconds: float = 86_400.0,
 ) -> Call:
     """Return the call that adds entries as they are, all or none, once even if it is applied twice.
 
-    `full_because` reads the error of a queue that is full.
+    A receipt that an entry asks for is kept that long while the event waits. `full_because` reads the error of a
+    queue that is full.
     """
-    args: list[Argument] = [max_backlog, memory_watermark, MARK_MILLISECONDS]
+    script_keys = [keys.inbox, keys.counts, keys.appended(secrets.token_hex(8))]
+    args: list[Argument] = [max_backlog, memory_watermark, MARK_MILLISECONDS, round(receipt_seconds * 1000)]
     for fields in entries:
         args.append(2 * len(fields))
         for name, value in fields.items():
             args += (name, value)
-    return scripts.Call(_APPEND, (keys.inbox, keys.counts, keys.appended(secrets.token_hex(8))), args)
+        if "receipt" in fields:
+            script_keys.append(keys.receipt(fields["id"]))
+    return scripts.Call(_APPEND, script_keys, args)
 
 
 def full_because(error: Exception) -> str | None:

@@ -73,6 +73,8 @@ class OutboxEntry(NamedTuple):
     parked: bool = False
     #: Its place among all that came, as the state has it: that of its first coming, if it was redriven.
     came: str = "0"
+    #: Whether somebody may ask what became of it.
+    receipt: bool = False
 
 
 class Superseded(NamedTuple):
@@ -205,6 +207,7 @@ def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False
         came=_came(fields),
         trials=trials,
         parked=parked,
+        receipt=b"receipt" in fields,
     )
 
 
@@ -218,10 +221,13 @@ def _came(fields: dict[bytes, bytes]) -> str:
 
 
 def settle_call(
-    keys: OutboxKeys, shared: Keys, *, token: str, lease_seconds: float, cursor: str, settlement: Settlement
-) -> Call:
+    keys: OutboxKeys, shared: Keys, *, token: str, lease_seconds: float, cursor: str, settlement: Settlement,
+    receipt_seconds: float,
+) -> Call:  # fmt: skip
     """Return the call that records a settlement; `applied` reads its reply."""
     args: list[Argument] = [token, round(lease_seconds * 1000), cursor, keys.endpoint, keys.environment]
+    asked = [entry.event_id for entry in settlement.delivered if entry.receipt]
+    args += [round(receipt_seconds * 1000), len(asked), *asked]
     args.append(len(settlement.delivered))
     for entry in settlement.delivered:
         args += [entry.entry_id, entry.instance, int(entry.parked), entry.digest, entry.time, entry.came]
@@ -243,6 +249,7 @@ def settle_call(
     script_keys = (
         keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.accepted, keys.delivered,
         keys.cursor, keys.counts, shared.counts, shared.latency, shared.dead, shared.paused(keys.endpoint),
+        shared.receipts,
     )  # fmt: skip
     return scripts.Call(_SETTLE, script_keys, args)
 

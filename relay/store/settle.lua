@@ -4,8 +4,9 @@
 -- A lease that ran out does no harm as long as nobody took over: then the mark of the run is still this drain's.
 --
 -- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
---       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused
--- ARGV  token, lease in ms, cursor, endpoint, environment,
+--       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused, 15 what the receipts' keys begin with
+-- ARGV  token, lease in ms, cursor, endpoint, environment, ms to keep a receipt,
+--       number of delivered entries that ask for a receipt, the event id of each
 --       number delivered, for each: id, instance, 1 if it was parked, digest, time, when it came
 --       number superseded, for each: id, instance, 1 if it was parked
 --       number dead, for each: id, instance, 1 if it was parked, event id, reason, detail, status, attempts,
@@ -19,7 +20,7 @@ if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV
 end
 local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])
 local MAX_UNPACKED = 5000 -- values of one command; Lua's stack takes about 8,000
-local at = 6
+local at = 7
 local function next_argument()
   local value = ARGV[at]
   at = at + 1
@@ -37,6 +38,24 @@ end
 
 -- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
 local delivered, superseded, dead, retries, ids = {}, {}, {}, {}, {}
+local receipts = {}
+local function note(event_id, status, detail)
+  receipts[#receipts + 1] = {event_id, status, detail}
+end
+-- Note what became of an entry of which only the stream knows whether it asks for a receipt.
+local function note_fields(fields, status, detail)
+  local event_id, asks
+  for i = 1, #fields, 2 do
+    event_id = fields[i] == 'id' and fields[i + 1] or event_id
+    asks = asks or fields[i] == 'receipt'
+  end
+  if asks then
+    note(event_id, status, detail)
+  end
+end
+for _ = 1, tonumber(next_argument()) do
+  note(next_argument(), 'delivered', '')
+end
 local leaving = tonumber(ARGV[at])
 for _ = 1, tonumber(next_argument()) do
   ids[#ids + 1] = ARGV[at]
@@ -48,6 +67,10 @@ for _ = 1, tonumber(next_argument()) do
   local item = next_arguments(3)
   superseded[#superseded + 1] = item
   ids[#ids + 1] = item[1]
+  local entry = redis.call('XRANGE', KEYS[3], item[1], item[1])[1]
+  if entry then
+    note_fields(entry[2], 'superseded', '')
+  end
 end
 leaving = leaving + tonumber(ARGV[at])
 for _ = 1, tonumber(next_argument()) do
@@ -55,6 +78,7 @@ for _ = 1, tonumber(next_argument()) do
   local entry = redis.call('XRANGE', KEYS[3], item[1], item[1])[1]
   if entry then
     item.fields = entry[2]
+    note_fields(entry[2], 'dead', '\n' .. item[5] .. '\n' .. item[6])
     dead[#dead + 1] = item
     ids[#ids + 1] = item[1]
   end
@@ -187,6 +211,9 @@ if leaving > 0 then
   for key = 10, 11 do
     redis.call('HINCRBY', KEYS[key], 'outbox', -#ids)
   end
+end
+for _, receipt in ipairs(receipts) do
+  redis.call('SET', KEYS[15] .. receipt[1], receipt[2] .. '\n' .. now .. receipt[3], 'PX', ARGV[6])
 end
 while ARGV[at] do
   redis.call('HINCRBY', KEYS[12], next_argument(), next_argument())

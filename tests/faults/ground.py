@@ -90,6 +90,7 @@ CLIENTS_PER_PROCESS = 16
 
 #: What may be left of the relay's keys once nothing waits.
 KEYS_AT_REST = (
+    "receipt:",
     "inbox",
     "state:",
     "counts",

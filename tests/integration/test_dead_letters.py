@@ -382,10 +382,10 @@ def test_redriven_field_that_no_redrive_wrote_is_a_dead_letter(runtime: Runtime,
 def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
     client.set(KEYS.intake_lease, "token")
     ids = [client.xadd(KEYS.inbox, {"event": "{"}).decode() for _ in range(3)]
-    args: list[Any] = ["token", 15_000, 5_000, 3]
+    args: list[Any] = ["token", 15_000, 5_000, 0, 0, 0, 3]
     for entry_id, reason in zip(ids, (Reason.INVALID, Reason.WORKER_CRASH, Reason.WORKER_CRASH), strict=True):
         args += [entry_id, reason, "why"]
-    keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_ENDPOINT)]
+    keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_ENDPOINT), KEYS.receipts]
     scripts.run(client, scripts.Call(scripts.load("accept"), keys, args))
 
     ledger = read_ledger(client, KEYS)

@@ -62,8 +62,8 @@ def accept(
     unreadable: Sequence[tuple[str, str]] = (),
     token: str = TOKEN,
 ) -> list[Any]:
-    script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE]
-    args: list[Any] = [token, LEASE_MS, BELL_MS, len(unreadable)]
+    script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
+    args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
     for inbox_id, detail in unreadable:
         args += [inbox_id, "invalid", detail]
     for environment, instances in (changes or {}).items():

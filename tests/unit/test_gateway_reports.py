@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import exceptions as redis_errors
 
+pytest.importorskip("packageurl")
+
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.gateway import reports
-from relay.gateway.auth import Entry, admit
+from relay.gateway.auth import Caller, Stranger, Tokens
 from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
 
 if TYPE_CHECKING:
@@ -28,27 +30,28 @@ def event(**more: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("authorization", "token", "entry"),
+    ("authorization", "token", "who"),
     [
-        (None, "", Entry.GRANTED),
-        ("Bearer whatever", "", Entry.GRANTED),
-        ("Bearer secret", "secret", Entry.GRANTED),
-        ("bearer  secret ", "secret", Entry.GRANTED),
-        ("Bearer g\xc3\xbcltig", "gültig", Entry.GRANTED),
-        (None, "secret", Entry.MISSING),
-        ("", "secret", Entry.MISSING),
-        ("Bearer", "secret", Entry.MISSING),
-        ("Bearer  ", "secret", Entry.MISSING),
-        ("Basic c2VjcmV0", "secret", Entry.MISSING),
-        ("secret", "secret", Entry.MISSING),
-        ("Bearer secre", "secret", Entry.WRONG),
-        ("Bearer secrets", "secret", Entry.WRONG),
-        ("Bearer Secret", "secret", Entry.WRONG),
-        ("Bearer \xff", "secret", Entry.WRONG),
+        (None, "", "everybody"),
+        ("Bearer whatever", "", "everybody"),
+        ("Bearer secret", "secret", "gateway.token"),
+        ("bearer  secret ", "secret", "gateway.token"),
+        ("Bearer g\xc3\xbcltig", "gültig", "gateway.token"),
+        (None, "secret", Stranger.WITHOUT_TOKEN),
+        ("", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer  ", "secret", Stranger.WITHOUT_TOKEN),
+        ("Basic c2VjcmV0", "secret", Stranger.WITHOUT_TOKEN),
+        ("secret", "secret", Stranger.WITHOUT_TOKEN),
+        ("Bearer secre", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer secrets", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer Secret", "secret", Stranger.WITH_WRONG_TOKEN),
+        ("Bearer \xff", "secret", Stranger.WITH_WRONG_TOKEN),
     ],
 )
-def test_who_may_report(authorization: str | None, token: str, entry: Entry) -> None:
-    assert admit(authorization, token) is entry
+def test_who_may_report(authorization: str | None, token: str, who: str | Stranger) -> None:
+    found = Tokens.single(token).identify(authorization)
+    assert (found.name if isinstance(found, Caller) else found) == who
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,12 @@ def test_who_may_report(authorization: str | None, token: str, entry: Entry) -> 
         ({"content-type": "Application/JSON; charset=utf-8"}, Media.JSON),
         ({"content-type": "application/x-ndjson"}, Media.LINES),
         ({"content-encoding": "identity"}, Media.JSON),
+        ({"content-type": "application/cloudevents+json; charset=UTF-8"}, Media.CLOUDEVENT),
+        ({"content-type": "application/cloudevents-batch+json"}, Media.CLOUDEVENTS),
+        ({"content-type": "application/cdevents+json"}, Media.CDEVENT),
+        ({"content-type": "application/vnd.acme.deployment+json", "ce-type": "com.acme.deployed"}, Media.JSON),
+        ({"content-type": "text/json", "ce-type": "com.acme.deployed"}, Media.JSON),
+        ({"content-type": "application/cloudevents+json", "ce-type": "com.acme.deployed"}, Media.CLOUDEVENT),
     ],
 )
 def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> None:
@@ -71,7 +80,9 @@ def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> 
     [
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "text/plain"},
-        {"content-type": "application/cloudevents+json"},
+        {"content-type": "application/vnd.acme.deployment+json"},
+        {"content-type": "application/cloudevents+avro"},
+        {"content-type": "application/avro", "ce-type": "com.acme.deployed"},
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
@@ -91,6 +102,7 @@ def test_other_content_types_are_415(headers: dict[str, str]) -> None:
         ({"ce-source": "/east%201/%C3%A9", "ce-time": "2025-01-31T12:00:00+01:00"},
          Envelope(source="/east 1/é", time="2025-01-31T12:00:00+01:00")),
         ({"ce-source": "\xc3\xa9"}, Envelope(source="é")),
+        ({"ce-type": "com.acme.deployed", "ce-specversion": "1.0"}, Envelope(type="com.acme.deployed")),
     ],
 )  # fmt: skip
 def test_envelope_of_headers(headers: dict[str, str], envelope: Envelope) -> None:
@@ -116,6 +128,11 @@ def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], fie
         (Media.JSON, b'\r\n{"', LIMITS.one),
         (Media.JSON, b"nonsense", LIMITS.one),
         (Media.LINES, b"{", LIMITS.many),
+        (Media.CLOUDEVENT, b"", LIMITS.one),
+        (Media.CLOUDEVENT, b"[", LIMITS.one),
+        (Media.CDEVENT, b"", LIMITS.one),
+        (Media.CLOUDEVENTS, b"", LIMITS.many),
+        (Media.CLOUDEVENTS, b"{", LIMITS.many),
     ],
 )
 def test_a_body_is_bounded_as_its_kind(media: Media, start: bytes, bound: int) -> None:
@@ -285,11 +302,24 @@ def test_every_error_has_its_answer_without_secrets(
     assert "hunter2" not in str(answer)
 
 
-@pytest.mark.parametrize(("entry", "status"), [(Entry.MISSING, 401), (Entry.WRONG, 403)])
-def test_refused_entry(entry: Entry, status: int) -> None:
-    reports.check_entry(Entry.GRANTED)
+@pytest.mark.parametrize(("stranger", "status"), [(Stranger.WITHOUT_TOKEN, 401), (Stranger.WITH_WRONG_TOKEN, 403)])
+def test_strangers_are_refused(stranger: Stranger, status: int) -> None:
     with pytest.raises(Refused) as refused:
-        reports.check_entry(entry)
-    answer = reports.answer_error(refused.value)
-    assert answer.status == status
-    assert answer.headers == ({"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {})
+        reports.admitted(stranger)
+    assert refused.value.status == status
+
+
+def test_caller_that_is_known_is_let_in() -> None:
+    caller = Caller(name="x")
+    assert reports.admitted(caller) is caller
+
+
+def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
+    caller = Caller(name="payments", environments=("payments-*",))
+    reports.checked_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
+    for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
+        with pytest.raises(reports.NotPermitted) as refused:
+            reports.checked_environment(given, caller, "deployed")
+        answer = reports.answer_error(refused.value)
+        assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
+        assert "payments" in answer.document["error"]

@@ -229,6 +229,15 @@ def test_a_pod_has_so_many_containers_and_no_more(read: Callable[..., PodReading
     assert not read(pod, NAMING).events
 
 
+def test_what_was_before_is_not_read_either_if_it_has_more() -> None:
+    before = pod_of(f"{WEB}@{A}")
+    before["spec"]["containers"] *= MAX_CONTAINERS
+    assert skipped(read_pod(pod_of(f"{WEB}@{A}"), NAMING, before=before)) == {"unchanged": 1}
+
+    before["spec"]["containers"].append({})
+    assert read_pod(pod_of(f"{WEB}@{A}"), NAMING, before=before).events
+
+
 # What is pinned
 
 

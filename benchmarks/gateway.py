@@ -1,0 +1,104 @@
+"""How many reports and admission reviews one gateway process takes, and how long each waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.report import table, verdict
+from benchmarks.rig import ROOT, Posted, rig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONNECTIONS = 64
+SECONDS = 8.0
+REVIEWS_A_SECOND = 500
+
+REQUIRED_REPORTS_A_SECOND = 8_000
+REQUIRED_REPORT_P99_MS = 30.0
+REQUIRED_REVIEW_P99_MS = 20.0
+REQUIRED_REVIEW_MS = 200.0
+
+#: A pod as Kubernetes sends it when it is created; its image's digest becomes the request's number.
+REVIEW = ROOT / "tests" / "data" / "kubernetes" / "review-create.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """One run: reports as fast as they are taken, then reviews at a steady rate with Redis there and stopped."""
+
+    reports: Posted
+    enqueued: int
+    reviews: Posted
+    reviewed: int
+    without_redis: Posted
+
+    @property
+    def faults(self) -> list[str]:
+        """What makes the run worthless."""
+        faults = []
+        accepted = self.reports.statuses.get("202", 0)
+        if set(self.reports.statuses) != {"202"} or accepted != self.enqueued:
+            faults.append(f"{self.enqueued} reports are in the inbox, and the answers were {self.reports.statuses}")
+        reviewed = (self.reviews.statuses, self.without_redis.statuses)
+        faults += [f"reviews were answered {statuses}" for statuses in reviewed if set(statuses) != {"200"}]
+        if self.reviewed != self.reviews.requests:
+            faults.append(f"of {self.reviews.requests} reviews {self.reviewed} events are in the inbox")
+        return faults
+
+
+def measure(_events: int | None) -> Gateway:
+    """Run once, on a Redis and a gateway of its own."""
+    with rig() as parts:
+        url = parts.start_gateway()
+        connections = ("--connections", str(CONNECTIONS), "--seconds", str(SECONDS))
+        parts.post(url, _report(), "--connections", "8", "--seconds", "1")  # until everything is imported and open
+        parts.client.flushall()
+        reports = parts.post(url, _report(), *connections)
+        enqueued = parts.client.xlen("{relay:0}:inbox")
+        parts.client.flushall()
+        paced = (*connections, "--rate", str(REVIEWS_A_SECOND))
+        review = REVIEW.read_text()
+        reviews = parts.post(f"{url}/admission", review, *paced)
+        reviewed = parts.client.xlen("{relay:0}:inbox")
+        os.kill(parts.redis.pid, signal.SIGSTOP)
+        without_redis = parts.post(f"{url}/admission", review, *paced)
+        os.kill(parts.redis.pid, signal.SIGCONT)
+    return Gateway(
+        reports=reports, enqueued=enqueued, reviews=reviews, reviewed=reviewed, without_redis=without_redis
+    )
+
+
+def told(runs: Sequence[Gateway]) -> str:
+    """Return what the runs showed, to be printed."""
+    rows = []
+    for run in runs:
+        taken = run.reports.requests / run.reports.seconds
+        passed = taken >= REQUIRED_REPORTS_A_SECOND and run.reports.p99_ms <= REQUIRED_REPORT_P99_MS
+        rows.append(_row("reports", run.reports, passed=passed))
+        rows.append(_row("reviews", run.reviews, passed=run.reviews.p99_ms <= REQUIRED_REVIEW_P99_MS))
+        stopped = run.without_redis
+        rows.append(_row("reviews, Redis stopped", stopped, passed=stopped.max_ms <= REQUIRED_REVIEW_MS))
+    title = f"One gateway process, {CONNECTIONS} connections; the client and Redis share the machine"
+    figures = table(["", "requests/s", "p50 ms", "p99 ms", "max ms", "verdict"], rows)
+    required = (
+        f"Required: {REQUIRED_REPORTS_A_SECOND:,} reports/s with p99 {REQUIRED_REPORT_P99_MS:g} ms; at "
+        f"{REVIEWS_A_SECOND} reviews/s p99 {REQUIRED_REVIEW_P99_MS:g} ms, all within {REQUIRED_REVIEW_MS:g} ms "
+        "with Redis stopped"
+    )
+    return f"{title}\n{figures}\n{required}"
+
+
+def _row(name: str, posted: Posted, *, passed: bool) -> list[str]:
+    figures = (posted.p50_ms, posted.p99_ms, posted.max_ms)
+    rate = f"{posted.requests / posted.seconds:,.0f}"
+    return [name, rate, *(f"{each:.1f}" for each in figures), verdict(passed=passed)]
+
+
+def _report() -> str:
+    url = f"ghcr.io/acme/api@sha256:{'0123456789abcdef' * 4}"
+    return json.dumps({"image": {"url": url, "name": "@N@"}, "environment": {"name": "production"}})

@@ -1,0 +1,171 @@
+"""Which deployment does a CDEvent report?
+
+A CDEvent (https://cdevents.dev) says in `context` who reports what and when, and in `subject` of which service:
+
+    context.type                      dev.cdevents.service.<predicate>.<version>
+    context.source, context.id        the event's source; both make its id (attributes.py)
+    context.timestamp                 its time
+    subject.id                        image.name
+    subject.content.environment.id    environment.name
+    subject.content.artifactId        image.url, and the platform if it says one (purl.py)
+
+`deployed`, `upgraded` and `rolledback` report that. `published` and `removed` are accepted, counted, and nothing is
+delivered: the reporting API takes only what runs. The versions 0.1.1, 0.2.0 and 0.3.0 have these fields in these
+places, and so any 0.x.y is taken that has them, drafts too. Nothing hangs on the version of CDEvents itself, whose
+field was `context.version` and is `context.specversion` since 0.5: neither is looked at.
+
+A CDEvent travels in a CloudEvent, whose id, source, type and time must repeat the context's (CloudEvents binding).
+SDKs make up an id and a time of their own for it, which differ when an event is sent again: the context's count, and
+the CloudEvent's stand in where it has none. Only two types that differ are refused, because one of them is wrong
+about what happened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relay.errors import InvalidEvent
+from relay.event import DeploymentEvent
+from relay.gateway.attributes import event_id, required
+from relay.gateway.purl import read_purl
+
+_TYPES = "dev.cdevents."
+_SERVICE = re.compile(r"dev\.cdevents\.service\.([a-z]+)\.0\.[0-9]+\.[0-9]+(?:-[0-9A-Za-z.-]+)?")
+_REPORTED = ("deployed", "upgraded", "rolledback")
+_IGNORED = {
+    "published": "publishing a service does not change which image runs",
+    "removed": "the reporting API takes only what runs, and no removal",
+}
+_TAKEN = f"{_TYPES}service.{{{','.join((*_REPORTED, *_IGNORED))}}}.0.x.y are taken"
+
+_ARTIFACT = "subject.content.artifactId"
+_ENVIRONMENT = "subject.content.environment"
+
+#: Where a CDEvent says what the event's field has; the envelope's are the context's, see `_Context`.
+_FIELDS = {
+    "image.url": _ARTIFACT,
+    "image.name": "subject.id",
+    "environment.name": f"{_ENVIRONMENT}.id",
+    "platform.os": _ARTIFACT,
+    "platform.architecture": _ARTIFACT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored:
+    """What is accepted and counted, and of which nothing is delivered."""
+
+    id: str
+    #: As it was reported: `dev.cdevents.service.removed.0.3.0`.
+    type: str
+    #: A sentence for people, without a full stop.
+    why: str
+
+
+def is_cdevent(type: str | None) -> bool:  # noqa: A002 - CloudEvents' name
+    """Whether a CloudEvent of this type carries a CDEvent."""
+    return type is not None and type.startswith(_TYPES)
+
+
+def read(
+    document: object,
+    *,
+    type: str | None = None,  # noqa: A002 - CloudEvents' name
+    id: str | None = None,  # noqa: A002 - the same
+    source: str | None = None,
+    time: Any = None,
+) -> DeploymentEvent | Ignored:
+    """Read a CDEvent, and beside it the CloudEvent's attributes; else raise `InvalidEvent`.
+
+    The fields of faults are paths in the document; `type`, `id`, `source` and `time` are the CloudEvent's.
+    """
+    if not isinstance(document, Mapping):
+        raise InvalidEvent("", "a CDEvent must be a JSON object")
+    given = _object(document, "context") if document.get("context") is not None else {}
+    context = _Context.of(given, type=type, id=id, source=source, time=time)
+    if why := _IGNORED.get(context.predicate):
+        return Ignored(id=context.id, type=context.type, why=why)
+    return _deployment(_object(document, "subject"), context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Context:
+    """What names a CDEvent, from its context or the CloudEvent around it."""
+
+    type: str
+    predicate: str
+    #: The relay's, of source and id.
+    id: str
+    source: str
+    time: Any
+    #: Who said it: the event's field to the sender's.
+    fields: Mapping[str, str]
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any], *, type: Any, id: Any, source: Any, time: Any) -> _Context:  # noqa: A002 - as above
+        type_field, kind = _either(context, "type", "type", type)
+        kind = required(kind, type_field)
+        if type and type.strip() != kind:
+            raise InvalidEvent(type_field, "differs from the CloudEvent's type")
+        predicate = _predicate(kind, type_field)
+        id_field, own_id = _either(context, "id", "id", id)
+        source_field, source = _either(context, "source", "source", source)
+        source = required(source, source_field)
+        time_field, time = _either(context, "timestamp", "time", time)
+        return cls(
+            type=kind,
+            predicate=predicate,
+            id=event_id(source, required(own_id, id_field)),
+            source=source,
+            time=time,
+            fields={"source": source_field, "time": time_field},
+        )
+
+
+def _either(context: Mapping[str, Any], name: str, beside_name: str, beside: Any) -> tuple[str, Any]:
+    """Give the context's attribute, or the CloudEvent's where it has none, and what its sender calls it."""
+    own = context.get(name)
+    if own is None and beside is not None:
+        return beside_name, beside
+    return f"context.{name}", own
+
+
+def _predicate(kind: str, field: str) -> str:
+    found = _SERVICE.fullmatch(kind)
+    if found is None or found[1] not in (*_REPORTED, *_IGNORED):
+        raise InvalidEvent(field, f"is not one that is taken: of CDEvents, {_TAKEN}")
+    return found[1]
+
+
+def _deployment(subject: Mapping[str, Any], context: _Context) -> DeploymentEvent:
+    content = _object(subject, "content", "subject.content")
+    environment = _object(content, "environment", _ENVIRONMENT)
+    purl = required(content.get("artifactId"), _ARTIFACT)
+    try:
+        artifact = read_purl(purl)
+    except ValueError as error:
+        raise InvalidEvent(_ARTIFACT, str(error)) from None
+    report = {
+        "image": {"url": artifact.reference, "name": required(subject.get("id"), "subject.id")},
+        "environment": {"name": required(environment.get("id"), f"{_ENVIRONMENT}.id")},
+        "platform": {"os": artifact.os, "architecture": artifact.architecture},
+        "id": context.id,
+        "source": context.source,
+        "time": context.time,
+    }
+    try:
+        return DeploymentEvent.from_body(report)
+    except InvalidEvent as error:
+        raise InvalidEvent({**_FIELDS, **context.fields}.get(error.field, error.field), error.reason) from None
+
+
+def _object(parent: Mapping[str, Any], name: str, field: str | None = None) -> Mapping[str, Any]:
+    found = parent.get(name)
+    if found is None:
+        raise InvalidEvent(field or name, "is missing")
+    if not isinstance(found, Mapping):
+        raise InvalidEvent(field or name, "must be a JSON object")
+    return found

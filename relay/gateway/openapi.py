@@ -1,0 +1,288 @@
+"""What the gateway says of itself at /openapi.json, in OpenAPI 3.1; a test holds the gateway against it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from relay.event import MAX_ID_BYTES, MAX_NAME_BYTES
+from relay.gateway.reports import MAX_MANY_EVENTS
+
+_DIGEST = "0123456789abcdef" * 4
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _text(description: str, max_bytes: int | None = None) -> dict[str, Any]:
+    """Describe text that may be left out; null and nothing but white space count as left out."""
+    bound = {} if max_bytes is None else {"description": f"{description} At most {max_bytes} bytes in UTF-8."}
+    return {"type": ["string", "null"], "description": description, **bound}
+
+
+def _part(properties: dict[str, Any], description: str) -> dict[str, Any]:
+    """Describe a part of an event that may be left out; null and the empty text count as left out."""
+    whole = {"type": "object", "additionalProperties": False, "properties": properties}
+    return {"description": description, "anyOf": [whole, {"type": "null"}, {"const": ""}]}
+
+
+_ENVELOPE = {
+    "id": _text("Idempotency key: reported again under it, the event counts once.", MAX_ID_BYTES),
+    "source": _text("The cluster or pipeline that reports.", MAX_NAME_BYTES),
+    "time": _text("When the deployment happened, in RFC 3339, for those who know."),
+}
+
+_EVENT = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {
+            "type": "object",
+            "required": ["url"],
+            "additionalProperties": False,
+            "properties": {
+                "url": {
+                    "type": "string",
+                    "description": "An image reference by digest.",
+                    "examples": [f"ghcr.io/acme/api@sha256:{_DIGEST}"],
+                },
+                "name": _text("Tells containers of one repository apart.", MAX_NAME_BYTES),
+            },
+        },
+        "environment": _part({"name": _text("Where it runs now.", MAX_NAME_BYTES)}, "The environment."),
+        "platform": _part(
+            {"os": _text("linux, …"), "architecture": _text("amd64, arm64, …"), "variant": _text("v7, …")},
+            "What is left out is the environment's default.",
+        ),
+        **_ENVELOPE,
+    },
+}
+
+_ATTRIBUTE = {"type": "string", "minLength": 1}
+
+#: Others may stand beside them.
+_CLOUD_EVENT = {
+    "type": "object",
+    "required": ["specversion", "type", "source", "id"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "type": {**_ATTRIBUTE, "description": "dev.cdevents.service.… for a CDEvent; else data are an Event."},
+        "source": {**_ATTRIBUTE, "description": f"Who reports. At most {MAX_NAME_BYTES} bytes in UTF-8."},
+        "id": {**_ATTRIBUTE, "description": "With the source, the idempotency key."},
+        "time": _ENVELOPE["time"],
+        "datacontenttype": {"type": ["string", "null"], "description": "A type of JSON."},
+        "data": {"anyOf": [_ref("Event"), _ref("CDEvent"), {"type": "null"}]},
+        "data_base64": {"type": ["string", "null"], "description": "The same as JSON text in base64."},
+    },
+}
+
+#: Others may stand beside them.
+_CDEVENT = {
+    "type": "object",
+    "required": ["context"],
+    "properties": {
+        "context": {
+            "type": "object",
+            "required": ["type", "source", "id"],
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "pattern": r"^dev\.cdevents\.service\."
+                    r"(deployed|upgraded|rolledback|published|removed)\.0\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$",
+                },
+                "source": _ATTRIBUTE,
+                "id": _ATTRIBUTE,
+            },
+        }
+    },
+}
+
+_FAULT = {
+    "type": "object",
+    "required": ["index", "field", "reason"],
+    "properties": {
+        "index": {"type": "integer", "minimum": 0},
+        "field": {"type": "string"},
+        "reason": {"type": "string"},
+    },
+}
+
+#: Of one event, or of many with a place for each.
+_TAKEN = {
+    "anyOf": [
+        {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
+        {
+            "type": "object",
+            "required": ["ids"],
+            "properties": {
+                "ids": {"type": "array", "items": {"type": ["string", "null"]}},
+                "errors": {"type": "array", "items": _ref("Fault")},
+            },
+        },
+    ]
+}
+
+_ERROR = {
+    "type": "object",
+    "required": ["error", "field"],
+    "properties": {
+        "error": {"type": "string", "description": "What is wrong."},
+        "field": {"type": "string", "description": "The event's field at fault, empty if it is none."},
+        "ids": {"type": "array", "items": {"type": ["string", "null"]}},
+        "errors": {"type": "array", "items": _ref("Fault")},
+    },
+}
+
+_RECEIPT = {
+    "type": "object",
+    "required": ["id", "status", "since"],
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"enum": ["queued", "delivered", "duplicate", "stale", "superseded", "dead"]},
+        "since": {"type": "string", "format": "date-time"},
+        "reason": {"type": "string", "description": "Why it is dead."},
+        "detail": {"type": "string", "description": "What the API, or intake, said."},
+    },
+}
+
+
+_ADMISSION_REVIEW = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "response"],
+    "properties": {
+        "apiVersion": {"enum": ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"]},
+        "kind": {"const": "AdmissionReview"},
+        "response": {
+            "type": "object",
+            "required": ["uid", "allowed"],
+            "properties": {"uid": {"type": "string"}, "allowed": {"const": True}},
+        },
+    },
+}
+
+
+def _refusal(description: str, *, later: bool = False) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": description, "content": _json(_ref("Error"))}
+    if later:
+        seconds = {"type": "string", "pattern": "^[0-9]+$"}
+        answer["headers"] = {"Retry-After": {"description": "Seconds.", "schema": seconds, "required": True}}
+    return answer
+
+
+_REFUSALS = {
+    "401": _refusal("A bearer token is missing."),
+    "403": _refusal("The token is wrong, or not for that environment."),
+    "503": _refusal("Redis is away; report again with the same id.", later=True),
+}
+
+
+def _report(name: str) -> dict[str, Any]:
+    """Describe the one request under its two paths."""
+    headers = [
+        {"name": "ce-id", "in": "header", "schema": {"type": "string"}, "description": "The event's id."},
+        {"name": "ce-source", "in": "header", "schema": {"type": "string"}, "description": "Who reports."},
+        {"name": "ce-time", "in": "header", "schema": {"type": "string"}, "description": "When it was deployed."},
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "The event's id, if there is no ce-id. Of many, each gets it with `:` and its index.",
+        },
+    ]
+    many = {"type": "array", "items": _ref("Event"), "description": f"At most {MAX_MANY_EVENTS}, else 413."}
+    return {
+        "operationId": name,
+        "summary": "Report deployment events.",
+        "description": "Answers once Redis has them. The reporting API's own request, so that a change of URL and "
+        "token is all that a client needs.",
+        "parameters": headers,
+        "requestBody": {
+            "required": True,
+            "content": {
+                **_json({"anyOf": [_ref("Event"), many]}),
+                "application/x-ndjson": {"schema": {"type": "string", "description": "An event a line."}},
+                "application/cloudevents+json": {"schema": _ref("CloudEvent")},
+                "application/cloudevents-batch+json": {"schema": {"type": "array", "items": _ref("CloudEvent")}},
+                "application/cdevents+json": {"schema": _ref("CDEvent")},
+            },
+        },
+        "responses": {
+            "202": {"description": "Redis has what has an id.", "content": _json(_ref("Taken"))},
+            "400": _refusal("The body is not JSON."),
+            "408": _refusal("The body did not arrive in time."),
+            "413": _refusal("The body is too large."),
+            "415": _refusal("The content type is not taken."),
+            "422": _refusal("No event is valid; `field` names the first fault."),
+            "429": _refusal("The queue is full.", later=True),
+            **_REFUSALS,
+        },
+    }
+
+
+def _health(summary: str, *, may_fail: bool) -> dict[str, Any]:
+    ok = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+    responses: dict[str, Any] = {"200": {"description": "Yes.", "content": _json(ok)}}
+    if may_fail:
+        responses["503"] = _refusal("Redis does not answer.", later=True)
+    return {"summary": summary, "responses": responses, "security": []}
+
+
+DOCUMENT: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Deployment relay",
+        "description": "Takes deployment events and owes their delivery to a deployment-tracking API.",
+        "version": version("deployment-relay"),
+        "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    },
+    "security": [{"token": []}],
+    "paths": {
+        "/": {"post": _report("report")},
+        "/v1/deployments": {"post": _report("reportDeployment")},
+        "/events/{event_id}": {
+            "get": {
+                "operationId": "receipt",
+                "summary": "Tell what became of an event that came with an id.",
+                "parameters": [
+                    {"name": "event_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+                ],
+                "responses": {
+                    "200": {"description": "What is known.", "content": _json(_ref("Receipt"))},
+                    "404": _refusal("Nothing is known, or not any more."),
+                    **_REFUSALS,
+                },
+            }
+        },
+        "/admission": {
+            "post": {
+                "operationId": "review",
+                "summary": "Report what Kubernetes admits.",
+                "description": "Always allows, within 200 ms, whatever it is sent. `gateway.admission` says who may.",
+                "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
+                "responses": {"200": {"description": "Allowed.", "content": _json(_ref("AdmissionReview"))}},
+                "security": [],
+            }
+        },
+        "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},
+        "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
+    },
+    "components": {
+        "schemas": {
+            "Event": _EVENT,
+            "CloudEvent": _CLOUD_EVENT,
+            "CDEvent": _CDEVENT,
+            "Taken": _TAKEN,
+            "Fault": _FAULT,
+            "Error": _ERROR,
+            "Receipt": _RECEIPT,
+            "AdmissionReview": _ADMISSION_REVIEW,
+        },
+        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+    },
+}

@@ -1,0 +1,107 @@
+"""Where events are reported: one request in, one round trip that many requests share, one answer out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
+
+from relay.errors import QueueUnavailable, RelayError
+from relay.event import DeploymentEvent
+from relay.gateway import reports
+from relay.gateway.answering import headers_of, response_of
+from relay.gateway.body import Body, Farewell
+from relay.gateway.cdevents import Ignored
+from relay.gateway.reports import Answer, Fault, Limits
+from relay.keys import Keys
+from relay.producer import CHUNK, AsyncProducer
+from relay.store.counts import note_ignored
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis.asyncio import Redis
+    from starlette.types import Receive, Scope, Send
+
+    from relay.gateway.auth import Caller
+    from relay.gateway.tokens import TokenSource
+    from relay.settings import Settings
+
+
+class Reporting:
+    """An ASGI app for `POST` with one event or many."""
+
+    def __init__(self, settings: Settings, tokens: TokenSource, producer: AsyncProducer, client: Redis) -> None:
+        self._tokens = tokens
+        self._producer = producer
+        self._client = client
+        self._keys = Keys(settings.queue.namespace)
+        self._limits = Limits.of(settings.queue.max_event_bytes)
+        self._environment = settings.defaults.environment
+        # One attempt's time-outs: a producer that retries within them does; waiting for others' reports counts.
+        self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request's events."""
+        headers = headers_of(scope)
+        body = Body(receive, headers)
+        try:
+            answer = await self._take(headers, body)
+        except RelayError as error:
+            answer = reports.answer_error(error)
+        except ClientDisconnect:
+            return
+        await (response_of(answer) if body.ended else Farewell(answer, body))(scope, receive, send)
+
+    async def _take(self, headers: Mapping[str, str], body: Body) -> Answer:
+        caller = reports.admitted(self._tokens.current().identify(headers.get("authorization")))
+        media = reports.media_of(headers)
+        envelope = reports.envelope_of(headers)
+        content = await body.read(media, self._limits)
+        if reports.is_many(media, content):
+            return await self._take_many(media, reports.split(media, content), envelope, caller)
+        item = reports.checked_environment(reports.read(media, content, envelope), caller, self._environment)
+        (event_id,) = await self._take_in([item])
+        return reports.answer_one(event_id)
+
+    async def _take_many(
+        self, media: reports.Media, texts: list[bytes], envelope: reports.Envelope, caller: Caller
+    ) -> Answer:
+        """Take a chunk a round trip: reading the next is as long as other requests wait for us."""
+        ids_of: dict[int, str] = {}
+        faults: list[Fault] = []
+        stopped: RelayError | None = None
+        for first in range(0, len(texts), CHUNK):
+            chunk = reports.read_many(media, texts[first : first + CHUNK], first, envelope, self._limits)
+            chunk = reports.checked_environments(chunk, first, caller, self._environment)
+            faults += [item for item in chunk if isinstance(item, Fault)]
+            valid = {first + at: item for at, item in enumerate(chunk) if not isinstance(item, Fault)}
+            if not valid or stopped is not None:  # the rest is still read, so that the answer has all its faults
+                await asyncio.sleep(0)
+                continue
+            try:
+                ids = await self._take_in(list(valid.values()))
+            except RelayError as error:
+                stopped = error
+            else:
+                ids_of.update(zip(valid, ids, strict=True))
+        return reports.answer_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
+
+    async def _take_in(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
+        """Enqueue the events, together with those of other requests, and count the rest; return the ids of all.
+
+        Who gave an id may ask what became of the event.
+        """
+        events = [item for item in items if isinstance(item, DeploymentEvent)]
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                ids = iter(await self._producer.report_many(events, receipts=True))
+                if len(events) < len(items):
+                    await note_ignored(self._client, self._keys, len(items) - len(events))
+        except TimeoutError as error:
+            raise QueueUnavailable("Redis did not answer before the request's deadline") from error
+        except RedisError as error:
+            raise QueueUnavailable("Redis did not count it") from error
+        return [item.id if isinstance(item, Ignored) else next(ids) for item in items]

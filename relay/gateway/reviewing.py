@@ -1,0 +1,162 @@
+"""Kubernetes' admission reviews: always allowed, and in time, whatever becomes of the report.
+
+A review that waits holds up a deployment. So the answer goes out once Redis has the events or `ANSWER_SECONDS` are
+over, and a report that is not through by then goes on without it. What is lost while Redis is away for long, the
+watcher's next snapshot reports (docs/kubernetes.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
+
+from relay.errors import RelayError
+from relay.gateway import reports
+from relay.gateway.answering import headers_of, response_of
+from relay.gateway.auth import Caller
+from relay.gateway.body import Body, Farewell
+from relay.gateway.reports import Answer, Limits, Media, NotPermitted, Refused
+from relay.keys import Keys
+from relay.kubernetes.admission import allow, judge
+from relay.kubernetes.naming import Naming
+from relay.kubernetes.skipped import Skipped
+from relay.store.counts import note_skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis.asyncio import Redis
+    from starlette.types import Receive, Scope, Send
+
+    from relay.event import DeploymentEvent
+    from relay.gateway.tokens import TokenSource
+    from relay.producer import AsyncProducer
+    from relay.settings import Settings
+
+#: The largest review: an object and the one before it, of at most 3 MiB each as Kubernetes stores them.
+MAX_REVIEW_BYTES = 8 * 1024 * 1024
+
+#: How long a review waits for its body, and then for Redis.
+BODY_SECONDS = 0.1
+ANSWER_SECONDS = 0.05
+
+#: Reports that may go on after their reviews were answered; more are given up, and counted.
+MAX_BEHIND = 1000
+
+#: How long what was skipped is gathered before it is counted in Redis.
+COUNT_SECONDS = 1.0
+
+_log = logging.getLogger("relay.gateway")
+
+
+class Reviewing:
+    """An ASGI app for `POST /admission`."""
+
+    def __init__(self, settings: Settings, tokens: TokenSource, producer: AsyncProducer, client: Redis) -> None:
+        self._door = settings.gateway.admission
+        self._tokens = tokens
+        self._producer = producer
+        self._client = client
+        self._keys = Keys(settings.queue.namespace)
+        self._naming = Naming.of(settings.kubernetes) if self._door != "off" else None
+        self._environment = settings.defaults.environment
+        self._limits = Limits(one=MAX_REVIEW_BYTES, many=MAX_REVIEW_BYTES)
+        self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
+        #: Reports under way, and those among them that outlasted the answers to their reviews.
+        self._behind: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[None]] = set()
+        self._skipped: Counter[str] = Counter()
+        self._counting: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Let the reports that are under way end, and count what is left to count."""
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
+        await asyncio.gather(*self._behind, return_exceptions=True)
+        await self._count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a review, and report what it deploys."""
+        headers = headers_of(scope)
+        body = Body(receive, headers)
+        try:
+            content = await body.read(Media.JSON, self._limits, seconds=BODY_SECONDS)
+        except (Refused, ClientDisconnect):
+            content = b""
+        answer = Answer(status=HTTPStatus.OK, document=await self._review(headers, content))
+        await (response_of(answer) if body.ended else Farewell(answer, body))(scope, receive, send)
+
+    async def _review(self, headers: Mapping[str, str], content: bytes) -> Mapping[str, Any]:
+        caller = self._caller(headers)
+        if caller is None or self._naming is None:
+            return allow(content)
+        review = judge(content, self._naming)
+        self._note(review.skipped)
+        events = [event for event in review.events if self._permits(caller, event)]
+        if events:
+            await self._report(events)
+        return review.response
+
+    def _caller(self, headers: Mapping[str, str]) -> Caller | None:
+        """Return who reports, None for nobody that may."""
+        if self._door == "open":
+            return Caller(name="admission")
+        found = self._tokens.current().identify(headers.get("authorization"))
+        return found if isinstance(found, Caller) else None
+
+    def _permits(self, caller: Caller, event: DeploymentEvent) -> bool:
+        try:
+            reports.checked_environment(event, caller, self._environment)
+        except NotPermitted:
+            self._note(Counter([Skipped.NOT_PERMITTED]))
+            return False
+        return True
+
+    async def _report(self, events: list[DeploymentEvent]) -> None:
+        """Report, and wait for it as long as the answer may wait: not at all while others have waited in vain."""
+        if len(self._behind) >= MAX_BEHIND:
+            self._note(Counter({Skipped.NOT_REPORTED: len(events)}))
+            return
+        reporting = asyncio.create_task(self._enqueue(events))
+        self._behind.add(reporting)
+        reporting.add_done_callback(self._behind.discard)
+        reporting.add_done_callback(self._late.discard)
+        if not self._late:
+            await asyncio.wait([reporting], timeout=ANSWER_SECONDS)
+        if not reporting.done():
+            self._late.add(reporting)
+
+    async def _enqueue(self, events: list[DeploymentEvent]) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                await self._producer.report_many(events)
+        except (RelayError, TimeoutError) as error:
+            if not self._skipped[Skipped.NOT_REPORTED]:  # once each time that it is counted, not for each review
+                _log.warning("what admission reviews deploy is not reported: %s", type(error).__name__)
+            self._note(Counter({Skipped.NOT_REPORTED: len(events)}))
+
+    def _note(self, skipped: Counter[Skipped]) -> None:
+        """Gather what is to be counted, so that not each review costs a round trip of its own."""
+        self._skipped.update({str(reason): number for reason, number in skipped.items()})
+        if self._skipped and self._counting is None:
+            self._counting = asyncio.create_task(self._count_later())
+
+    async def _count_later(self) -> None:
+        try:
+            await asyncio.sleep(COUNT_SECONDS)
+            await self._count()
+        finally:
+            self._counting = None
+
+    async def _count(self) -> None:
+        skipped, self._skipped = self._skipped, Counter()
+        with contextlib.suppress(RedisError):  # then it goes uncounted: nothing of an event hangs on it
+            await note_skipped(self._client, self._keys, skipped)

@@ -1,0 +1,128 @@
+"""How the gateway listens, over TLS if it has a certificate, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from relay.errors import ConfigurationError
+from relay.gateway.app import create_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from relay.settings import GatewaySettings, Settings
+
+#: How long requests under way have to end after SIGTERM; below the 10 s that `relay up` and Docker grant.
+STOP_SECONDS = 8
+
+#: How often the certificate's file is looked at.
+CERTIFICATE_SECONDS = 10
+
+log = logging.getLogger("relay.gateway")
+
+
+def create_server(settings: Settings) -> uvicorn.Server:
+    """Make the server, which logs no requests: their paths may hold what their senders should not have put there."""
+    certificate = _Certificate.of(settings.gateway)
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            ssl_context_factory=certificate.give if certificate else None,
+            callback_notify=certificate.refresh if certificate else None,
+            timeout_notify=CERTIFICATE_SECONDS,
+        )
+    )
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """Listen, or raise `ConfigurationError`: from here on the kernel takes connections."""
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the gateway cannot listen on {settings.host}, port {settings.port} (gateway.host, gateway.port): "
+            f"{error.strerror}"
+        ) from error
+
+
+def url_of(listening: socket.socket, *, scheme: str = "http") -> str:
+    """Give the URL of a listening socket, whichever port it got."""
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, which is raised again once the requests under way have had their answers."""
+    _allow_many_connections()
+    server = create_server(settings)
+    with listen(settings.gateway) as listening:
+        announce(url_of(listening, scheme="https" if settings.gateway.tls_cert else "http"))
+        server.run(sockets=[listening])
+
+
+def _allow_many_connections() -> None:
+    """Have as many descriptors as this process may have: a connection is one, and many clients keep theirs open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: hard may be more than the kernel takes
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class _Certificate:
+    """The server's certificate and key; connections made after the files have changed get the new ones."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = certificate, key
+        self._seen = self._mark()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._load()
+
+    @classmethod
+    def of(cls, settings: GatewaySettings) -> _Certificate | None:
+        """Return what the settings name, None for plain HTTP; `ConfigurationError` if it cannot be used."""
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        try:
+            return cls(settings.tls_cert, settings.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"gateway.tls_cert {settings.tls_cert} and gateway.tls_key {settings.tls_key} cannot be used: {error}"
+            ) from error
+
+    def give(self, *_: object) -> ssl.SSLContext:
+        """Return the context that the server is to use, whatever it knows of certificates."""
+        return self.context
+
+    async def refresh(self) -> None:
+        """Load the files again if they have changed; what cannot be used leaves what was loaded before."""
+        try:
+            seen = self._mark()
+            if seen != self._seen:
+                self._load()
+                self._seen = seen
+        except (OSError, ssl.SSLError) as error:
+            log.warning("the certificate stays the one that was read before: %s", error)
+
+    def _load(self) -> None:
+        self.context.load_cert_chain(*self._files)
+
+    def _mark(self) -> list[tuple[int, int]]:
+        return [(found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in self._files)]

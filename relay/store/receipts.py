@@ -1,0 +1,86 @@
+"""What became of an event, for whoever asked to be told.
+
+A receipt is kept for an event whose inbox entry has an `id` and a field `receipt`: while the event waits, and for
+`queue.receipt_for` once its fate is known. append.lua begins it, accept.lua and settle.lua write down what became of
+the event in the step that makes it so. Lines: status, when that was in Redis milliseconds, and for a dead letter its
+reason and detail. In Redis an event that waits is `queued` in the inbox and `accepted` in an outbox.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+    from relay.keys import Keys
+
+#: How often one that waits for a receipt looks, in seconds: at first, and at most.
+LOOK_SECONDS = (0.01, 0.5)
+
+_ACCEPTED = "accepted"
+
+
+class Status(StrEnum):
+    """What became of an event so far."""
+
+    QUEUED = "queued"
+    DELIVERED = "delivered"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    SUPERSEDED = "superseded"
+    DEAD = "dead"
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether nothing more becomes of it, a redrive apart."""
+        return self is not Status.QUEUED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """An event's fate, since when in Redis milliseconds, and for a dead letter why."""
+
+    status: Status
+    at: int
+    reason: str = ""
+    detail: str = ""
+
+    @classmethod
+    def decode(cls, value: bytes) -> Receipt:
+        """Read a key's value; a `ValueError` if it is none of ours."""
+        status, at, *death = value.decode(errors="replace").split("\n", 3)
+        reason, detail = (*death, "", "")[:2]
+        known = Status.QUEUED if status == _ACCEPTED else Status(status)
+        return cls(status=known, at=int(at), reason=reason, detail=detail)
+
+
+def read(client: Redis, keys: Keys, event_id: str) -> Receipt | None:
+    """Return an event's receipt; None if it asked for none, never came, or its receipt is not kept any more."""
+    return _decoded(client.get(keys.receipt(event_id)))
+
+
+async def read_async(client: AsyncRedis, keys: Keys, event_id: str) -> Receipt | None:
+    """`read`, for asyncio."""
+    return _decoded(await client.get(keys.receipt(event_id)))
+
+
+def wait(client: Redis, keys: Keys, event_id: str, seconds: float) -> Receipt | None:
+    """Return the receipt once it says what became of the event, or what is known when the time is over."""
+    pause, longest = LOOK_SECONDS
+    give_up_at = time.monotonic() + seconds
+    while True:
+        receipt = read(client, keys, event_id)
+        left = give_up_at - time.monotonic()
+        if receipt is None or receipt.status.is_final or left <= 0:
+            return receipt
+        time.sleep(min(pause, left))
+        pause = min(longest, pause * 1.5)
+
+
+def _decoded(value: Any) -> Receipt | None:
+    return None if value is None else Receipt.decode(value)

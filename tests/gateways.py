@@ -1,0 +1,63 @@
+"""A gateway on real sockets, in a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from relay.gateway import server
+from relay.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IMAGE = "registry.example.com/app@sha256:" + "0123456789abcdef" * 4
+BODY = json.dumps({"image": {"url": IMAGE}, "environment": {"name": "production"}}, separators=(",", ":")).encode()
+TOKEN = "the-producers-token"
+DEADLINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A gateway in a thread of this process."""
+
+    url: str
+
+    def post(self, body: Any = BODY, path: str = "/", **headers: str) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.ask("POST", path, data=body, headers={"Authorization": f"Bearer {TOKEN}", **named})
+
+    def ask(self, method: str, path: str, **request: Any) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.request(method, self.url + path, timeout=DEADLINE_SECONDS, **request)
+
+    def connect(self) -> socket.socket:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS)
+
+
+@contextlib.contextmanager
+def running(redis_url: str, *, token: str = TOKEN, **sections: dict[str, Any]) -> Iterator[Running]:
+    sections = {
+        "redis": {"url": redis_url, "connect_timeout": 0.5, "timeout": 0.5},
+        "gateway": {"port": 0, "token": token},
+        **sections,
+    }
+    settings = Settings.load(**sections)
+    serving = server.create_server(settings)
+    with server.listen(settings.gateway) as listening:
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield Running(url=server.url_of(listening))
+        finally:
+            serving.should_exit = True
+            thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()

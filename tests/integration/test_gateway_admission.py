@@ -1,0 +1,179 @@
+"""Admission reviews through the gateway: always allowed, in time, and what they deploy is in the inbox."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from os import kill
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gateways import TOKEN, Running, running
+from rig import wait_for
+
+from relay.embedded import EmbeddedRedis
+from relay.errors import ConfigurationError
+from relay.gateway import reviewing, server
+from relay.keys import Keys
+from relay.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import requests
+    from redis import Redis
+
+REVIEWS = Path(__file__).parents[1] / "data" / "kubernetes"
+
+#: What the design grants a review, and a loaded machine on top.
+IN_TIME_SECONDS = 0.2 + 1.0
+
+
+def review(name: str, **changes: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((REVIEWS / f"review-{name}.json").read_text())
+    document["request"] |= changes
+    return document
+
+
+def ask(gateway: Running, body: object, **headers: str) -> requests.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return gateway.ask("POST", "/admission", data=content, headers={"Content-Type": "application/json", **headers})
+
+
+def is_allowed(answer: requests.Response, uid: str) -> bool:
+    document = answer.json()
+    return answer.status_code == 200 and document["response"] == {"uid": uid, "allowed": True}
+
+
+@pytest.fixture(scope="module")
+def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
+    with running(redis_server.url, kubernetes={"cluster": "kind-1"}) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(serving: Running, client: Redis) -> Running:
+    """One whose Redis is empty."""
+    return serving
+
+
+def inbox(client: Redis) -> list[dict[str, Any]]:
+    return [json.loads(fields[b"event"]) for _, fields in client.xrange(Keys().inbox)]
+
+
+@pytest.mark.parametrize("name", ["create", "status", "ephemeral"])
+def test_what_a_review_deploys_is_in_the_inbox_before_it_is_answered(
+    gateway: Running, client: Redis, name: str
+) -> None:
+    asked = review(name)
+    assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+    events = inbox(client)
+    assert events
+    assert {event["environment"]["name"] for event in events} == {f"kind-1/{asked['request']['namespace']}"}
+    [source] = {fields[b"source"] for _, fields in client.xrange(Keys().inbox)}
+    assert source == b"kind-1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"request": 7}', b'{"request": {"uid": 7}}',
+        b'{"request": {"uid": "", "object": []}}', b" " * 3_000_000,
+    ],
+)  # fmt: skip
+def test_nonsense_is_allowed(gateway: Running, client: Redis, body: bytes) -> None:
+    assert is_allowed(ask(gateway, body), "")
+    assert inbox(client) == []
+
+
+@pytest.mark.parametrize("asked", [review("dry-run"), review("delete"), review("create", resource={"resource": "x"})])
+def test_what_deploys_nothing_is_allowed_and_counted(gateway: Running, client: Redis, asked: dict[str, Any]) -> None:
+    assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+    assert inbox(client) == []
+    wait_for(lambda: any(name.startswith(b"skipped:") for name in client.hgetall(Keys().counts)), 20)
+
+
+def test_body_too_large_is_allowed_without_its_uid(gateway: Running, client: Redis) -> None:
+    assert is_allowed(ask(gateway, b" " * (reviewing.MAX_REVIEW_BYTES + 1)), "")
+
+
+def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
+    with gateway.connect() as connection:
+        began = time.monotonic()
+        connection.sendall(b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: 100\r\n\r\n{")
+        answer = connection.recv(10_000)
+        assert time.monotonic() - began < IN_TIME_SECONDS
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"allowed":true' in answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
+    with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
+        asked = review("create")
+        assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+        if number is signal.SIGKILL:
+            away.kill()
+        else:
+            kill(away.pid, number)
+        try:
+            for _ in range(5):
+                began = time.monotonic()
+                assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+                assert time.monotonic() - began < IN_TIME_SECONDS
+        finally:
+            if number is signal.SIGSTOP:
+                kill(away.pid, signal.SIGCONT)
+
+
+def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_server: EmbeddedRedis) -> None:
+    with running(redis_server.url, redis={"url": redis_server.url, "timeout": 20}) as gateway:
+        client.execute_command("CLIENT", "PAUSE", "700", "ALL")
+        asked = review("create")
+        assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+        client.execute_command("CLIENT", "UNPAUSE")
+        wait_for(lambda: bool(inbox(client)), 20)
+
+
+def test_no_more_reports_than_allowed_are_behind(
+    redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reviewing, "MAX_BEHIND", 0)
+    with running(redis_server.url) as gateway:
+        asked = review("create")
+        assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+    assert inbox(client) == []
+    assert client.hget(Keys().counts, "skipped:not_reported"), "counted at the latest when it ends"
+
+
+def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client: Redis) -> None:
+    asked = review("create")
+    uid = asked["request"]["uid"]
+    for admission, taken in (("token", True), ("off", False)):
+        client.flushall()
+        with running(redis_server.url, gateway={"port": 0, "token": TOKEN, "admission": admission}) as gateway:
+            assert is_allowed(ask(gateway, asked), uid)
+            assert is_allowed(ask(gateway, asked, Authorization="Bearer guessed"), uid)
+            assert inbox(client) == []
+            assert is_allowed(ask(gateway, asked, Authorization=f"Bearer {TOKEN}"), uid)
+            assert bool(inbox(client)) is taken
+
+
+def test_token_of_other_environments_reports_nothing(
+    redis_server: EmbeddedRedis, client: Redis, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text('[one]\ntoken = "of-one"\nenvironments = ["elsewhere"]\n')
+    asked = review("create")
+    with running(redis_server.url, gateway={"port": 0, "tokens_file": file, "admission": "token"}) as gateway:
+        assert is_allowed(ask(gateway, asked, Authorization="Bearer of-one"), asked["request"]["uid"])
+    assert inbox(client) == []
+    assert client.hget(Keys().counts, "skipped:not_permitted")
+
+
+def test_template_that_lacks_the_clusters_name_is_refused_at_the_start() -> None:
+    settings = Settings.load(kubernetes={"environment_template": "{cluster}/{namespace}"})
+    with pytest.raises(ConfigurationError, match="CLUSTER_NAME"):
+        server.create_server(settings)

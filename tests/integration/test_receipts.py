@@ -1,0 +1,205 @@
+"""Receipts: who asked is told what became of an event, by the step that makes it so."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from drains import KEYS, TOKEN, image_of, report_image, retries_are_due, running
+
+from relay import DeploymentEvent, Producer
+from relay.settings import Settings
+from relay.store import dead, receipts
+from relay.store.receipts import Receipt, Status
+from relay.store.redriving import Redrive, redrive_all
+from workers.deliver import drain_outboxes
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
+
+from relay.sandbox import Sandbox
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    with running(redis_server, api) as made:
+        yield made
+
+
+@pytest.fixture
+def producer(redis_server: EmbeddedRedis) -> Iterator[Producer]:
+    with Producer(settings=Settings.load(redis={"url": redis_server.url})) as made:
+        yield made
+
+
+def ask(producer: Producer, version: str, event_id: str, **fields: Any) -> None:
+    event = DeploymentEvent.of(image_of("app", version), environment="production", id=event_id, **fields)
+    producer.report_event(event, receipt=True)
+
+
+def status_of(client: Redis, event_id: str) -> Status | None:
+    receipt = receipts.read(client, KEYS, event_id)
+    return receipt.status if receipt else None
+
+
+def work(runtime: Runtime) -> None:
+    drain_inbox(runtime)
+    drain_outboxes(runtime, ["production"])
+
+
+def test_receipt_follows_an_event_from_inbox_to_api(client: Redis, producer: Producer, runtime: Runtime) -> None:
+    ask(producer, "a", "one")
+    assert status_of(client, "one") is Status.QUEUED
+    drain_inbox(runtime)
+    assert status_of(client, "one") is Status.QUEUED, "it waits in an outbox"
+    drain_outboxes(runtime, ["production"])
+    assert status_of(client, "one") is Status.DELIVERED
+    assert 0 < client.pttl(KEYS.receipt("one")) <= 900_000
+
+
+def test_event_without_the_wish_leaves_no_receipt(client: Redis, producer: Producer, runtime: Runtime) -> None:
+    producer.report_event(DeploymentEvent.of(image_of("app", "a"), environment="production", id="one"))
+    work(runtime)
+    assert receipts.read(client, KEYS, "one") is None
+    assert not client.keys(f"{KEYS.receipts}*")
+
+
+def test_duplicate_and_stale_events_say_so(client: Redis, producer: Producer, runtime: Runtime) -> None:
+    ask(producer, "a", "one", time="2025-06-01T12:00:00Z")
+    ask(producer, "a", "two")
+    ask(producer, "b", "three", time="2025-06-01T11:00:00Z")
+    work(runtime)
+    assert [status_of(client, each) for each in ("one", "two", "three")] == ["delivered", "duplicate", "stale"]
+
+
+def test_repeat_under_one_id_keeps_the_receipt_of_the_first(
+    client: Redis, producer: Producer, runtime: Runtime
+) -> None:
+    ask(producer, "a", "one")
+    ask(producer, "a", "one")
+    drain_inbox(runtime)
+    assert status_of(client, "one") is Status.QUEUED, "its first copy is on its way"
+    drain_outboxes(runtime, ["production"])
+    ask(producer, "a", "one")
+    assert status_of(client, "one") is Status.DELIVERED
+    work(runtime)
+    assert status_of(client, "one") is Status.DELIVERED
+
+
+def test_dead_letter_says_why_and_a_later_report_begins_anew(
+    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 422, "count": 1}]
+    ask(producer, "a", "one")
+    work(runtime)
+    receipt = receipts.read(client, KEYS, "one")
+    assert receipt
+    assert (receipt.status, receipt.reason) == (Status.DEAD, "refused")
+    assert "422" in receipt.detail
+
+    ask(producer, "a", "one")
+    assert status_of(client, "one") is Status.QUEUED
+    work(runtime)
+    assert status_of(client, "one") is Status.DELIVERED
+
+
+def test_redriven_dead_letter_brings_its_receipt_along(
+    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 422, "count": 1}]
+    ask(producer, "a", "one")
+    work(runtime)
+    redrive = Redrive(client, KEYS, max_backlog=100)
+    assert redrive.begin()
+    assert [step.moved for step in redrive_all(redrive, dead.EVERYTHING)][-1] == 1
+    redrive.end()
+    work(runtime)
+    assert status_of(client, "one") is Status.DELIVERED
+
+
+def test_event_that_waits_for_a_retry_is_queued(
+    client: Redis, redis_server: EmbeddedRedis, producer: Producer, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 500, "count": 1}]
+    with running(redis_server, api, delivery={"backoff_initial": "5m"}) as runtime:
+        ask(producer, "a", "one")
+        work(runtime)
+        assert status_of(client, "one") is Status.QUEUED
+        retries_are_due(client)
+        work(runtime)
+    assert status_of(client, "one") is Status.DELIVERED
+
+
+def test_superseded_event_says_so(
+    client: Redis, redis_server: EmbeddedRedis, producer: Producer, api: Sandbox
+) -> None:
+    with running(redis_server, api, delivery={"history": "latest"}) as runtime:
+        ask(producer, "a", "one")
+        ask(producer, "b", "two")
+        work(runtime)
+    assert [status_of(client, each) for each in ("one", "two")] == ["superseded", "delivered"]
+
+
+def test_superseded_while_it_waits_for_a_retry_says_so(
+    client: Redis, redis_server: EmbeddedRedis, producer: Producer, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 500, "count": 1}]
+    with running(redis_server, api, delivery={"history": "latest", "backoff_initial": "5m"}) as runtime:
+        ask(producer, "a", "one")
+        work(runtime)
+        ask(producer, "b", "two")
+        work(runtime)
+        retries_are_due(client)
+        work(runtime)
+    assert [status_of(client, each) for each in ("one", "two")] == ["superseded", "delivered"]
+
+
+def test_plain_xadd_can_ask_too_and_is_told_what_was_unreadable(client: Redis, runtime: Runtime) -> None:
+    report_image(client, image_of("app", "a"), id="good", receipt="1")
+    client.xadd(KEYS.inbox, {"event": "{", "id": "bad", "receipt": "1"})
+    client.xadd(KEYS.inbox, {"event": "{", "receipt": "1"})
+    client.xadd(KEYS.inbox, {"event": "{", "id": "x" * 200, "receipt": "1"})
+    work(runtime)
+    assert status_of(client, "good") is Status.DELIVERED
+    receipt = receipts.read(client, KEYS, "bad")
+    assert receipt
+    assert (receipt.status, receipt.reason) == (Status.DEAD, "invalid")
+    assert "JSON" in receipt.detail
+    assert len(client.keys(f"{KEYS.receipts}*")) == 2
+
+
+def test_one_who_waits_is_told_as_soon_as_it_is_known(client: Redis, producer: Producer, runtime: Runtime) -> None:
+    ask(producer, "a", "one")
+    assert receipts.wait(client, KEYS, "one", 0.05) == receipts.read(client, KEYS, "one"), "the time is over"
+    worker = threading.Timer(0.1, work, [runtime])
+    worker.start()
+    receipt = receipts.wait(client, KEYS, "one", 30)
+    worker.join()
+    assert receipt
+    assert receipt.status is Status.DELIVERED
+    assert receipts.wait(client, KEYS, "never-heard-of", 30) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"queued\n5", Receipt(status=Status.QUEUED, at=5)),
+        (b"accepted\n5", Receipt(status=Status.QUEUED, at=5)),
+        (b"dead\n5\nrefused\na\nb", Receipt(status=Status.DEAD, at=5, reason="refused", detail="a\nb")),
+    ],
+)  # fmt: skip
+def test_receipt_is_read_as_the_scripts_write_it(value: bytes, expected: Receipt) -> None:
+    assert Receipt.decode(value) == expected
