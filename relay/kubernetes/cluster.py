@@ -34,7 +34,7 @@ from relay.errors import ClusterUnavailable, ConfigurationError
 from relay.kubernetes import shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from relay.settings import KubernetesSettings
 
@@ -116,7 +116,7 @@ class Cluster:
         """Return one namespace."""
         return self._object(f"namespace {name}", "read_namespace", name)
 
-    def watch_pods(self, position: str, *, seconds: int) -> Iterator[Mapping[str, Any]]:
+    def watch_pods(self, position: str, *, seconds: int) -> Generator[Mapping[str, Any]]:
         """Yield what happens to pods after `position`, for as long; then end.
 
         Yields `{"type": …, "object": …}`, as they come, but for an ERROR, which is raised with its code. The server
@@ -137,10 +137,8 @@ class Cluster:
                 _request_timeout=(CONNECT_SECONDS, silence),
             )
             with contextlib.closing(response):
-                for line in _lines(response):
+                for line in _lines(response, deadline):
                     yield _change(line)
-                    if time.monotonic() > deadline:
-                        return
 
     def _pod_call(self) -> tuple[str, ...]:
         namespace = self._settings.namespace
@@ -221,10 +219,12 @@ def _given(**parameters: str) -> dict[str, str]:
     return {name: value for name, value in parameters.items() if value}
 
 
-def _lines(response: urllib3.HTTPResponse) -> Iterator[bytes]:
-    """Yield the lines that came whole; what is cut off at the end was not told."""
+def _lines(response: urllib3.HTTPResponse, deadline: float) -> Iterator[bytes]:
+    """Yield the lines that came whole, until the deadline; what is cut off at the end was not told."""
     pending = bytearray()
     for chunk in response.stream(amt=None):
+        if time.monotonic() > deadline:
+            return
         pending += chunk
         *lines, rest = pending.split(b"\n")
         yield from (bytes(line) for line in lines if line.strip())

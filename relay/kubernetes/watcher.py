@@ -50,6 +50,9 @@ GOOD_WATCH_SECONDS = 30.0
 #: A watch that ends sooner than this and said nothing was not one.
 NO_WATCH_SECONDS = 0.5
 
+#: When a listing that failed is made again, if there is a place to follow on from meanwhile.
+LIST_AGAIN_SECONDS = 30.0
+
 #: The longest pause without a sign of life.
 BEAT_SECONDS = 5.0
 
@@ -124,12 +127,13 @@ class Watcher:
         seconds = min(self._random.uniform(*WATCH_SECONDS), list_at - began)
         heard = False
         try:
-            for change in self._cluster.watch_pods(self._place, seconds=max(1, round(seconds))):
-                heard, self._failures = True, 0
-                self._heartbeat.beat()
-                self._take(change)
-                if self._list_at < list_at or time.monotonic() >= list_at:
-                    return
+            with contextlib.closing(self._cluster.watch_pods(self._place, seconds=max(1, round(seconds)))) as changes:
+                for change in changes:
+                    self._heartbeat.beat()
+                    self._take(change)
+                    heard, self._failures = True, 0
+                    if self._list_at < list_at or time.monotonic() >= list_at:
+                        return
         finally:
             lasted = time.monotonic() - began
             if lasted >= GOOD_WATCH_SECONDS:
@@ -190,10 +194,14 @@ class Watcher:
             raise ConfigurationError(f"the API server does not take the question: {error}") from error
         if not self._is_patient:
             raise error
-        log.warning("%s; %s in %.1f s", error, following.step, following.after_seconds)
-        if following.step is Step.LIST:
+        if self._place and not is_watching:
+            log.warning("%s; followed on, and listed anew in %.0f s", error, LIST_AGAIN_SECONDS)
+            self._list_at = time.monotonic() + LIST_AGAIN_SECONDS
+        else:
+            log.warning("%s; %s in %.1f s", error, following.step, following.after_seconds)
+            self._pause(following.after_seconds)
+        if following.step is Step.LIST and is_watching:
             self._place = ""
-        self._pause(following.after_seconds)
         if following.renew:
             self._cluster.renew()
 
@@ -235,7 +243,7 @@ class _Listing:
 
 
 class _Heartbeat:
-    """A file whose time of modification says that we live; one that cannot be written any more says that we do not."""
+    """A file whose time of modification says that we live; not to be able to write it any more is not to live."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

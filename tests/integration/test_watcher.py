@@ -286,6 +286,20 @@ def test_a_watch_that_fails_again_and_again_is_replaced_by_a_listing(
     assert (api.count("watch"), api.count("list")) == (5, 2)
 
 
+def test_a_listing_that_fails_later_on_is_made_again_while_it_follows(
+    api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LIST_AGAIN_SECONDS", 1)
+    api.put(web("a"))
+    watch.turn()
+    watch.watcher._list_at = 0
+    api.fail(429, verb="list")
+    watch.turn()
+    api.put(web("b"))
+    assert watch.turn() == ["a", "b"]
+    wait_for(lambda: bool(watch.turn()) and api.count("list") == 3, 20)
+
+
 def test_retry_after_is_waited_for(api: KubernetesApi, watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
     api.fail(429, verb="list", retry_after=1)
     watch.turn()
@@ -323,7 +337,9 @@ def test_a_node_that_cannot_be_asked_for_just_now_holds_the_place(api: Kubernete
     api.put({"kind": "Node", "metadata": {"name": "new"}, "status": {"nodeInfo": info}})
     api.put(web("a", spec={"nodeName": "new", "containers": CONTAINERS}))
     api.fail(500, resource="nodes", verb="get")
-    assert watch.turn() == []
+    api.fail(500, resource="nodes", verb="get")
+    assert watch.turn(2) == []
+    assert watch.watcher._failures == 2, "what could not be taken was counted as heard, and its pause never grows"
     watch.turn()
     assert [body["platform"]["architecture"] for body in watch.bodies()] == ["s390x"]
 
