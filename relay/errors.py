@@ -8,6 +8,7 @@ RelayError
 ├── QueueUnavailable        Redis did not take the event, or its answer was lost (exit code 69, HTTP 503)
 │   └── SpoolUnavailable    nor did the spool take it: it is full, or the disk refuses
 ├── GatewayRefused          the gateway does not take reports from us like this: its token, its URL (exit code 1)
+├── ClusterUnavailable      Kubernetes' API server did not answer, or would not; `.status` is HTTP's (exit code 69)
 ├── LeaseLost               another drain holds the lease; what was not committed is not ours any more
 └── ChildFailed             a process that we started ended early, or was not ready in time
 """
@@ -73,6 +74,17 @@ class GatewayRefused(RelayError):  # noqa: N818 - says what happened
 
 class SpoolUnavailable(QueueUnavailable):
     """Neither did the spool take the event: it is full, or its directory cannot be used."""
+
+
+class ClusterUnavailable(RelayError):  # noqa: N818 - says what happened
+    """Kubernetes' API server did not answer, or what it answered is no answer to the question."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        #: HTTP's, or that of an ERROR within a watch; None if it came to none.
+        self.status = status
+        #: What its `Retry-After` asks for; 0 for nothing.
+        self.retry_after_seconds = retry_after_seconds
 
 
 class LeaseLost(RelayError):  # noqa: N818 - says what happened

@@ -398,6 +398,21 @@ class KubernetesSettings(_Section):
     ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
     """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
     JSON array."""
+    namespace: str = ""
+    """The one namespace that the watcher looks at; empty is all of them."""
+    selector: str = ""
+    """The label selector of the pods that the watcher looks at; empty is all of them."""
+    snapshot_interval: PositiveDuration = 3600.0
+    """How often the watcher lists all pods, beside following their changes."""
+    page_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Objects that the watcher asks for in one page of a listing."""
+    silence: PositiveDuration = 90.0
+    """How long a watch may say nothing before it is taken for dead and made anew. API servers send a bookmark about
+    once a minute."""
+    settle: PositiveDuration = 10.0
+    """How soon the watcher lists all pods again once a rollout was undone."""
+    heartbeat_file: Path | None = None
+    """A file that the watcher touches for as long as it is alive, at least every `silence`."""
 
     @property
     def derived_environment_template(self) -> str:

@@ -21,6 +21,7 @@ COMMANDS = {
     "worker": "Run a Celery worker that takes in and delivers.",
     "gateway": "Run the HTTP side: reports, health.",
     "metrics": "Serve what Prometheus scrapes.",
+    "watch": "Report what runs in a cluster, and follow its changes.",
     "up": "Run everything on this machine.",
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",
