@@ -125,6 +125,15 @@ class QueueSettings(_Section):
     rest to record what they do. Without a `maxmemory` it means nothing."""
 
 
+class SpoolSettings(_Section):
+    """Where `Producer` and `relay report` keep events while Redis is away."""
+
+    directory: str = ""
+    """A directory on a local disk; empty means that a Redis that is away is an error."""
+    max_bytes: Count = 67_108_864
+    """Bytes that may lie there before events are refused."""
+
+
 class ApiSettings(_Section):
     """The reporting API."""
 
@@ -261,6 +270,8 @@ class GatewaySettings(_Section):
     admission: Literal["open", "token", "off"] = "open"
     """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
     or nobody."""
+    metrics: Literal["open", "token", "off"] = "open"
+    """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
     tls_cert: Path | None = None
     """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
     tls_key: Path | None = None
@@ -279,6 +290,18 @@ class GatewaySettings(_Section):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")
         return self
+
+
+class MetricsSettings(_Section):
+    """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
+
+    host: str = "127.0.0.1"
+    """Address that `relay metrics` listens on. Whoever reaches it may read it: environments' names, but no events."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9780
+    """Port that `relay metrics` listens on; 0 picks a free one."""
+    environments: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Environments with series of their own, those with the most deliveries and the most waiting; the others are
+    summed up as `other`."""
 
 
 #: What the templates of `[kubernetes]` may ask for.
@@ -332,6 +355,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
+    spool: SpoolSettings = SpoolSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}
@@ -339,6 +363,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")

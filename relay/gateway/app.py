@@ -27,6 +27,8 @@ from relay.gateway.reporting import Reporting
 from relay.gateway.reviewing import Reviewing
 from relay.gateway.tokens import TokenSource
 from relay.keys import Keys
+from relay.metrics.exporter import Exporter
+from relay.metrics.exposition import CONTENT_TYPE
 from relay.producer import AsyncProducer
 from relay.store import receipts
 
@@ -55,6 +57,7 @@ def create_app(settings: Settings) -> ASGIApp:
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
             Route("/admission", gateway.reviewing, methods=["POST"]),
             Route("/events/{event_id:path}", gateway.receipt, methods=["GET"]),
+            Route("/metrics", gateway.metrics, methods=["GET"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
             Route("/readyz", gateway.readyz, methods=["GET"]),
             Route("/openapi.json", gateway.openapi, methods=["GET"]),
@@ -76,6 +79,8 @@ class _Gateway:
         self._producer = AsyncProducer(settings=settings)
         self.reporting = Reporting(settings, self._tokens, self._producer, self._client)
         self.reviewing = Reviewing(settings, self._tokens, self._producer, self._client)
+        self._metrics = settings.gateway.metrics
+        self._exporter = Exporter(settings)
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     @contextlib.asynccontextmanager
@@ -87,12 +92,13 @@ class _Gateway:
             await self.reviewing.close()
             await self._producer.close()
             await self._client.aclose()
+            self._exporter.close()
 
     async def receipt(self, request: Request) -> Response:
         """Tell what became of an event."""
         event_id: str = request.path_params["event_id"]
         try:
-            reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
+            self._admit(request)
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
@@ -100,6 +106,20 @@ class _Gateway:
         except (RedisError, TimeoutError) as error:
             return response_of(reports.answer_unavailable(error))
         return response_of(reports.answer_receipt(event_id, found))
+
+    def metrics(self, request: Request) -> Response:
+        """Tell what Prometheus scrapes; Starlette runs this in a thread, for it waits for Redis."""
+        if self._metrics == "off":
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        if self._metrics == "token":
+            try:
+                self._admit(request)
+            except RelayError as error:
+                return response_of(reports.answer_error(error))
+        return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
+
+    def _admit(self, request: Request) -> None:
+        reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
 
     async def healthz(self, _request: Request) -> Response:
         """Tell that the process is alive, which says nothing of Redis."""
