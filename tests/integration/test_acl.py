@@ -338,8 +338,12 @@ class TestTheOthers:
 
 
 def relay(guarded: Guarded, user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(guarded, user, "relay", *arguments)
+
+
+def run(guarded: Guarded, user: str, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "relay", *arguments],
+        [sys.executable, "-m", *command],
         env={**os.environ, "RELAY_REDIS_URL": guarded.url(user)},
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
@@ -359,8 +363,9 @@ class TestAWholeRelay:
                     return f"{estate.ledger()}, refused: {guarded.refused()}"
 
                 estate.start_worker()
-                with Celery(broker=guarded.url("relay-flower"), set_as_current=False) as app:
-                    assert app.control.inspect(timeout=10, limit=1).ping()  # as Flower asks who there is
+                # As Flower asks who there is.
+                asked = run(guarded, "relay-flower", "celery", "-A", "workers", "inspect", "ping", "--timeout", "10")
+                assert "pong" in asked.stdout
                 assert relay(guarded, "relay-operator", "pause", "staging").returncode == 0
                 with Producer(guarded.url("relay-producer"), settings=Settings.load()) as reporter:
                     reporter.report(IMAGE, environment="production")
