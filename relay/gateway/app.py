@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from relay.gateway.console.site import Console
     from relay.settings import Settings
 
 #: How long Redis may take to answer the PING of `/readyz`.
@@ -49,9 +50,9 @@ REPORT_PATHS = ("/", "/v1/deployments")
 log = logging.getLogger("relay.gateway")
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings, console: Console) -> ASGIApp:
     """Wire the gateway. It connects to Redis when it must, and closes that at the end of its lifespan."""
-    gateway = _Gateway(settings)
+    gateway = _Gateway(settings, console)
     app = Starlette(
         routes=[
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
@@ -61,6 +62,7 @@ def create_app(settings: Settings) -> ASGIApp:
             Route("/healthz", gateway.healthz, methods=["GET"]),
             Route("/readyz", gateway.readyz, methods=["GET"]),
             Route("/openapi.json", gateway.openapi, methods=["GET"]),
+            *console.routes,
         ],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=gateway.lifespan,
@@ -72,7 +74,8 @@ def create_app(settings: Settings) -> ASGIApp:
 class _Gateway:
     """One for the process: its connections, and the endpoints that use them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._console = console
         self._tokens = TokenSource(settings.gateway)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
@@ -87,7 +90,8 @@ class _Gateway:
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """Close the connections at the end."""
         try:
-            yield
+            async with self._console.running():
+                yield
         finally:
             await self.reviewing.close()
             await self._producer.close()
