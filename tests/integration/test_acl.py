@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from relay import Producer
 from relay.embedded import EmbeddedRedis
 from relay.errors import QueueFull, QueueUnavailable
 from relay.keys import Keys
+from relay.metrics.exporter import Exporter
 from relay.sandbox import Sandbox
 from relay.settings import Settings
 from relay.stack import Stack
@@ -283,6 +285,12 @@ class TestTheOthers:
             assert gateway.ask("GET", "/readyz").status_code == 200
         assert not guarded.refused()
 
+    @pytest.mark.usefixtures("administrator")
+    def test_what_a_gateway_refuses_is_counted(self, guarded: Guarded) -> None:
+        with running(guarded.url("relay-gateway"), queue={"max_backlog": 1}) as gateway:
+            assert [gateway.post().status_code for _ in range(2)] == [202, 429]
+        assert not guarded.refused()
+
     def test_a_celery_producer_sends(self, guarded: Guarded, administrator: Redis) -> None:
         with Celery(broker=guarded.url("relay-celery"), set_as_current=False) as app:
             app.send_task("relay.report", args=[{"image": {"url": IMAGE}}], retry=False)
@@ -327,6 +335,12 @@ class TestTheOthers:
                         client.execute_command(*command)
                     with pytest.raises(ResponseError):
                         client.eval("return redis.call(unpack(ARGV))", 0, *command)
+
+    @pytest.mark.usefixtures("administrator")
+    def test_a_monitor_sees_every_metric_but_how_redis_syncs(self, guarded: Guarded) -> None:
+        with contextlib.closing(Exporter(settings(guarded.url("relay-monitor")))) as exporter:
+            assert b"\nrelay_up 1" in exporter.scrape()
+        assert guarded.refused() == {"relay-monitor: command config|get"}
 
     def test_nobody_is_an_administrator(self, guarded: Guarded) -> None:
         for user in re.findall(r"^user (relay-\S+)", USERS, re.MULTILINE):

@@ -279,6 +279,7 @@ class TestPods:
             [port] = container["ports"]
             assert (settings.gateway.host, settings.gateway.port) == ("0.0.0.0", port["containerPort"])
             assert settings.gateway.admission == ("open" if role == "admission" else "off")
+            assert (settings.gateway.metrics, settings.gateway.operator_token.get_secret_value()) == ("off", "")
             assert (settings.gateway.tls_cert is not None) == (port["name"] == "https") == (role == "admission")
         if role == "metrics":
             assert settings.metrics.port == container["ports"][0]["containerPort"]
@@ -288,7 +289,7 @@ class TestPods:
         """Settings pass over a name that has no section, such as RELAY_REDIS_URI."""
         [container] = PODS[role]["spec"]["containers"]
         known = {f"RELAY_{section}__{key}".upper() for section, key in setting_names()}
-        known |= {"RELAY_REDIS_URL", "RELAY_API_URL", "RELAY_API_TOKEN_FILE", "HOME"}
+        known |= {"RELAY_REDIS_URL", "RELAY_API_URL", "RELAY_API_TOKEN_FILE"}
         assert set(variables(container)) <= known
 
     def test_files_that_settings_name_are_mounted(self) -> None:
