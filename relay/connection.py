@@ -23,10 +23,10 @@ RETRIES = 3
 RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
+def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     """Return a client that has not connected yet; its pool belongs to this process alone."""
     try:
-        return redis.Redis.from_url(settings.url, **options(settings, Retry(_backoff(), RETRIES)))
+        return redis.Redis.from_url(settings.url, **options(settings, Retry(_backoff(), retries)))
     except ValueError as error:
         raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
 

@@ -121,7 +121,9 @@ def drain_inbox(runtime: Runtime) -> IntakeReport | None:
     """
     keys, client, settings = runtime.keys, runtime.client, runtime.settings
     token = leases.new_token()
-    call = leases.acquire_call(keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease)
+    call = leases.acquire_call(
+        keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease, counts=keys.counts
+    )
     lease = leases.acquired(scripts.run(client, call))
     if lease is None:
         return None
@@ -333,7 +335,7 @@ def _accept_call(
 ) -> scripts.Call:
     keys, settings = runtime.keys, runtime.settings
     script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
-    script_keys.append(keys.receipts)
+    script_keys += [keys.receipts, keys.environments(DEFAULT_ENDPOINT)]
     seconds = (
         settings.worker.lease,
         settings.worker.sweep,

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "Enqueue deployment events.",
     "worker": "Run a Celery worker that takes in and delivers.",
     "gateway": "Run the HTTP side: reports, health.",
+    "metrics": "Serve what Prometheus scrapes.",
     "up": "Run everything on this machine.",
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -136,7 +136,16 @@ def read_ledger(client: Redis, keys: Keys) -> Ledger:
     """Read the ledger in one atomic snapshot."""
     call = scripts.Call(_LEDGER, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
     counts, latency, inbox, dead_waiting = scripts.run(client, call)
-    totals = {name.decode(): int(value) for name, value in zip(counts[::2], counts[1::2], strict=True)}
+    return ledger_of(totals_of(counts), latency, inbox=inbox, dead_waiting=dead_waiting)
+
+
+def totals_of(flat: Sequence[bytes]) -> dict[str, int]:
+    """Read a hash of counters as a script returns it."""
+    return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def ledger_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int, dead_waiting: int) -> Ledger:
+    """Make the ledger of its counters, the latency's hash, and the lengths of two streams."""
     reasons = {name.removeprefix("dead:"): value for name, value in totals.items() if name.startswith("dead:")}
     return Ledger(
         added=totals.get("taken", 0) + inbox - totals.get("redriven", 0),

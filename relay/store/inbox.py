@@ -151,7 +151,7 @@ def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
 
     If any wait, a bell counts as under way: the caller must ring it.
     """
-    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell)
+    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell, keys.counts)
     return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(bell_seconds * 1000)))))
 
 
