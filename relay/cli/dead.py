@@ -17,7 +17,7 @@ from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, s
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
 from relay.settings import PositiveDuration
-from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, walk
+from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
 from relay.store.redriving import Redrive, redrive_all
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from relay.cli.shard import Shard
-    from relay.store.dead import DeadLetter, Page
+    from relay.store.dead import DeadLetter
 
 #: Letters that `list` shows unless told otherwise.
 LISTED = 50
@@ -227,7 +227,7 @@ def drop_(
         _confirm(shard, filters, "drop", yes=yes)
         dropped = 0
         with _bar(count(shard.client, shard.keys)) as tell:
-            for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+            for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
                 dropped += drop(shard.client, shard.keys, page)
                 tell(looked_at, f"{dropped:,} dropped")
     typer.echo(f"{dropped} dropped", err=True)
@@ -258,7 +258,7 @@ def export(
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
     written = 0
     with open_shard() as shard, _opened(output) as file:
-        for page, _ in _limited(walk(shard.client, shard.keys, filters), limit):
+        for page, _ in limited(walk(shard.client, shard.keys, filters), limit):
             file.writelines(json_line(letter) for letter in page)
             written += len(page)
         file.flush()
@@ -286,7 +286,7 @@ def _newest(shard: Shard, filters: Filters, limit: int) -> tuple[list[DeadLetter
     """Return the newest letters that match, the newest last, and how many letters were looked at."""
     found: list[DeadLetter] = []
     looked_at = 0
-    for page, seen in _limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
+    for page, seen in limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
         found += page
         looked_at = seen
     return found[::-1], looked_at
@@ -310,22 +310,10 @@ def _meant_by(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
         yield from page.letters
 
 
-def _limited(pages: Iterator[Page], limit: int | None) -> Iterator[tuple[list[DeadLetter], int]]:
-    """Pass on each page's letters until there were `limit`, with how many were looked at so far."""
-    looked_at = passed = 0
-    for page in pages:
-        looked_at += page.looked_at
-        letters = page.letters if limit is None else page.letters[: limit - passed]
-        passed += len(letters)
-        yield letters, looked_at
-        if passed == limit:
-            return
-
-
 def _rehearse(shard: Shard, filters: Filters, limit: int | None, would_be: str) -> None:
     reasons: Counter[str] = Counter()
     with _bar(count(shard.client, shard.keys)) as tell:
-        for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+        for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
             reasons.update(letter.reason for letter in page)
             tell(looked_at, f"{reasons.total():,} match")
     parts = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
