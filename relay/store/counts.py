@@ -87,15 +87,22 @@ def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[Environm
 
     Reads the key space in steps, and the environments in one round trip a step: changes nothing, blocks nobody.
     """
-    prefix = keys.of_outbox(endpoint, "").counts
-    found = {key.decode().removeprefix(prefix) for key in client.scan_iter(match=f"{_escaped(prefix)}*", count=1000)}
+    names = environment_names(client, keys, endpoint)
     paused = pausing.paused(client, keys, endpoint)
-    names = sorted(found | paused.keys())
     result = []
     for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
         some = names[start : start + _ENVIRONMENTS_AT_ONCE]
         result += _read_some(client, [keys.of_outbox(endpoint, name) for name in some], paused)
     return result
+
+
+def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
+    """Return the environments that ever got an event or are paused, in order."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.zrange(keys.environments(endpoint), 0, -1)
+    pipeline.hkeys(keys.paused(endpoint))
+    known, paused = pipeline.execute()
+    return sorted(name.decode() for name in {*known, *paused})
 
 
 def _read_some(client: Redis, outboxes: list[OutboxKeys], paused: dict[str, int]) -> list[EnvironmentCounts]:

@@ -162,7 +162,9 @@ def revived(letter: DeadLetter, *, force: bool) -> list[tuple[bytes, bytes]]:
     entry = [(b"redriven", _next_redrive(letter, force=force).encode().encode())]
     if not letter.was_accepted:
         return entry + [field for field in letter.fields if field[0] != b"redriven"][:MAX_FIELDS]
-    given = [(name, letter.named.get(name, b"")) for name in (b"event", b"id", b"source", b"time", b"receipt")]
+    given = [
+        (name, letter.named.get(name, b"")) for name in (b"event", b"id", b"source", b"time", b"receipt", b"resync")
+    ]
     return entry + [(name, _rfc3339(value) if name == b"time" else value) for name, value in given if value]
 
 
