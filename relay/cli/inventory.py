@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from relay.cli import EX_REFUSED
 from relay.cli.letters import printable
-from relay.cli.options import Json
+from relay.cli.options import Json  # noqa: TC001 - typer reads it
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import counts
@@ -18,7 +19,7 @@ from relay.store import inventory as store
 from relay.store.dead import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from relay.cli.shard import Shard
     from relay.store.inventory import Running
@@ -57,15 +58,15 @@ def inventory(
       relay inventory --search ghcr.io/acme/api
       relay inventory --json | jq -r 'select(.delivered | not) | .repository'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    found = 0
     with open_shard() as shard:
         running = _all(shard, environment, search)
+        first = next(running, None)
+        if first is None:
+            what = f"nothing like {search} was" if search else "nothing was"
+            typer.echo(f"{what} reported{f' in {environment}' if environment else ''}", err=True)
+            raise typer.Exit(EX_REFUSED)
         show = _show_json if as_json else _show_tables if sys.stdout.isatty() else _show_lines
-        found = show(running)
-    if not found:
-        where = f" in {environment}" if environment else ""
-        typer.echo(f"nothing was reported{f' that is like {search}' if search else ''}{where}", err=True)
-        raise typer.Exit(EX_REFUSED)
+        show(chain([first], running))
 
 
 def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
@@ -82,11 +83,9 @@ def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running
                 break
 
 
-def _show_json(running: Iterator[Running]) -> int:
-    number = 0
-    for number, each in enumerate(running, 1):
+def _show_json(running: Iterable[Running]) -> None:
+    for each in running:
         typer.echo(json.dumps(_as_json(each), ensure_ascii=False))
-    return number
 
 
 def _as_json(running: Running) -> dict[str, Any]:
@@ -103,28 +102,19 @@ def _as_json(running: Running) -> dict[str, Any]:
     }
 
 
-def _show_lines(running: Iterator[Running]) -> int:
-    number = 0
-    for number, each in enumerate(running, 1):
+def _show_lines(running: Iterable[Running]) -> None:
+    for each in running:
         instance, told = each.instance, each.told
         columns = [instance.environment, instance.repository, instance.name, instance.platform, each.digest]
         columns += [moment(each.since), "yes" if each.delivered else "no"]
         columns += [told.digest, moment(told.at)] if told else ["", ""]
         typer.echo("\t".join(map(printable, columns)))
-    return number
 
 
-def _show_tables(running: Iterator[Running]) -> int:
-    number = 0
-    rows: list[Running] = []
-    for number, each in enumerate(running, 1):
-        rows.append(each)
-        if len(rows) == ROWS:
-            _draw(rows)
-            rows.clear()
-    if rows:
+def _show_tables(running: Iterable[Running]) -> None:
+    rest = iter(running)
+    while rows := list(islice(rest, ROWS)):
         _draw(rows)
-    return number
 
 
 def _draw(rows: list[Running]) -> None:

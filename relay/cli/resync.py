@@ -44,9 +44,9 @@ def resync(
 ) -> None:
     """Deliver an environment's whole current state again: to another API, or to one that lost data.
 
-    Each instance whose digest was delivered is delivered once more. What is still on its way is delivered anyhow; what
-    is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the same
-    things once more.
+    Each instance whose digest was delivered is delivered once more. What is still on its way is delivered anyhow;
+    what is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the
+    same things once more.
 
     Exit codes: 0 done, 1 nothing is known of that environment, or you said no, 2 usage, 69 Redis not reachable, 75
     the queue stayed full (try again).
