@@ -78,9 +78,7 @@ def main(environments: int = 10_000, events: int = 1_000_000) -> None:
     with EmbeddedRedis(append_only=False) as server, redis.Redis.from_url(server.url) as client:
         started = time.perf_counter()
         fill(client, keys, environments, events)
-        print(
-            f"{environments:,} environments, {events:,} waiting events, filled in {time.perf_counter() - started:.0f} s"
-        )
+        print(f"{environments:,} environments, {events:,} waiting, filled in {time.perf_counter() - started:.0f} s")
         queue = Settings.load(redis={"url": server.url}).queue
         before = client.info("persistence")["rdb_changes_since_last_save"]
         print("the look itself")
