@@ -167,12 +167,9 @@ def _unknown_variables() -> Iterator[str]:
         known |= {f"RELAY_{section}__{key}".upper() for key in getattr(field.annotation, "model_fields", {})}
     for name in sorted(os.environ):
         upper = name.upper()
-        ours = (
-            upper.startswith("RELAY_")
-            and upper not in known
-            and not upper.startswith((_TESTS, "RELAY_ENVIRONMENTS__"))
-        )
-        if not ours or _SERVICE_LINK.fullmatch(upper):
+        if not upper.startswith("RELAY_") or upper in known or upper.startswith(_FAMILIES):
+            continue
+        if _SERVICE_LINK.fullmatch(upper):
             continue
         near = difflib.get_close_matches(upper, sorted(known), n=1, cutoff=0.75)
         meant = f"did you mean {near[0]}?" if near else "unset it; docs/settings.md has all there are"
