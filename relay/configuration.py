@@ -99,7 +99,11 @@ def check() -> list[str]:
     try:
         settings = Settings()
     except ValidationError as error:
-        return [*found, *(_placed(line) for line in faults(error))]
+        placed = [_placed(line) for line in faults(error)]
+        return [
+            *found,
+            *(line for line in placed if not any(line.startswith(f"{_variable(one)}: ") for one in found)),
+        ]
     except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
         return [*found, f"{path or 'environment'}: cannot be read: {_parse_fault(error)}"]
     return [*found, *_files(settings), *_urls(settings)]
@@ -185,7 +189,19 @@ def _placed(line: str) -> str:
     if len(path) < 2:  # noqa: PLR2004 - a section and a key
         return f"{os.environ.get('RELAY_CONFIG', '')}: {line}" if path[0] in _file() else line
     source, name = _source(path, _variables(), _file())
+    what += _meant(path) if what == "is not a setting" else ""
     return f"{name}: {'.'.join(path)}: {what}" if source is not Source.DEFAULT else line
+
+
+def _variable(fault: str) -> str:
+    """Return the variable that a fault begins with."""
+    return fault.partition(": ")[0]
+
+
+def _meant(path: tuple[str, ...]) -> str:
+    known = getattr(Settings.model_fields[path[0]].annotation, "model_fields", {})
+    near = difflib.get_close_matches(path[-1], sorted(known), n=1)
+    return f"; did you mean {path[0]}.{near[0]}?" if near else f"; [{path[0]}] has {', '.join(known)}"
 
 
 def _parse_fault(error: ValueError) -> str:
