@@ -1,6 +1,6 @@
 """Report which image, by digest, now runs in which environment; the relay owes the delivery."""
 
-from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError, SpoolUnavailable
 from relay.event import DeploymentEvent
 from relay.producer import AsyncProducer, Producer
 
@@ -13,4 +13,5 @@ __all__ = [
     "QueueFull",
     "QueueUnavailable",
     "RelayError",
+    "SpoolUnavailable",
 ]

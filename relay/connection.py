@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from relay.errors import ConfigurationError
@@ -26,7 +26,7 @@ RETRY_PAUSE_SECONDS = (0.02, 0.5)
 def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     """Return a client that has not connected yet; its pool belongs to this process alone."""
     try:
-        return redis.Redis.from_url(settings.url, **options(settings, Retry(_backoff(), retries)))
+        return redis.Redis.from_url(settings.url, **options(settings, _Retry(_backoff(), retries)))
     except ValueError as error:
         raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
 
@@ -34,9 +34,45 @@ def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
 def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
     """Return a client for asyncio; like `connect`."""
     try:
-        return redis.asyncio.Redis.from_url(settings.url, **options(settings, AsyncRetry(_backoff(), RETRIES)))
+        return redis.asyncio.Redis.from_url(settings.url, **options(settings, _AsyncRetry(_backoff(), RETRIES)))
     except ValueError as error:
         raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
+
+
+class _Retry(Retry):
+    """Tries again at one place only: redis-py retries a command, and within each try of it the connecting.
+
+    A Redis that takes connections and never answers would be waited for 16 times instead of 4. Each connection has
+    a copy of its own, and one caller at a time.
+    """
+
+    _within = False
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        if self._within:
+            return Retry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
+        self._within = True
+        try:
+            return super().call_with_retry(do, fail, *args, **kwargs)
+        finally:
+            self._within = False
+
+
+class _AsyncRetry(AsyncRetry):
+    """`_Retry`, for asyncio."""
+
+    _within = False
+
+    async def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        if self._within:
+            return await AsyncRetry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
+        self._within = True
+        try:
+            return await super().call_with_retry(do, fail, *args, **kwargs)
+        finally:
+            self._within = False
 
 
 def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ RelayError
 │   └── InvalidImage        its image reference is at fault
 ├── QueueFull               enough is waiting, or Redis is short of memory; try again later (exit code 75, HTTP 429)
 ├── QueueUnavailable        Redis did not take the event, or its answer was lost (exit code 69, HTTP 503)
+│   └── SpoolUnavailable    nor did the spool take it: it is full, or the disk refuses
 ├── LeaseLost               another drain holds the lease; what was not committed is not ours any more
 └── ChildFailed             a process that we started ended early, or was not ready in time
 """
@@ -63,6 +64,10 @@ class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
 
     #: Ids of the call's events that were enqueued before, for certain.
     enqueued: tuple[str, ...] = ()
+
+
+class SpoolUnavailable(QueueUnavailable):
+    """Neither did the spool take the event: it is full, or its directory cannot be used."""
 
 
 class LeaseLost(RelayError):  # noqa: N818 - says what happened

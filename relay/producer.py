@@ -6,12 +6,13 @@ import asyncio
 import uuid
 from collections import deque
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from redis.exceptions import RedisError, ResponseError
 
 from relay.connection import connect, connect_async, without_password
-from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
@@ -20,8 +21,10 @@ from relay.store import inbox, scripts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
+    from os import PathLike
     from types import TracebackType
 
+    from relay.detour import Detour, Sent
     from relay.store.scripts import Call
 
 #: Events that `report_many` and `report_stream` send in one round trip.
@@ -82,9 +85,19 @@ class _Reporter:
                 fields["receipt"] = "1"
         return _Chunk(entries, [fields.setdefault("id", uuid.uuid4().hex) for fields in entries])
 
-    def _call(self, entries: Iterable[Mapping[str, Any]]) -> Call:
+    def _call(
+        self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
+    ) -> Call:
         queue, kept = self._settings.queue, self._settings.delivery.max_age
-        return inbox.append_call(self._keys, entries, queue.max_backlog, queue.memory_watermark, kept)
+        return inbox.append_call(
+            self._keys,
+            entries,
+            queue.max_backlog,
+            queue.memory_watermark,
+            kept,
+            call=call,
+            mark_milliseconds=mark_milliseconds,
+        )
 
     def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
@@ -102,11 +115,24 @@ class Producer(_Reporter):
     Raises `InvalidEvent` for what can never be delivered, `QueueFull` when `queue.max_backlog` events wait or Redis
     is past `queue.memory_watermark`, and `QueueUnavailable` when Redis did not answer within its time-outs; after the
     last, the event may be enqueued or not: report it again with the same `id`, and it counts once.
+
+    With a `spool`, a directory (else that of the setting `spool.directory`), events wait on disk while Redis is away:
+    a report then returns once its events are there, and `spooled` counts them. They leave before the next report's,
+    or by `flush_spool`. Only when the spool does not take them either, a report raises `SpoolUnavailable`, which is a
+    `QueueUnavailable`. `QueueFull` stays what it is. See docs/spool.md.
     """
 
-    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        spool: str | PathLike[str] | None = None,
+    ) -> None:
         super().__init__(redis_url, settings)
-        self._client = connect(self._settings.redis)
+        directory = spool or self._settings.spool.directory
+        self._detour = self._open_spool(directory) if directory else None
+        self._client = connect(self._settings.redis, retries=0) if directory else connect(self._settings.redis)
 
     def report(
         self,
@@ -133,7 +159,8 @@ class Producer(_Reporter):
 
     def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return self._send(self._chunk([_with_id(event) if receipt else event], receipts=receipt))[0]
+        [ids] = self._send([self._chunk([_with_id(event) if receipt else event], receipts=receipt)])
+        return ids[0]
 
     def report_many(
         self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
@@ -146,12 +173,12 @@ class Producer(_Reporter):
         event that has an id of its own.
         """
         ids: list[str] = []
-        for chunk in self._chunks(events, receipts=receipts):
-            try:
-                ids += self._send(chunk)
-            except (QueueFull, QueueUnavailable) as error:
-                error.enqueued = tuple(ids)
-                raise
+        try:
+            for sent in self._send(self._chunks(events, receipts=receipts)):
+                ids += sent
+        except (QueueFull, QueueUnavailable) as error:
+            error.enqueued = tuple(ids)
+            raise
         return ids
 
     def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str]:
@@ -161,15 +188,48 @@ class Producer(_Reporter):
         whole or not at all; when one is refused, the ids yielded before are of events that are enqueued.
         """
         remaining = iter(events)
-        while chunk := list(islice(remaining, CHUNK)):
-            yield from self._send(self._chunk(chunk))
+        chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
+        for ids in self._send(self._chunk(chunk) for chunk in chunks):
+            yield from ids
 
-    def _send(self, chunk: _Chunk) -> list[str]:
+    @property
+    def spooled(self) -> int:
+        """How many of the events reported here went to the spool, because Redis was away."""
+        return self._detour.spooled if self._detour else 0
+
+    def flush_spool(self) -> Sent:
+        """Send all that waits in the spool, and tell how much that was; nothing if another process is at it.
+
+        Raises `QueueFull` and `QueueUnavailable` as reports do; what was sent before stays sent.
+        """
+        if self._detour is None:
+            raise ConfigurationError("there is no spool: set spool.directory (RELAY_SPOOL__DIRECTORY)")
+        return self._detour.flush()
+
+    def _send(self, chunks: Iterable[_Chunk]) -> Iterator[list[str]]:
+        """Take chunks, one for each step of this iterator, and give the ids of their events."""
+        if self._detour is not None:
+            yield from self._detour.send(chunks)
+            return
+        for chunk in chunks:
+            self._enqueue(chunk.entries)
+            yield chunk.ids
+
+    def _enqueue(
+        self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
+    ) -> None:
         try:
-            scripts.run(self._client, self._call(chunk.entries))
+            scripts.run(self._client, self._call(entries, call=call, mark_milliseconds=mark_milliseconds))
         except RedisError as error:
             raise self._refusal(error) from error
-        return chunk.ids
+
+    def _open_spool(self, directory: str | PathLike[str]) -> Detour:
+        from relay.detour import Detour  # noqa: PLC0415 - most producers have no spool
+        from relay.spool import Spool  # noqa: PLC0415 - the same
+
+        patience = self._settings.redis.timeout
+        spool = Spool(Path(directory), max_bytes=self._settings.spool.max_bytes, patience_seconds=patience)
+        return Detour(spool, self._enqueue, patience_seconds=patience)
 
     def close(self) -> None:
         """Close the connections. Reporting again opens new ones."""

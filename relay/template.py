@@ -53,4 +53,4 @@ def _is_known(field: str, known: Collection[str], maps: Collection[str]) -> bool
         return True
     name, bracket, rest = field.partition("[")
     key = rest.removesuffix("]")
-    return bool(bracket) and name in maps and rest.endswith("]") and bool(key) and not set(key) & set("[]")
+    return bool(bracket) and name in maps and bool(key) and not set(key) & set("[]")

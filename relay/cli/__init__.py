@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: Command → what it does, in the order of `relay --help`. The file of the same name has the function, or the group.
 COMMANDS = {
     "report": "Enqueue deployment events.",
+    "spool": "Look at what waits on disk because Redis was away, and send it.",
     "worker": "Run a Celery worker that takes in and delivers.",
     "gateway": "Run the HTTP side: reports, health.",
     "metrics": "Serve what Prometheus scrapes.",

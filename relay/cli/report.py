@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -41,6 +41,9 @@ def report(
     time: Annotated[
         str | None, typer.Option(help="When it was deployed (RFC 3339); leave it out if unknown.")
     ] = None,
+    spool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where events wait on disk while Redis is away (relay spool).")
+    ] = None,
 ) -> None:
     """Enqueue one deployment event and print its id, or enqueue a stream of JSON lines.
 
@@ -57,7 +60,7 @@ def report(
       relay report deployments.jsonl
       cat deployments.jsonl | relay report -
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with Producer() as producer:
+    with Producer(spool=spool) as producer, _telling_spooled(producer):
         if image == "-" or _is_file(image):
             if environment or name or platform or event_id or source or time:
                 raise ConfigurationError("options describe a single image: each line of a stream has its own fields")
@@ -67,6 +70,16 @@ def report(
                 image, environment=environment, name=name, platform=platform, id=event_id, source=source, time=time
             )
         )
+
+
+@contextmanager
+def _telling_spooled(producer: Producer) -> Iterator[None]:
+    """Say at the end, whatever it is, how many events wait on disk instead."""
+    try:
+        yield
+    finally:
+        if producer.spooled:
+            typer.echo(f"{producer.spooled} spooled; sent by the next report, or by `relay spool flush`", err=True)
 
 
 def _is_file(image: str) -> bool:

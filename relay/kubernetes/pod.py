@@ -50,6 +50,9 @@ _KINDS = (
     ("ephemeralContainers", "ephemeralContainerStatuses"),
 )
 
+#: A pod with more is not read: no pod is like that, and the API server waits for the admission's answer.
+MAX_CONTAINERS = 250
+
 #: An image that is named by its id on the node: `imagePullPolicy: Never` allows that.
 _IMAGE_ID = re.compile("(?:sha256:)?[0-9a-f]{64}")
 
@@ -134,7 +137,8 @@ class _Container:
     def has_started(self) -> bool:
         """Whether it runs or ever ran; a container between two restarts waits, and its last state tells."""
         state, last = shape.part(self.status, "state"), shape.part(self.status, "lastState")
-        return "running" in state or "terminated" in state or "terminated" in last
+        signs = state.get("running"), state.get("terminated"), last.get("terminated")
+        return any(isinstance(sign, dict) for sign in signs)
 
     @property
     def started(self) -> datetime | None:
@@ -167,8 +171,10 @@ def _containers(pod: Mapping[str, Any]) -> Iterator[_Container]:
 
 def _same_pod(before: Mapping[str, Any] | None, pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `before`, unless it is another pod: a StatefulSet's pods keep their names when they are replaced."""
+    if before is None or _has_too_many(before):
+        return {}
     same = shape.text(before, "metadata", "uid") == shape.text(pod, "metadata", "uid")
-    return before if before is not None and same else {}
+    return before if same else {}
 
 
 def _read(
@@ -205,7 +211,13 @@ def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload
         return Skipped.NOT_A_POD
     if naming.ignores(namespace):
         return Skipped.NAMESPACE_IGNORED
-    return Skipped.TERMINATING if shape.part(pod, "metadata").get("deletionTimestamp") else None
+    if shape.part(pod, "metadata").get("deletionTimestamp"):
+        return Skipped.TERMINATING
+    return Skipped.TOO_MANY_CONTAINERS if _has_too_many(pod) else None
+
+
+def _has_too_many(pod: Mapping[str, Any]) -> bool:
+    return sum(1 for kind, _ in _KINDS for _ in shape.each(pod, "spec", kind)) > MAX_CONTAINERS
 
 
 def _event(

@@ -28,6 +28,8 @@ class Skipped(StrEnum):
     NAMESPACE_IGNORED = "namespace_ignored"
     #: The pod is being deleted.
     TERMINATING = "terminating"
+    #: The pod has more containers than any pod has, `pod.MAX_CONTAINERS`.
+    TOO_MANY_CONTAINERS = "too_many_containers"
     #: The object is no pod, or has no namespace or name.
     NOT_A_POD = "not_a_pod"
     #: The review is neither of a creation nor of an update.

@@ -95,14 +95,18 @@ def append_call(
     max_backlog: int,
     memory_watermark: float = 1.0,
     receipt_seconds: float = 86_400.0,
+    *,
+    call: str = "",
+    mark_milliseconds: int | None = None,
 ) -> Call:
     """Return the call that adds entries as they are, all or none, once even if it is applied twice.
 
     A receipt that an entry asks for is kept that long while the event waits. `full_because` reads the error of a
-    queue that is full.
+    queue that is full. Calls of one name, made within the time of their mark, are one.
     """
-    script_keys = [keys.inbox, keys.counts, keys.appended(secrets.token_hex(8))]
-    args: list[Argument] = [max_backlog, memory_watermark, MARK_MILLISECONDS, round(receipt_seconds * 1000)]
+    script_keys = [keys.inbox, keys.counts, keys.appended(call or secrets.token_hex(8))]
+    mark = MARK_MILLISECONDS if mark_milliseconds is None else mark_milliseconds
+    args: list[Argument] = [max_backlog, memory_watermark, mark, round(receipt_seconds * 1000)]
     for fields in entries:
         args.append(2 * len(fields))
         for name, value in fields.items():

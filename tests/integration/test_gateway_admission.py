@@ -137,6 +137,19 @@ def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_serve
         wait_for(lambda: bool(inbox(client)), 20)
 
 
+def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
+    gateway: Running, client: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("canary")
+
+    monkeypatch.setattr(reviewing, "judge", broken)
+    asked = review("create")
+    assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+    assert "an admission review failed, and was allowed: RuntimeError" in caplog.text
+    assert "canary" not in caplog.text
+
+
 def test_no_more_reports_than_allowed_are_behind(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from pods import FOLDER, NAMING, digest_of, load, naming, pod_of
 from relay.event import Defaults, DeploymentEvent
 from relay.kubernetes import shape
 from relay.kubernetes.node import platform_of_node
-from relay.kubernetes.pod import PodReading, read_pinned, read_pod
+from relay.kubernetes.pod import MAX_CONTAINERS, PodReading, read_pinned, read_pod
 from relay.kubernetes.skipped import Skipped
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
@@ -23,6 +23,8 @@ from relay.platform import Platform
 from workers.verdict import Verdict, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workers.verdict import Accepted
 
 A, B, C = digest_of("a"), digest_of("b"), digest_of("c")
@@ -190,6 +192,7 @@ def test_what_has_no_name_or_namespace_is_no_pod(key: str) -> None:
         ({"state": {"terminated": {"exitCode": 0}}}, {}),
         ({"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 1}}}, {}),
         ({"state": {"waiting": {"reason": "ContainerCreating"}}}, {"not_running": 1}),
+        ({"state": {"running": None, "terminated": None, "waiting": {}}}, {"not_running": 1}),
         ({"state": {}}, {"not_running": 1}),
         ({}, {"not_running": 1}),
     ],
@@ -213,6 +216,26 @@ def test_a_status_belongs_to_its_containers_kind() -> None:
     pod = pod_of(f"{WEB}@{A}")
     pod["status"]["initContainerStatuses"] = pod["status"].pop("containerStatuses")
     assert skipped(read_pod(pod, NAMING)) == {"not_running": 1}
+
+
+@pytest.mark.parametrize("read", [read_pod, read_pinned])
+def test_a_pod_has_so_many_containers_and_no_more(read: Callable[..., PodReading]) -> None:
+    pod = pod_of("", image=f"{WEB}@{A}", status={"containerStatuses": []})
+    pod["spec"]["initContainers"] = [{"name": f"c{n}", "image": f"{WEB}@{A}"} for n in range(MAX_CONTAINERS - 1)]
+    assert skipped(read(pod, NAMING)) == ({"not_running": MAX_CONTAINERS} if read is read_pod else {})
+
+    pod["spec"]["ephemeralContainers"] = [{"name": "more", "image": f"{WEB}@{A}"}]
+    assert skipped(read(pod, NAMING)) == {"too_many_containers": 1}
+    assert not read(pod, NAMING).events
+
+
+def test_what_was_before_is_not_read_either_if_it_has_more() -> None:
+    before = pod_of(f"{WEB}@{A}")
+    before["spec"]["containers"] *= MAX_CONTAINERS
+    assert skipped(read_pod(pod_of(f"{WEB}@{A}"), NAMING, before=before)) == {"unchanged": 1}
+
+    before["spec"]["containers"].append({})
+    assert read_pod(pod_of(f"{WEB}@{A}"), NAMING, before=before).events
 
 
 # What is pinned

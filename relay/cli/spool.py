@@ -1,0 +1,99 @@
+"""`relay spool`: look at what waits on disk because Redis was away, and send it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from relay.cli import EX_REFUSED, EX_TEMPFAIL
+from relay.errors import ConfigurationError, QueueFull, QueueUnavailable
+from relay.producer import Producer
+from relay.settings import Settings
+from relay.spool import Spool
+
+spool = typer.Typer(
+    name="spool",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="""Work with the spool, where `relay report --spool DIR` keeps events while Redis is away: status, flush.
+
+    \b
+    Examples:
+      relay spool status --spool /var/spool/relay
+      relay spool flush
+    """,  # \b keeps typer from joining the lines
+)
+
+_Directory = Annotated[
+    Path | None, typer.Option("--spool", metavar="DIR", help="The spool; default: the setting spool.directory.")
+]
+
+
+@spool.command()
+def status(
+    *, directory: _Directory = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show how many events wait, since when, and how much room is left. Asks the disk only.
+
+    Exit codes: 0 done, 2 usage, 69 the directory cannot be used.
+    """
+    opened = _open(directory)
+    standing = opened.standing()
+    age = None if standing.oldest is None else max(0.0, time.time() - standing.oldest / 1000)
+    if as_json:
+        seen = {
+            "directory": str(opened.directory),
+            "events": standing.events,
+            "oldest_seconds": age,
+            "bytes": standing.bytes,
+            "max_bytes": opened.max_bytes,
+            "damaged": standing.damaged,
+        }
+        typer.echo(json.dumps(seen, indent=2))
+        return
+    since = "" if age is None else f", the first for {age:.0f} s"
+    typer.echo(f"{standing.events} events wait in {opened.directory}{since}")
+    typer.echo(f"{standing.bytes} of {opened.max_bytes} bytes are used")
+    if standing.damaged:
+        typer.echo(f"{standing.damaged} damaged lines, in its segments or in {opened.directory / 'damaged'}")
+
+
+@spool.command()
+def flush(*, directory: _Directory = None) -> None:
+    """Send what waits, the oldest first, and print how many events that was.
+
+    Damaged lines are passed over, and kept in the spool's file `damaged`: remove it when you have seen it.
+
+    Exit codes: 0 nothing waits any more, 1 the same, but lines were damaged, 2 usage, 69 Redis not reachable, 75 the
+    queue is full or another process is sending (try again).
+    """
+    opened = _open(directory)
+    with Producer(spool=opened.directory) as producer:
+        try:
+            sent = producer.flush_spool()
+        except (QueueFull, QueueUnavailable):
+            typer.echo(f"{opened.standing().events} events wait in {opened.directory}", err=True)
+            raise
+    typer.echo(f"{sent.events} events sent")
+    if not opened.is_empty():
+        typer.echo("another process is sending what else waits", err=True)
+        sys.exit(EX_TEMPFAIL)
+    if sent.damaged:
+        typer.echo(f"{sent.damaged} damaged lines are kept in {opened.directory / 'damaged'}", err=True)
+        sys.exit(EX_REFUSED)
+
+
+def _open(given: Path | None) -> Spool:
+    settings = Settings.load()
+    directory = given or (Path(settings.spool.directory) if settings.spool.directory else None)
+    if directory is None:
+        raise ConfigurationError("which spool? give --spool DIR, or set spool.directory (RELAY_SPOOL__DIRECTORY)")
+    if not directory.is_dir():
+        raise ConfigurationError(f"there is no directory {directory}")
+    return Spool(directory, max_bytes=settings.spool.max_bytes, patience_seconds=settings.redis.timeout)

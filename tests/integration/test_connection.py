@@ -1,0 +1,42 @@
+"""A Redis that does not answer is waited for as long as the settings say, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from servers import Server
+
+from relay.connection import RETRIES, connect, connect_async
+from relay.settings import RedisSettings
+
+if TYPE_CHECKING:
+    from servers import Peer
+
+
+def silent(peer: Peer) -> None:
+    peer.drain()
+
+
+def settings_of(server: Server) -> RedisSettings:
+    return RedisSettings(url=f"redis://127.0.0.1:{server.port}/0", timeout=0.1, connect_timeout=1)
+
+
+def test_silence_costs_as_many_time_outs_as_there_are_tries() -> None:
+    with Server(at_once=silent) as server:
+        with connect(settings_of(server)) as client, pytest.raises(redis.TimeoutError):
+            client.ping()
+        assert server.connections == RETRIES + 1
+
+
+def test_silence_costs_asyncio_no_more() -> None:
+    async def ping(server: Server) -> None:
+        async with connect_async(settings_of(server)) as client:
+            await client.ping()
+
+    with Server(at_once=silent) as server:
+        with pytest.raises(redis.TimeoutError):
+            asyncio.run(ping(server))
+        assert server.connections == RETRIES + 1

@@ -1,0 +1,146 @@
+"""Which way events go: to Redis, behind what waits, or nowhere with an error that says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from relay.detour import SEGMENT_MARK_MILLISECONDS, Detour
+from relay.errors import QueueFull, QueueUnavailable, SpoolUnavailable
+from relay.spool import SEGMENT_BYTES, Spool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: One to a segment.
+BIG = "x" * SEGMENT_BYTES
+
+
+class Queue:
+    """A queue as a producer meets it: it takes, or answers with an error."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.calls: list[tuple[str, int | None]] = []
+        self.answers: list[Exception | None] = []
+
+    def enqueue(self, entries: list[dict[str, Any]], *, call: str, mark_milliseconds: int | None = None) -> None:
+        self.calls.append((call, mark_milliseconds))
+        if self.answers and (answer := self.answers.pop(0)):
+            raise answer
+        self.taken += [fields["id"] for fields in entries]
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", max_bytes=10 * SEGMENT_BYTES, patience_seconds=30)
+
+
+def report(detour: Detour, *ids: str) -> list[str]:
+    """Report events, a chunk each."""
+    return [sent for chunk in detour.send(([{"event": "{}", "id": each}], [each]) for each in ids) for sent in chunk]
+
+
+def waiting(spool: Spool, *ids: str) -> None:
+    for each in ids:
+        spool.append([{"event": BIG, "id": each}])
+
+
+def test_who_has_no_spool_does_not_import_it() -> None:
+    code = "import sys; from relay import Producer; Producer('redis://127.0.0.1:1/0'); print(*sys.modules)"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "relay.producer" in imported
+    assert not imported & {"relay.spool", "relay.detour"}
+
+
+def test_redis_is_tried_again_with_the_same_call(queue: Queue, spool: Spool) -> None:
+    queue.answers = [QueueUnavailable("a connection that was dead")]
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    assert report(detour, "1") == queue.taken == ["1"]
+    assert detour.spooled == 0
+    (first, second) = queue.calls
+    assert first == second
+
+
+def test_what_was_tried_is_tried_again_under_its_name_and_is_marked_for_longer(queue: Queue, spool: Spool) -> None:
+    queue.answers = [QueueUnavailable("away")] * 2
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    report(detour, "1")
+    detour.flush()
+    (call, mark), _, later = queue.calls
+    assert mark is None
+    assert later == (call, SEGMENT_MARK_MILLISECONDS)
+    assert queue.taken == ["1"]
+
+
+def test_when_time_is_up_the_new_event_goes_behind_what_still_waits(queue: Queue, spool: Spool) -> None:
+    waiting(spool, "1", "2", "3")
+    detour = Detour(spool, queue.enqueue, patience_seconds=0)
+    report(detour, "new")
+    assert "new" not in queue.taken
+    assert detour.spooled == 1
+    detour.flush()
+    assert queue.taken == ["1", "2", "3", "new"]
+
+
+def test_new_event_follows_at_once_when_there_was_time_for_all(queue: Queue, spool: Spool) -> None:
+    waiting(spool, "1", "2", "3")
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    report(detour, "new")
+    assert queue.taken == ["1", "2", "3", "new"]
+    assert spool.is_empty()
+
+
+def test_what_was_sent_before_redis_went_away_is_not_sent_again(queue: Queue, spool: Spool) -> None:
+    waiting(spool, "1", "2", "3")
+    queue.answers = [None, QueueUnavailable("away"), QueueUnavailable("away")]
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    report(detour, "new")
+    assert queue.taken == ["1"]
+    detour.flush()
+    assert queue.taken == ["1", "2", "3", "new"]
+
+
+def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: Spool) -> None:
+    waiting(spool, "1")
+    queue.answers = [QueueFull("full")]
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    with pytest.raises(QueueFull):
+        report(detour, "new")
+    assert spool.standing().events == 1
+    assert detour.spooled == 0
+
+
+def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool, tmp_path: Path) -> None:
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    spool.directory.rename(tmp_path / "elsewhere")
+    with pytest.raises(SpoolUnavailable) as refused:
+        report(detour, "new")
+    assert str(refused.value).count("cannot be used") == 1
+    assert queue.taken == [], "what may wait in it must not be overtaken"
+
+
+def test_the_reason_for_spooling_is_logged_when_it_begins(
+    queue: Queue, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    queue.answers = [QueueUnavailable("Redis is on holiday")] * 6
+    for each in "123":
+        report(detour, each)
+    assert detour.spooled == 3
+    assert caplog.text.count("Redis is on holiday") == 1
+    report(detour, "4")
+    queue.answers = [QueueUnavailable("Redis is on holiday")] * 2
+    report(detour, "5")
+    assert caplog.text.count("Redis is on holiday") == 2
