@@ -26,9 +26,13 @@ COMMANDS = {
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",
     "status": "Show what waits and what became of the rest.",
+    "inventory": "Show what runs where, as far as it was reported.",
+    "trace": "Tell what became of an event.",
     "dead": "Work with dead letters: list, show, redrive, drop, export.",
     "pause": "Hold environments' deliveries; events keep queueing.",
     "resume": "Release what was paused.",
+    "resync": "Deliver an environment's whole current state again.",
+    "config": "Check and show the configuration.",
 }
 
 #: Exit codes, as sysexits.h has them where it has them.
@@ -75,7 +79,7 @@ def relay(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="relay")
     except RelayError as error:
         for line in str(error).splitlines():
             typer.echo(f"relay: {line}", err=True)

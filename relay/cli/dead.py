@@ -9,14 +9,13 @@ from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
+from relay.cli.options import positive_duration
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
-from relay.settings import PositiveDuration
 from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
 from relay.store.redriving import Redrive, redrive_all
 
@@ -50,13 +49,6 @@ dead = typer.Typer(
 )
 
 
-def _duration(text: str) -> float:
-    try:
-        return TypeAdapter(PositiveDuration).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-
-
 _Environment = Annotated[
     str | None, typer.Option("--environment", "-e", metavar="GLOB", help="Of environments whose name matches.")
 ]
@@ -69,10 +61,10 @@ _Image = Annotated[
 ]
 _OlderThan = Annotated[
     float | None,
-    typer.Option(parser=_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
+    typer.Option(parser=positive_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
 ]
 _NewerThan = Annotated[
-    float | None, typer.Option(parser=_duration, metavar="DURATION", help="That died within that long.")
+    float | None, typer.Option(parser=positive_duration, metavar="DURATION", help="That died within that long.")
 ]
 _EventIds = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Of this event; may be repeated.")]
 _Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at most, the oldest first.")]

@@ -13,7 +13,8 @@
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
 --               verdict ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
---               body, event id, source, time, digest, the entry's field `redriven` or ''
+--               body, event id, source, time, digest, the entry's field `redriven` or '', and for a resync the
+--               place of the event that it repeats, else ''
 -- ->    {0} when the lease is lost; else {1, entries passed over, entries done, environments to ring...}
 local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('GET', KEYS[1]) ~= token then
@@ -22,7 +23,7 @@ end
 local waiting_ms, done_ms = ARGV[4], ARGV[5]
 local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,000
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
-local NEWS_ARGUMENTS = 6   -- that follow the verdict of an entry that is news
+local NEWS_ARGUMENTS = 7   -- that follow the verdict of an entry that is news
 local news = {new = true, changed = true, reasserted = true}
 
 -- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
@@ -136,6 +137,10 @@ for number, environment in ipairs(environments) do
     if ARGV[p + 7] ~= '' then
       fields[#fields + 1] = 'redriven'
       fields[#fields + 1] = ARGV[p + 7]
+    end
+    if ARGV[p + 8] ~= '' then
+      fields[#fields + 1] = 'resync'
+      fields[#fields + 1] = ARGV[p + 8]
     end
     redis.call('XADD', KEYS[key + 1], '*', unpack(fields))
   end

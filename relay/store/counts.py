@@ -7,9 +7,8 @@ a dead letter that was redriven and died again counts twice, as it does on the l
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.store import pausing, scripts
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from relay.keys import Keys, OutboxKeys
 
 _LEDGER = scripts.load("ledger")
+_ENVIRONMENTS = scripts.load("environments")
 
 #: Environments that one round trip reads.
 _ENVIRONMENTS_AT_ONCE = 500
@@ -67,7 +67,8 @@ class Ledger:
 class EnvironmentCounts:
     """One environment's part. `oldest` is when its first waiting entry was accepted, in milliseconds.
 
-    `paused_since` is when an operator paused its deliveries, in milliseconds, None if they are not paused.
+    `paused_since` is when an operator paused its deliveries, in milliseconds, None if they are not paused; `deaths`
+    how many drains in a row died with one of its events in hand.
     """
 
     environment: str
@@ -80,6 +81,7 @@ class EnvironmentCounts:
     superseded: int
     dead: int
     paused_since: int | None = None
+    deaths: int = 0
 
 
 class Flow(NamedTuple):
@@ -92,16 +94,18 @@ class Flow(NamedTuple):
 def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
     """Read what is known of each environment that ever got an event or is paused, in the order of their names.
 
-    Reads the key space in steps, and the environments in one round trip a step: changes nothing, blocks nobody.
+    One round trip for each few hundred: changes nothing, blocks nobody.
     """
     return read_some(client, keys, endpoint, environment_names(client, keys, endpoint))
 
 
 def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
-    """Return the environments that ever got an event or are paused, in order. Reads the key space in steps."""
-    prefix = keys.of_outbox(endpoint, "").counts
-    found = {key.decode().removeprefix(prefix) for key in client.scan_iter(match=f"{_escaped(prefix)}*", count=1000)}
-    return sorted(found | pausing.paused(client, keys, endpoint).keys())
+    """Return the environments that ever got an event or are paused, in order."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.zrange(keys.environments(endpoint), 0, -1)
+    pipeline.hkeys(keys.paused(endpoint))
+    known, paused = pipeline.execute()
+    return sorted(name.decode() for name in {*known, *paused})
 
 
 def read_some(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -> list[EnvironmentCounts]:
@@ -110,7 +114,7 @@ def read_some(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) ->
     result = []
     for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
         some = names[start : start + _ENVIRONMENTS_AT_ONCE]
-        result += _read_each(client, [keys.of_outbox(endpoint, name) for name in some], paused)
+        result += _read_each(client, keys.of_outbox(endpoint, ""), some, paused)
     return result
 
 
@@ -127,38 +131,31 @@ def read_flows(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -
     return result
 
 
-def _read_each(client: Redis, outboxes: list[OutboxKeys], paused: dict[str, int]) -> list[EnvironmentCounts]:
-    pipeline = client.pipeline(transaction=False)
-    for outbox in outboxes:
-        pipeline.hgetall(outbox.counts)
-        pipeline.xlen(outbox.outbox)
-        pipeline.zcard(outbox.due)
-        pipeline.xrange(outbox.outbox, count=1)
-    replies = iter(pipeline.execute())
-    result = []
-    for outbox in outboxes:
-        counts = {name.decode(): int(value) for name, value in next(replies).items()}
-        waiting, retrying, first = next(replies), next(replies), next(replies)
-        result.append(
-            EnvironmentCounts(
-                environment=outbox.environment,
-                waiting=waiting,
-                retrying=retrying,
-                oldest=int(first[0][0].partition(b"-")[0]) if first else None,
-                delivered=counts.get("delivered", 0),
-                duplicate=counts.get("duplicate", 0),
-                stale=counts.get("stale", 0),
-                superseded=counts.get("superseded", 0),
-                dead=counts.get("dead", 0),
-                paused_since=paused.get(outbox.environment),
-            )
-        )
-    return result
+def _read_each(
+    client: Redis, nameless: OutboxKeys, names: Sequence[str], paused: dict[str, int]
+) -> list[EnvironmentCounts]:
+    """Read some. A key ends with its environment: to make all keys of ten thousand costs more than to read these."""
+    beginnings = (nameless.counts, nameless.outbox, nameless.due, nameless.run)
+    script_keys = [beginning + name for name in names for beginning in beginnings]
+    reply = scripts.run(client, scripts.Call(_ENVIRONMENTS, script_keys, ()))
+    return [_environment(name, known, paused.get(name)) for name, known in zip(names, reply, strict=True)]
 
 
-def _escaped(text: str) -> str:
-    """Escape what SCAN's patterns give a meaning to."""
-    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
+def _environment(name: str, known: list[Any], paused_since: int | None) -> EnvironmentCounts:
+    waiting, first, retrying, deaths, delivered, duplicate, stale, superseded, dead = known
+    return EnvironmentCounts(
+        environment=name,
+        waiting=waiting,
+        retrying=retrying,
+        oldest=int(first.partition(b"-")[0]) if first else None,
+        delivered=delivered,
+        duplicate=duplicate,
+        stale=stale,
+        superseded=superseded,
+        dead=dead,
+        paused_since=paused_since,
+        deaths=deaths,
+    )
 
 
 def read_ledger(client: Redis, keys: Keys) -> Ledger:

@@ -37,6 +37,9 @@ MAX_FIELDS = 32
 _PAGE = scripts.load("dead_page")
 _DROP = scripts.load("drop")
 
+#: Fields of an event that died in an outbox, as its producer gave them.
+_GIVEN_BACK = (b"event", b"id", b"source", b"time", b"receipt", b"resync")
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STREAM_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 
@@ -163,7 +166,7 @@ def revived(letter: DeadLetter, *, force: bool) -> list[tuple[bytes, bytes]]:
     entry = [(b"redriven", _next_redrive(letter, force=force).encode().encode())]
     if not letter.was_accepted:
         return entry + [field for field in letter.fields if field[0] != b"redriven"][:MAX_FIELDS]
-    given = [(name, letter.named.get(name, b"")) for name in (b"event", b"id", b"source", b"time", b"receipt")]
+    given = [(name, letter.named.get(name, b"")) for name in _GIVEN_BACK]
     return entry + [(name, _rfc3339(value) if name == b"time" else value) for name, value in given if value]
 
 
@@ -235,6 +238,12 @@ def find(client: Redis, keys: Keys, letter_id: str) -> DeadLetter | None:
     if not _STREAM_ID.fullmatch(letter_id):
         return None
     reply = _read(client, keys, "XRANGE", letter_id, letter_id, 1)
+    return reply[0] if reply else None
+
+
+def newest_of_all(client: Redis, keys: Keys) -> DeadLetter | None:
+    """Return the letter that died last."""
+    reply = _read(client, keys, "XREVRANGE", "+", "-", 1)
     return reply[0] if reply else None
 
 

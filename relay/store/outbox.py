@@ -215,6 +215,8 @@ def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False
 
 
 def _came(fields: dict[bytes, bytes]) -> str:
+    if b"resync" in fields:
+        return fields[b"resync"].decode()
     redriven = fields.get(b"redriven")
     if redriven is not None:
         known = Redriven.decode(redriven.decode())

@@ -131,7 +131,7 @@ local function give_back(instance, event_id)
     lines[#lines + 1] = line
   end
   local was_last = lines[#lines] == event_id
-  local kept = {lines[1], lines[2], lines[3], lines[4]}
+  local kept = {lines[1], lines[2], lines[3], string.match(lines[4], '^%d*')} -- without a resync's mark: it may be it
   for i = 5, #lines do
     if lines[i] ~= event_id then
       kept[#kept + 1] = lines[i]

@@ -103,6 +103,7 @@ def test_the_flows_of_environments_are_their_counters(client: Redis) -> None:
     names = [f"e{number}" for number in range(600)]
     for name in names[:-1]:
         client.hset(KEYS.of_outbox(ENDPOINT, name).counts, mapping={"outbox": 2, "delivered": int(name[1:])})
+    client.zadd(KEYS.environments(ENDPOINT), dict.fromkeys(names[:-1], 0))
     pausing.pause(client, KEYS, ENDPOINT, names[-1:])
     assert counts.environment_names(client, KEYS, ENDPOINT) == sorted(names)
     flows = counts.read_flows(client, KEYS, ENDPOINT, names)
