@@ -17,8 +17,10 @@ environment; endpoint names have no colon, so the first one ends them.
     cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is parked or in a
                                            drain's hand; absent: the beginning
     schedule:<ep>                  zset    environment with a non-empty outbox → when to look, milliseconds
+    environments:<ep>              zset    every environment that ever got an event → events delivered
     endpoint:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
-                                           failures in a row, successes, window, rate limit: for all workers
+                                           failures in a row, successes, window, rate limit: for all workers;
+                                           how long it was held for which reason
     paused:<ep>                    hash    environment whose deliveries an operator holds → since when, milliseconds
     lease:intake                   string  token of the drain at work, expires with it
     lease:deliver:<ep>:<env>       string  the same
@@ -27,13 +29,15 @@ environment; endpoint names have no colon, so the first one ends them.
                                            the entry in hand; gone when a drain lets go
     run:deliver:<ep>:<env>         hash    the same
     bell:…                         string  a ring is under way to that drain; expires
-    counts                         hash    the ledger's totals, written by the scripts that move entries
+    counts                         hash    the ledger's totals, written by the scripts that move entries; beside
+                                           them what only the metrics tell (relay/store/snapshot.py)
     counts:<ep>:<env>              hash    the same for one environment
     latency                        hash    histogram bucket → deliveries (relay/store/latency.py)
     appended:<call>                string  mark of a call that added events, against its retry; expires
     receipt:<event id>             string  what became of an event that asked for it (relay/store/receipts.py);
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
+    workers                        zset    worker that gives signs of life → the last, milliseconds
     dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua)
     forgetting                     string  a walk over what is remembered was made lately; expires
 """
@@ -79,6 +83,7 @@ class Keys:
         self.counts = self.prefix + "counts"
         self.latency = self.prefix + "latency"
         self.dataset = self.prefix + "dataset"
+        self.workers = self.prefix + "workers"
         self.forgetting = self.prefix + "forgetting"
         #: What a receipt's key begins with; the scripts append the event's id.
         self.receipts = self.prefix + "receipt:"
@@ -86,6 +91,10 @@ class Keys:
     def schedule(self, endpoint: str) -> str:
         """Return the key of the schedule of an endpoint's outboxes."""
         return f"{self.prefix}schedule:{endpoint}"
+
+    def environments(self, endpoint: str) -> str:
+        """Return the key of the environments that ever got an event, by how many were delivered."""
+        return f"{self.prefix}environments:{endpoint}"
 
     def endpoint(self, endpoint: str) -> str:
         """Return the key of an endpoint's health."""

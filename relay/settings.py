@@ -290,6 +290,18 @@ class GatewaySettings(_Section):
         return self
 
 
+class MetricsSettings(_Section):
+    """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
+
+    host: str = "127.0.0.1"
+    """Address that `relay metrics` listens on. Whoever reaches it may read it: environments' names, but no events."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9780
+    """Port that `relay metrics` listens on; 0 picks a free one."""
+    environments: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Environments with series of their own, those with the most deliveries and the most waiting; the others are
+    summed up as `other`."""
+
+
 #: What the templates of `[kubernetes]` may ask for.
 _KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "container")
 
@@ -349,6 +361,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")

@@ -12,8 +12,9 @@ WORKER = ("relay", "worker")
 GATEWAY = ("relay", "gateway")
 FLOWER = ("celery", "-A", "workers", "flower", "--max-tasks=10000")
 SANDBOX = ("relay", "sandbox", "--host", "0.0.0.0")
+METRICS = ("relay", "metrics", "--host", "0.0.0.0")
 
-SERVICES = {"worker": WORKER, "gateway": GATEWAY, "flower": FLOWER, "sandbox": SANDBOX}
+SERVICES = {"worker": WORKER, "gateway": GATEWAY, "flower": FLOWER, "sandbox": SANDBOX, "metrics": METRICS}
 
 
 def here(command: tuple[str, ...], *options: str) -> list[str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from outboxes import BESIDE
+
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.store.counts import read_ledger
 from relay.store.leases import MAX_DEATHS
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 #: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
-REMEMBERED = {"appended", "counts", "dead", "endpoint", "inbox", "latency", "state"}
+REMEMBERED = {"appended", "counts", "dead", "endpoint", "environments", "inbox", "latency", "state"}
 
 _VERDICTS = ("new", "changed", "reasserted", "duplicate", "stale")
 _NEWS = frozenset(_VERDICTS[:3])
@@ -483,6 +485,7 @@ class Model:
 
     def _check_counts(self, where: str, before: Counter[str], now: Counter[str], expected: Counter[str]) -> None:
         names = (before.keys() | now.keys() | expected.keys()) - {"outbox", "retries"}
+        names = {name for name in names if not BESIDE.match(name)}
         wrong = {n: (now[n] - before[n], expected[n]) for n in names if now[n] - before[n] != expected[n]}
         self._must(not wrong, f"{where} counts (is, should be): {wrong}")
 
@@ -497,6 +500,7 @@ class Model:
         )
         self._must(ledger.added == len(self.events), f"added: {ledger}, and {len(self.events)} were")
         self._must(len(now.dead) == places[Place.DEAD], "dead letters are lost")
+        self._check_attempts(now.counts)
         for name, outbox in now.outboxes.items():
             self._must(outbox.counts["outbox"] == len(outbox.entries), f"{name} counts {outbox.counts['outbox']}")
             parked = {instance for instance, _ in outbox.parked}
@@ -505,6 +509,13 @@ class Model:
             for instance, entry in outbox.parked:
                 lies = outbox.entries.get(entry, {}).get("instance") == instance
                 self._must(lies, f"{name}: {entry} is parked and does not lie there")
+
+    def _check_attempts(self, counts: Counter[str]) -> None:
+        """Each answer that was recorded is counted once: as a delivery, a retry, or what its event died of."""
+        answers = sum(number for name, number in counts.items() if name.startswith("attempt:"))
+        timed = sum(number for name, number in counts.items() if name.startswith("duration:"))
+        recorded = ("delivered", "retries", "dead:refused", "dead:exhausted", "dead:forbidden")
+        self._must(answers == timed == sum(counts[name] for name in recorded), f"attempts: {counts}")
 
     def _check_states(self, now: Snapshot) -> None:
         for name, outbox in now.outboxes.items():

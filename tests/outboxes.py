@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from relay.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
@@ -26,6 +27,9 @@ RECEIPT_SECONDS = 900.0
 BELL_MS = 5_000
 X, Y = "x", "y"
 
+#: The counters that are beside the ledger.
+BESIDE = re.compile(r"attempt:|duration|latency_ms|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:")
+
 #: Longer than any test; nothing here waits for a time to pass.
 LONG_SECONDS = 600.0
 
@@ -46,6 +50,12 @@ def everything(client: Redis) -> dict[bytes, Any]:
 
 
 def totals(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
+    """Return the ledger's counters."""
+    return {name: value for name, value in counted(client, key).items() if not BESIDE.match(name)}
+
+
+def counted(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
+    """Return the ledger's counters, and what is counted beside them for the metrics alone."""
     return {name.decode(): int(value) for name, value in client.hgetall(key).items()}
 
 
@@ -91,7 +101,13 @@ def lease_outbox(client: Redis, token: str = TOKEN) -> None:
 
 def acquire(client: Redis, token: str = TOKEN) -> Lease | None:
     call = leases.acquire_call(
-        PRODUCTION.bell, PRODUCTION.lease, PRODUCTION.run, token, LEASE_MS / 1000, cursor=PRODUCTION.cursor
+        PRODUCTION.bell,
+        PRODUCTION.lease,
+        PRODUCTION.run,
+        token,
+        LEASE_MS / 1000,
+        counts=KEYS.counts,
+        cursor=PRODUCTION.cursor,
     )
     return leases.acquired(scripts.run(client, call))
 

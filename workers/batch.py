@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from relay.store import latency
 from relay.store.outbox import BEGINNING, Death, OutboxEntry, Parking, Settlement, Superseded, Taken
 
 if TYPE_CHECKING:
@@ -105,11 +106,17 @@ class Batch:
             entry = self._ready.popleft()
         return self._latest(entry) if self._latest_only and not entry.parked else entry
 
-    def deliver(self, entry: OutboxEntry, latency_bucket: int) -> None:
-        """Note a delivery, to be settled."""
-        self.settlement.delivered.append(entry)
-        latency = self.settlement.latency
-        latency[latency_bucket] = latency.get(latency_bucket, 0) + 1
+    def count_attempt(self, outcome: str, code: str, seconds: float) -> None:
+        """Note an answer, to be counted with what became of its entry."""
+        self.settlement.attempts.note(outcome, code, seconds)
+
+    def deliver(self, entry: OutboxEntry, milliseconds: float) -> None:
+        """Note a delivery and its latency, to be settled."""
+        settlement = self.settlement
+        settlement.delivered.append(entry)
+        number = latency.bucket(milliseconds)
+        settlement.latency[number] = settlement.latency.get(number, 0) + 1
+        settlement.latency_ms += max(0.0, milliseconds)
 
     def bury(self, death: Death) -> None:
         """Note a dead letter, to be settled."""

@@ -12,14 +12,14 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
 
 from relay import crashpoints
-from relay.errors import ConfigurationError, LeaseLost
+from relay.errors import LeaseLost
 from relay.keys import DEFAULT_ENDPOINT
-from relay.store import latency, leases, outbox, scripts
+from relay.store import leases, outbox, scripts
 from relay.store.dead import Reason
 from relay.store.endpoint import Health
 from relay.store.outbox import Death, OutboxEntry, Settlement
@@ -27,7 +27,7 @@ from workers.backoff import pause_seconds
 from workers.batch import Batch
 from workers.breaker import suspect
 from workers.gate import Gate
-from workers.outcome import Delivered, Refused, Retry, Unauthorized, outcome_of
+from workers.outcome import Delivered, Refused, Retry, Unauthorized, code_of, outcome_of
 from workers.stopping import is_stopping
 from workers.transport import Request
 
@@ -65,6 +65,15 @@ HAND_BACK_PAUSE_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
+class _Sent(NamedTuple):
+    """A request under way: what it carries, what the endpoint had taken when it was sent, and when that was."""
+
+    batch: Batch
+    entry: OutboxEntry
+    successes: int
+    at: float
+
+
 @dataclass(slots=True)
 class DeliveryReport:
     """What one drain did."""
@@ -90,10 +99,7 @@ class DeliveryReport:
 
 def drain_outboxes(runtime: Runtime, environments: Sequence[str]) -> DeliveryReport | None:
     """Drain these environments' outboxes; None if other drains are at all of them."""
-    try:
-        runtime.transport.reload_token()  # a rotated token needs no restart
-    except ConfigurationError as error:
-        _log.warning("the token stays the one that was read before: %s", error)
+    runtime.reload_token()
     drain = _Drain(runtime, environments)
     if not drain.batches:
         return None
@@ -161,7 +167,15 @@ class _Drain:
         outboxes = [self._runtime.keys.of_outbox(DEFAULT_ENDPOINT, name) for name in dict.fromkeys(environments)]
         tokens = [leases.new_token() for _ in outboxes]
         calls = [
-            leases.acquire_call(keys.bell, keys.lease, keys.run, token, self._lease, cursor=keys.cursor)
+            leases.acquire_call(
+                keys.bell,
+                keys.lease,
+                keys.run,
+                token,
+                self._lease,
+                counts=self._runtime.keys.counts,
+                cursor=keys.cursor,
+            )
             for keys, token in zip(outboxes, tokens, strict=True)
         ]
         batches = []
@@ -261,7 +275,8 @@ class _Drain:
             self._unsettled_since = self._unsettled_since or time.monotonic()
             return False
         crashpoints.handling("deliver", entry.event_id)
-        self._transport.send(Request((batch, entry, self._gate.successes), entry.body, entry.event_id))
+        sent = _Sent(batch, entry, self._gate.successes, time.monotonic())
+        self._transport.send(Request(sent, entry.body, entry.event_id))
         crashpoints.passing("after:post")
         return True
 
@@ -297,13 +312,15 @@ class _Drain:
         else:  # what is in hand waits for its linger, its lease's renewal, or the rate
             time.sleep(min(max(TICK_SECONDS, self._gate.pause_seconds), LONGEST_TICK_SECONDS))
 
-    def _answer(self, answers: Sequence[tuple[tuple[Batch, OutboxEntry, int], Answer]]) -> None:
+    def _answer(self, answers: Sequence[tuple[_Sent, Answer]]) -> None:
         seen = []
-        for (batch, entry, successes), answer in answers:
+        now = time.monotonic()
+        for (batch, entry, successes, sent_at), answer in answers:
             batch.in_flight -= 1
             outcome = outcome_of(answer)
             own_fault = False
             if not batch.lost:  # else we have no say any more in what became of the entry
+                batch.count_attempt(outcome.word, code_of(answer), now - sent_at)
                 own_fault = self._note(batch, entry, outcome, successes)
             seen.append((outcome, own_fault))
         if self._unsettled_since is None and any(batch.settlement for batch in self.batches):
@@ -315,7 +332,7 @@ class _Drain:
         """Note what became of an event; tell whether a refused token is its own fault."""
         match outcome:
             case Delivered():
-                batch.deliver(entry, latency.bucket(self._now_ms() - entry.arrived))
+                batch.deliver(entry, self._now_ms() - entry.arrived)
                 self.report.delivered += 1
             case Refused(because, status):
                 self._bury(batch, Death(self._tried(entry), Reason.REFUSED, because, status))

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from relay.connection import connect
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.store import dataset, forgetting, inbox, leases
+from relay.store.leases import Why
 from relay.store.schedule import look
 from workers.bells import Bells
 from workers.echo import Echo
@@ -121,20 +122,20 @@ class Doorman:
             skip += PAGE
 
     def _ring_intake(self, *, waiting: int) -> None:
-        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_bell)]):
+        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_bell)], Why.WORK):
             self._bells.ring_intake()
 
     def _ring_delivery(self, environments: Sequence[str]) -> None:
         outboxes = [self._keys.of_outbox(DEFAULT_ENDPOINT, name) for name in environments]
-        ringing = self._to_ring([(keys.lease, keys.bell) for keys in outboxes])
+        ringing = self._to_ring([(keys.lease, keys.bell) for keys in outboxes], Why.DUE)
         if ringing:
             self._bells.ring_delivery([environments[position] for position in ringing])
 
-    def _to_ring(self, drains: Sequence[tuple[str, str]]) -> list[int]:
+    def _to_ring(self, drains: Sequence[tuple[str, str]], why: Why) -> list[int]:
         """Return which of these drains, given as (lease, bell), to ring for."""
         if self._leaving and drains:
             self._client.delete(*(bell for _, bell in drains))
-        return leases.to_ring(self._client, drains, self._bell_seconds)
+        return leases.to_ring(self._client, self._keys.counts, drains, self._bell_seconds, why)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beat_at < LOOK_SECONDS:

@@ -10,7 +10,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import endpoint, leases
 from relay.store.endpoint import Health, Hold, HoldReason
@@ -90,7 +89,7 @@ class Gate:
             probe_seconds=api.timeout + PROBE_MARGIN_SECONDS,
         )
         if admission.probes:
-            self._read_token()
+            self._runtime.reload_token()
         if not admission.granted:
             self._ask_again_at = time.monotonic() + admission.again_seconds
             if self._health.openings:  # another drain probes: this one has nothing to do until that is known
@@ -179,12 +178,6 @@ class Gate:
         """Keep a hold, whichever worker it is from."""
         if hold is not None and (self.hold is None or hold.until > self.hold.until):
             self.hold = hold
-
-    def _read_token(self) -> None:
-        try:
-            self._runtime.transport.reload_token()  # a rotated token needs no restart
-        except ConfigurationError as error:
-            _log.warning("the token stays the one that was read before: %s", error)
 
 
 def _because(outcome: Outcome) -> str:

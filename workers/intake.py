@@ -21,7 +21,7 @@ from relay.keys import DEFAULT_ENDPOINT
 from relay.store import inbox, leases, scripts
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
-from relay.store.state import Accepted, Delivered
+from relay.store.state import Accepted, Delivered, written_arrival
 from workers.stopping import is_stopping
 from workers.verdict import Verdict, judge
 
@@ -42,8 +42,8 @@ _EVENT, _ID, _SOURCE, _TIME = b"event", b"id", b"source", b"time"
 #: The field of an entry that asks for a receipt, for who gave an id.
 _RECEIPT = b"receipt"
 
-#: The field of an entry that was a dead letter before.
-_REDRIVEN = b"redriven"
+#: The field of an entry that was a dead letter before, and that of one that only repeats what is known.
+_REDRIVEN, _RESYNC = b"redriven", b"resync"
 
 #: Bytes of a batch that intake aims at, entries that it reads at first, and by how much more at most the next time.
 BATCH_BYTES = 8_388_608
@@ -83,6 +83,9 @@ class Readable(NamedTuple):
     redriven: Redriven | None = None
     #: The id that a receipt is asked for by, '' for none.
     receipt: str = ""
+    #: Whether it only repeats what is known, and once that is judged, when this came.
+    resync: bool = False
+    repeats: str = ""
 
     @property
     def first_arrived(self) -> int:
@@ -121,7 +124,9 @@ def drain_inbox(runtime: Runtime) -> IntakeReport | None:
     """
     keys, client, settings = runtime.keys, runtime.client, runtime.settings
     token = leases.new_token()
-    call = leases.acquire_call(keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease)
+    call = leases.acquire_call(
+        keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease, counts=keys.counts
+    )
     lease = leases.acquired(scripts.run(client, call))
     if lease is None:
         return None
@@ -229,6 +234,7 @@ def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Un
         sequence=entry.sequence,
         redriven=redriven,
         receipt=_receipt(entry),
+        resync=_RESYNC in entry.fields,
     )
 
 
@@ -317,11 +323,19 @@ def judge_in_order(
             reassert_after_ms=reassert_after_ms,
             sequence=entry.sequence,
             redriven=entry.redriven,
+            resync=entry.resync,
         )
-        judged[name].entries.append((verdict, entry))
+        judged[name].entries.append((verdict, _repeating(entry, states[name]) if entry.resync else entry))
     for name, state in states.items():
         judged[name].state = state.encode() if state else ""
     return list(judged.values())
+
+
+def _repeating(entry: Readable, state: Accepted | None) -> Readable:
+    """Give a resync's entry the time and the place of what it repeats, so that its delivery sets neither back."""
+    if state is None:
+        return entry
+    return entry._replace(time=state.time, repeats=written_arrival(*state.arrival))
 
 
 def _accept_call(
@@ -333,7 +347,7 @@ def _accept_call(
 ) -> scripts.Call:
     keys, settings = runtime.keys, runtime.settings
     script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
-    script_keys.append(keys.receipts)
+    script_keys += [keys.receipts, keys.environments(DEFAULT_ENDPOINT)]
     seconds = (
         settings.worker.lease,
         settings.worker.sweep,
@@ -374,4 +388,5 @@ def _news(readable: Readable) -> list[Argument]:
         "" if time_ms is None else time_ms,
         readable.digest,
         readable.redriven.encode() if readable.redriven else "",
+        readable.repeats,
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.transport import Failure
 
@@ -31,6 +31,8 @@ ENDPOINT_FAILURES = frozenset({Failure.DNS, Failure.CONNECT, Failure.TLS})
 class Delivered:
     """The API has it."""
 
+    word: ClassVar = "delivered"
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -39,6 +41,8 @@ class Retry:
     `hold_seconds` holds the whole endpoint, when the API asked for it; not capped yet. `uses_attempt` is False for
     what is the endpoint's fault and not the event's. `is_pushback` tells that fewer requests at once would help.
     """
+
+    word: ClassVar = "retry"
 
     because: str
     status: int | None = None
@@ -52,6 +56,8 @@ class Retry:
 class Unauthorized:
     """The token is at fault: hold the endpoint, and count no attempt."""
 
+    word: ClassVar = "unauthorized"
+
     because: str
     status: int
 
@@ -60,11 +66,21 @@ class Unauthorized:
 class Refused:
     """The API will never take this event."""
 
+    word: ClassVar = "refused"
+
     because: str
     status: int
 
 
+#: One of these; its `word` is what it is counted as.
 Outcome = Delivered | Retry | Unauthorized | Refused
+
+
+def code_of(answer: Answer) -> str:
+    """Return what an answer is counted by: its status, or the failure that it is taken for."""
+    if answer.status is None:
+        return answer.failure or Failure.PROTOCOL
+    return str(answer.status) if 200 <= answer.status < 600 else Failure.PROTOCOL
 
 
 def outcome_of(answer: Answer) -> Outcome:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
 
 from relay.connection import connect
 from relay.errors import ConfigurationError
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from relay.settings import Settings
     from workers.transport import Transport
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
@@ -32,6 +38,17 @@ class Runtime:
     bells: Bells
     transport: Transport[Any]
     random: Random
+
+    def reload_token(self) -> None:
+        """Read the API's token again, so that a rotated one needs no restart; count it if that changed something."""
+        try:
+            outcome = "changed" if self.transport.reload_token() else ""
+        except ConfigurationError as error:
+            _log.warning("the token stays the one that was read before: %s", error)
+            outcome = "failed"
+        if outcome:
+            with contextlib.suppress(RedisError):  # a Redis that is away, or full, is told of elsewhere
+                self.client.hincrby(self.keys.counts, f"token:{outcome}", 1)
 
     def close(self) -> None:
         """Close the connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
+from relay.store.state import REMEMBERED_IDS, Accepted, Delivered, written_arrival
 
 if TYPE_CHECKING:
     from relay.store.inbox import Redriven
@@ -40,7 +40,8 @@ def judge(
     reassert_after_ms: float,
     sequence: int = 0,
     redriven: Redriven | None = None,
-) -> tuple[Verdict, Accepted]:
+    resync: bool = False,
+) -> tuple[Verdict, Accepted | None]:
     """Judge an event and return the verdict with the instance's state after it.
 
     `time` is when the deployment happened, where the producer knew; one in the future is taken as the arrival's.
@@ -50,7 +51,12 @@ def judge(
 
     An event that is `redriven` counts from when it first arrived, so that it undoes nothing that was accepted since.
     One that is forced is news whatever was accepted, and counts from now.
+
+    A `resync` is no report: nobody saw the digest run. It only has the API told once more what it was told last, and
+    leaves the state as it is, but for the mark that it is on its way.
     """
+    if resync:
+        return _resync(state, delivered, digest, arrived)
     if time is not None:
         time = min(time, redriven.arrived if redriven else arrived)
     verdict = _verdict(
@@ -91,6 +97,19 @@ def _verdict(
         return Verdict.REASSERTED if due else Verdict.DUPLICATE
     overtaken = redriven is not None and state.arrival > redriven.arrival
     return Verdict.STALE if _is_older(time, state) or overtaken else Verdict.CHANGED
+
+
+def _resync(
+    state: Accepted | None, delivered: Delivered | None, digest: str, asked: int
+) -> tuple[Verdict, Accepted | None]:
+    """Judge what a resync asks for: told again is only what was last accepted and last delivered, and once."""
+    if state is None or digest != state.digest:
+        return Verdict.STALE, state
+    if delivered is None or (digest, written_arrival(*state.arrival)) != (delivered.digest, delivered.came):
+        return Verdict.DUPLICATE, state  # what was accepted is still on its way
+    if state.resynced <= delivered.at < asked:
+        return Verdict.REASSERTED, state._replace(resynced=asked)
+    return Verdict.DUPLICATE, state  # on its way for another resync, or told since this one was asked for
 
 
 def _is_older(time: int | None, state: Accepted) -> bool:

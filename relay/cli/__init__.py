@@ -20,13 +20,18 @@ COMMANDS = {
     "spool": "Look at what waits on disk because Redis was away, and send it.",
     "worker": "Run a Celery worker that takes in and delivers.",
     "gateway": "Run the HTTP side: reports, health.",
+    "metrics": "Serve what Prometheus scrapes.",
     "up": "Run everything on this machine.",
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",
     "status": "Show what waits and what became of the rest.",
+    "inventory": "Show what runs where, as far as it was reported.",
+    "trace": "Tell what became of an event.",
     "dead": "Work with dead letters: list, show, redrive, drop, export.",
     "pause": "Hold environments' deliveries; events keep queueing.",
     "resume": "Release what was paused.",
+    "resync": "Deliver an environment's whole current state again.",
+    "config": "Check and show the configuration.",
 }
 
 #: Exit codes, as sysexits.h has them where it has them.

@@ -9,15 +9,14 @@ from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
+from relay.cli.options import positive_duration
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
-from relay.settings import PositiveDuration
-from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, walk
+from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
 from relay.store.redriving import Redrive, redrive_all
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from relay.cli.shard import Shard
-    from relay.store.dead import DeadLetter, Page
+    from relay.store.dead import DeadLetter
 
 #: Letters that `list` shows unless told otherwise.
 LISTED = 50
@@ -50,13 +49,6 @@ dead = typer.Typer(
 )
 
 
-def _duration(text: str) -> float:
-    try:
-        return TypeAdapter(PositiveDuration).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-
-
 _Environment = Annotated[
     str | None, typer.Option("--environment", "-e", metavar="GLOB", help="Of environments whose name matches.")
 ]
@@ -69,10 +61,10 @@ _Image = Annotated[
 ]
 _OlderThan = Annotated[
     float | None,
-    typer.Option(parser=_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
+    typer.Option(parser=positive_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
 ]
 _NewerThan = Annotated[
-    float | None, typer.Option(parser=_duration, metavar="DURATION", help="That died within that long.")
+    float | None, typer.Option(parser=positive_duration, metavar="DURATION", help="That died within that long.")
 ]
 _EventIds = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Of this event; may be repeated.")]
 _Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at most, the oldest first.")]
@@ -227,7 +219,7 @@ def drop_(
         _confirm(shard, filters, "drop", yes=yes)
         dropped = 0
         with _bar(count(shard.client, shard.keys)) as tell:
-            for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+            for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
                 dropped += drop(shard.client, shard.keys, page)
                 tell(looked_at, f"{dropped:,} dropped")
     typer.echo(f"{dropped} dropped", err=True)
@@ -258,7 +250,7 @@ def export(
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
     written = 0
     with open_shard() as shard, _opened(output) as file:
-        for page, _ in _limited(walk(shard.client, shard.keys, filters), limit):
+        for page, _ in limited(walk(shard.client, shard.keys, filters), limit):
             file.writelines(json_line(letter) for letter in page)
             written += len(page)
         file.flush()
@@ -286,7 +278,7 @@ def _newest(shard: Shard, filters: Filters, limit: int) -> tuple[list[DeadLetter
     """Return the newest letters that match, the newest last, and how many letters were looked at."""
     found: list[DeadLetter] = []
     looked_at = 0
-    for page, seen in _limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
+    for page, seen in limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
         found += page
         looked_at = seen
     return found[::-1], looked_at
@@ -310,22 +302,10 @@ def _meant_by(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
         yield from page.letters
 
 
-def _limited(pages: Iterator[Page], limit: int | None) -> Iterator[tuple[list[DeadLetter], int]]:
-    """Pass on each page's letters until there were `limit`, with how many were looked at so far."""
-    looked_at = passed = 0
-    for page in pages:
-        looked_at += page.looked_at
-        letters = page.letters if limit is None else page.letters[: limit - passed]
-        passed += len(letters)
-        yield letters, looked_at
-        if passed == limit:
-            return
-
-
 def _rehearse(shard: Shard, filters: Filters, limit: int | None, would_be: str) -> None:
     reasons: Counter[str] = Counter()
     with _bar(count(shard.client, shard.keys)) as tell:
-        for page, looked_at in _limited(walk(shard.client, shard.keys, filters), limit):
+        for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
             reasons.update(letter.reason for letter in page)
             tell(looked_at, f"{reasons.total():,} match")
     parts = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))

@@ -91,14 +91,14 @@ def show_letter(letter: DeadLetter) -> None:
     lines += [(f"  {_shown(name)}", _shown(value)) for name, value in letter.fields]
     for name, value in lines:
         if value:
-            typer.echo(f"{_printable(name):<14} {_printable(value)}")
+            typer.echo(f"{printable(name):<14} {printable(value)}")
     typer.echo()
 
 
 def _columns(letter: DeadLetter) -> list[str]:
     death = letter.death
     return [
-        _printable(text)
+        printable(text)
         for text in (
             letter.letter_id,
             moment(letter.died),
@@ -125,7 +125,7 @@ def _shown(value: bytes) -> str:
     return text if isinstance(text, str) else f"base64 {text['base64']}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Leave nothing in a text from outside that a terminal would obey, or that would break the line."""
     encoding = sys.stdout.encoding or "utf-8"
     clean = "".join(character if character.isprintable() else "?" for character in text)

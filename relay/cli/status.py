@@ -14,18 +14,11 @@ from relay.errors import QueueUnavailable
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
 from relay.store.counts import read_environments, read_ledger
-from relay.store.endpoint import standing_hold
+from relay.store.endpoint import MEANING, standing_hold
 
 if TYPE_CHECKING:
     from redis import Redis
 
-
-#: What a hold's reason means, and what to do.
-_HELD = {
-    "unauthorized": "deliveries are held: the API refuses the token; mend RELAY_API_TOKEN_FILE or RELAY_API_TOKEN",
-    "circuit_open": "deliveries are held: the API fails; it is tried again now and then, nothing is lost",
-    "rate_limited": "deliveries are held: the API asked for a pause (Retry-After)",
-}
 
 #: Characters of a line where no terminal sets them: enough to fold no column.
 _PIPED_WIDTH = 400
@@ -101,7 +94,7 @@ def _show(seen: dict[str, Any]) -> None:
         fates = ", ".join(f"{ledger[name]:,} {name}" for name in ("redriven", "dropped"))
         console.print(f"{ledger['dead_waiting']:,} of them wait, {fates}", highlight=False, soft_wrap=True)
     if seen["held"]:
-        console.print(_HELD.get(seen["held"], seen["held"]), style="yellow", soft_wrap=True)
+        console.print(MEANING.get(seen["held"], seen["held"]), style="yellow", soft_wrap=True)
 
 
 def _cell(column: str, value: float | str | None) -> str:

@@ -5,7 +5,7 @@
 -- An instance whose state is not the one that the verdicts were made on (delivery gave it back meanwhile)
 -- is passed over whole; its entries stay in the inbox and are judged again.
 --
--- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with,
+-- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with, 7 environments,
 --       then for each environment its accepted state, outbox, counts, lease, bell
 -- ARGV  token, lease in ms, bell in ms, ms to keep a receipt while its event waits, and after,
 --       number of entries that ask for a receipt, for each: inbox id, event id
@@ -13,7 +13,8 @@
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
 --               verdict ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
---               body, event id, source, time, digest, the entry's field `redriven` or ''
+--               body, event id, source, time, digest, the entry's field `redriven` or '', and for a resync the
+--               place of the event that it repeats, else ''
 -- ->    {0} when the lease is lost; else {1, entries passed over, entries done, environments to ring...}
 local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('GET', KEYS[1]) ~= token then
@@ -22,7 +23,7 @@ end
 local waiting_ms, done_ms = ARGV[4], ARGV[5]
 local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,000
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
-local NEWS_ARGUMENTS = 6   -- that follow the verdict of an entry that is news
+local NEWS_ARGUMENTS = 7   -- that follow the verdict of an entry that is news
 local news = {new = true, changed = true, reasserted = true}
 
 -- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
@@ -54,7 +55,7 @@ for _ = 1, tonumber(ARGV[at - 1]) do
   end
   at = at + 3
 end
-for key = 7, #KEYS, 5 do
+for key = 8, #KEYS, 5 do
   local environment = {name = ARGV[at], counts = {}, states = {}, positions = {}, instances = {}}
   local n = tonumber(ARGV[at + 1])
   local first = at + 2
@@ -112,14 +113,16 @@ redis.call('HINCRBY', KEYS[4], 'taken', #ids)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local result = {1, passed_over, #ids}
+local newest = 0
 for number, environment in ipairs(environments) do
-  local key = 2 + 5 * number
+  local key = 3 + 5 * number
   local states = environment.states
   for i = 1, #states, MAX_UNPACKED do
     redis.call('HSET', KEYS[key], unpack(states, i, math.min(i + MAX_UNPACKED - 1, #states)))
   end
   for i, p in ipairs(environment.positions) do
     local arrived, sequence = string.match(ARGV[p], '^(%d+)%-(%d+)$')
+    newest = math.max(newest, arrived)
     local fields = {'event', ARGV[p + 2], 'id', ARGV[p + 3], 'source', ARGV[p + 4], 'time', ARGV[p + 5],
                     'digest', ARGV[p + 6], 'instance', environment.instances[i],
                     'arrived', arrived}
@@ -135,7 +138,14 @@ for number, environment in ipairs(environments) do
       fields[#fields + 1] = 'redriven'
       fields[#fields + 1] = ARGV[p + 7]
     end
+    if ARGV[p + 8] ~= '' then
+      fields[#fields + 1] = 'resync'
+      fields[#fields + 1] = ARGV[p + 8]
+    end
     redis.call('XADD', KEYS[key + 1], '*', unpack(fields))
+  end
+  if next(environment.counts) then
+    redis.call('ZADD', KEYS[7], 'NX', 0, environment.name)
   end
   for verdict, n in pairs(environment.counts) do
     redis.call('HINCRBY', KEYS[key + 2], verdict, n)
@@ -150,6 +160,12 @@ for number, environment in ipairs(environments) do
       result[#result + 1] = environment.name
     end
   end
+end
+if newest > tonumber(redis.call('HGET', KEYS[4], 'newest:accepted') or '0') then
+  redis.call('HSET', KEYS[4], 'newest:accepted', string.format('%d', newest))
+end
+if #result > 3 then
+  redis.call('HINCRBY', KEYS[4], 'bell:work', #result - 3)
 end
 for _, receipt in ipairs(receipts) do
   -- What is no news may repeat an event that is: then the receipt is that one's.

@@ -3,7 +3,7 @@
 -- A drain leaves a mark of its run until it lets go. One that finds another's mark knows that a drain died at its
 -- work, or lost its lease: from then until a drain lets go in peace, entries are handled one at a time, and the
 -- mark says which (handle.lua). Each death with an entry in hand is counted against that entry.
--- KEYS  bell, lease, run, and for an outbox its cursor
+-- KEYS  bell, lease, run, counts, and for an outbox its cursor
 -- ARGV  token, lease in milliseconds
 -- ->    {1, cursor or '', drains that did not let go} taken (or held already by this token), {0} held by another
 redis.call('DEL', KEYS[1])
@@ -16,9 +16,10 @@ local run = redis.call('HMGET', KEYS[3], 'token', 'entry', 'unfinished')
 local unfinished = tonumber(run[3] or '0')
 if run[1] and run[1] ~= ARGV[1] then
   unfinished = redis.call('HINCRBY', KEYS[3], 'unfinished', 1)
+  redis.call('HINCRBY', KEYS[4], 'taken_over', 1)
   if run[2] then
     redis.call('HINCRBY', KEYS[3], 'deaths', 1)
   end
 end
 redis.call('HSET', KEYS[3], 'token', ARGV[1])
-return {1, KEYS[4] and redis.call('GET', KEYS[4]) or '', unfinished}
+return {1, KEYS[5] and redis.call('GET', KEYS[5]) or '', unfinished}

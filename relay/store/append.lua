@@ -5,14 +5,23 @@
 -- KEYS  inbox, counts, the call's mark, then the receipts of the events that ask for one
 -- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark, and a receipt while it waits,
 --       then for each event: its number of fields and values, then these
--- ->    number of events added; or an error QUEUEFULL or MEMORYFULL
+-- ->    number of events added; or an error QUEUEFULL or MEMORYFULL, counted as far as Redis still writes
 local added = redis.call('GET', KEYS[3])
 if added then
   return tonumber(added)
 end
+local function refuse(reason, message)
+  local events, i = 0, 5
+  while ARGV[i] do
+    events = events + 1
+    i = i + ARGV[i] + 1
+  end
+  redis.pcall('HINCRBY', KEYS[2], 'refused:' .. reason, events)
+  return redis.error_reply(message)
+end
 local waiting = redis.call('XLEN', KEYS[1]) + tonumber(redis.call('HGET', KEYS[2], 'outbox') or '0')
 if waiting >= tonumber(ARGV[1]) then
-  return redis.error_reply('QUEUEFULL ' .. waiting .. ' events wait')
+  return refuse('queue_full', 'QUEUEFULL ' .. waiting .. ' events wait')
 end
 local memory = redis.pcall('INFO', 'memory')
 if type(memory) == 'string' then
@@ -24,7 +33,7 @@ if type(memory) == 'string' then
   if most > 0 then
     local used = bytes_of('used_memory') - bytes_of('mem_not_counted_for_evict')
     if used > tonumber(ARGV[2]) * most then
-      return redis.error_reply(string.format('MEMORYFULL %.0f of %.0f bytes are used', used, most))
+      return refuse('memory', string.format('MEMORYFULL %.0f of %.0f bytes are used', used, most))
     end
   end
 end

@@ -1,11 +1,16 @@
 -- A worker's sign of life, and whether the data set is still the one that it knew: FLUSHALL or a failover to an
 -- empty or another Redis loses what was accepted, and nothing else would tell.
--- KEYS  the worker's heartbeat, dataset, counts
--- ARGV  heartbeat, milliseconds to keep it, the data set's id as known to this worker or '', an id for a new one
+-- KEYS  the worker's heartbeat, dataset, counts, workers
+-- ARGV  heartbeat, milliseconds to keep it, the data set's id as known to this worker or '', an id for a new one,
+--       the worker's name
 -- ->    the data set's id
 local current = redis.call('HGET', KEYS[2], 'id')
 redis.call('DEL', KEYS[1])  -- first, so that at maxmemory the rest may be written
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - ARGV[2])
+redis.call('ZADD', KEYS[4], now, ARGV[5])
 if not current then
   current = ARGV[4]
   redis.call('HSET', KEYS[2], 'id', current)

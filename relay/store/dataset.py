@@ -25,7 +25,7 @@ _BEAT = scripts.load("beat")
 
 def beat(client: Redis, keys: Keys, worker: str, *, keep_seconds: float, known: str = "") -> str:
     """Give a worker's sign of life, and return the data set's id; another than `known` is counted as a reset."""
-    script_keys = (keys.worker(worker), keys.dataset, keys.counts)
-    args = (str(time.time()), round(keep_seconds * 1000), known, secrets.token_hex(8))
+    script_keys = (keys.worker(worker), keys.dataset, keys.counts, keys.workers)
+    args = (str(time.time()), round(keep_seconds * 1000), known, secrets.token_hex(8), worker)
     reply: bytes = scripts.run(client, scripts.Call(_BEAT, script_keys, args))
     return reply.decode()

@@ -36,6 +36,9 @@ MAX_FIELDS = 32
 _PAGE = scripts.load("dead_page")
 _DROP = scripts.load("drop")
 
+#: Fields of an event that died in an outbox, as its producer gave them.
+_GIVEN_BACK = (b"event", b"id", b"source", b"time", b"receipt", b"resync")
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STREAM_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 
@@ -162,7 +165,7 @@ def revived(letter: DeadLetter, *, force: bool) -> list[tuple[bytes, bytes]]:
     entry = [(b"redriven", _next_redrive(letter, force=force).encode().encode())]
     if not letter.was_accepted:
         return entry + [field for field in letter.fields if field[0] != b"redriven"][:MAX_FIELDS]
-    given = [(name, letter.named.get(name, b"")) for name in (b"event", b"id", b"source", b"time", b"receipt")]
+    given = [(name, letter.named.get(name, b"")) for name in _GIVEN_BACK]
     return entry + [(name, _rfc3339(value) if name == b"time" else value) for name, value in given if value]
 
 
@@ -185,6 +188,8 @@ class Filters:
     image: str | None = None
     older_than_seconds: float | None = None
     newer_than_seconds: float | None = None
+    #: A moment, in Redis milliseconds: what died later is not meant.
+    died_until: int | None = None
     event_ids: frozenset[str] = frozenset()
 
     def match(self, letter: DeadLetter) -> bool:
@@ -199,18 +204,27 @@ class Filters:
     def bounds(self, now: int) -> tuple[int, int | None]:
         """Return the first and the last millisecond in which a letter that is meant may have died."""
         first = 0 if self.newer_than_seconds is None else now - round(self.newer_than_seconds * 1000)
-        last = None if self.older_than_seconds is None else now - round(self.older_than_seconds * 1000)
-        return max(0, first), last
+        lasts = [] if self.died_until is None else [self.died_until]
+        lasts += [] if self.older_than_seconds is None else [now - round(self.older_than_seconds * 1000)]
+        return max(0, first), min(lasts, default=None)
 
 
 EVERYTHING = Filters()
 
 
 class Page(NamedTuple):
-    """The letters of one page that match, and how many letters it had."""
+    """The letters of one page that match, how many letters it had, and the id of the last of them."""
 
     letters: list[DeadLetter]
     looked_at: int
+    last: str
+
+
+class Some(NamedTuple):
+    """Letters that match, and where to go on: behind this id, None at the end."""
+
+    letters: list[DeadLetter]
+    behind: str | None
 
 
 def count(client: Redis, keys: Keys) -> int:
@@ -226,20 +240,51 @@ def find(client: Redis, keys: Keys, letter_id: str) -> DeadLetter | None:
     return reply[0] if reply else None
 
 
-def walk(client: Redis, keys: Keys, filters: Filters = EVERYTHING, *, newest_first: bool = False) -> Iterator[Page]:
-    """Go through the letters that match, page by page; never more than a page is in memory.
+def walk(
+    client: Redis, keys: Keys, filters: Filters = EVERYTHING, *, newest_first: bool = False, behind: str = ""
+) -> Iterator[Page]:
+    """Go through the letters that match, page by page, from behind a letter's id if one is given.
 
-    Ends at the newest letter that stood there at the start: what dies meanwhile is not met.
+    Never more than a page is in memory. Ends at the newest letter that stood there at the start: what dies meanwhile
+    is not met.
     """
     first, last = _ends(client, keys, filters)
     if last is None:
         return
     command, start, end = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
+    start = f"({behind}" if _STREAM_ID.fullmatch(behind) else start
     wanted = FIRST_PAGE
     while page := _read(client, keys, command, start, end, wanted):
-        yield Page([letter for letter in page if filters.match(letter)], len(page))
+        yield Page([letter for letter in page if filters.match(letter)], len(page), page[-1].letter_id)
         start = f"({page[-1].letter_id}"
         wanted = _next_count(page, wanted)
+
+
+def newest(client: Redis, keys: Keys, filters: Filters, *, limit: int, look_at: int, behind: str = "") -> Some:
+    """Return the newest letters that match, the newest first, having looked at about so many at most."""
+    found: list[DeadLetter] = []
+    looked_at = 0
+    for page in walk(client, keys, filters, newest_first=True, behind=behind):
+        room = limit - len(found)
+        found += page.letters[:room]
+        if len(page.letters) > room:
+            return Some(found, found[-1].letter_id)
+        looked_at += page.looked_at
+        if looked_at >= look_at:
+            return Some(found, page.last)
+    return Some(found, None)
+
+
+def limited(pages: Iterator[Page], limit: int | None) -> Iterator[tuple[list[DeadLetter], int]]:
+    """Pass on each page's letters until there were `limit`, with how many were looked at so far."""
+    looked_at = passed = 0
+    for page in pages:
+        looked_at += page.looked_at
+        letters = page.letters if limit is None else page.letters[: limit - passed]
+        passed += len(letters)
+        yield letters, looked_at
+        if passed == limit:
+            return
 
 
 def _ends(client: Redis, keys: Keys, filters: Filters) -> tuple[str, str | None]:

@@ -34,6 +34,16 @@ class HoldReason(StrEnum):
     WRONG_URL = "wrong_url"
 
 
+#: What each means, and what to do.
+MEANING = {
+    HoldReason.RATE_LIMITED: "deliveries are held: the API asked for a pause (Retry-After)",
+    HoldReason.CIRCUIT_OPEN: "deliveries are held: the API fails; it is tried again now and then, nothing is lost",
+    HoldReason.UNAUTHORIZED: "deliveries are held: the API refuses the token; mend RELAY_API_TOKEN_FILE or "
+    "RELAY_API_TOKEN",
+    HoldReason.WRONG_URL: "deliveries are held: the API knows no such URL; mend RELAY_API_URL",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Deliveries are held until this time (Redis milliseconds) for this reason.
@@ -60,6 +70,8 @@ class Health(NamedTuple):
     successes: int = 0
     window: int = 0
     circuit: str = ""
+    #: Until when a probe is under way; only `read` tells.
+    probe_until: int = 0
 
     @classmethod
     def decode(cls, reply: list[bytes]) -> Health:
@@ -99,6 +111,14 @@ def standing_hold(client: Redis, keys: Keys, endpoint: str) -> Hold | None:
     names = ["until", "reason", "openings"]
     until, reason, openings = cast("list[bytes | None]", client.hmget(keys.endpoint(endpoint), names))
     return Hold(int(until), (reason or b"").decode(), int(openings or 0)) if until else None
+
+
+def read(client: Redis, keys: Keys, endpoint: str) -> Health:
+    """Return all that is known of an endpoint; changes nothing."""
+    names = ["until", "reason", "openings", "failures", "successes", "window", "circuit", "probe_until"]
+    found = cast("list[bytes | None]", client.hmget(keys.endpoint(endpoint), names))
+    *health, probe_until = (value or b"" for value in found)
+    return Health.decode(health)._replace(probe_until=int(probe_until or 0))
 
 
 def admit(

@@ -3,7 +3,7 @@
 An entry's fields are the contract with every producer: `event` (the API's JSON body), and optionally `id`,
 `source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. An entry with an `id` may have a
 field `receipt`, and then what became of it can be asked for (relay/store/receipts.py). What a redrive puts back has
-a field more, `redriven`, which is not for producers.
+a field more, `redriven`, and what a resync adds has `resync`; neither is for producers.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
 
     If any wait, a bell counts as under way: the caller must ring it.
     """
-    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell)
+    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell, keys.counts)
     return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(bell_seconds * 1000)))))
 
 

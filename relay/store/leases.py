@@ -9,6 +9,7 @@ Beside it lies the mark of the *run*, which does not expire: a drain that finds 
 from __future__ import annotations
 
 import secrets
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.errors import LeaseLost
@@ -42,10 +43,10 @@ class Lease(NamedTuple):
 
 
 def acquire_call(
-    bell: str, lease: str, run: str, token: str, lease_seconds: float, *, cursor: str | None = None
+    bell: str, lease: str, run: str, token: str, lease_seconds: float, *, counts: str, cursor: str | None = None
 ) -> Call:
     """Return the call that takes a lease; `acquired` reads its reply. An outbox's names its cursor's key."""
-    keys = (bell, lease, run) if cursor is None else (bell, lease, run, cursor)
+    keys = (bell, lease, run, counts) if cursor is None else (bell, lease, run, counts, cursor)
     return scripts.Call(_ACQUIRE, keys, (token, round(lease_seconds * 1000)))
 
 
@@ -62,10 +63,21 @@ def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> in
     return deaths
 
 
-def to_ring(client: Redis, drains: Sequence[tuple[str, str]], bell_seconds: float) -> list[int]:
-    """Return the positions of those drains, given as (lease, bell), that need a ring, and note the ring."""
+class Why(StrEnum):
+    """Why a bell is rung."""
+
+    #: Something new waits, or a drain left something.
+    WORK = "work"
+    #: An outbox's time has come, and nobody is at it: a retry, a hold's end, or a drain or bell that got lost.
+    DUE = "due"
+
+
+def to_ring(
+    client: Redis, counts: str, drains: Sequence[tuple[str, str]], bell_seconds: float, why: Why
+) -> list[int]:
+    """Return the positions of those drains, given as (lease, bell), that need a ring, and note and count the ring."""
     if not drains:
         return []
-    keys = [key for drain in drains for key in drain]
-    reply = scripts.run(client, scripts.Call(_RING, keys, (round(bell_seconds * 1000),)))
+    keys = [counts, *(key for drain in drains for key in drain)]
+    reply = scripts.run(client, scripts.Call(_RING, keys, (round(bell_seconds * 1000), why)))
     return [position - 1 for position in reply]

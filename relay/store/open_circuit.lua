@@ -13,11 +13,13 @@ end
 openings = openings + 1
 local pause = math.min(tonumber(ARGV[3]), tonumber(ARGV[2]) * 2 ^ math.min(openings - 1, 30))
 local clock = redis.call('TIME')
-local wanted = clock[1] * 1000 + math.floor(clock[2] / 1000) + math.floor(pause)
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local wanted = now + math.floor(pause)
 redis.call('HDEL', KEYS[1], 'prober', 'probe_until')
 redis.call('HSET', KEYS[1], 'openings', openings, 'window', 1, 'circuit', ARGV[4])
 if wanted > standing then
   redis.call('HSET', KEYS[1], 'until', string.format('%d', wanted), 'reason', ARGV[4])
+  redis.call('HINCRBY', KEYS[1], 'held_ms:' .. ARGV[4], wanted - math.max(standing, now))
   return {wanted, ARGV[4], openings}
 end
 return {standing, health[2] or '', openings}

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relay.store import scripts
+from relay.store import latency, scripts
+from relay.store.attempts import Tally
 from relay.store.endpoint import Health
 from relay.store.inbox import Redriven
 from relay.store.state import written_arrival
@@ -135,6 +136,8 @@ class Settlement:
     dead: list[Death] = field(default_factory=list)
     parked: list[Parking] = field(default_factory=list)
     latency: dict[int, int] = field(default_factory=dict)
+    latency_ms: float = 0.0
+    attempts: Tally = field(default_factory=Tally)
 
     def __bool__(self) -> bool:
         return bool(self.delivered or self.superseded or self.dead or self.parked)
@@ -212,6 +215,8 @@ def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False
 
 
 def _came(fields: dict[bytes, bytes]) -> str:
+    if b"resync" in fields:
+        return fields[b"resync"].decode()
     redriven = fields.get(b"redriven")
     if redriven is not None:
         known = Redriven.decode(redriven.decode())
@@ -227,7 +232,8 @@ def settle_call(
     """Return the call that records a settlement; `applied` reads its reply."""
     args: list[Argument] = [token, round(lease_seconds * 1000), cursor, keys.endpoint, keys.environment]
     asked = [entry.event_id for entry in settlement.delivered if entry.receipt]
-    args += [round(receipt_seconds * 1000), len(asked), *asked]
+    newest = max((entry.arrived for entry in settlement.delivered), default=0)
+    args += [round(receipt_seconds * 1000), newest, len(asked), *asked]
     args.append(len(settlement.delivered))
     for entry in settlement.delivered:
         args += [entry.entry_id, entry.instance, int(entry.parked), entry.digest, entry.time, entry.came]
@@ -244,12 +250,16 @@ def settle_call(
         entry, followers = parking.entry, parking.followers
         args += [entry.entry_id, entry.instance, round(parking.pause_seconds * 1000), entry.trials.encode()]
         args += [len(followers), *(follower.entry_id for follower in followers)]
-    for number, deliveries in settlement.latency.items():
-        args += [number, deliveries]
+    counts = settlement.attempts.counts()
+    if settlement.delivered:
+        counts[latency.SUM] = round(settlement.latency_ms)
+    args.append(len(counts))
+    for counted in (counts, settlement.latency):
+        args += [part for pair in counted.items() for part in pair]
     script_keys = (
         keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.accepted, keys.delivered,
         keys.cursor, keys.counts, shared.counts, shared.latency, shared.dead, shared.paused(keys.endpoint),
-        shared.receipts,
+        shared.receipts, shared.environments(keys.endpoint),
     )  # fmt: skip
     return scripts.Call(_SETTLE, script_keys, args)
 

@@ -46,5 +46,6 @@ redis.call('ZADD', KEYS[8], paused and '+inf' or look, ARGV[3])
 if paused or ARGV[5] == '1' or look > now then
   return 0
 end
+redis.call('HINCRBY', KEYS[11], 'bell:work', 1)
 redis.call('SET', KEYS[9], '1', 'PX', ARGV[2])
 return 1

@@ -1,12 +1,15 @@
 -- Which of these drains need a bell: those that nobody runs and that no bell is under way to.
--- KEYS  lease, bell of each drain
--- ARGV  milliseconds after which a bell counts as lost
+-- KEYS  counts, then lease, bell of each drain
+-- ARGV  milliseconds after which a bell counts as lost, why it is rung
 -- ->    the positions (from 1) of the drains to ring
 local ring = {}
-for i = 1, #KEYS, 2 do
+for i = 2, #KEYS, 2 do
   -- Deleting what is not there frees nothing, but at maxmemory a script may write once it began with a delete.
   if redis.call('EXISTS', KEYS[i]) == 0 and redis.call('DEL', KEYS[i]) == 0 and redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1]) then
-    ring[#ring + 1] = (i + 1) / 2
+    ring[#ring + 1] = i / 2
   end
+end
+if #ring > 0 then
+  redis.call('HINCRBY', KEYS[1], 'bell:' .. ARGV[2], #ring)
 end
 return ring

@@ -4,14 +4,17 @@
 -- A lease that ran out does no harm as long as nobody took over: then the mark of the run is still this drain's.
 --
 -- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
---       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused, 15 what the receipts' keys begin with
--- ARGV  token, lease in ms, cursor, endpoint, environment, ms to keep a receipt,
+--       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused, 15 what the receipts' keys begin with,
+--       16 environments
+-- ARGV  token, lease in ms, cursor, endpoint, environment, ms to keep a receipt, when the newest that is
+--           delivered came in ms,
 --       number of delivered entries that ask for a receipt, the event id of each
 --       number delivered, for each: id, instance, 1 if it was parked, digest, time, when it came
 --       number superseded, for each: id, instance, 1 if it was parked
 --       number dead, for each: id, instance, 1 if it was parked, event id, reason, detail, status, attempts,
 --           when it was first tried or ''
 --       number to retry, for each: id, instance, pause in ms, attempts value, number of followers, their ids
+--       number of other counters, for each: field of counts, by how much
 --       then latency histogram: bucket, deliveries, ...
 -- ->    -1 when the lease is lost; else 1 if the environment is paused, 0 if not
 local holder = redis.call('GET', KEYS[1])
@@ -20,7 +23,7 @@ if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV
 end
 local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])
 local MAX_UNPACKED = 5000 -- values of one command; Lua's stack takes about 8,000
-local at = 7
+local at = 8
 local function next_argument()
   local value = ARGV[at]
   at = at + 1
@@ -128,7 +131,7 @@ local function give_back(instance, event_id)
     lines[#lines + 1] = line
   end
   local was_last = lines[#lines] == event_id
-  local kept = {lines[1], lines[2], lines[3], lines[4]}
+  local kept = {lines[1], lines[2], lines[3], string.match(lines[4], '^%d*')} -- without a resync's mark: it may be it
   for i = 5, #lines do
     if lines[i] ~= event_id then
       kept[#kept + 1] = lines[i]
@@ -214,6 +217,18 @@ if leaving > 0 then
 end
 for _, receipt in ipairs(receipts) do
   redis.call('SET', KEYS[15] .. receipt[1], receipt[2] .. '\n' .. now .. receipt[3], 'PX', ARGV[6])
+end
+if #delivered > 0 then
+  redis.call('ZINCRBY', KEYS[16], #delivered, ARGV[5])
+  local newest = tonumber(redis.call('HGET', KEYS[11], 'newest:delivered') or '0')
+  redis.call('HSET', KEYS[11], 'delivered_at', now, 'newest:delivered', math.max(newest, ARGV[7]))
+end
+local recorded_before = leaving == 0 and retried == 0
+for _ = 1, tonumber(next_argument()) do
+  local counter, by = next_argument(), next_argument()
+  if not recorded_before then
+    redis.call('HINCRBY', KEYS[11], counter, by)
+  end
 end
 while ARGV[at] do
   redis.call('HINCRBY', KEYS[12], next_argument(), next_argument())

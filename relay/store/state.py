@@ -4,6 +4,7 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
+The fourth is when it was seen, or after a resync `<seen> <when the resync was asked for>`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Accepted(NamedTuple):
     ids: tuple[str, ...]
     #: The event's place among those that came in the same millisecond.
     sequence: int = 0
+    #: When the resync arrived for which it was put on its way again, 0 if there was none since.
+    resynced: int = 0
 
     @property
     def arrival(self) -> tuple[int, int]:
@@ -33,7 +36,8 @@ class Accepted(NamedTuple):
     def encode(self) -> str:
         """Write it as the hash field's value."""
         time = "" if self.time is None else self.time
-        head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{self.seen}"
+        seen = f"{self.seen} {self.resynced}" if self.resynced else self.seen
+        head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
         return "\n".join((head, *self.ids))
 
     @classmethod
@@ -41,24 +45,27 @@ class Accepted(NamedTuple):
         """Read the hash field's value."""
         digest, time, at, seen, *ids = value.split("\n")
         at, _, sequence = at.partition("-")
-        return cls(digest, int(time) if time else None, int(at), int(seen), tuple(ids), int(sequence or 0))
+        seen, _, resynced = seen.partition(" ")
+        moment = int(time) if time else None
+        return cls(digest, moment, int(at), int(seen), tuple(ids), int(sequence or 0), int(resynced or 0))
 
 
 class Delivered(NamedTuple):
-    """What was last delivered for an instance; written by settle.lua, with when it came as a fourth line.
-
-    That line is not read here: it is what a dead letter gives back as the third of what counts as accepted.
-    """
+    """What was last delivered for an instance; written by settle.lua."""
 
     digest: str
     time: int | None
+    #: When that was recorded.
     at: int
+    #: The event's place among all that came, as `written_arrival` has it: what a dead letter gives back as the third
+    #: line of what counts as accepted.
+    came: str = ""
 
     @classmethod
     def decode(cls, value: str) -> Delivered:
         """Read the hash field's value."""
-        digest, time, at, _came = value.split("\n")
-        return cls(digest, int(time) if time else None, int(at))
+        digest, time, at, came = value.split("\n")
+        return cls(digest, int(time) if time else None, int(at), came)
 
 
 def written_arrival(at: int, sequence: int) -> str:

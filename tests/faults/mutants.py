@@ -124,7 +124,7 @@ end
 
 _FENCE_OF_TAKE = "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV[1]) then"
 
-_SEND = "        self._transport.send(Request((batch, entry, self._gate.successes), entry.body, entry.event_id))\n"
+_SEND = "        self._transport.send(Request(sent, entry.body, entry.event_id))\n"
 
 _IN_ORDER = """\
             if entry.instance in self._behind:
@@ -342,7 +342,7 @@ MUTANTS = (
     Mutant(
         "token-read-once",
         "a probe carries the token that was read at the drain's beginning",
-        edits=(Edit("workers/gate.py", "            self._read_token()\n", "            pass\n"),),
+        edits=(Edit("workers/gate.py", "            self._runtime.reload_token()\n", "            pass\n"),),
         tests=(f"{ENDPOINT}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
     ),
     Mutant(

@@ -103,7 +103,9 @@ def test_intake_whose_lease_ran_out_commits_nothing(
     def pause_past_the_lease(*args: object) -> object:
         client.delete(runtime.keys.intake_lease)
         keys = runtime.keys
-        successor = leases.acquire_call(keys.intake_bell, keys.intake_lease, keys.intake_run, "successor", 5)
+        successor = leases.acquire_call(
+            keys.intake_bell, keys.intake_lease, keys.intake_run, "successor", 5, counts=keys.counts
+        )
         scripts.run(client, successor)
         return judge(*args)
 

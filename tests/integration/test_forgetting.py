@@ -121,3 +121,11 @@ def test_a_worker_gives_its_sign_of_life_at_maxmemory(client: Redis) -> None:
         assert client.exists(KEYS.worker("one"))
     finally:
         client.config_set("maxmemory", 0)
+
+
+def test_workers_that_give_no_more_signs_of_life_are_forgotten_by_the_others(client: Redis) -> None:
+    dataset.beat(client, KEYS, "gone", keep_seconds=10)
+    client.zincrby(KEYS.workers, -10_001, "gone")
+    dataset.beat(client, KEYS, "one", keep_seconds=10)
+    dataset.beat(client, KEYS, "two", keep_seconds=10)
+    assert set(client.zrange(KEYS.workers, 0, -1)) == {b"one", b"two"}

@@ -12,6 +12,7 @@ from relay import AsyncProducer, Producer
 from relay.errors import QueueFull, QueueUnavailable
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.store import inbox, leases, scripts
+from relay.store.leases import Why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_at_maxmemory_drains_still_get_their_bells_and_leases(small: Redis) -> N
     fill_up(small)
     small.config_set("maxmemory", used(small) - 8 * MEBIBYTE)  # more than a client that leaves gives back
     outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-    assert leases.to_ring(small, [(outbox.lease, outbox.bell)], 5) == [0]
+    assert leases.to_ring(small, KEYS.counts, [(outbox.lease, outbox.bell)], 5, Why.DUE) == [0]
 
 
 @pytest.mark.usefixtures("client")

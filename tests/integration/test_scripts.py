@@ -195,7 +195,9 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
 def test_inbox_is_let_go_of_when_memory_is_full(client: Redis) -> None:
     put(client, {})
     with full(client):
-        call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0)
+        call = leases.acquire_call(
+            KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
+        )
         assert leases.acquired(scripts.run(client, call)) == Lease("", 0)
         assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
 

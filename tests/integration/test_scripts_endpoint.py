@@ -50,6 +50,33 @@ def test_endpoint_that_was_never_held_has_no_hold(client: Redis) -> None:
     assert health(client) == Health()
 
 
+def held_ms(client: Redis) -> dict[str, int]:
+    known = client.hgetall(ENDPOINT)
+    return {name.decode()[8:]: int(ms) for name, ms in known.items() if name.startswith(b"held_ms:")}
+
+
+def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> None:
+    hold(client, 100)
+    hold(client, 60)
+    assert held_ms(client) == {"rate_limited": 100_000}, "within the hold that stands"
+    assert client.hget(ENDPOINT, "asked_ms") == b"60000"
+
+    hold(client, 150)
+    assert held_ms(client)["rate_limited"] == pytest.approx(150_000, abs=5000)
+
+    open_circuit(client, first=250, longest=250, reason="unauthorized")
+    both = held_ms(client)
+    assert both["unauthorized"] == pytest.approx(100_000, abs=10_000), "the rest of it"
+    assert sum(both.values()) == pytest.approx(250_000, abs=10_000)
+
+
+def test_time_held_begins_anew_after_a_hold_that_is_over(client: Redis) -> None:
+    hold(client, 10)
+    client.hset(ENDPOINT, "until", now_ms(client) - HOUR_MS)
+    hold(client, 20)
+    assert held_ms(client) == {"rate_limited": 30_000}
+
+
 # open_circuit.lua
 
 

@@ -15,6 +15,7 @@ from outboxes import (
     TOKEN,
     X,
     Y,
+    counted,
     everything,
     lease_inbox,
     now_ms,
@@ -44,6 +45,7 @@ class Item(NamedTuple):
     event_id: str = "e"
     time: str = ""
     digest: str = "sha256:a"
+    repeats: str = ""
 
 
 class Change(NamedTuple):
@@ -63,6 +65,7 @@ def accept(
     token: str = TOKEN,
 ) -> list[Any]:
     script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
+    script_keys.append(KEYS.environments(DEFAULT_ENDPOINT))
     args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
     for inbox_id, detail in unreadable:
         args += [inbox_id, "invalid", detail]
@@ -77,7 +80,7 @@ def accept(
             for item in change.items:
                 args += [item.inbox_id, item.verdict]
                 if item.verdict in {"new", "changed", "reasserted"}:
-                    args += [item.body, item.event_id, "ci", item.time, item.digest, ""]
+                    args += [item.body, item.event_id, "ci", item.time, item.digest, "", item.repeats]
     reply = scripts.run(client, scripts.Call(scripts.load("accept"), script_keys, args))
     return [part.decode() if isinstance(part, bytes) else part for part in reply]
 
@@ -316,10 +319,14 @@ def test_full_queue_takes_all_or_none(client: Redis, in_inbox: int, in_outboxes:
     put(client, *[{}] * in_inbox)
     client.hset(KEYS.counts, "outbox", in_outboxes)
     before = everything(client)
+    del before[KEYS.counts.encode()]
 
     with pytest.raises(ResponseError, match=f"^QUEUEFULL {in_inbox + in_outboxes} events wait$"):
         append(client, [{"event": "1"}, {"event": "2"}], 3)
-    assert everything(client) == before
+    assert counted(client) == {"outbox": in_outboxes, "refused:queue_full": 2}
+    client_sees = everything(client)
+    del client_sees[KEYS.counts.encode()]
+    assert client_sees == before
 
     assert len(append(client, [{"event": "1"}, {"event": "2"}], in_inbox + in_outboxes + 1)) == 2
 
@@ -371,3 +378,73 @@ def test_wait_for_the_inbox_ends_at_an_entry_or_in_time(client: Redis) -> None:
     assert inbox.wait(client, KEYS, "0-0", LONG_SECONDS) == one
     assert inbox.wait(client, KEYS, one, LONG_SECONDS) == two
     assert inbox.wait(client, KEYS, two, 0.001) is None
+
+
+# What is counted beside the ledger
+
+
+def test_every_environment_that_got_an_event_is_in_the_index(client: Redis) -> None:
+    index = KEYS.environments(DEFAULT_ENDPOINT)
+    client.zadd(index, {"production": 7})
+    lease_inbox(client)
+    one, two, three = put(client, {}, {}, {})
+    accept(
+        client,
+        {
+            "production": [Change(X, "", "state", [Item(one)])],
+            "staging": [Change(X, "", "", [Item(two, "duplicate")])],
+            "passed over": [Change(X, "not as judged", "", [Item(three)])],
+        },
+    )
+
+    assert client.zrange(index, 0, -1, withscores=True) == [(b"staging", 0.0), (b"production", 7.0)]
+
+
+def test_newest_that_was_accepted_is_noted(client: Redis) -> None:
+    lease_inbox(client)
+    one, two, three = (client.xadd(KEYS.inbox, {"event": "{}"}, id=f"{at}-0").decode() for at in (5, 7, 9))
+    changes = [
+        Change(X, "", "s", [Item(one)]),
+        Change(Y, "", "s", [Item(two)]),
+        Change("z", "", "", [Item(three, "stale")]),
+    ]
+    accept(client, {"production": changes})
+    assert counted(client)["newest:accepted"] == 7
+
+    client.hset(KEYS.counts, "newest:accepted", 100)
+    (four,) = (client.xadd(KEYS.inbox, {"event": "{}"}, id="10-0").decode(),)
+    accept(client, {"staging": [Change(X, "", "s", [Item(four)])]})
+    assert counted(client)["newest:accepted"] == 100, "the clock was set back"
+
+
+def test_bells_that_intake_calls_for_are_counted(client: Redis) -> None:
+    lease_inbox(client)
+    one, two, three = put(client, {}, {}, {})
+    change = {name: [Change(X, "", "s", [Item(entry)])] for name, entry in (("a", one), ("b", two))}
+    assert accept(client, change)[3:] == ["a", "b"]
+    assert counted(client)["bell:work"] == 2
+
+    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
+    assert counted(client)["bell:work"] == 3
+
+    lease_inbox(client)
+    client.xdel(KEYS.inbox, three)
+    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 0
+    assert counted(client)["bell:work"] == 3
+
+
+def test_refused_for_want_of_memory_is_counted_as_long_as_redis_writes(client: Redis) -> None:
+    put(client, {})
+    client.config_set("maxmemory", 1 << 30)
+    try:
+        call = inbox.append_call(KEYS, [{"event": "1"}, {"event": "2"}], 10, 0.000001)
+        with pytest.raises(ResponseError, match="MEMORYFULL"):
+            scripts.run(client, call)
+        assert counted(client) == {"refused:memory": 2}
+
+        client.config_set("maxmemory", 1)
+        with pytest.raises(ResponseError, match="MEMORYFULL"):
+            scripts.run(client, call)
+        assert counted(client) == {"refused:memory": 2}, "full: nothing can be written"
+    finally:
+        client.config_set("maxmemory", 0)

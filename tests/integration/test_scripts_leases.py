@@ -17,6 +17,7 @@ from outboxes import (
     X,
     Y,
     acquire,
+    counted,
     everything,
     fill,
     ids_of,
@@ -32,7 +33,7 @@ from outboxes import (
 from relay.errors import LeaseLost
 from relay.keys import DEFAULT_ENDPOINT, OutboxKeys
 from relay.store import inbox, leases, scripts
-from relay.store.leases import Lease
+from relay.store.leases import Lease, Why
 from relay.store.outbox import after
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_bell_is_answered_even_by_a_drain_that_finds_another_at_work(client: Red
 
 
 def test_inbox_is_leased_without_a_cursor(client: Redis) -> None:
-    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, "one", 15.0)
+    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, "one", 15.0, counts=KEYS.counts)
 
     assert leases.acquired(scripts.run(client, call)) == Lease("", 0)
     assert client.hgetall(KEYS.intake_run) == {b"token": b"one"}
@@ -163,7 +164,7 @@ def test_entry_is_handled_only_by_who_has_the_lease(client: Redis) -> None:
 
 
 def test_released_inbox_leaves_no_mark(client: Redis) -> None:
-    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0)
+    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts)
     scripts.run(client, call)
     inbox.release(client, KEYS, TOKEN, BELL_MS / 1000)
 
@@ -189,7 +190,7 @@ def test_released_outbox_with_more_to_do_counts_as_rung_for(client: Redis) -> No
     release(client)
 
     assert 0 < client.pttl(PRODUCTION.bell) <= BELL_MS
-    assert leases.to_ring(client, [(PRODUCTION.lease, PRODUCTION.bell)], 5.0) == []
+    assert leases.to_ring(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.bell)], 5.0, Why.DUE) == []
 
 
 def test_released_outbox_with_nothing_to_do_is_not_rung_for(client: Redis) -> None:
@@ -341,17 +342,50 @@ def test_rings_coalesce(client: Redis) -> None:
     staging = KEYS.of_outbox(DEFAULT_ENDPOINT, "staging")
     drains = [(PRODUCTION.lease, PRODUCTION.bell), (staging.lease, staging.bell)]
 
-    assert leases.to_ring(client, drains, 5.0) == [0, 1]
-    assert leases.to_ring(client, drains, 5.0) == []
+    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == [0, 1]
+    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == []
     assert 0 < client.pttl(PRODUCTION.bell) <= 5000
 
     client.delete(PRODUCTION.bell, staging.bell)
     client.set(PRODUCTION.lease, "drain")
-    assert leases.to_ring(client, drains, 5.0) == [1]
-    assert leases.to_ring(client, [], 5.0) == []
+    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == [1]
+    assert leases.to_ring(client, KEYS.counts, [], 5.0, Why.DUE) == []
 
 
 def test_many_drains_are_rung_for_in_one_call(client: Redis) -> None:
     drains = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}bell:{number}") for number in range(5000)]
 
-    assert leases.to_ring(client, drains, 5.0) == list(range(5000))
+    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
+
+
+# What is counted
+
+
+def test_takeover_is_counted_once_for_each_drain_that_did_not_let_go(client: Redis) -> None:
+    fill(client, X)
+    acquire(client, "one")
+    acquire(client, "one")
+    assert acquire(client, "kept out") is None
+    assert "taken_over" not in counted(client)
+
+    client.delete(PRODUCTION.lease)
+    acquire(client, "two")
+    acquire(client, "two")
+    assert counted(client)["taken_over"] == 1
+
+    release(client, token="two")
+    acquire(client, "three")
+    assert counted(client)["taken_over"] == 1, "who let go was not taken over"
+
+
+def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) -> None:
+    drains = [(PRODUCTION.lease, PRODUCTION.bell)]
+    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_ring(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_bell)], 5.0, Why.WORK)
+    assert counted(client) == {"bell:due": 1, "bell:work": 1}
+
+    lease_outbox(client)
+    fill(client, X)
+    assert release(client) == 1
+    assert counted(client)["bell:work"] == 2

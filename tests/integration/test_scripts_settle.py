@@ -16,6 +16,7 @@ from outboxes import (
     X,
     Y,
     acquire,
+    counted,
     death,
     everything,
     fill,
@@ -35,6 +36,7 @@ from outboxes import (
 
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import counts
+from relay.store.attempts import Tally
 from relay.store.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
 from relay.store.state import Accepted, Delivered
 
@@ -464,3 +466,83 @@ def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> N
 
     assert took_due(client) == [tried_again(one)._replace(parked=True)]
     assert client.zcard(PRODUCTION.parked) == 2
+
+
+# What is counted beside the ledger
+
+
+def tally(*attempts: tuple[str, str, float]) -> Tally:
+    made = Tally()
+    for outcome, code, seconds in attempts:
+        made.note(outcome, code, seconds)
+    return made
+
+
+def test_attempts_are_counted_with_what_became_of_their_entries(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    one, two = took(client).fresh
+    attempts = tally(("delivered", "202", 0.004), ("retry", "503", 0.25))
+
+    settle(client, delivered=[one], parked=[Parking(tried_again(two), 0.0, ())], attempts=attempts, latency_ms=39.6)
+    assert counted(client).items() >= {**attempts.counts(), "latency_ms": 40}.items()
+
+    again = Parking(tried_again(tried_again(two)), 0.0, ())
+    settle(client, parked=[again], attempts=tally(("retry", "503", 9.0)))
+    assert counted(client)["attempt:retry:503"] == 2
+    assert counted(client)["duration_us:retry"] == 9_250_000
+    assert not counted(client, PRODUCTION.counts).keys() & attempts.counts().keys(), (
+        "that is of the whole, not of each"
+    )
+
+
+def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis) -> None:
+    """The answer to the first was lost."""
+    lease_outbox(client)
+    fill(client, X, Y)
+    one, two = took(client).fresh
+    retry = Parking(tried_again(two), 0.0, ())
+    for what in (
+        {"delivered": [one], "attempts": tally(("delivered", "202", 0.004))},
+        {"parked": [retry], "attempts": tally(("retry", "503", 0.25))},
+    ):
+        settle(client, **what)
+        before = everything(client)
+        settle(client, **what)
+        assert {key: value for key, value in everything(client).items() if before.get(key) != value} == {}
+
+
+def test_counted_attempts_are_fenced_too(client: Redis) -> None:
+    acquire(client, "another")
+    fill(client, X)
+    entry = OutboxEntry("5-0", b"", "e", X, "sha256:0", "", 5)
+
+    assert settle(client, delivered=[entry], attempts=tally(("delivered", "202", 0.1))) == NOT_RECORDED
+    assert "attempt:delivered:202" not in counted(client)
+
+
+def test_deliveries_are_counted_in_the_index_of_environments(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y, "z")
+    first, second, third = took(client).fresh
+
+    settle(client, delivered=[first, second])
+    settle(client, dead=[death(third)])
+
+    index = KEYS.environments(DEFAULT_ENDPOINT)
+    assert client.zrange(index, 0, -1, withscores=True) == [(b"production", 2.0)]
+
+
+def test_newest_that_was_delivered_and_the_last_success_are_noted(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X, Y, "z")
+    first, second, third = (
+        entry._replace(arrived=at) for entry, at in zip(took(client).fresh, (7, 9, 8), strict=True)
+    )
+
+    settle(client, delivered=[first, second])
+    assert counted(client)["newest:delivered"] == 9
+    assert counted(client)["delivered_at"] == pytest.approx(now_ms(client), abs=10_000)
+
+    settle(client, delivered=[third])
+    assert counted(client)["newest:delivered"] == 9, "an older one that had to wait does not set it back"

@@ -396,10 +396,29 @@ def test_take_that_found_nothing_leaves_the_cursor() -> None:
 
 def test_latencies_are_counted_by_bucket() -> None:
     batch = batch_of(entry(1, X), entry(2, Y), entry(3, Z))
-    for one, bucket in zip(sent(batch), [7, 9, 7], strict=True):
-        batch.deliver(one, bucket)
+    for one, milliseconds in zip(sent(batch), [1.9, 2.3, 1.8], strict=True):
+        batch.deliver(one, milliseconds)
 
-    assert batch.begin_settling().latency == {7: 2, 9: 1}
+    settlement = batch.begin_settling()
+    assert settlement.latency == {7: 2, 9: 1}
+    assert settlement.latency_ms == pytest.approx(6.0)
+
+
+def test_attempts_are_counted_with_what_became_of_their_entries() -> None:
+    batch = batch_of(entry(1, X), entry(2, Y), entry(3, Z))
+    for seconds, code in ((0.004, "202"), (0.006, "202"), (0.006, "503")):
+        batch.count_attempt("delivered" if code == "202" else "retry", code, seconds)
+
+    assert batch.begin_settling().attempts.counts() == {
+        "attempt:delivered:202": 2,
+        "duration:delivered:0.005": 1,
+        "duration:delivered:0.01": 1,
+        "duration_us:delivered": 10_000,
+        "attempt:retry:503": 1,
+        "duration:retry:0.01": 1,
+        "duration_us:retry": 6_000,
+    }
+    assert not batch.begin_settling().attempts.counts()
 
 
 def test_what_was_settled_is_not_settled_again() -> None:

@@ -49,6 +49,9 @@ MANDATORY = {
     "flower": {"FLOWER_BASIC_AUTH"},
     "redis": set(),
     "sandbox": set(),
+    "metrics": set(),
+    "prometheus": set(),
+    "grafana": set(),
 }
 
 
@@ -99,10 +102,25 @@ class TestCompose:
     def test_flower_is_published_on_loopback_only(self) -> None:
         assert all(port.startswith("127.0.0.1:") for port in COMPOSE["services"]["flower"]["ports"])
 
-    def test_only_the_sandbox_waits_for_its_profile(self) -> None:
+    @pytest.mark.parametrize("name", ["prometheus", "grafana"])
+    def test_what_asks_for_no_password_is_published_on_loopback_only(self, name: str) -> None:
+        service = COMPOSE["services"][name]
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert "queue" not in service["networks"]
+
+    def test_sandbox_and_monitoring_wait_for_their_profiles(self) -> None:
         assert {name: each["profiles"] for name, each in COMPOSE["services"].items() if "profiles" in each} == {
-            "sandbox": ["sandbox"]
+            "sandbox": ["sandbox"],
+            "metrics": ["monitoring"],
+            "prometheus": ["monitoring"],
+            "grafana": ["monitoring"],
         }
+
+    def test_monitoring_is_given_files_that_are_there(self) -> None:
+        given = {each["source"] for service in COMPOSE["services"].values() for each in service.get("configs", [])}
+        assert given == COMPOSE["configs"].keys()
+        for each in COMPOSE["configs"].values():
+            assert (ROOT / each["file"]).is_file()
 
     def test_a_worker_may_finish_what_it_has_in_flight(self) -> None:
         settings = Settings()

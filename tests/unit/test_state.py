@@ -28,6 +28,7 @@ states = st.builds(
     seen=times,
     ids=st.lists(ids, max_size=8).map(tuple),
     sequence=st.integers(0, 3),
+    resynced=st.integers(0, 3),
 )
 
 
@@ -47,7 +48,8 @@ def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> 
 
     time = "" if state.time is None else str(state.time)
     at = f"{state.at}-{state.sequence}" if state.sequence else str(state.at)
-    assert lines == [state.digest, time, at, str(state.seen), *state.ids]
+    seen = f"{state.seen} {state.resynced}" if state.resynced else str(state.seen)
+    assert lines == [state.digest, time, at, seen, *state.ids]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> 
         (Accepted("sha256:a", None, 6, 7, ("x",)), "sha256:a\n\n6\n7\nx"),
         (Accepted("sha256:a", 0, 6, 7, ()), "sha256:a\n0\n6\n7"),
         (Accepted("sha256:a", None, 6, 7, ("x",), 2), "sha256:a\n\n6-2\n7\nx"),
+        (Accepted("sha256:a", None, 6, 7, ("x",), resynced=9), "sha256:a\n\n6\n7 9\nx"),
     ],
 )
 def test_state_is_lines_with_an_unknown_time_empty_and_a_first_place_unsaid(state: Accepted, written: str) -> None:
@@ -65,7 +68,10 @@ def test_state_is_lines_with_an_unknown_time_empty_and_a_first_place_unsaid(stat
 
 @pytest.mark.parametrize(
     ("written", "delivered"),
-    [("sha256:a\n5\n6\n4", Delivered("sha256:a", 5, 6)), ("sha256:a\n\n6\n4-2", Delivered("sha256:a", None, 6))],
+    [
+        ("sha256:a\n5\n6\n4", Delivered("sha256:a", 5, 6, "4")),
+        ("sha256:a\n\n6\n4-2", Delivered("sha256:a", None, 6, "4-2")),
+    ],
 )
 def test_delivered_is_read_as_settle_writes_it(written: str, delivered: Delivered) -> None:
     assert Delivered.decode(written) == delivered

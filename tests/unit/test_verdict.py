@@ -355,3 +355,61 @@ def test_any_history_is_judged_as_the_naive_model_does(
         assert len(state.ids) <= REMEMBERED_IDS
         if then_delivered:
             delivered = Delivered(state.digest, state.time, now)
+
+
+# What a resync asks for
+
+#: Accepted in minute 2, told to the API in minute 4; a resync is asked for in minute 6.
+CAME = f"{MINUTES[2]}-3"
+KNOWN = Accepted(A, None, MINUTES[2], MINUTES[3], ("1", "2"), 3)
+TOLD = Delivered(A, None, MINUTES[4], CAME)
+
+
+@pytest.mark.parametrize(
+    ("state", "delivered", "expected"),
+    [
+        pytest.param(KNOWN, TOLD, REASSERTED, id="accepted and delivered"),
+        pytest.param(None, None, STALE, id="nothing is known any more"),
+        pytest.param(None, TOLD, STALE, id="what was accepted died"),
+        pytest.param(KNOWN._replace(digest=B), TOLD, STALE, id="another was accepted since"),
+        pytest.param(KNOWN._replace(digest=B), Delivered(B, None, MINUTES[4], CAME), STALE, id="and was delivered"),
+        pytest.param(KNOWN, None, DUPLICATE, id="on its way for the first time"),
+        pytest.param(KNOWN, Delivered(B, None, MINUTES[4], CAME), DUPLICATE, id="on its way after another"),
+        pytest.param(
+            KNOWN, Delivered(A, None, MINUTES[1], f"{MINUTES[0]}"), DUPLICATE, id="on its way after a rollback"
+        ),
+        pytest.param(KNOWN, TOLD._replace(at=MINUTES[7]), DUPLICATE, id="told since it was asked for"),
+        pytest.param(KNOWN, TOLD._replace(at=MINUTES[6]), DUPLICATE, id="told in that millisecond"),
+        pytest.param(KNOWN._replace(resynced=MINUTES[5]), TOLD, DUPLICATE, id="on its way for another resync"),
+        pytest.param(KNOWN._replace(resynced=MINUTES[3]), TOLD, REASSERTED, id="an earlier resync was delivered"),
+    ],
+)
+def test_resync_repeats_what_was_accepted_and_delivered(
+    state: Accepted | None, delivered: Delivered | None, expected: Verdict
+) -> None:
+    verdict, after = resync(state, delivered)
+
+    assert verdict is expected
+    if expected is REASSERTED:
+        assert after == state._replace(resynced=MINUTES[6]), "no id, time, place or sight of it changes"
+        assert resync(after, delivered)[0] is DUPLICATE, "asked for twice, it is told once"
+        assert resync(after, delivered._replace(at=MINUTES[7]), asked=MINUTES[8])[0] is REASSERTED
+    else:
+        assert after == state
+
+
+def test_what_is_reported_after_a_resync_is_judged_as_if_there_had_been_none() -> None:
+    _, after = resync(KNOWN, TOLD)
+    for event in (Event(A, "3"), Event(B, "3"), Event(B, "1"), Event(A, "3", None, NOW + DAY * 2)):
+        with_it, without = (told(state, event, delivered=TOLD) for state in (after, KNOWN))
+        assert with_it[0] is without[0]
+        assert with_it[1]._replace(resynced=0) == without[1]
+    assert redriven(after, came=(MINUTES[3], 0)) == redriven(KNOWN, came=(MINUTES[3], 0))
+
+
+def resync(
+    state: Accepted | None, delivered: Delivered | None, asked: int = MINUTES[6]
+) -> tuple[Verdict, Accepted | None]:
+    return judge(
+        state, delivered, digest=A, event_id="r", time=None, arrived=asked, reassert_after_ms=DAY, resync=True
+    )

@@ -1,0 +1,139 @@
+"""`relay inventory`: what runs where, as far as it was reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relay.cli import EX_REFUSED
+from relay.cli.letters import printable
+from relay.cli.options import Json  # noqa: TC001 - typer reads it
+from relay.cli.shard import open_shard
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import counts
+from relay.store import inventory as store
+from relay.store.dead import moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from relay.cli.shard import Shard
+    from relay.store.inventory import Running
+
+#: Rows of one table; a terminal gets one after the other, so that nothing is held until the last row is known.
+ROWS = 200
+
+#: Characters of a digest that tell it from others, with its algorithm.
+_TELLING = len("sha256:") + 12
+
+#: Characters of an RFC 3339 time to the second.
+_TO_SECONDS = 19
+
+
+def inventory(
+    environment: Annotated[
+        str | None, typer.Argument(metavar="ENV", help="One environment, by name; else all.", show_default=False)
+    ] = None,
+    *,
+    search: Annotated[
+        str, typer.Option("--search", "-s", metavar="TEXT", help="With this in the repository, name or digest.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Show what runs where, as far as it was reported: each instance's digest, since when, and whether the API knows.
+
+    A table on a terminal; piped, a line each with tabs between: environment, repository, name, platform, digest,
+    since, delivered (yes or no), what the API was told last, and when. With --json a line of JSON each. An instance
+    may come twice while others come and go.
+
+    Exit codes: 0 done, 1 nothing was found, 2 usage, 69 Redis not reachable.
+
+    \b
+    Examples:
+      relay inventory production
+      relay inventory --search ghcr.io/acme/api
+      relay inventory --json | jq -r 'select(.delivered | not) | .repository'
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    with open_shard() as shard:
+        running = _all(shard, environment, search)
+        first = next(running, None)
+        if first is None:
+            what = f"nothing like {search} was" if search else "nothing was"
+            typer.echo(f"{what} reported{f' in {environment}' if environment else ''}", err=True)
+            raise typer.Exit(EX_REFUSED)
+        show = _show_json if as_json else _show_tables if sys.stdout.isatty() else _show_lines
+        show(chain([first], running))
+
+
+def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
+    """Go through the instances, never holding more than a page of them."""
+    client, keys, _ = shard
+    names = counts.environment_names(client, keys, DEFAULT_ENDPOINT) if environment is None else [environment]
+    for name in names:
+        after = 0
+        while True:
+            page = store.read(client, keys, DEFAULT_ENDPOINT, name, wanted=wanted, after=after)
+            yield from page.running
+            after = page.after
+            if not after:
+                break
+
+
+def _show_json(running: Iterable[Running]) -> None:
+    for each in running:
+        typer.echo(json.dumps(_as_json(each), ensure_ascii=False))
+
+
+def _as_json(running: Running) -> dict[str, Any]:
+    instance, told = running.instance, running.told
+    return {
+        "environment": instance.environment,
+        "repository": instance.repository,
+        "name": instance.name or None,
+        "platform": instance.platform,
+        "digest": running.digest,
+        "since": moment(running.since),
+        "delivered": running.delivered,
+        "told": {"digest": told.digest, "at": moment(told.at)} if told else None,
+    }
+
+
+def _show_lines(running: Iterable[Running]) -> None:
+    for each in running:
+        instance, told = each.instance, each.told
+        columns = [instance.environment, instance.repository, instance.name, instance.platform, each.digest]
+        columns += [moment(each.since), "yes" if each.delivered else "no"]
+        columns += [told.digest, moment(told.at)] if told else ["", ""]
+        typer.echo("\t".join(map(printable, columns)))
+
+
+def _show_tables(running: Iterable[Running]) -> None:
+    rest = iter(running)
+    while rows := list(islice(rest, ROWS)):
+        _draw(rows)
+
+
+def _draw(rows: list[Running]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - rich is for terminals only
+    from rich.table import Table  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("environment", "repository", "name", "platform", "digest", "since", "delivered"):
+        table.add_column(column, overflow="fold", no_wrap=column in {"digest", "since"})
+    for each in rows:
+        instance = each.instance
+        columns = [instance.environment, instance.repository, instance.name, instance.platform]
+        columns += [each.digest[:_TELLING], moment(each.since)[:_TO_SECONDS], _delivered(each)]
+        table.add_row(*(Text(printable(text)) for text in columns))
+    Console().print(table)
+
+
+def _delivered(running: Running) -> str:
+    if running.delivered:
+        return "yes"
+    return f"not yet; told {running.told.digest[:_TELLING]}" if running.told else "not yet"

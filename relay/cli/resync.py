@@ -1,0 +1,134 @@
+"""`relay resync`: deliver an environment's whole current state again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relay.cli import EX_REFUSED, EX_TEMPFAIL
+from relay.cli.options import Json, duration
+from relay.cli.shard import open_shard
+from relay.errors import ConfigurationError
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import inventory
+from relay.store.resyncing import Progress, rehearse, resync_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from relay.cli.shard import Shard
+
+#: The pause before a queue that is full is tried again.
+FULL_PAUSE_SECONDS = 0.5
+
+#: What `--wait` is unless given, in seconds.
+WAIT_SECONDS = 60.0
+
+
+def resync(
+    environment: Annotated[str, typer.Argument(metavar="ENV", help="An environment, by name.")],
+    *,
+    wait: Annotated[
+        float,
+        typer.Option(parser=duration, metavar="DURATION", help="How long to wait for room while the queue is full."),
+    ] = WAIT_SECONDS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Deliver an environment's whole current state again: to another API, or to one that lost data.
+
+    Each instance whose digest was delivered is delivered once more. What is still on its way is delivered anyhow;
+    what is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the
+    same things once more.
+
+    Exit codes: 0 done, 1 nothing is known of that environment, or you said no, 2 usage, 69 Redis not reachable, 75
+    the queue stayed full (try again).
+
+    \b
+    Examples:
+      relay resync production --dry-run
+      relay resync production --yes
+      relay resync staging --yes --wait 10m
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    with open_shard() as shard:
+        total = inventory.count(shard.client, shard.keys, DEFAULT_ENDPOINT, environment)
+        if not total:
+            typer.echo(
+                f"relay: nothing is known of an environment {environment}; `relay inventory` shows all", err=True
+            )
+            raise typer.Exit(EX_REFUSED)
+        if not dry_run:
+            _confirm(environment, total, yes=yes)
+        done = _walk(shard, environment, total, wait_seconds=wait, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps({"environment": environment, "dry_run": dry_run, **done._asdict()}))
+    else:
+        typer.echo(_outcome(done, dry_run=dry_run))
+    if done.full:
+        typer.echo(
+            f"relay: {done.full}; {done.looked_at:,} of about {total:,} instances were looked at. "
+            "Run it again later: what was delivered is delivered once more, and nothing is undone",
+            err=True,
+        )
+        raise typer.Exit(EX_TEMPFAIL)
+
+
+def _confirm(environment: str, total: int, *, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"to deliver all of {environment} again, say --yes")
+    typer.confirm(f"Deliver the {total:,} instances of {environment} again?", abort=True, err=True)
+
+
+def _walk(shard: Shard, environment: str, total: int, *, wait_seconds: float, dry_run: bool) -> Progress:
+    """Go through the environment; what is returned says `full` if it ended because there was no room for so long."""
+    client, keys, settings = shard
+    queue = settings.queue
+    steps: Iterator[Progress] = (
+        rehearse(client, keys, DEFAULT_ENDPOINT, environment)
+        if dry_run
+        else resync_all(
+            client,
+            keys,
+            DEFAULT_ENDPOINT,
+            environment,
+            max_backlog=queue.max_backlog,
+            memory_watermark=queue.memory_watermark,
+        )
+    )
+    done = Progress()
+    give_up_at = None
+    with _bar(total) as tell:
+        for done in steps:
+            tell(done.looked_at, f"{done.added:,} again{' (the queue is full, waiting)' if done.full else ''}")
+            if not done.full:
+                give_up_at = None
+                continue
+            now = time.monotonic()
+            give_up_at = give_up_at or now + wait_seconds
+            if now >= give_up_at:
+                break
+            time.sleep(min(FULL_PAUSE_SECONDS, give_up_at - now))
+    return done
+
+
+def _outcome(done: Progress, *, dry_run: bool) -> str:
+    again = f"{done.added} {'would be ' if dry_run else ''}delivered again"
+    return f"{again}, {done.on_their_way} on their way anyhow" if done.on_their_way else again
+
+
+def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:
+    """Draw a bar on a terminal, and nothing anywhere else."""
+    if not sys.stderr.isatty():
+        return nullcontext(lambda _done, _note: None)
+    from relay.cli.progress import counting_bar  # noqa: PLC0415 - rich is for terminals only
+
+    return counting_bar(total)

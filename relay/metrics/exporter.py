@@ -1,0 +1,46 @@
+"""One scrape: read Redis, and tell what it says, or that it does not answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from relay.connection import connect
+from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.metrics.exposition import Limits, exposition
+from relay.store import snapshot
+
+if TYPE_CHECKING:
+    from relay.settings import Settings
+
+log = logging.getLogger("relay.metrics")
+
+
+class Exporter:
+    """One for the process. Thread-safe: whoever scrapes meanwhile waits, so Redis is read once at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = connect(settings.redis, retries=1)  # within the 10 s that Prometheus waits
+        self._keys = Keys(settings.queue.namespace)
+        self._environments = settings.metrics.environments
+        self._limits = Limits(settings.queue.max_backlog, settings.delivery.max_in_flight)
+        self._turn = threading.Lock()
+
+    def scrape(self) -> bytes:
+        """Return all metrics in Prometheus's text format; while Redis is away, `relay_up 0`, as exporters do."""
+        with self._turn:
+            started = time.monotonic()
+            found = None
+            try:
+                found = snapshot.read(self._client, self._keys, DEFAULT_ENDPOINT, environments=self._environments)
+            except RedisError as error:
+                log.warning("Redis did not answer a scrape: %s", error)
+            return exposition(found, limits=self._limits, seconds=time.monotonic() - started)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()

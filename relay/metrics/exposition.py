@@ -1,0 +1,203 @@
+"""A snapshot in Prometheus's text format."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from relay.kubernetes.skipped import Skipped
+from relay.metrics import catalogue as of
+from relay.metrics.catalogue import Kind
+from relay.store.attempts import BOUNDS_SECONDS, Durations
+from relay.store.dead import Reason
+from relay.store.endpoint import HoldReason
+from relay.store.latency import upper_bound_seconds
+from relay.store.snapshot import ELSEWHERE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from prometheus_client import Metric as Family
+
+    from relay.metrics.catalogue import Metric
+    from relay.store.snapshot import EndpointState, Snapshot, Waiting
+
+__all__ = ["CONTENT_TYPE", "Limits", "exposition"]
+
+#: The buckets of the latency as it is kept are 10 % wide; each eighth of their bounds is told, up to a day.
+_LATENCY_BUCKETS = range(0, 193, 8)
+
+_FAMILIES = {
+    Kind.COUNTER: CounterMetricFamily,
+    Kind.GAUGE: GaugeMetricFamily,
+}
+
+#: What there is no counter of until it happens, so that a rate has a zero to begin with.
+_OUTCOMES = ("delivered", "retry", "refused", "unauthorized")
+_NO_ROOM = ("queue_full", "memory")
+_WHY = ("work", "due")
+_RELOADS = ("changed", "failed")
+
+
+class Limits(NamedTuple):
+    """What the settings say of what is measured: `queue.max_backlog` and `delivery.max_in_flight`."""
+
+    max_backlog: int
+    max_in_flight: int
+
+
+#: Labels' values, and the value.
+_Sample = tuple[tuple[str, ...], float]
+
+
+def exposition(snapshot: Snapshot | None, *, limits: Limits, seconds: float) -> bytes:
+    """Return all metrics; without a snapshot, that Redis did not answer. `seconds` is what the reading took."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(_families(snapshot, limits, seconds)))
+    return generate_latest(registry)
+
+
+class _Families:
+    """What prometheus_client takes for a collector."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Family]:
+        return self._families
+
+
+def _families(snapshot: Snapshot | None, limits: Limits, seconds: float) -> Iterator[Family]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield _family(of.UP, [((), 0 if snapshot is None else 1)])
+    yield _family(of.BUILD, [((_version(), python, snapshot.server.version if snapshot else ""), 1)])
+    yield _family(of.SCRAPE_SECONDS, [((), seconds)])
+    if snapshot is None:
+        return
+    yield from _ledger(snapshot)
+    yield from _backlog(snapshot, limits)
+    yield from _deliveries(snapshot)
+    yield from _endpoints(snapshot.endpoints, limits)
+    yield from _workers(snapshot)
+    yield from _redis(snapshot)
+
+
+def _ledger(snapshot: Snapshot) -> Iterator[Family]:
+    ledger = snapshot.ledger
+    yield _plain(of.ADDED, ledger.added)
+    yield _plain(of.ACCEPTED, ledger.accepted)
+    # The rest never falls, as no counter may: who takes another's place among the named has delivered no less.
+    named = sorted(snapshot.delivered.items())
+    yield _labelled(of.DELIVERED, (), dict([*named, (ELSEWHERE, snapshot.delivered_elsewhere)]))
+    yield _plain(of.DUPLICATE, ledger.duplicate)
+    yield _plain(of.STALE, ledger.stale)
+    yield _plain(of.SUPERSEDED, ledger.superseded)
+    yield _labelled(of.DEAD, Reason, ledger.dead_by_reason)
+    yield _plain(of.REDRIVEN, ledger.redriven)
+    yield _plain(of.DROPPED, ledger.dropped)
+    yield _plain(of.IGNORED, ledger.ignored)
+    yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
+    yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
+
+
+def _backlog(snapshot: Snapshot, limits: Limits) -> Iterator[Family]:
+    streams: list[tuple[tuple[str, str], Waiting]] = [(("inbox", ""), snapshot.inbox), (("dead", ""), snapshot.dead)]
+    streams += [(("outbox", name), waiting) for name, waiting in sorted(snapshot.outboxes.items())]
+    streams.append((("outbox", ELSEWHERE), snapshot.outboxes_elsewhere))
+    yield _family(of.WAITING, [(labels, waiting.events) for labels, waiting in streams])
+    yield _family(of.OLDEST, [(labels, waiting.oldest / 1000) for labels, waiting in streams if waiting.oldest])
+    yield _plain(of.CAPACITY, limits.max_backlog)
+    for metric, milliseconds in (
+        (of.NEWEST_ADDED, snapshot.newest_added),
+        (of.NEWEST_ACCEPTED, snapshot.newest_accepted),
+        (of.NEWEST_DELIVERED, snapshot.newest_delivered),
+        (of.LAST_SUCCESS, snapshot.last_success),
+    ):
+        yield _family(metric, [] if milliseconds is None else [((), milliseconds / 1000)])
+
+
+def _deliveries(snapshot: Snapshot) -> Iterator[Family]:
+    yield _histogram(of.LATENCY, [((), _latency_buckets(snapshot.ledger.latency), snapshot.latency_seconds)])
+    yield _family(of.ATTEMPTS, sorted(snapshot.attempts.by_code.items()))
+    none = Durations((0,) * len(BOUNDS_SECONDS), 0.0)
+    durations = dict.fromkeys(_OUTCOMES, none) | snapshot.attempts.durations
+    told = [
+        ((outcome,), list(zip(BOUNDS_SECONDS, accumulate(took.buckets), strict=True)), took.seconds)
+        for outcome, took in sorted(durations.items())
+    ]
+    yield _histogram(of.ATTEMPT_SECONDS, told)
+    yield _plain(of.RETRIES, snapshot.ledger.retries)
+
+
+def _latency_buckets(latency: Mapping[int, int]) -> list[tuple[float, int]]:
+    buckets = [
+        (float(f"{upper_bound_seconds(number):.4g}"), sum(n for bucket, n in latency.items() if bucket <= number))
+        for number in _LATENCY_BUCKETS
+    ]
+    return [*buckets, (float("inf"), sum(latency.values()))]
+
+
+def _endpoints(endpoints: Mapping[str, EndpointState], limits: Limits) -> Iterator[Family]:
+    each = sorted(endpoints.items())
+    yield _family(of.IN_FLIGHT_LIMIT, [((name,), state.window or limits.max_in_flight) for name, state in each])
+    held = [((name, reason), int(state.held == reason)) for name, state in each for reason in HoldReason]
+    yield _family(of.HELD, held)
+    seconds = [((name, reason), state.held_ms.get(reason, 0) / 1000) for name, state in each for reason in HoldReason]
+    yield _family(of.HELD_SECONDS, seconds)
+    asked = [((name,), state.retry_after_ms / 1000) for name, state in each if state.retry_after_ms is not None]
+    yield _family(of.RETRY_AFTER, asked)
+
+
+def _workers(snapshot: Snapshot) -> Iterator[Family]:
+    yield _plain(of.PAUSED, snapshot.paused)
+    yield _labelled(of.TOKEN_RELOADS, _RELOADS, snapshot.token_reloads)
+    yield _plain(of.TAKEN_OVER, snapshot.leases_taken_over)
+    yield _labelled(of.BELLS, _WHY, snapshot.bells)
+    yield _family(of.HEARTBEAT, [((name,), at / 1000) for name, at in sorted(snapshot.workers.items())])
+
+
+def _redis(snapshot: Snapshot) -> Iterator[Family]:
+    server = snapshot.server
+    yield _family(of.MEMORY, [] if server.memory_used is None else [((), server.memory_used)])
+    yield _family(of.DURABILITY, [((server.appendonly, server.appendfsync, server.maxmemory_policy), 1)])
+    yield _plain(of.RESETS, snapshot.resets)
+
+
+def _plain(metric: Metric, value: float) -> Family:
+    return _family(metric, [((), value)])
+
+
+def _labelled(metric: Metric, known: Iterable[str], values: Mapping[str, int]) -> Family:
+    """Tell of each known value of the one label, and of those that nobody here knows."""
+    return _family(metric, [((name,), value) for name, value in {**dict.fromkeys(known, 0), **values}.items()])
+
+
+def _family(metric: Metric, samples: Iterable[_Sample]) -> Family:
+    family: CounterMetricFamily | GaugeMetricFamily = _FAMILIES[metric.kind](
+        metric.name, metric.help, labels=metric.labels
+    )
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(
+    metric: Metric, samples: Iterable[tuple[tuple[str, ...], Sequence[tuple[float, int]], float]]
+) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, buckets, total in samples:
+        family.add_metric(labels, [(f"{bound:g}".replace("inf", "+Inf"), count) for bound, count in buckets], total)
+    return family
+
+
+def _version() -> str:
+    try:
+        return version("deployment-relay")
+    except PackageNotFoundError:  # it runs from a clone that is not installed
+        return "unknown"

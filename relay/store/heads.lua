@@ -1,0 +1,10 @@
+-- How much waits in some outboxes, and since when. Changes nothing.
+-- KEYS  outboxes
+-- ->    of each: entries, first id or ''
+local result = {}
+for _, outbox in ipairs(KEYS) do
+  local first = redis.call('XRANGE', outbox, '-', '+', 'COUNT', 1)[1]
+  result[#result + 1] = redis.call('XLEN', outbox)
+  result[#result + 1] = first and first[1] or ''
+end
+return result

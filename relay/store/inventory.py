@@ -1,0 +1,107 @@
+"""What runs where: an environment's instances, each with the digest last accepted, and whether that was delivered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from relay.event import Instance
+from relay.store.state import Accepted, Delivered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from relay.keys import Keys
+
+#: Instances that one round trip reads, about.
+STEP = 200
+
+#: Instances that are looked at for one page at most, about: what a search in a large environment may cost.
+LOOK_AT = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An instance and the digest that runs, as far as anybody reported; times in milliseconds since the epoch."""
+
+    instance: Instance
+    digest: str
+    #: When that was deployed, if its producer said so, else when it was accepted.
+    since: int
+    #: What the API was last told; None if nothing yet.
+    told: Delivered | None
+
+    @property
+    def delivered(self) -> bool:
+        """Tell whether the API believes what runs."""
+        return self.told is not None and self.told.digest == self.digest
+
+    def is_like(self, wanted: str) -> bool:
+        """Tell whether a text is part of its name or of a digest, in any case."""
+        told = self.told.digest if self.told else ""
+        return wanted.casefold() in f"{self.instance.key} {self.digest} {told}".casefold()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some of an environment's instances, ordered among themselves, and where to go on; `after` is 0 at the end."""
+
+    running: list[Running]
+    looked_at: int
+    after: int
+
+
+def count(client: Redis, keys: Keys, endpoint: str, environment: str) -> int:
+    """Return how many instances an environment has."""
+    return int(client.hlen(keys.of_outbox(endpoint, environment).accepted))
+
+
+def read(
+    client: Redis, keys: Keys, endpoint: str, environment: str, *,
+    wanted: str = "", after: int = 0, limit: int = STEP, look_at: int = LOOK_AT,
+) -> Page:  # fmt: skip
+    """Read `limit` instances that are like `wanted` or up to a step more, from where the last page ended.
+
+    An instance that is there all the while is on at least one page, as HSCAN has it; on two, if many come or go.
+    """
+    found: dict[str, Running] = {}
+    looked_at = 0
+    while True:
+        after, step = _step(client, keys, endpoint, environment, after=after)
+        looked_at += len(step)
+        found.update((each.instance.key, each) for each in step if each.is_like(wanted))
+        if not after or len(found) >= limit or looked_at >= look_at:
+            return Page(running=[found[key] for key in sorted(found)], looked_at=looked_at, after=after)
+
+
+def read_all(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Running]:
+    """Yield every instance, never holding more than a page; one may come twice while others come and go."""
+    page = read(client, keys, endpoint, environment)
+    yield from page.running
+    while page.after:
+        page = read(client, keys, endpoint, environment, after=page.after)
+        yield from page.running
+
+
+def _step(client: Redis, keys: Keys, endpoint: str, environment: str, *, after: int) -> tuple[int, list[Running]]:
+    outbox = keys.of_outbox(endpoint, environment)
+    reply = client.hscan(outbox.accepted, cursor=after, count=STEP)
+    cursor, accepted = cast("tuple[int, dict[bytes, bytes]]", reply)
+    if not accepted:
+        return cursor, []
+    told = cast("list[bytes | None]", client.hmget(outbox.delivered, list(accepted)))
+    return cursor, [
+        _running(environment, key.decode(), Accepted.decode(value.decode()), value_told)
+        for (key, value), value_told in zip(accepted.items(), told, strict=True)
+    ]
+
+
+def _running(environment: str, key: str, accepted: Accepted, told: bytes | None) -> Running:
+    return Running(
+        instance=Instance.from_key(environment, key),
+        digest=accepted.digest,
+        since=accepted.at if accepted.time is None else accepted.time,
+        told=Delivered.decode(told.decode()) if told else None,
+    )

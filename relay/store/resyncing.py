@@ -1,0 +1,97 @@
+"""Resyncing: what an environment runs is put on its way to the API once more, as far as the API was told it before.
+
+Each instance becomes an entry of the inbox like any other, with a field `resync`. Whether it is still what runs is
+judged when it is taken in (workers/verdict.py), so nothing that is reported meanwhile is undone, and a resync that is
+stopped anywhere, or made twice, does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from redis.exceptions import RedisError
+
+from relay.event import DeploymentEvent
+from relay.store import inbox, inventory, scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from redis import Redis
+
+    from relay.keys import Keys
+    from relay.store.inventory import Running
+
+
+class Progress(NamedTuple):
+    """How far a resync is, in instances. `full` says why the queue took no more; going on tries again."""
+
+    looked_at: int = 0
+    added: int = 0
+    #: Accepted and not delivered yet: there is nothing to repeat.
+    on_their_way: int = 0
+    full: str = ""
+
+
+def rehearse(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Progress]:
+    """Go through an environment's instances and add nothing; `added` are those that would be."""
+    done = Progress()
+    for running in _pages(client, keys, endpoint, environment):
+        done = _after(done, running)
+        yield done
+
+
+def resync_all(
+    client: Redis, keys: Keys, endpoint: str, environment: str, *, max_backlog: int, memory_watermark: float
+) -> Iterator[Progress]:
+    """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page."""
+    done = Progress()
+    for running in _pages(client, keys, endpoint, environment):
+        entries = [_entry(each) for each in running if each.delivered]
+        call = inbox.append_call(keys, entries, max_backlog, memory_watermark)
+        while entries and (why := _full(client, call)):
+            yield done._replace(full=why)
+        done = _after(done, running)
+        yield done
+
+
+def _pages(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Sequence[Running]]:
+    after = 0
+    while True:
+        page = inventory.read(client, keys, endpoint, environment, after=after)
+        yield page.running
+        after = page.after
+        if not after:
+            return
+
+
+def _after(done: Progress, running: Sequence[Running]) -> Progress:
+    delivered = sum(each.delivered for each in running)
+    return Progress(
+        looked_at=done.looked_at + len(running),
+        added=done.added + delivered,
+        on_their_way=done.on_their_way + len(running) - delivered,
+    )
+
+
+def _entry(running: Running) -> dict[str, bytes | str]:
+    instance = running.instance
+    event = DeploymentEvent.of(
+        f"{instance.repository}@{running.digest}",
+        environment=instance.environment,
+        name=instance.name or None,
+        platform=instance.platform,
+    )
+    return {"event": event.body(), "resync": "1"}
+
+
+def _full(client: Redis, call: scripts.Call) -> str:
+    """Add the entries, or say why there is no room for them."""
+    try:
+        scripts.run(client, call)
+    except RedisError as error:
+        why = inbox.full_because(error)
+        if why is None:
+            raise
+        return why
+    return ""

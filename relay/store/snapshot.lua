@@ -1,0 +1,29 @@
+-- One look at what the metrics tell of, in one step, so that its numbers agree with each other. Changes nothing.
+-- A script, because Redis refuses a transaction at maxmemory even if it only reads.
+-- KEYS  counts, latency, inbox, dead, environments, endpoint, paused, workers, then outboxes
+-- ARGV  how many of the environments with the most deliveries
+-- ->    {now in ms, counts, latency, last id of the inbox or '', environments and their deliveries, endpoint,
+--       paused environments, workers and their heartbeats, {entries, first id or ''} of the inbox, of the dead
+--       letters, and of each outbox}
+local function waiting(stream)
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  return {redis.call('XLEN', stream), first and first[1] or ''}
+end
+local clock = redis.call('TIME')
+local last = ''
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local inbox = redis.call('XINFO', 'STREAM', KEYS[3])
+  for i = 1, #inbox, 2 do
+    last = inbox[i] == 'last-generated-id' and inbox[i + 1] or last
+  end
+end
+local result = {
+  clock[1] * 1000 + math.floor(clock[2] / 1000), redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), last,
+  redis.call('ZREVRANGE', KEYS[5], 0, ARGV[1] - 1, 'WITHSCORES'), redis.call('HGETALL', KEYS[6]),
+  redis.call('HLEN', KEYS[7]), redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES'), waiting(KEYS[3]),
+  waiting(KEYS[4]),
+}
+for key = 9, #KEYS do
+  result[#result + 1] = waiting(KEYS[key])
+end
+return result
