@@ -8,7 +8,7 @@ a dead letter that was redriven and died again counts twice, as it does on the l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relay.store import pausing, scripts
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from relay.keys import Keys, OutboxKeys
 
 _LEDGER = scripts.load("ledger")
+_ENVIRONMENTS = scripts.load("environments")
 
 #: Environments that one round trip reads.
 _ENVIRONMENTS_AT_ONCE = 500
@@ -66,7 +67,8 @@ class Ledger:
 class EnvironmentCounts:
     """One environment's part. `oldest` is when its first waiting entry was accepted, in milliseconds.
 
-    `paused_since` is when an operator paused its deliveries, in milliseconds, None if they are not paused.
+    `paused_since` is when an operator paused its deliveries, in milliseconds, None if they are not paused; `deaths`
+    how many drains in a row died with one of its events in hand.
     """
 
     environment: str
@@ -79,6 +81,7 @@ class EnvironmentCounts:
     superseded: int
     dead: int
     paused_since: int | None = None
+    deaths: int = 0
 
 
 def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
@@ -105,32 +108,29 @@ def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
 
 
 def _read_some(client: Redis, outboxes: list[OutboxKeys], paused: dict[str, int]) -> list[EnvironmentCounts]:
-    pipeline = client.pipeline(transaction=False)
-    for outbox in outboxes:
-        pipeline.hgetall(outbox.counts)
-        pipeline.xlen(outbox.outbox)
-        pipeline.zcard(outbox.due)
-        pipeline.xrange(outbox.outbox, count=1)
-    replies = iter(pipeline.execute())
-    result = []
-    for outbox in outboxes:
-        counts = {name.decode(): int(value) for name, value in next(replies).items()}
-        waiting, retrying, first = next(replies), next(replies), next(replies)
-        result.append(
-            EnvironmentCounts(
-                environment=outbox.environment,
-                waiting=waiting,
-                retrying=retrying,
-                oldest=int(first[0][0].partition(b"-")[0]) if first else None,
-                delivered=counts.get("delivered", 0),
-                duplicate=counts.get("duplicate", 0),
-                stale=counts.get("stale", 0),
-                superseded=counts.get("superseded", 0),
-                dead=counts.get("dead", 0),
-                paused_since=paused.get(outbox.environment),
-            )
-        )
-    return result
+    script_keys = [key for outbox in outboxes for key in (outbox.counts, outbox.outbox, outbox.due, outbox.run)]
+    reply = scripts.run(client, scripts.Call(_ENVIRONMENTS, script_keys, ()))
+    return [
+        _environment(outbox.environment, known, paused.get(outbox.environment))
+        for outbox, known in zip(outboxes, reply, strict=True)
+    ]
+
+
+def _environment(name: str, known: list[Any], paused_since: int | None) -> EnvironmentCounts:
+    waiting, first, retrying, deaths, delivered, duplicate, stale, superseded, dead = known
+    return EnvironmentCounts(
+        environment=name,
+        waiting=waiting,
+        retrying=retrying,
+        oldest=int(first.partition(b"-")[0]) if first else None,
+        delivered=delivered,
+        duplicate=duplicate,
+        stale=stale,
+        superseded=superseded,
+        dead=dead,
+        paused_since=paused_since,
+        deaths=deaths,
+    )
 
 
 def read_ledger(client: Redis, keys: Keys) -> Ledger:

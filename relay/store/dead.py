@@ -240,6 +240,12 @@ def find(client: Redis, keys: Keys, letter_id: str) -> DeadLetter | None:
     return reply[0] if reply else None
 
 
+def newest_of_all(client: Redis, keys: Keys) -> DeadLetter | None:
+    """Return the letter that died last."""
+    reply = _read(client, keys, "XREVRANGE", "+", "-", 1)
+    return reply[0] if reply else None
+
+
 def walk(
     client: Redis, keys: Keys, filters: Filters = EVERYTHING, *, newest_first: bool = False, behind: str = ""
 ) -> Iterator[Page]:

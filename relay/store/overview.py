@@ -1,0 +1,140 @@
+"""How the relay is: one look at all that an operator asks about, which changes nothing.
+
+A bounded number of commands, whatever waits: a few for the shard, and one script for each few hundred environments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from relay.store import counts, dead, endpoint
+from relay.store.outbox import Trials
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+    from relay.keys import Keys
+    from relay.settings import QueueSettings
+    from relay.store.counts import EnvironmentCounts, Ledger
+    from relay.store.dead import DeadLetter
+    from relay.store.endpoint import Health
+
+#: Environments with retries of which it is looked up what is retried.
+RETRYING = 5
+
+
+class Memory(NamedTuple):
+    """Redis's memory in bytes; `most` is 0 without a `maxmemory`, both are 0 where the user may not ask."""
+
+    used: int = 0
+    most: int = 0
+
+    @property
+    def part(self) -> float:
+        """The part of `maxmemory` that is used."""
+        return self.used / self.most if self.most else 0.0
+
+
+UNKNOWN = Memory()
+
+
+class Retrying(NamedTuple):
+    """An instance whose next event is tried again; `answers` are its attempts so far."""
+
+    environment: str
+    instance: str
+    answers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The relay at one moment. Times are Redis milliseconds."""
+
+    now: int
+    ledger: Ledger
+    health: Health
+    #: Entries of the inbox, and when the first of them came.
+    inbox: int = 0
+    inbox_oldest: int | None = None
+    #: Drains of the inbox in a row that died with an entry in hand.
+    inbox_deaths: int = 0
+    #: Worker → its last sign of life, of those that live.
+    workers: dict[str, int]
+    environments: Sequence[EnvironmentCounts] = ()
+    #: The first of those that wait for a retry.
+    retrying: Sequence[Retrying] = ()
+    #: The dead letter that died last.
+    newest_dead: DeadLetter | None = None
+    memory: Memory = UNKNOWN
+    max_backlog: int = 1_000_000
+    memory_watermark: float = 1.0
+
+    @property
+    def paused(self) -> list[EnvironmentCounts]:
+        """The environments whose deliveries an operator holds."""
+        return [each for each in self.environments if each.paused_since is not None]
+
+
+def read(client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings) -> Overview:
+    """Look at all of it. A Redis that is away raises `RedisError`."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.time()
+    pipeline.xrange(keys.inbox, count=1)
+    pipeline.xlen(keys.inbox)
+    pipeline.hget(keys.intake_run, "deaths")
+    pipeline.zrange(keys.workers, 0, -1, withscores=True)
+    (seconds, microseconds), first, inbox, deaths, beats = pipeline.execute()
+    now = seconds * 1000 + microseconds // 1000
+    environments = counts.read_environments(client, keys, endpoint_name)
+    return Overview(
+        now=now,
+        ledger=counts.read_ledger(client, keys),
+        health=endpoint.read(client, keys, endpoint_name),
+        inbox=inbox,
+        inbox_oldest=int(first[0][0].partition(b"-")[0]) if first else None,
+        inbox_deaths=int(deaths or 0),
+        workers=_living(client, keys, {name.decode(): int(at) for name, at in beats}),
+        environments=environments,
+        retrying=_retrying(client, keys, endpoint_name, environments),
+        newest_dead=dead.newest_of_all(client, keys),
+        memory=_memory(client),
+        max_backlog=queue.max_backlog,
+        memory_watermark=queue.memory_watermark,
+    )
+
+
+def _living(client: Redis, keys: Keys, beats: dict[str, int]) -> dict[str, int]:
+    """Leave out those whose heartbeat has expired."""
+    names = list(beats)
+    alive = client.mget([keys.worker(name) for name in names]) if names else []
+    return {name: beats[name] for name, beat in zip(names, alive, strict=True) if beat is not None}
+
+
+def _retrying(
+    client: Redis, keys: Keys, endpoint_name: str, environments: Sequence[EnvironmentCounts]
+) -> list[Retrying]:
+    some = [keys.of_outbox(endpoint_name, each.environment) for each in environments if each.retrying][:RETRYING]
+    pipeline = client.pipeline(transaction=False)
+    for outbox in some:
+        pipeline.zrange(outbox.due, 0, 0)
+    found = [(outbox, due[0]) for outbox, due in zip(some, pipeline.execute(), strict=True) if due]
+    for outbox, instance in found:
+        pipeline.hget(outbox.attempts, instance)
+    return [
+        Retrying(outbox.environment, instance.decode(), Trials.decode(trials or b"").answers)
+        for (outbox, instance), trials in zip(found, pipeline.execute(), strict=True)
+    ]
+
+
+def _memory(client: Redis) -> Memory:
+    try:
+        said = client.info("memory")
+    except ResponseError:  # a user who may not ask is told nothing
+        return UNKNOWN
+    used = int(said.get("used_memory", 0)) - int(said.get("mem_not_counted_for_evict", 0))
+    return Memory(used, int(said.get("maxmemory", 0)))
