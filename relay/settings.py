@@ -427,7 +427,7 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as error:
-            raise ConfigurationError("\n".join(_faults(error))) from None
+            raise ConfigurationError("\n".join(faults(error))) from None
         except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
             raise ConfigurationError(
                 f"the configuration ({path or 'environment'}) cannot be read: {error}"
@@ -457,7 +457,8 @@ def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
             raise ConfigurationError(f"{name} names no section of the settings; there are: {known}")
 
 
-def _faults(error: ValidationError) -> list[str]:
+def faults(error: ValidationError) -> list[str]:
+    """Name each fault on a line: the setting, its variable, and what is wrong."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         path = [str(part) for part in fault["loc"]]

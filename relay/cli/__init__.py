@@ -79,7 +79,7 @@ def relay(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="relay")
     except RelayError as error:
         for line in str(error).splitlines():
             typer.echo(f"relay: {line}", err=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
+from relay.cli.options import Json  # noqa: TC001 - typer reads it
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import pausing
@@ -14,7 +16,7 @@ from relay.store.dead import moment
 Environments = Annotated[list[str], typer.Argument(metavar="ENV", help="One environment or more, by name.")]
 
 
-def pause(environments: Environments) -> None:
+def pause(environments: Environments, *, as_json: Json = False) -> None:
     """Hold environments' deliveries until they are resumed; their events keep queueing.
 
     What is in flight is finished. An environment that is paused already stays so.
@@ -29,4 +31,7 @@ def pause(environments: Environments) -> None:
     with open_shard() as (client, keys, _):
         held = pausing.pause(client, keys, DEFAULT_ENDPOINT, environments)
     for name, (newly, since) in zip(environments, held, strict=True):
+        if as_json:
+            typer.echo(json.dumps({"environment": name, "newly": newly, "paused_since": moment(since)}))
+            continue
         typer.echo(f"{name} is paused" if newly else f"{name} was paused before, since {moment(since)}")

@@ -13,7 +13,7 @@ import typer
 from relay.cli.letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
 from relay.cli.shard import open_shard
-from relay.diagnosis import Finding, Level, describe, diagnose, duration
+from relay.diagnosis import Level, describe, diagnose, duration
 from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import overview
@@ -22,8 +22,6 @@ from relay.store.dead import moment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console, RenderableType
-
     from relay.cli.shard import Shard
     from relay.store.counts import EnvironmentCounts
     from relay.store.overview import Overview
@@ -31,15 +29,14 @@ if TYPE_CHECKING:
 #: Environments that are shown unless all are asked for.
 SHOWN = 20
 
-#: Characters of a line where no terminal sets them: enough to fold no column.
-_PIPED_WIDTH = 400
-
-_COLUMNS = ("waiting", "oldest", "retrying", "delivered", "duplicate", "stale", "superseded", "dead", "held")
+_NUMBERS = ("waiting", "retrying", "delivered", "duplicate", "stale", "superseded", "dead")
+_COLUMNS = ("environment", "waiting", "oldest", *_NUMBERS[1:], "held")
 
 #: Columns that are left out where no environment has anything in them.
 _RARE = frozenset({"superseded", "held"})
 
-_STYLES = {Level.BAD: "bold red", Level.WARN: "yellow", Level.NOTE: "dim"}
+#: How rich draws a line, by how bad it is.
+_STYLES: dict[Level | None, str] = {Level.BAD: "bold red", Level.WARN: "yellow", Level.NOTE: "dim"}
 
 
 def status(
@@ -129,47 +126,42 @@ def _age(seen: Overview, since: int | None) -> float | None:
 
 def _watch(shard: Shard, seconds: float, *, show_all: bool) -> None:
     """Draw it again and again until Ctrl-C, which is how one ends it: with 0."""
-    from rich.console import Group  # noqa: PLC0415 - rich is for terminals only
-    from rich.live import Live  # noqa: PLC0415 - the same
+    from rich.live import Live  # noqa: PLC0415 - rich is for drawing only
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    def drawn() -> Text:
+        lines = _lines(_look(shard), show_all=show_all)
+        return Text("\n").join(Text(text, style=_STYLES.get(level, "")) for level, text in lines)
 
     try:
-        with Live(Group(*_parts(_look(shard), show_all=show_all)), auto_refresh=False) as live:
+        with Live(drawn(), auto_refresh=False) as live:
             while True:
                 time.sleep(seconds)
-                live.update(Group(*_parts(_look(shard), show_all=show_all)), refresh=True)
+                live.update(drawn(), refresh=True)
     except KeyboardInterrupt:
         return
 
 
 def _show(seen: Overview, *, show_all: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - not for --json
-
-    console: Console = Console()
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
-    for part in _parts(seen, show_all=show_all):
-        console.print(part, soft_wrap=isinstance(part, str) or not console.is_terminal)
+    colours: dict[Level | None, str] = {Level.BAD: "red", Level.WARN: "yellow"}
+    for level, text in _lines(seen, show_all=show_all):
+        typer.secho(text, fg=colours.get(level), bold=level is Level.BAD, dim=level is Level.NOTE)
 
 
-def _parts(seen: Overview, *, show_all: bool) -> Iterator[RenderableType]:
-    """Yield what is shown, from what is wrong to the ledger."""
-    from rich.text import Text  # noqa: PLC0415 - rich is for commands that draw
-
+def _lines(seen: Overview, *, show_all: bool) -> Iterator[tuple[Level | None, str]]:
+    """Yield what is shown, from what is wrong to the ledger, each line with how bad it is."""
     for finding in diagnose(seen):
-        yield Text(_line(finding), style=_STYLES[finding.level])
-    yield Text(f"API: {describe(seen.health, seen.now)}")
-    yield Text(_machinery(seen))
-    if seen.environments:
-        yield _table(seen, SHOWN if not show_all else len(seen.environments))
-    hidden = 0 if show_all else max(0, len(seen.environments) - SHOWN)
+        yield finding.level, printable(str(finding))
+    yield None, f"API: {describe(seen.health, seen.now)}"
+    yield None, _machinery(seen)
+    shown = sorted(seen.environments, key=_urgency)[: None if show_all else SHOWN]
+    for line in _table([_row(seen, each) for each in shown]):
+        yield None, line
+    hidden = len(seen.environments) - len(shown)
     if hidden:
-        yield Text(f"{hidden:,} more environments: --all shows them", style="dim")
+        yield Level.NOTE, f"{hidden:,} more environments: --all shows them"
     for line in _sums(seen):
-        yield Text(line)
-
-
-def _line(finding: Finding) -> str:
-    return printable(str(finding))
+        yield None, line
 
 
 def _machinery(seen: Overview) -> str:
@@ -184,19 +176,18 @@ def _machinery(seen: Overview) -> str:
     return printable(f"workers: {workers}; inbox: {inbox}; Redis: {memory}")
 
 
-def _table(seen: Overview, most: int) -> RenderableType:
-    from rich.table import Table  # noqa: PLC0415 - not for --json
-
-    shown = sorted(seen.environments, key=_urgency)[:most]
-    rows = [_row(seen, each) for each in shown]
+def _table(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Align the columns, those aside that are rare and say nothing here."""
+    if not rows:
+        return
     columns = [name for name in _COLUMNS if name not in _RARE or any(row[name] not in {"", "0"} for row in rows)]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("environment", overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for each, row in zip(shown, rows, strict=True):
-        table.add_row(printable(each.environment), *(row[column] for column in columns))
-    return table
+    header = {name: name for name in columns}
+    widths = {name: max(len(row[name]) for row in (header, *rows)) for name in columns}
+    for row in (header, *rows):
+        cells = (
+            row[name].ljust(widths[name]) if name == columns[0] else row[name].rjust(widths[name]) for name in columns
+        )
+        yield "  ".join(cells).rstrip()
 
 
 def _urgency(each: EnvironmentCounts) -> tuple[bool, int, int, str]:
@@ -205,9 +196,12 @@ def _urgency(each: EnvironmentCounts) -> tuple[bool, int, int, str]:
 
 def _row(seen: Overview, each: EnvironmentCounts) -> dict[str, str]:
     age = _age(seen, each.oldest)
-    numbers = {name: f"{getattr(each, name):,}" for name in _COLUMNS if name not in {"oldest", "held"}}
-    held = "" if each.paused_since is None else "paused"
-    return {**numbers, "oldest": "" if age is None else f"{age:.0f} s", "held": held}
+    return {
+        "environment": printable(each.environment),
+        **{name: f"{getattr(each, name):,}" for name in _NUMBERS},
+        "oldest": "" if age is None else duration(age * 1000),
+        "held": "" if each.paused_since is None else "paused",
+    }
 
 
 def _sums(seen: Overview) -> Iterator[str]:

@@ -4,9 +4,12 @@
 --       delivered, duplicate, stale, superseded, dead}
 local result = {}
 for key = 1, #KEYS, 4 do
-  local first = redis.call('XRANGE', KEYS[key + 1], '-', '+', 'COUNT', 1)[1]
-  local known = {redis.call('XLEN', KEYS[key + 1]), first and first[1] or '', redis.call('ZCARD', KEYS[key + 2]),
-                 tonumber(redis.call('HGET', KEYS[key + 3], 'deaths') or '0')}
+  local known = {redis.call('XLEN', KEYS[key + 1]), '', 0, 0}
+  if known[1] > 0 then
+    known[2] = redis.call('XRANGE', KEYS[key + 1], '-', '+', 'COUNT', 1)[1][1]
+    known[3] = redis.call('ZCARD', KEYS[key + 2])
+    known[4] = tonumber(redis.call('HGET', KEYS[key + 3], 'deaths') or '0')
+  end
   for i, number in ipairs(redis.call('HMGET', KEYS[key], 'delivered', 'duplicate', 'stale', 'superseded', 'dead')) do
     known[4 + i] = tonumber(number or '0')
   end
