@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.doctor import api, broker, configuration, leases, redis_server, workers
+from relay.doctor import api, broker, configuration, examination, leases, redis_server, workers
 from relay.doctor.examination import Check, run_all
 from relay.doctor.leases import Left, Place
 from relay.doctor.masking import masked, secrets_of
@@ -14,6 +15,9 @@ from relay.doctor.redis_server import Server, judge, server_of
 from relay.doctor.result import Grade, Result, ok
 from relay.doctor.workers import Look
 from relay.settings import ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MEBIBYTE = 2**20
 
@@ -238,25 +242,57 @@ def test_what_is_left_over_is_told(left: Left, words: str) -> None:
     ("name", "meant"),
     [
         ("RELAY_API_TOKN", "RELAY_API_TOKEN"),
-        ("RELAY_TOKEN_FILE", "RELAY_API_TOKEN_FILE"),
         ("RELAY_REDIS_URI", "RELAY_REDIS_URL"),
         ("RELAY_CONFIGS", "RELAY_CONFIG"),
         ("RELAY_SOMETHING_ELSE_ALTOGETHER", None),
     ],
 )
-def test_a_variable_that_is_no_setting_is_told_with_the_likeliest(name: str, meant: str | None) -> None:
-    [result] = configuration.unknown_variables({name: "x", "RELAY_API_URL": "x", "RELAY_API__URL": "x", "HOME": "/"})
+def test_a_variable_that_is_no_setting_is_told_with_the_likeliest(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("RELAY_REDIS_SERVER", "/usr/bin/redis-server")
+    [result] = configuration.examine(Settings())
     assert result.grade is Grade.WARNING
     assert name in result.what
     assert (f"did you mean {meant}?" == result.do) if meant else ("did you mean" not in result.do)
 
 
-def test_every_name_there_is_is_known() -> None:
-    assert list(configuration.unknown_variables(dict.fromkeys(configuration.variable_names(), "x"))) == []
-    assert {"api.token_file", "environments", "queue.memory_watermark"} & set(configuration.setting_names()) == {
-        "api.token_file",
-        "queue.memory_watermark",
-    }
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[api]\ntokn = "x"\n', "did you mean api.token?"),
+        ('[apii]\ntoken = "x"\n', "apii"),
+        ('[api]\nurl = "http://api.example.com/"\n', "the token would travel in the clear"),
+        ("[api\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_refused_is_told_and_mended_first(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(text)
+    monkeypatch.setenv("RELAY_CONFIG", str(path))
+    refused, others = examination.examine(offline=True)
+    assert refused.grade is Grade.FAULT
+    assert words in str(refused)
+    assert others.grade is Grade.NOTE
+
+
+def test_files_with_secrets_that_all_may_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, toml = tmp_path / "token", tmp_path / "relay.toml"
+    token.write_text("secret-of-the-file")
+    toml.write_text(f'[api]\ntoken_file = "{token}"\n[gateway]\ntoken = "inline"\n')
+    monkeypatch.setenv("RELAY_CONFIG", str(toml))
+    for path in (token, toml):
+        path.chmod(0o640)
+    assert {each.grade for each in configuration.examine(Settings.load())} == {Grade.OK}
+    for path in (token, toml):
+        path.chmod(0o644)
+    told = [each for each in configuration.examine(Settings.load()) if each.grade is Grade.WARNING]
+    assert [str(token) in told[0].what, str(toml) in told[1].what] == [True, True]
+    toml.write_text(f'[api]\ntoken_file = "{token}"\n')
+    assert len([each for each in configuration.examine(Settings.load()) if each.grade is Grade.WARNING]) == 1
 
 
 def test_rules_and_environments_that_do_not_meet_are_told() -> None:
