@@ -37,7 +37,7 @@ _FILES = (
 )
 
 #: Variables that are the relay's and no settings.
-_OTHERS = frozenset({"RELAY_CONFIG"})
+_OTHERS = frozenset({"RELAY_CONFIG", "RELAY_REDIS_SERVER"})
 
 #: What Kubernetes puts into each container for a service called `relay` or `relay-…`.
 _SERVICE_LINK = re.compile(

@@ -223,7 +223,7 @@ def _slowness(seen: Overview) -> Iterator[Finding]:
 def _poison(seen: Overview) -> Iterator[Finding]:
     """Name what is tried again and again while the API takes others."""
     stuck = [each for each in seen.retrying if each.answers >= ANSWERS]
-    if seen.health.failures == 0 and not seen.health.openings and stuck:
+    if seen.health.failures < FAILURES and not seen.health.openings and stuck:  # its own failures are among them
         worst = max(stuck, key=lambda each: each.answers)
         yield Finding(
             cause=Cause.POISON,

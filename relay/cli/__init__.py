@@ -25,6 +25,7 @@ COMMANDS = {
     "up": "Run everything on this machine.",
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",
+    "doctor": "Look for what is wrong with the installation, and say what to do.",
     "status": "Show what waits and what became of the rest.",
     "inventory": "Show what runs where, as far as it was reported.",
     "trace": "Tell what became of an event.",

@@ -1,0 +1,1 @@
+"""Is this installation sound? `relay doctor`, one file a thing; looking and judging are apart."""

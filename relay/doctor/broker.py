@@ -1,0 +1,142 @@
+"""Does the broker take messages, and do those who answer at it give signs of life in Redis, and the reverse?
+
+Celery's workers answer a ping through the broker, from the part that hears it; the doorman's heartbeat lies in Redis.
+Who has one and lacks the other is half alive, or set up for two places. The ping leaves nothing behind. Without
+kombu (a bare install) a Redis is asked for a sign of life, and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from relay.connection import connect, without_password
+from relay.doctor.result import Result, fault, note, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from relay.settings import Settings
+
+#: How long the next answer to a ping is waited for, in seconds: at first, and once more where somebody did not.
+PATIENCE_SECONDS = (1.0, 4.0)
+
+#: The queues that bells wait in.
+BELL_QUEUES = ("relay.intake", "relay.deliver")
+
+_NAMED = 3
+
+
+class Heard(NamedTuple):
+    """Who answered at the broker, and what waits in its queues; a queue that there is not yet is left out."""
+
+    answered: frozenset[str]
+    waiting: dict[str, int]
+
+
+def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterator[Result]:
+    """Ask the broker, and compare with who gives signs of life in Redis; `beating` may be asked again."""
+    where = without_password(settings.broker_url)
+    try:
+        import kombu  # noqa: F401, PLC0415 - an extra
+    except ImportError:
+        yield _without_kombu(settings, where)
+        return
+    try:
+        heard = listen(settings, beating)
+    except Exception as error:  # noqa: BLE001 - each transport of kombu's raises its own: whatever it is, it failed
+        yield fault(
+            "broker",
+            f"the broker at {where} is not reachable: {type(error).__name__}: {error}",
+            "see whether it runs and RELAY_BROKER_URL names it; until then each worker does all work in one process",
+        )
+        return
+    bells = sum(heard.waiting.get(name, 0) for name in BELL_QUEUES)
+    yield ok("broker", f"the broker at {where} takes messages; {bells:,} bells wait")
+    yield from judge(heard.answered, beating(), where)
+
+
+def _without_kombu(settings: Settings, where: str) -> Result:
+    if not settings.broker.url:
+        return ok("broker", "the broker is the queue's Redis")
+    if not re.match(r"(redis|rediss|unix)://", settings.broker.url):
+        return note("broker", f"the broker at {where} was not looked at: it takes the extra `workers`")
+    redis = settings.redis.model_copy(update={"url": settings.broker.url})
+    try:
+        with connect(redis, retries=0) as client:
+            client.ping()
+    except RedisError as error:
+        return fault(
+            "broker",
+            f"the broker at {where} is not reachable: {error}",
+            "see whether it runs and RELAY_BROKER_URL names it",
+        )
+    return ok("broker", f"the broker at {where} answers")
+
+
+def listen(settings: Settings, beating: Callable[[], frozenset[str]]) -> Heard:
+    """Ping all workers by the broker, and look at its queues. Raises what the transport raises."""
+    from kombu.connection import Connection  # noqa: PLC0415 - an extra
+    from kombu.pidbox import Mailbox  # noqa: PLC0415 - the same
+
+    seconds = settings.redis.timeout
+    options = {"socket_timeout": seconds, "socket_connect_timeout": settings.redis.connect_timeout, "max_retries": 1}
+    with Connection(  # type: ignore[no-untyped-call]  # kombu types little
+        settings.broker_url, connect_timeout=seconds, transport_options=options
+    ) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0.2, timeout=seconds)
+        waiting = {name: size for name in BELL_QUEUES if (size := _size(connection, name)) is not None}
+        mailbox: Any = Mailbox("celery", type="fanout", accept=["json"], serializer="json")  # type: ignore[no-untyped-call]  # the same
+        mailbox = mailbox(connection)
+        answered: set[str] = set()
+        for patience in PATIENCE_SECONDS:
+            for answer in mailbox.multi_call("ping", timeout=patience) or []:
+                answered |= set(answer)
+            if beating() <= answered:
+                break
+        return Heard(frozenset(answered), waiting)
+
+
+def _size(connection: Any, queue: str) -> int | None:
+    """Return how many messages wait in a queue, without making it; a refusal closes an AMQP channel, so one each."""
+    with closing(connection.channel()) as channel:
+        try:
+            return int(channel.queue_declare(queue=queue, passive=True).message_count)
+        except connection.channel_errors:
+            return None
+
+
+def judge(answered: frozenset[str], beating: frozenset[str], where: str) -> Iterator[Result]:
+    """Say who is half alive."""
+    if silent := answered - beating:
+        yield fault(
+            "workers.doorman",
+            f"{_names(silent)} answer{'s' if len(silent) == 1 else ''} at the broker but give"
+            f"{'s' if len(silent) == 1 else ''} no sign of life in Redis: the doorman is silent, or looks after "
+            "another Redis or namespace, so what is added here is not noticed",
+            "compare that worker's RELAY_REDIS_URL and queue.namespace with these; else restart it, and see its log",
+        )
+    deaf = beating - answered
+    if deaf and deaf == beating:
+        yield fault(
+            "workers.broker",
+            f"{_names(deaf)} give{'s' if len(deaf) == 1 else ''} signs of life in Redis, and no worker answers at "
+            f"the broker {where}",
+            "compare the workers' RELAY_BROKER_URL with this one; a deaf worker leaves by itself after a minute",
+        )
+    elif deaf:
+        yield warning(
+            "workers.broker",
+            f"{_names(deaf)} did not answer at the broker {where}; others do",
+            "see that worker's log and its RELAY_BROKER_URL; one that is very busy may only be late",
+        )
+    if answered and not silent and not deaf:
+        yield ok("workers.doorman", f"{len(answered)} answer at the broker, and their doormen give signs of life")
+
+
+def _names(names: frozenset[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(sorted(names)[:_NAMED]) + more

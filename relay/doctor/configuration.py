@@ -1,0 +1,109 @@
+"""Is the configuration what somebody meant? Unknown names, rules that match nothing, files that all may read.
+
+What is wrong with any single setting is told by relay/configuration.py, as `relay config check` does.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relay import configuration
+from relay.configuration import Source
+from relay.doctor.result import Grade, Result, note, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from relay.errors import ConfigurationError
+    from relay.settings import Settings
+
+#: What `configuration.check` says of a name that nothing reads.
+_UNKNOWN = "is not a setting"
+
+_NAMED = 3
+
+CHECK = "configuration"
+
+
+def refused(error: ConfigurationError) -> Iterator[Result]:
+    """Say what keeps the configuration from being read, and so everything from starting."""
+    for line in configuration.check() or str(error).splitlines():
+        yield _told(Grade.FAULT, line, "mend it: nothing of the relay starts before")
+
+
+def examine(settings: Settings) -> Iterator[Result]:
+    """Look at a configuration that could be read: at what in it was passed over, and at the files that it names."""
+    found = configuration.check()
+    for line in found:
+        grade = Grade.WARNING if _UNKNOWN in line else Grade.FAULT
+        yield _told(grade, line, "mend it: it does not do what was meant")
+    if not found:
+        source = f"RELAY_CONFIG ({path})" if (path := os.environ.get("RELAY_CONFIG")) else "the environment"
+        yield ok(CHECK, f"read from {source}; every name in it is known")
+    yield from _open_files(settings)
+
+
+def _told(grade: Grade, line: str, otherwise: str) -> Result:
+    """Split what is wrong from what to do, where the line has both."""
+    what, _, do = line.rpartition("; ")
+    return Result(check=CHECK, grade=grade, what=what or line, do=do if what else otherwise)
+
+
+def _open_files(settings: Settings) -> Iterator[Result]:
+    """Name the files with secrets that every user of this machine may read."""
+    for name, path in _secret_files(settings):
+        try:
+            is_open = bool(path.stat().st_mode & stat.S_IROTH)
+        except OSError:
+            continue  # one that cannot be read is told of elsewhere
+        if is_open:
+            yield warning(
+                "configuration.files",
+                f"{name} {path} holds a secret, and everybody on this machine may read it",
+                f"chmod o= {path} (in Kubernetes: defaultMode: 0440, and fsGroup)",
+            )
+
+
+def _secret_files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    gateway = settings.gateway
+    files = {
+        "api.token_file": settings.api.token_file,
+        "gateway.tokens_file": gateway.tokens_file,
+        "gateway.tls_key": gateway.tls_key,
+    }
+    yield from ((name, path) for name, path in files.items() if path)
+    secrets = {("api", "token"), ("gateway", "token"), ("redis", "url"), ("broker", "url")}
+    inline = [
+        each
+        for each in configuration.effective(settings)
+        if each.source is Source.FILE and (each.section, each.key) in secrets and "***" in str(each.value)
+    ]
+    if inline:
+        yield "RELAY_CONFIG", Path(os.environ["RELAY_CONFIG"])
+
+
+def environments(globs: Sequence[str], known: Sequence[str]) -> Iterator[Result]:
+    """Compare the rules of `[environments]` with the environments that ever got an event."""
+    check = "environments"
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            yield note(
+                check,
+                f'[environments."{glob}"] matches no environment that is known so far',
+                "see whether its name is right; `relay inventory` shows those there are",
+            )
+    outside = [name for name in known if not any(fnmatchcase(name, glob) for glob in globs)]
+    if globs and outside:
+        more = f" and {len(outside) - _NAMED:,} more" if len(outside) > _NAMED else ""
+        yield note(
+            check,
+            f"no rule of [environments] matches {', '.join(outside[:_NAMED])}{more}: the defaults hold there",
+            "add a rule if that was not meant",
+        )
+    elif known:
+        rules = "each matched by a rule" if globs else "no rules, so the defaults hold"
+        yield ok(check, f"{len(known):,} known; {rules}")
