@@ -246,6 +246,16 @@ class WorkerSettings(_Section):
     supervisor starts another."""
 
 
+class LogSettings(_Section):
+    """What the worker and the gateway write to standard error."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    """`json` is a line of JSON for each thing that happens, `text` is for people; `auto` is text on a terminal and
+    JSON elsewhere."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is written. INFO has a line for each drain, DEBUG one for each attempt at an event."""
+
+
 class GatewaySettings(_Section):
     """The HTTP side."""
 
@@ -340,6 +350,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     gateway: GatewaySettings = GatewaySettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _lease_outlives_requests(self) -> Self:

