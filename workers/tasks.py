@@ -61,7 +61,8 @@ def deliver(task: Task, *environments: str) -> str:
 def _shown(drained: Drained) -> str:
     """Return a drain's summary, for Flower to show as its result; after an outage raise it, to be shown as a retry.
 
-    Showing is all that raising does. Celery's own `Task.retry` would send a message; a drain is called again by a bell.
+    Showing is all that raising does. Celery's own `Task.retry` would send a message, and nothing needs one: bells and
+    the sweep call for a drain again.
     """
     if drained.met_outage:
         raise Retry(drained.summary, exc=Outage(drained.summary))
