@@ -39,8 +39,12 @@ STOP_MARGIN_SECONDS = 5.0
 #: Flower 2.2 hangs on SIGTERM and on SIGINT, and has nothing to lose: it is killed after this long.
 FLOWER_STOP_SECONDS = 0.5
 
-#: Tasks that Flower remembers, at 4 KiB each.
-FLOWER_TASKS = 10_000
+#: How Flower is started, as docker-compose.yml does. A task takes 4 KiB. By itself it shows neither where a drain was
+#: nor what it did.
+FLOWER = (
+    *("celery", "-A", "workers", "flower", "--max-tasks=10000"),
+    "--tasks-columns=name,uuid,args,state,result,exception,received,runtime,worker",
+)
 
 #: Bound of one health question to a child.
 PROBE_SECONDS = 1.0
@@ -131,10 +135,10 @@ class Stack:
         if port and not _is_free(port):
             raise ConfigurationError(f"port {port} is taken: choose another for Flower with --flower-port")
         self.flower_url = f"http://127.0.0.1:{port or free_port()}"
-        argv = ["-m", "celery", "-A", "workers", "flower", "--address=127.0.0.1", f"--max-tasks={FLOWER_TASKS}"]
+        where = ["--address=127.0.0.1", f"--port={self.flower_url.rpartition(':')[2]}"]
         return self._children.start(
             "flower",
-            [sys.executable, *argv, f"--port={self.flower_url.rpartition(':')[2]}"],
+            [sys.executable, "-m", *FLOWER, *where],
             # By the environment: everybody on the machine can read a command line.
             env={**self._whole_environment(), "FLOWER_BASIC_AUTH": basic_auth},
             log_path=self.log_path("flower"),

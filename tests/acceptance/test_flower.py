@@ -182,6 +182,10 @@ def test_it_is_started_as_compose_starts_it(estate: Estate, broker: EmbeddedRedi
     argv = flower_argv(flower.process.pid)
     assert set(FLOWER[1:]) <= set(argv)
     assert LOGIN[1] not in " ".join(argv), "everybody on the machine can read a command line"
+    shown = flower.get("/api/queues/length")["active_queues"]
+    assert {each["name"] for each in shown} == {INTAKE, DELIVER, "celery"}, (
+        "what the queues are is known without workers"
+    )
 
 
 def flower_argv(pid: int) -> list[str]:
