@@ -85,6 +85,7 @@ lock: $(READY) ## Write requirements/*.txt anew from pyproject.toml
 docs: $(READY) ## Write the pages anew that are made from the code
 	$(BIN)/python docs/make_settings.py > docs/settings.md
 	$(BIN)/python docs/make_metrics.py > docs/metrics.md
+	$(BIN)/python docs/make_cli.py > docs/cli.md
 
 image-check: ## Build the container image without an engine, and try it (Debian, root)
 	.ci/image-check
