@@ -93,12 +93,12 @@ class _Kind:
         """Return one that was not seen yet; None if it was, is gone, or may not be seen."""
         if not name or name in self._seen or self._is_forbidden:
             return None
+        found = None
         try:
             found = self._read(name)
         except ClusterUnavailable as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 self._forbid(error)
-            return None
         self._seen.add(name)
         return found
 
