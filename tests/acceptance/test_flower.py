@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import sys
 import time
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,11 +21,11 @@ from rig import TOKEN, pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer
 from relay.embedded import EmbeddedRedis
+from relay.processes import Children
 from workers.bells import DELIVER, INTAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from rig import Estate
 
@@ -189,6 +192,52 @@ def test_it_is_started_as_compose_starts_it(estate: Estate, broker: EmbeddedRedi
 
 
 def flower_argv(pid: int) -> list[str]:
-    from pathlib import Path  # noqa: PLC0415 - the module has it for types only
-
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+def test_up_starts_it_with_a_password_goes_on_without_it_and_stops_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "up.log"
+    argv = ["up", "--data", str(tmp_path / "data"), "--port", "0", "--flower", "--flower-port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "FLOWER_BASIC_AUTH"}
+    with Children() as children:
+        up = children.start(
+            "up",
+            [sys.executable, "-m", "relay", *argv],
+            env=environment,
+            log_path=log,
+            ready=lambda: "Ctrl-C stops everything" in log.read_text(),
+            ready_seconds=120,
+            stop_seconds=60,
+        )
+        said = re.search(r"^Flower +(\S+) as (\S+) with the password (\S+)$", log.read_text(), re.MULTILINE)
+        assert said is not None, log.read_text()
+        url, *login = said.groups()
+        assert requests.get(f"{url}/api/workers", auth=tuple(login), timeout=20).status_code == 200
+        assert requests.get(f"{url}/api/workers", timeout=20).status_code == 401
+
+        flowers = [pid for pid in processes_of(up.pid) if b"\0flower\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(flowers[0], signal.SIGKILL)
+        wait_for(lambda: "flower was ended by SIGKILL, and the rest goes on" in log.read_text(), 20, log.read_text)
+        gateway = re.search(r"^Gateway +(\S+)$", log.read_text(), re.MULTILINE)
+        assert gateway is not None
+        assert requests.get(f"{gateway[1]}/readyz", timeout=20).status_code == 200
+        up.signal(signal.SIGTERM)
+        ended = up.wait(60)
+        assert ended is not None
+        assert ended.code == 0, log.read_text()
+
+
+def test_it_is_stopped_though_it_hangs_on_sigterm(estate: Estate, broker: EmbeddedRedis) -> None:
+    flower = Flower(estate)
+    started = time.monotonic()
+    assert estate.stack._children.stop() == ("flower",), "it heeds SIGTERM by now: then it need not be killed"
+    assert time.monotonic() - started < 30
+    assert flower.process.poll() is not None
+
+
+def processes_of(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]

@@ -59,9 +59,11 @@ def test_each_drain_has_a_line_and_no_event_has_one(estate: Estate) -> None:
 
 
 def test_a_drain_that_met_an_outage_says_why(estate: Estate) -> None:
-    estate.api.faults = [{"kind": "status", "status": 503, "for_seconds": 2}]
     estate.start_worker()
+    estate.api.faults = [{"kind": "status", "status": 503}]
     report(estate, "one", 40)
+    wait_for(lambda: any(line.get("held") for line in lines_of(estate)), 30)
+    estate.api.faults = []
     estate.wait_until_done(40)
     held = [line for line in lines_of(estate) if line.get("held")]
     assert "circuit_open (HTTP 503)" in {line["held"] for line in held}
@@ -72,7 +74,7 @@ def test_a_drain_that_met_an_outage_says_why(estate: Estate) -> None:
 
 
 def test_dead_letters_are_a_warning(estate: Estate) -> None:
-    estate.api.faults = [{"kind": "status", "status": 422, "environments": ["production"]}]
+    estate.api.faults = [{"kind": "status", "status": 422}]
     estate.start_worker()
     report(estate, "one", 1)
     estate.wait_until_done(1)
@@ -82,7 +84,7 @@ def test_dead_letters_are_a_warning(estate: Estate) -> None:
 
 def test_at_debug_an_events_id_leads_to_what_became_of_it(estate: Estate) -> None:
     estate.stack.environment["RELAY_LOG__LEVEL"] = "DEBUG"
-    estate.api.faults = [{"kind": "status", "status": 503, "every": 2}]
+    estate.api.faults = [{"kind": "status", "sequence": [503, 202], "repeat": True}]
     estate.start_worker()
     report(estate, "one", 10)
     report(estate, "one", 10)
