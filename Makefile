@@ -82,8 +82,9 @@ lock: $(READY) ## Write requirements/*.txt anew from pyproject.toml
 		-c requirements/dev.txt pyproject.toml -o requirements/runtime.txt; \
 	echo hatchling | $(BIN)/uv $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 
-docs: $(READY) ## Write docs/settings.md anew from the settings
+docs: $(READY) ## Write the pages anew that are made from the code
 	$(BIN)/python docs/make_settings.py > docs/settings.md
+	$(BIN)/python docs/make_metrics.py > docs/metrics.md
 
 image-check: ## Build the container image without an engine, and try it (Debian, root)
 	.ci/image-check

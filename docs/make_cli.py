@@ -15,8 +15,8 @@ HEAD = """\
 
 `relay COMMAND --help` says the same. What is a table on a terminal is plain lines where it is piped, and `--json` is
 for programs. Exit codes: 0 done, 1 something was refused or not found, 2 usage, 69 service unavailable (Redis or the
-gateway not reachable), 75 try again (the queue is full). `relay --install-completion` completes commands and options in
-bash, zsh and fish. This page is generated from the commands.
+gateway not reachable), 75 try again (the queue is full). `relay --install-completion` completes commands and options
+in bash, zsh and fish. This page is generated from the commands.
 """
 
 #: Characters of a line of help, whatever the terminal is.

@@ -54,6 +54,9 @@ SHORT_NAMES = {
 #: flight when its successor sends the same instance.
 LEASE_MARGIN_SECONDS = 1.0
 
+#: A token that a person types may be guessed; one of this length is not.
+SHORTEST_OPERATOR_TOKEN = 16
+
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 
@@ -270,10 +273,15 @@ class GatewaySettings(_Section):
     admission: Literal["open", "token", "off"] = "open"
     """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
     or nobody."""
+    metrics: Literal["open", "token", "off"] = "open"
+    """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
     tls_cert: Path | None = None
     """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
     tls_key: Path | None = None
     """The certificate's private key."""
+    operator_token: SecretStr = SecretStr("")
+    """What operators sign in to the console with, at `/console`; without one there is no console. At least 16
+    characters, and another than `token`."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
@@ -284,6 +292,14 @@ class GatewaySettings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _operators_have_a_key_of_their_own(self) -> Self:
+        token = self.operator_token.get_secret_value()
+        if token and len(token) < SHORTEST_OPERATOR_TOKEN:
+            raise ValueError(f"operator_token must have at least {SHORTEST_OPERATOR_TOKEN} characters")
+        if token and token == self.token.get_secret_value():
+            raise ValueError("operator_token must be another than token, or every producer were an operator")
+        return self
+
     def _certificate_and_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")

@@ -60,9 +60,7 @@ def resync(
     with open_shard() as shard:
         total = inventory.count(shard.client, shard.keys, DEFAULT_ENDPOINT, environment)
         if not total:
-            typer.echo(
-                f"relay: nothing is known of an environment {environment}; `relay inventory` shows all", err=True
-            )
+            typer.echo(f"relay: nothing is known of {environment}; `relay inventory` shows what is", err=True)
             raise typer.Exit(EX_REFUSED)
         if not dry_run:
             _confirm(environment, total, yes=yes)

@@ -10,6 +10,7 @@
     tokens.py       the tokens that count now
     body.py         a request's body as it comes in
     reporting.py    where events are reported
+    console/        pages for operators
     app.py          which request goes where
     server.py       how all of it listens, and ends
 

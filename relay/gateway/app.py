@@ -27,6 +27,8 @@ from relay.gateway.reporting import Reporting
 from relay.gateway.reviewing import Reviewing
 from relay.gateway.tokens import TokenSource
 from relay.keys import Keys
+from relay.metrics.exporter import Exporter
+from relay.metrics.exposition import CONTENT_TYPE
 from relay.producer import AsyncProducer
 from relay.store import receipts
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from relay.gateway.console.site import Console
     from relay.settings import Settings
 
 #: How long Redis may take to answer the PING of `/readyz`.
@@ -47,17 +50,19 @@ REPORT_PATHS = ("/", "/v1/deployments")
 log = logging.getLogger("relay.gateway")
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings, console: Console) -> ASGIApp:
     """Wire the gateway. It connects to Redis when it must, and closes that at the end of its lifespan."""
-    gateway = _Gateway(settings)
+    gateway = _Gateway(settings, console)
     app = Starlette(
         routes=[
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
             Route("/admission", gateway.reviewing, methods=["POST"]),
             Route("/events/{event_id:path}", gateway.receipt, methods=["GET"]),
+            Route("/metrics", gateway.metrics, methods=["GET"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
             Route("/readyz", gateway.readyz, methods=["GET"]),
             Route("/openapi.json", gateway.openapi, methods=["GET"]),
+            *console.routes,
         ],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=gateway.lifespan,
@@ -69,30 +74,35 @@ def create_app(settings: Settings) -> ASGIApp:
 class _Gateway:
     """One for the process: its connections, and the endpoints that use them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._console = console
         self._tokens = TokenSource(settings.gateway)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
         self._producer = AsyncProducer(settings=settings)
         self.reporting = Reporting(settings, self._tokens, self._producer, self._client)
         self.reviewing = Reviewing(settings, self._tokens, self._producer, self._client)
+        self._metrics = settings.gateway.metrics
+        self._exporter = Exporter(settings)
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """Close the connections at the end."""
         try:
-            yield
+            async with self._console.running():
+                yield
         finally:
             await self.reviewing.close()
             await self._producer.close()
             await self._client.aclose()
+            self._exporter.close()
 
     async def receipt(self, request: Request) -> Response:
         """Tell what became of an event."""
         event_id: str = request.path_params["event_id"]
         try:
-            reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
+            self._admit(request)
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
@@ -100,6 +110,20 @@ class _Gateway:
         except (RedisError, TimeoutError) as error:
             return response_of(reports.answer_unavailable(error))
         return response_of(reports.answer_receipt(event_id, found))
+
+    def metrics(self, request: Request) -> Response:
+        """Tell what Prometheus scrapes; Starlette runs this in a thread, for it waits for Redis."""
+        if self._metrics == "off":
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        if self._metrics == "token":
+            try:
+                self._admit(request)
+            except RelayError as error:
+                return response_of(reports.answer_error(error))
+        return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
+
+    def _admit(self, request: Request) -> None:
+        reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
 
     async def healthz(self, _request: Request) -> Response:
         """Tell that the process is alive, which says nothing of Redis."""

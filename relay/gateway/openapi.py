@@ -269,6 +269,16 @@ DOCUMENT: dict[str, Any] = {
                 "security": [],
             }
         },
+        "/metrics": {
+            "get": {
+                "operationId": "metrics",
+                "summary": "The whole relay in numbers, for Prometheus. `gateway.metrics` says who may.",
+                "responses": {
+                    "200": {"description": "All of it.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                },
+                "security": [],
+            }
+        },
         "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},
         "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
     },

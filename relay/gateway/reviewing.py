@@ -135,9 +135,8 @@ class Reviewing:
         reporting.add_done_callback(self._behind.discard)
         reporting.add_done_callback(self._late.discard)
         if not self._late:
-            await asyncio.wait([reporting], timeout=ANSWER_SECONDS)
-        if not reporting.done():
-            self._late.add(reporting)
+            _, still_waiting = await asyncio.wait([reporting], timeout=ANSWER_SECONDS)
+            self._late |= still_waiting
 
     async def _enqueue(self, events: list[DeploymentEvent]) -> None:
         try:

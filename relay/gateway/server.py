@@ -13,6 +13,7 @@ import uvicorn
 
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
+from relay.gateway.console.site import Console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +33,11 @@ log = logging.getLogger("relay.gateway")
 def create_server(settings: Settings) -> uvicorn.Server:
     """Make the server, which logs no requests: their paths may hold what their senders should not have put there."""
     certificate = _Certificate.of(settings.gateway)
-    return uvicorn.Server(
+    console = Console(settings)
+    return _Server(
+        console,
         uvicorn.Config(
-            create_app(settings),
+            create_app(settings, console),
             lifespan="on",
             ws="none",
             log_config=None,
@@ -46,8 +49,20 @@ def create_server(settings: Settings) -> uvicorn.Server:
             ssl_context_factory=certificate.give if certificate else None,
             callback_notify=certificate.refresh if certificate else None,
             timeout_notify=CERTIFICATE_SECONDS,
-        )
+        ),
     )
+
+
+class _Server(uvicorn.Server):
+    """Ends the console's streams before it waits for all connections to end."""
+
+    def __init__(self, console: Console, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._console = console
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._console.stop()
+        await super().shutdown(sockets)
 
 
 def listen(settings: GatewaySettings) -> socket.socket:

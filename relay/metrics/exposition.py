@@ -18,6 +18,7 @@ from relay.store.attempts import BOUNDS_SECONDS, Durations
 from relay.store.dead import Reason
 from relay.store.endpoint import HoldReason
 from relay.store.latency import upper_bound_seconds
+from relay.store.leases import Why
 from relay.store.snapshot import ELSEWHERE
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _FAMILIES = {
 #: What there is no counter of until it happens, so that a rate has a zero to begin with.
 _OUTCOMES = ("delivered", "retry", "refused", "unauthorized")
 _NO_ROOM = ("queue_full", "memory")
-_WHY = ("work", "due")
 _RELOADS = ("changed", "failed")
 
 
@@ -158,7 +158,7 @@ def _workers(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.PAUSED, snapshot.paused)
     yield _labelled(of.TOKEN_RELOADS, _RELOADS, snapshot.token_reloads)
     yield _plain(of.TAKEN_OVER, snapshot.leases_taken_over)
-    yield _labelled(of.BELLS, _WHY, snapshot.bells)
+    yield _labelled(of.BELLS, Why, snapshot.bells)
     yield _family(of.HEARTBEAT, [((name,), at / 1000) for name, at in sorted(snapshot.workers.items())])
 
 

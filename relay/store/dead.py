@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -266,17 +267,19 @@ def walk(
         wanted = _next_count(page, wanted)
 
 
-def newest(client: Redis, keys: Keys, filters: Filters, *, limit: int, look_at: int, behind: str = "") -> Some:
-    """Return the newest letters that match, the newest first, having looked at about so many at most."""
+def newest(
+    client: Redis, keys: Keys, filters: Filters, *, limit: int, look_at: int, look_seconds: float, behind: str = ""
+) -> Some:
+    """Return the newest letters that match, the newest first, having looked at about so many and so long at most."""
     found: list[DeadLetter] = []
-    looked_at = 0
+    looked_at, started = 0, time.monotonic()
     for page in walk(client, keys, filters, newest_first=True, behind=behind):
         room = limit - len(found)
         found += page.letters[:room]
         if len(page.letters) > room:
             return Some(found, found[-1].letter_id)
         looked_at += page.looked_at
-        if looked_at >= look_at:
+        if looked_at >= look_at or time.monotonic() - started > look_seconds:
             return Some(found, page.last)
     return Some(found, None)
 

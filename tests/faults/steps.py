@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from relay import DeploymentEvent, Producer, crashpoints
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
-from relay.store import dataset, dead, forgetting, pausing
+from relay.store import dataset, dead, forgetting, pausing, snapshot
 from relay.store.counts import read_ledger
 from relay.store.redriving import Redrive, redrive_all
 from workers.app import RelayApp
@@ -112,7 +112,12 @@ def status(runtime: Runtime, _: str) -> None:
     read_ledger(runtime.client, runtime.keys)
 
 
-STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, forget, status)}
+def scrape(runtime: Runtime, _: str) -> None:
+    """Read what the metrics tell."""
+    snapshot.read(runtime.client, runtime.keys, DEFAULT_ENDPOINT, environments=1)
+
+
+STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, forget, status, scrape)}
 
 
 def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:

@@ -33,8 +33,9 @@ STEPS = Path(__file__).with_name("steps.py")
 
 SCRIPTS = {Path(file.name).stem for file in files("relay.store").iterdir() if file.name.endswith(".lua")}
 
-#: What goes along with the settlement, in one round trip: the points around it are those of `settle`.
-ALONGSIDE = {"observe"}
+#: What goes along with the settlement, in one round trip: the points around it are those of `settle`. And what only
+#: reads, before `snapshot` does, if more environments have something waiting than are read by name.
+ALONGSIDE = {"observe", "heads"}
 
 #: Which step passes a script, and at which passes of it a process dies. The first `acquire` of a worker is intake's,
 #: the second delivery's; a redrive's second is that it lets go.
@@ -60,6 +61,7 @@ PASSES = {
     "resume": ("pause", 1),
     "forget": ("forget", 1),
     "ledger": ("status", 1),
+    "snapshot": ("scrape", 1),
 }
 
 #: Point → the step that passes it.

@@ -147,6 +147,8 @@ def test_a_probe_carries_the_token_as_it_is_now(
         if readable:
             assert not runtime.transport.reload_token(), "it was read when the probe was admitted"
         assert ("cannot be read" in caplog.text) == (not readable)
+        assert client.hget(runtime.keys.counts, "token:changed") == (b"1" if readable else None)
+        assert client.hget(runtime.keys.counts, "token:failed") == (None if readable else b"1")
 
 
 # What the answers do

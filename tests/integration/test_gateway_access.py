@@ -196,3 +196,27 @@ def test_plain_http_to_the_https_port_harms_nobody(embedded: EmbeddedRedis, tmp_
         with pytest.raises(requests.exceptions.ConnectionError):
             gateway.ask("POST", "/", data=BODY)
         assert trusts(gateway.url.replace("http://", "https://"), authority)
+
+
+def test_metrics_are_open_or_for_those_with_a_token_or_off(embedded: EmbeddedRedis, client: redis.Redis) -> None:
+    bearer = {"Authorization": "Bearer of-all"}
+    answers = {}
+    for door in ("open", "token", "off"):
+        with opened(embedded, token="of-all", metrics=door) as gateway:
+            gateway.post(Authorization="Bearer of-all")
+            answers[door] = [gateway.ask("GET", "/metrics", headers=headers) for headers in ({}, bearer)]
+    assert {door: [each.status_code for each in asked] for door, asked in answers.items()} == {
+        "open": [200, 200],
+        "token": [401, 200],
+        "off": [404, 404],
+    }
+    assert "\nrelay_events_added_total 2" in answers["token"][1].text
+    assert answers["open"][0].headers["Content-Type"].startswith("text/plain; version=")
+
+
+def test_metrics_say_so_while_redis_is_away() -> None:
+    with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
+        away.kill()
+        answer = gateway.ask("GET", "/metrics")
+    assert answer.status_code == 200
+    assert "\nrelay_up 0" in answer.text

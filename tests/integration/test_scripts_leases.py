@@ -379,11 +379,12 @@ def test_takeover_is_counted_once_for_each_drain_that_did_not_let_go(client: Red
 
 
 def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) -> None:
-    drains = [(PRODUCTION.lease, PRODUCTION.bell)]
+    outboxes = [PRODUCTION, KEYS.of_outbox(DEFAULT_ENDPOINT, "staging")]
+    drains = [(keys.lease, keys.bell) for keys in outboxes]
     leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
     leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
     leases.to_ring(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_bell)], 5.0, Why.WORK)
-    assert counted(client) == {"bell:due": 1, "bell:work": 1}
+    assert counted(client) == {"bell:due": 2, "bell:work": 1}
 
     lease_outbox(client)
     fill(client, X)

@@ -9,12 +9,13 @@ pytest.importorskip("prometheus_client")
 from exposed import Exposed, lint
 
 from relay.metrics import catalogue
-from relay.metrics.exposition import Limits, exposition
+from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.store import attempts
 from relay.store.counts import ledger_of
 from relay.store.dead import Reason
 from relay.store.endpoint import HoldReason
 from relay.store.snapshot import EndpointState, Server, Snapshot, Waiting
+from workers.outcome import Delivered, Refused, Retry, Unauthorized
 
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
 
@@ -96,6 +97,11 @@ def test_environments_without_a_name_are_one_sum(exposed: Exposed) -> None:
     assert exposed.value("relay_waiting_events", stream="outbox", environment="other") == 3
     oldest = exposed.value("relay_oldest_waiting_timestamp_seconds", stream="outbox", environment="other")
     assert oldest == 1_750_000_000.25
+
+
+def test_words_of_an_outcome_are_those_that_begin_at_zero() -> None:
+    words = {Delivered.word, Retry.word, Refused.word, Unauthorized.word}
+    assert words == set(_OUTCOMES)
 
 
 def test_any_environments_name_is_written_so_that_it_is_read(exposed: Exposed) -> None:

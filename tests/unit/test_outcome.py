@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workers.outcome import Delivered, Outcome, Refused, Retry, Unauthorized, outcome_of
+from workers.outcome import Delivered, Outcome, Refused, Retry, Unauthorized, code_of, outcome_of
 from workers.transport import Answer, Failure
 
 if TYPE_CHECKING:
@@ -116,3 +116,17 @@ def test_failure_says_what_the_transport_saw(failure: Failure) -> None:
 )
 def test_outcome_says_why(answer: Answer, because: str) -> None:
     assert getattr(outcome_of(answer), "because", "") == because
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_answer_is_counted_by_its_status_if_that_is_one(status: int) -> None:
+    assert code_of(Answer(status=status)) == (str(status) if status >= 200 else "protocol")
+
+
+@pytest.mark.parametrize("failure", [*Failure, None])
+def test_answer_without_a_status_is_counted_by_its_failure(failure: Failure | None) -> None:
+    assert code_of(Answer(failure=failure)) == (failure or "protocol")
+
+
+def test_codes_are_bounded_whatever_an_api_answers() -> None:
+    assert {code_of(Answer(status=status)) for status in range(1000)} == {*map(str, range(200, 600)), "protocol"}

@@ -1,0 +1,51 @@
+"""What no page may show: tokens that somebody put where they do not belong."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from relay.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from relay.settings import Settings
+
+#: What stands where something was taken out.
+MASK = "[redacted]"
+
+#: Characters of a token that is looked for; a shorter one would be found in any text.
+SHORTEST_SECRET = 8
+
+#: A credential by its form: a bearer or basic header, or a field with a telling name.
+_CREDENTIAL = re.compile(
+    r"""(?ix) (
+        \b (?:bearer|basic) \s+
+      | ["']? [\w-]* (?:token|password|passwd|secret|api[_-]?key|authorization) ["']? \s* [:=] \s* ["']?
+        (?: (?:bearer|basic) \s+ )?
+    ) [^\s"',;}]+ """
+)
+
+
+def known_secrets(settings: Settings) -> tuple[str, ...]:
+    """Return the tokens of this relay that are long enough to be told from other text."""
+    try:
+        api = settings.api.read_token()
+    except ConfigurationError:  # a gateway need not have the file
+        api = ""
+    gateway = settings.gateway
+    tokens = (api, gateway.token.get_secret_value(), gateway.operator_token.get_secret_value())
+    return tuple(token for token in tokens if len(token) >= SHORTEST_SECRET)
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """Mask these secrets."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return text
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Mask these secrets, and what looks like one."""
+    return _CREDENTIAL.sub(lambda match: match[1] + MASK, without(text, secrets))

@@ -1,0 +1,137 @@
+"""The look that `relay status` takes: what it sees, in how many commands, and that it changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from drains import KEYS, PRODUCTION, report, report_image
+from letters import bury, refused
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.settings import QueueSettings
+from relay.store import counts, overview, pausing
+from relay.store.dataset import beat
+from relay.store.overview import Memory, Retrying
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+QUEUE = QueueSettings(max_backlog=1000)
+
+
+def look(client: Redis) -> overview.Overview:
+    return overview.read(client, KEYS, DEFAULT_ENDPOINT, QUEUE)
+
+
+def let_wait(client: Redis, name: str, entries: int) -> None:
+    """Let entries wait in an environment's outbox, as accept.lua does."""
+    keys = KEYS.of_outbox(DEFAULT_ENDPOINT, name)
+    pipeline = client.pipeline()
+    for number in range(entries):
+        pipeline.xadd(keys.outbox, {"event": "{}"}, id=f"{1_750_000_000_000 + number}-0")
+    pipeline.hset(keys.counts, mapping={"outbox": entries, "new": entries})
+    pipeline.hincrby(KEYS.counts, "outbox", entries)
+    pipeline.hincrby(KEYS.counts, "taken", entries)
+    pipeline.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {name: 1})
+    pipeline.zadd(KEYS.environments(DEFAULT_ENDPOINT), {name: 0})
+    pipeline.execute()
+
+
+def commands(client: Redis) -> int:
+    return sum(stat["calls"] for stat in client.info("commandstats").values())
+
+
+def test_an_empty_redis_is_seen_as_it_is(client: Redis) -> None:
+    seen = look(client)
+    assert (seen.inbox, seen.inbox_oldest, seen.workers, seen.environments, seen.newest_dead) == (
+        0,
+        None,
+        {},
+        [],
+        None,
+    )
+    assert seen.memory.used > 0
+    assert seen.memory.most == 0
+    assert seen.max_backlog == 1000
+
+
+def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
+    first = report(client, "a")
+    report_image(client, "broken")
+    for name in ("a@host", "b@host", "gone@host"):
+        beat(client, KEYS, name, keep_seconds=60)
+    client.delete(KEYS.worker("gone@host"))
+    let_wait(client, "production", 3)
+    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
+    instance = "ghcr.io/acme/api linux/amd64 "
+    client.zadd(PRODUCTION.due, {instance: 5})
+    client.hset(PRODUCTION.attempts, instance, "4 5 1750000000000 0 0")
+    client.hset(PRODUCTION.run, mapping={"token": "t", "deaths": 2})
+    client.hset(KEYS.intake_run, mapping={"token": "t", "deaths": 1})
+    letter = bury(client, refused("one"), refused("two"))[-1]
+    seen = look(client)
+
+    assert (seen.inbox, seen.inbox_oldest) == (2, int(first.partition("-")[0]))
+    assert list(seen.workers) == ["a@host", "b@host"]
+    assert [(each.environment, each.waiting, each.retrying, each.deaths) for each in seen.environments] == [
+        ("production", 3, 1, 2),
+        ("staging", 0, 0, 0),
+    ]
+    assert seen.environments[0].oldest == 1_750_000_000_000
+    assert [each.environment for each in seen.paused] == ["staging"]
+    assert list(seen.retrying) == [Retrying("production", instance, 5)]
+    assert seen.inbox_deaths == 1
+    assert seen.newest_dead is not None
+    assert seen.newest_dead.letter_id == letter
+    assert seen.ledger.waiting == 5
+
+
+def test_a_look_takes_a_bounded_number_of_commands_and_changes_nothing(client: Redis) -> None:
+    """However many environments and events there are: a script for each few hundred, and nothing that grows."""
+    for number in range(1200):
+        let_wait(client, f"env-{number:04}", 2)
+    sent: list[Any] = []
+    unwatched = client.connection_pool.connection_class.send_packed_command
+
+    def count(self: Any, command: Any, **options: Any) -> Any:
+        sent.append(command)
+        return unwatched(self, command, **options)
+
+    before = client.info("persistence")["rdb_changes_since_last_save"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.connection_pool.connection_class, "send_packed_command", count)
+        seen = look(client)
+    assert len(seen.environments) == 1200
+    assert seen.ledger.waiting == 2400
+    assert 5 < len(sent) < 25, "round trips"
+    assert client.info("persistence")["rdb_changes_since_last_save"] == before
+
+
+def test_the_work_in_redis_does_not_grow_with_what_waits(client: Redis) -> None:
+    let_wait(client, "production", 1)
+    look(client)
+
+    def calls() -> int:
+        client.config_resetstat()
+        look(client)
+        return commands(client)
+
+    few = calls()
+    let_wait(client, "staging", 1)
+    client.delete(KEYS.of_outbox(DEFAULT_ENDPOINT, "staging").outbox)
+    for number in range(3000):
+        client.xadd(PRODUCTION.outbox, {"event": "{}"}, id=f"{1_760_000_000_000 + number}-0")
+    assert calls() <= few + 10
+
+
+def test_environments_are_found_without_reading_the_key_space(client: Redis) -> None:
+    let_wait(client, "production", 1)
+    client.config_resetstat()
+    assert counts.environment_names(client, KEYS, DEFAULT_ENDPOINT) == ["production"]
+    assert "cmdstat_scan" not in client.info("commandstats")
+
+
+def test_the_part_of_memory_is_of_what_there_may_be() -> None:
+    assert Memory(90, 100).part == 0.9
+    assert Memory(90, 0).part == 0.0

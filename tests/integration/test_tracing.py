@@ -1,0 +1,146 @@
+"""What became of an event, by whatever Redis still knows of its id."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from drains import (
+    KEYS,
+    REPOSITORY,
+    TOKEN,
+    Longest,
+    deliver_until,
+    digest,
+    ledger_of,
+    make_runtime_for,
+    report,
+    report_many,
+    running,
+)
+
+from relay.cli.trace import timeline
+from relay.keys import DEFAULT_ENDPOINT
+from relay.sandbox import Sandbox
+from relay.store.tracing import Looked, Place, Trace, trace
+from workers.deliver import drain_outboxes
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    made = make_runtime_for(redis_server, api)
+    yield made
+    made.close()
+
+
+def follow(client: Redis, event_id: str = "job-1", **how: object) -> Trace:
+    return trace(client, KEYS, DEFAULT_ENDPOINT, event_id, **how)  # type: ignore[arg-type]
+
+
+def places(found: Trace) -> list[Place]:
+    return [sighting.place for sighting in found.sightings]
+
+
+def said(found: Trace) -> str:
+    return "\n".join(what for _, what in timeline(found))
+
+
+def test_an_event_is_followed_from_the_inbox_to_the_api(runtime: Runtime, client: Redis) -> None:
+    report(client, "a", id="job-1")
+    assert places(follow(client)) == [Place.INBOX]
+    assert "waits there to be taken in" in said(follow(client))
+
+    drain_inbox(runtime)
+    assert places(follow(client)) == [Place.OUTBOX, Place.CURRENT]
+    assert f"for {REPOSITORY} linux/amd64 in production" in said(follow(client))
+    assert "not tried yet" in said(follow(client))
+    assert "was delivered" not in said(follow(client))
+
+    deliver_until(runtime, lambda: ledger_of(client).delivered == 1)
+    found = follow(client)
+    assert places(found) == [Place.CURRENT]
+    assert said(found).endswith(f"{digest('a')}\nwas delivered")
+
+    report(client, "b", id="job-2")
+    drain_inbox(runtime)
+    assert places(follow(client)) == [Place.EARLIER]
+    assert "before others that were accepted since" in said(follow(client))
+
+
+def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 503}]
+    report(client, "a", id="job-1")
+    with running(redis_server, api, delivery={"backoff_initial": "1h", "backoff_max": "1h"}) as runtime:
+        drain_inbox(runtime)
+        drain_outboxes(replace(runtime, random=Longest()), ["production"])
+    found = follow(client)
+    assert found.sightings[0].attempts == 1
+    assert found.sightings[0].due is not None
+    assert "tried 1 times" in said(found)
+
+
+def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    api.faults = [{"kind": "status", "status": 422, "count": 1}]
+    report(client, "a", id="job-1")
+    drain_inbox(runtime)
+    deliver_until(runtime, lambda: ledger_of(client).dead == 1)
+    found = follow(client)
+    assert places(found) == [Place.DEAD]
+    assert found.sightings[0].letter in said(found)
+    assert "refused: HTTP 422" in said(found)
+
+
+def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Redis) -> None:
+    report(client, "a", id="job-1")
+    report(client, "a", id="job-2", receipt="1")
+    report(client, "a", id="job-3")
+    drain_inbox(runtime)
+    assert said(follow(client, "job-2")) == "duplicate, says its receipt"
+    assert follow(client, "job-3").sightings == []
+
+
+def test_an_event_without_an_id_goes_by_its_entrys(runtime: Runtime, client: Redis) -> None:
+    entry = report(client, "a")
+    assert places(follow(client, entry)) == [Place.INBOX]
+    drain_inbox(runtime)
+    assert places(follow(client, entry)) == [Place.OUTBOX, Place.CURRENT]
+
+
+def test_a_part_of_an_id_is_not_the_id(runtime: Runtime, client: Redis) -> None:
+    report(client, "a", id="job-10")
+    drain_inbox(runtime)
+    assert follow(client).sightings == []
+
+
+def test_a_search_says_how_far_it_looked(runtime: Runtime, client: Redis) -> None:
+    report_many(client, 30)
+    drain_inbox(runtime)
+    report_many(client, 20)
+    found = follow(client, look_at=10)
+    assert found.sightings == []
+    assert not found.is_complete
+    assert found.looked == {
+        "inbox": Looked(10, 20), "outboxes": Looked(10, 30), "dead letters": Looked(0, 0),
+        "instances": Looked(10, 30),
+    }  # fmt: skip
+    assert follow(client).is_complete
+    assert follow(client, environments=["staging"]).looked["outboxes"] == Looked(0, 0)
+    before = client.info("persistence")["rdb_changes_since_last_save"]
+    follow(client)
+    assert client.info("persistence")["rdb_changes_since_last_save"] == before

@@ -1,0 +1,290 @@
+"""The console's decisions: who is signed in, who may try, what is wrong, and how it is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2")
+
+from relay.errors import ConfigurationError
+from relay.gateway.console import session, words
+from relay.gateway.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
+from relay.gateway.console.attention import Seen, findings
+from relay.gateway.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
+from relay.gateway.console.letters import Asked
+from relay.gateway.console.live import event
+from relay.gateway.console.overview import describe, ordered
+from relay.gateway.console.redact import redacted
+from relay.gateway.console.sparkline import HEIGHT, WIDTH, draw
+from relay.gateway.console.stock import meant
+from relay.settings import Settings
+from relay.store.counts import Flow, Ledger
+from relay.store.endpoint import Health, HoldReason
+
+TOKEN = "operator-token-of-the-tests"
+NOW = 1_750_000_000
+
+
+def test_a_session_is_read_until_its_end() -> None:
+    cookie = session.begin(TOKEN, NOW)
+    known = session.read(cookie, TOKEN, NOW + session.SESSION_SECONDS - 1)
+    assert known is not None
+    assert known.ends_at == NOW + session.SESSION_SECONDS
+    assert session.read(cookie, TOKEN, NOW + session.SESSION_SECONDS) is None
+
+
+def test_a_changed_token_ends_all_sessions() -> None:
+    assert session.read(session.begin(TOKEN, NOW), TOKEN + "2", NOW) is None
+
+
+def test_without_a_token_there_is_no_session() -> None:
+    assert session.read(session.begin("", NOW), "", NOW) is None
+
+
+@pytest.mark.parametrize("place", ["nonce", "end", "mac"])
+def test_a_cookie_that_was_touched_is_none(place: str) -> None:
+    nonce, end, mac = session.begin(TOKEN, NOW).split(".")
+    touched = {
+        "nonce": f"{'A' * 22}.{end}.{mac}",
+        "end": f"{nonce}.{int(end) + 60}.{mac}",
+        "mac": f"{nonce}.{end}.{'0' * 64}",
+    }[place]
+    assert session.read(touched, TOKEN, NOW) is None
+
+
+@pytest.mark.parametrize("cookie", ["", "a.b.c", "é" * 22 + ".1." + "0" * 64, "." * 3, "x" * 10_000])
+def test_what_is_no_cookie_of_ours_is_none(cookie: str) -> None:
+    assert session.read(cookie, TOKEN, NOW) is None
+
+
+def test_a_forms_token_is_of_one_session_alone() -> None:
+    one, other = (session.read(session.begin(TOKEN, NOW), TOKEN, NOW) for _ in range(2))
+    assert one is not None
+    assert other is not None
+    assert one.allows(one.csrf)
+    assert not one.allows(other.csrf)
+    assert not one.allows("")
+    assert not one.allows("é")
+
+
+def test_the_operators_token_is_compared_whole() -> None:
+    assert session.is_operator(TOKEN, TOKEN)
+    for wrong in ("", TOKEN[:-1], TOKEN + " ", "é", "\ud800"):
+        assert not session.is_operator(wrong, TOKEN)
+
+
+def test_a_few_wrong_tokens_at_once_then_one_now_and_then() -> None:
+    attempts = Attempts()
+    for _ in range(AT_ONCE):
+        assert attempts.wait_seconds("a", 100.0) == 0
+        attempts.failed("a", 100.0)
+    assert attempts.wait_seconds("a", 100.0) == pytest.approx(PAUSE_SECONDS)
+    assert attempts.wait_seconds("b", 100.0) == 0
+    assert attempts.wait_seconds("a", 100.0 + PAUSE_SECONDS) == 0
+    attempts.failed("a", 100.0 + PAUSE_SECONDS)
+    assert attempts.wait_seconds("a", 100.0 + PAUSE_SECONDS) == pytest.approx(PAUSE_SECONDS)
+
+
+def test_addresses_are_remembered_within_bounds() -> None:
+    attempts = Attempts()
+    for number in range(ADDRESSES + 10):
+        attempts.failed(str(number), 0.0)
+    assert len(attempts._until) == ADDRESSES
+    assert "0" not in attempts._until
+
+
+def test_rates_are_what_was_delivered_in_each_step() -> None:
+    history = History()
+    history.note({"a": 100, "b": 0}, 0.0)
+    assert history.rates("a") == []
+    history.note({"a": 150, "b": 0}, STEP_SECONDS)
+    history.note({"a": 999, "b": 0}, STEP_SECONDS + 0.1)  # too early to count
+    history.note({"a": 150, "b": 20}, 2 * STEP_SECONDS)
+    assert history.rates("a") == [50 / STEP_SECONDS, 0]
+    assert history.rates("b") == [0, 20 / STEP_SECONDS]
+    assert history.rates("unknown") == [0, 0]
+    assert history.span_seconds(2 * STEP_SECONDS) == 2 * STEP_SECONDS
+
+
+def test_a_counter_that_was_reset_is_no_rate() -> None:
+    history = History()
+    history.note({"a": 100}, 0.0)
+    history.note({"a": 3}, STEP_SECONDS)
+    assert history.rates("a") == [0]
+
+
+def test_what_was_delivered_before_the_first_look_is_no_rate() -> None:
+    history = History()
+    history.note({"a": 5}, 0.0)
+    history.note({"a": 5, "old": 1000}, STEP_SECONDS)
+    assert history.rates("old") == [0]
+    history.note({"a": 5, "old": 1000, "new": 10}, 2 * STEP_SECONDS)
+    assert history.rates("new") == [0, 10 / STEP_SECONDS]
+
+
+def test_history_is_bounded() -> None:
+    history = History()
+    for step in range(STEPS + 7):
+        history.note({"a": step}, step * STEP_SECONDS)
+    assert len(history.rates("a")) == STEPS
+    assert history.span_seconds((STEPS + 6) * STEP_SECONDS) == STEPS * STEP_SECONDS
+    history.note({str(number): 0 for number in range(ENVIRONMENTS + 1)}, 10_000.0)
+    assert len(history._rates) == ENVIRONMENTS
+
+
+def test_a_drawing_stays_in_its_box() -> None:
+    drawn = draw([0.0, 5.0, 10.0])
+    assert drawn is not None
+    points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
+    assert points[-1] == (WIDTH, 1)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points)
+    assert (drawn.now, drawn.most) == (10, 10)
+    assert draw([]) is draw([1.0]) is draw([0.0, 0.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "1 m"), (61, "1 m 1 s"), (3600, "1 h"), (90_061, "1 d 1 h"), (-5, "0 s")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert words.duration(seconds) == said
+
+
+def test_whatever_came_as_a_time_can_be_said() -> None:
+    assert words.moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
+    assert words.moment(10**16 - 1) == "?"
+
+
+def test_a_digest_is_short_and_anything_else_stays() -> None:
+    assert words.short_digest("sha256:" + "ab" * 32) == "sha256:abababababab…"
+    assert words.short_digest("latest") == "latest"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer S3CRET",
+        "authorization=S3CRET",
+        '{"api_key": "S3CRET"}',
+        '{"Token":"S3CRET","a":1}',
+        "bearer S3CRET",
+        "password: S3CRET",
+        "it said xxS3CRETxx",
+    ],
+)
+def test_credentials_are_masked(text: str) -> None:
+    assert "S3CRET" not in redacted(text, ["S3CRET"])
+    if "xx" not in text:
+        assert "S3CRET" not in redacted(text, [])
+
+
+def test_what_is_no_credential_stays() -> None:
+    text = "HTTP 422: image.url registry.example.com/team/app is not known"
+    assert redacted(text, ["unrelated"]) == text
+
+
+LEDGER = Ledger(
+    added=10, redriven=0, waiting=0, accepted=10, delivered=10, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
+    dead_waiting=0, retries=0, ignored=0,
+)  # fmt: skip
+WELL = Seen(
+    now=NOW * 1000, health=Health(), ledger=LEDGER, workers=["w"], paused=0, inbox_oldest=None, memory=None,
+    memory_watermark=0.9, max_backlog=100,
+)  # fmt: skip
+
+
+def test_nothing_needs_attention_when_all_is_well() -> None:
+    assert findings(WELL) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"workers": []}, "bad", "no worker"),
+        ({"memory": 0.91}, "bad", "maxmemory"),
+        ({"memory": 0.89}, None, ""),
+        ({"health": Health(openings=1, circuit="unauthorized")}, "bad", "refuses the token"),
+        ({"health": Health(openings=1, circuit="circuit_open")}, "bad", "the API fails"),
+        ({"health": Health(openings=1, circuit="wrong_url")}, "bad", "no such URL"),
+        ({"health": Health(until=NOW * 1000 + 1, reason="rate_limited")}, "bad", "asked for a pause"),
+        ({"health": Health(until=NOW * 1000, reason="rate_limited")}, None, ""),
+        ({"health": Health(until=NOW * 1000 + 1, reason="of_later")}, "bad", "of_later"),
+        ({"paused": 2}, "warn", "2 environments are paused"),
+        ({"inbox_oldest": NOW * 1000 - 60_000}, "bad", "wait in the inbox for 1 m"),
+        ({"inbox_oldest": NOW * 1000 - 1000}, None, ""),
+        ({"ledger": replace(LEDGER, added=90, waiting=80)}, "warn", "80% full"),
+        ({"ledger": replace(LEDGER, added=110, waiting=100)}, "bad", "the queue is full"),
+        ({"ledger": replace(LEDGER, added=11)}, "bad", "1 event is unaccounted"),
+        ({"ledger": replace(LEDGER, added=11, dead=1, dead_waiting=1)}, "note", "1 dead letter waits"),
+    ],
+)
+def test_each_cause_is_named(change: dict[str, Any], level: str | None, said: str) -> None:
+    found = findings(replace(WELL, **change))
+    assert [finding.level for finding in found] == ([level] if level else [])
+    assert all(said in finding.text for finding in found)
+
+
+def test_the_worst_comes_first() -> None:
+    ledger = replace(LEDGER, added=11, dead=1, dead_waiting=1)
+    levels = [finding.level for finding in findings(replace(WELL, ledger=ledger, paused=1, workers=[]))]
+    assert levels == ["bad", "warn", "note"]
+
+
+@pytest.mark.parametrize("reason", list(HoldReason))
+def test_every_hold_has_words(reason: HoldReason) -> None:
+    assert describe(Health(until=1001, reason=reason), 1000).meaning.startswith("deliveries are held: ")
+
+
+@pytest.mark.parametrize(
+    ("health", "state", "probe_seconds"),
+    [
+        (Health(), "well", None),
+        (Health(failures=3), "failing", None),
+        (Health(until=3000, reason="rate_limited"), "held", None),
+        (Health(until=3000, openings=2, circuit="circuit_open"), "circuit open", 2.0),
+        (Health(until=500, openings=2, circuit="circuit_open"), "circuit open", 0.0),
+        (Health(until=500, openings=2, circuit="circuit_open", probe_until=2000), "probing", 1.0),
+    ],
+)
+def test_an_endpoint_is_described(health: Health, state: str, probe_seconds: float | None) -> None:
+    described = describe(health, 1000)
+    assert (described.state, described.probe_seconds) == (state, probe_seconds)
+
+
+def test_environments_with_the_most_that_waits_come_first() -> None:
+    flows = {"a": Flow(0, 5), "b": Flow(7, 0), "Prod-B": Flow(3, 0), "prod-a": Flow(3, 0)}
+    assert ordered(flows, "") == ["b", "Prod-B", "prod-a", "a"]
+    assert ordered(flows, "PROD") == ["Prod-B", "prod-a"]
+
+
+def test_an_environments_whole_name_means_it_alone() -> None:
+    assert meant(["prod", "prod-eu", "qa"], "prod") == ["prod"]
+    assert meant(["prod", "prod-eu", "qa"], "pro") == ["prod", "prod-eu"]
+    assert meant(["prod", "qa"], "") == ["prod", "qa"]
+
+
+def test_a_filter_that_cannot_be_read_says_so() -> None:
+    asked = Asked.of({"newer": "soon", "older": "2h", "reason": "bored", "until": "12"})
+    assert asked.faults == ("'soon' is no duration: write 90s, 12h or 30d", "there is no reason 'bored'")
+    assert (asked.filters.older_than_seconds, asked.filters.died_until) == (7200, 12)
+
+
+def test_an_event_of_many_lines_stays_one() -> None:
+    assert event("page", "<p>\r\n\n</p>") == b"event: page\ndata: <p>\ndata: \ndata: </p>\n\n"
+    assert event("away", "") == b"event: away\ndata: \n\n"
+
+
+@pytest.mark.parametrize(
+    ("gateway", "fault"),
+    [
+        ({"operator_token": "short"}, "at least 16 characters"),
+        ({"operator_token": "the-same-token-for-all", "token": "the-same-token-for-all"}, "another than token"),
+    ],
+)
+def test_operator_tokens_that_are_refused(gateway: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigurationError, match=fault) as refused:
+        Settings.load(gateway=gateway)
+    assert gateway["operator_token"] not in str(refused.value)
