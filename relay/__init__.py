@@ -1,13 +1,31 @@
-"""Report which image, by digest, now runs in which environment; the relay owes the delivery."""
+"""Report which image, by digest, now runs in which environment; the relay owes the delivery.
 
-from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError, SpoolUnavailable
-from relay.event import DeploymentEvent
-from relay.producer import AsyncProducer, Producer
+A name is imported when it is first asked for: who parses events, or reports through a gateway, pays for no Redis.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relay.errors import (
+        ConfigurationError,
+        GatewayRefused,
+        InvalidEvent,
+        QueueFull,
+        QueueUnavailable,
+        RelayError,
+        SpoolUnavailable,
+    )
+    from relay.event import DeploymentEvent
+    from relay.gateway_client.producer import GatewayProducer
+    from relay.producer import AsyncProducer, Producer
 
 __all__ = [
     "AsyncProducer",
     "ConfigurationError",
     "DeploymentEvent",
+    "GatewayProducer",
+    "GatewayRefused",
     "InvalidEvent",
     "Producer",
     "QueueFull",
@@ -15,3 +33,23 @@ __all__ = [
     "RelayError",
     "SpoolUnavailable",
 ]
+
+#: Public name → the module that has it; the errors' is the default.
+_MODULES = {
+    "AsyncProducer": "relay.producer",
+    "DeploymentEvent": "relay.event",
+    "GatewayProducer": "relay.gateway_client.producer",
+    "Producer": "relay.producer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_MODULES.get(name, "relay.errors")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

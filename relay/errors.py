@@ -7,6 +7,8 @@ RelayError
 ├── QueueFull               enough is waiting, or Redis is short of memory; try again later (exit code 75, HTTP 429)
 ├── QueueUnavailable        Redis did not take the event, or its answer was lost (exit code 69, HTTP 503)
 │   └── SpoolUnavailable    nor did the spool take it: it is full, or the disk refuses
+├── GatewayRefused          the gateway does not take reports from us like this: its token, its URL (exit code 1)
+├── ClusterUnavailable      Kubernetes' API server did not answer, or would not; `.status` is HTTP's (exit code 69)
 ├── LeaseLost               another drain holds the lease; what was not committed is not ours any more
 └── ChildFailed             a process that we started ended early, or was not ready in time
 """
@@ -56,7 +58,7 @@ class QueueFull(RelayError):  # noqa: N818 - the contract's name
 
 
 class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
-    """Redis could not be asked, or its answer did not come.
+    """Redis, or the gateway before it, could not be asked, or its answer did not come.
 
     The event may or may not have been enqueued. Report it again with the same `id`:
     the relay takes it once.
@@ -66,8 +68,23 @@ class QueueUnavailable(RelayError):  # noqa: N818 - the contract's name
     enqueued: tuple[str, ...] = ()
 
 
+class GatewayRefused(RelayError):  # noqa: N818 - says what happened
+    """The gateway will not take the report however often it is sent: a wrong token, or no gateway at that URL."""
+
+
 class SpoolUnavailable(QueueUnavailable):
     """Neither did the spool take the event: it is full, or its directory cannot be used."""
+
+
+class ClusterUnavailable(RelayError):  # noqa: N818 - says what happened
+    """Kubernetes' API server did not answer, or what it answered is no answer to the question."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        #: HTTP's, or that of an ERROR within a watch; None if it came to none.
+        self.status = status
+        #: What its `Retry-After` asks for; 0 for nothing.
+        self.retry_after_seconds = retry_after_seconds
 
 
 class LeaseLost(RelayError):  # noqa: N818 - says what happened

@@ -16,15 +16,16 @@ from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnava
 from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
-from relay.store import inbox, scripts
+from relay.store import inbox, receipts, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from os import PathLike
     from types import TracebackType
 
     from relay.detour import Detour, Sent
+    from relay.store.receipts import Receipt
     from relay.store.scripts import Call
 
 #: Events that `report_many` and `report_stream` send in one round trip.
@@ -181,16 +182,24 @@ class Producer(_Reporter):
             raise
         return ids
 
-    def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str]:
-        """Enqueue any number of events in bounded memory, and yield their ids.
+    def report_stream(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> Iterator[str]:
+        """Enqueue any number of events in bounded memory, and yield their ids; `receipts` as of `report_many`.
 
         Lazy: an event is enqueued when the first id of its chunk is asked for, so do iterate. A chunk is enqueued
         whole or not at all; when one is refused, the ids yielded before are of events that are enqueued.
         """
         remaining = iter(events)
         chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
-        for ids in self._send(self._chunk(chunk) for chunk in chunks):
+        for ids in self._send(self._chunk(chunk, receipts=receipts) for chunk in chunks):
             yield from ids
+
+    def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
+        """Return what became of events that asked for a receipt; None where nothing is known (any more)."""
+        try:
+            return receipts.read_many(self._client, self._keys, ids)
+        except RedisError as error:
+            where = without_password(self._settings.redis.url)
+            raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
 
     @property
     def spooled(self) -> int:

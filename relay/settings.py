@@ -45,6 +45,9 @@ SHORT_NAMES = {
     "RELAY_API_URL": ("api", "url"),
     "RELAY_API_TOKEN": ("api", "token"),
     "RELAY_API_TOKEN_FILE": ("api", "token_file"),
+    "RELAY_GATEWAY_URL": ("producer", "gateway_url"),
+    "RELAY_GATEWAY_TOKEN": ("producer", "gateway_token"),
+    "RELAY_GATEWAY_TOKEN_FILE": ("producer", "gateway_token_file"),
     "ATOMIST_URL": ("api", "url"),
     "ATOMIST_APIKEY": ("api", "token"),
     "CLUSTER_NAME": ("kubernetes", "cluster"),
@@ -77,6 +80,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
+    if file is None:
+        return token.get_secret_value()
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{setting} {file} cannot be read: {error}") from error
 
 
 #: The longest duration there is, ten years: longer ones overflow somewhere, or were meant in another unit.
@@ -137,6 +149,45 @@ class SpoolSettings(_Section):
     """Bytes that may lie there before events are refused."""
 
 
+class ProducerSettings(_Section):
+    """How `relay report` and `GatewayProducer` report where Redis cannot be reached: through a gateway elsewhere."""
+
+    gateway_url: str = ""
+    """The gateway's URL; empty means that reports go to Redis."""
+    gateway_token: SecretStr = SecretStr("")
+    """The bearer token that the gateway gave us: one of its `gateway.token` or `gateway.tokens_file`."""
+    gateway_token_file: Path | None = None
+    """A file that holds that token; wins over `gateway_token`."""
+    gateway_timeout: PositiveDuration = 30.0
+    """How long a report may take in all, repetitions and pauses included."""
+    gateway_ca_file: Path | None = None
+    """Certificate authorities to trust instead of the usual ones."""
+    gateway_allow_insecure: bool = False
+    """Permits a token to go over `http://` to hosts other than this machine, in the clear."""
+
+    @model_validator(mode="after")
+    def _no_token_in_the_clear(self) -> Self:
+        parts = urlsplit(self.gateway_url)
+        if not self.gateway_url:
+            return self
+        if parts.username or parts.password:
+            raise ValueError("gateway_url must not carry a user or password; use gateway_token or gateway_token_file")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("gateway_url must be http:// or https:// with a host, and no query")
+        has_token = bool(self.gateway_token.get_secret_value() or self.gateway_token_file)
+        is_clear = parts.scheme == "http" and not _is_loopback(parts.hostname)
+        if has_token and is_clear and not self.gateway_allow_insecure:
+            raise ValueError(
+                f"gateway_url is http:// to {parts.hostname}, so the token would travel in the clear; use https:// "
+                "or allow it with RELAY_PRODUCER__GATEWAY_ALLOW_INSECURE=true if the network is trusted"
+            )
+        return self
+
+    def read_gateway_token(self) -> str:
+        """Read the token, afresh from its file if it has one; "" if there is none."""
+        return _read_token(self.gateway_token, self.gateway_token_file, "producer.gateway_token_file")
+
+
 class ApiSettings(_Section):
     """The reporting API."""
 
@@ -179,12 +230,7 @@ class ApiSettings(_Section):
 
     def read_token(self) -> str:
         """Read the token, afresh from its file if it has one."""
-        if self.token_file is None:
-            return self.token.get_secret_value()
-        try:
-            return self.token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"api.token_file {self.token_file} cannot be read: {error}") from error
+        return _read_token(self.token, self.token_file, "api.token_file")
 
 
 class DefaultsSettings(_Section):
@@ -352,6 +398,21 @@ class KubernetesSettings(_Section):
     ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
     """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
     JSON array."""
+    namespace: str = ""
+    """The one namespace that the watcher looks at; empty is all of them."""
+    selector: str = ""
+    """The label selector of the pods that the watcher looks at; empty is all of them."""
+    snapshot_interval: PositiveDuration = 3600.0
+    """How often the watcher lists all pods, beside following their changes."""
+    page_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Objects that the watcher asks for in one page of a listing."""
+    silence: PositiveDuration = 90.0
+    """How long a watch may say nothing before it is taken for dead and made anew. API servers send a bookmark about
+    once a minute."""
+    settle: PositiveDuration = 10.0
+    """How soon the watcher lists all pods again once a rollout was undone."""
+    heartbeat_file: Path | None = None
+    """A file that the watcher touches for as long as it is alive, at least every `silence`."""
 
     @property
     def derived_environment_template(self) -> str:
@@ -370,6 +431,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     queue: QueueSettings = QueueSettings()
     spool: SpoolSettings = SpoolSettings()
+    producer: ProducerSettings = ProducerSettings()
     api: ApiSettings = ApiSettings()
     defaults: DefaultsSettings = DefaultsSettings()
     environments: dict[str, EnvironmentSettings] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from relay.errors import ConfigurationError, InvalidEvent, QueueFull, RelayError
+from relay.errors import ConfigurationError, GatewayRefused, InvalidEvent, QueueFull, RelayError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ COMMANDS = {
     "worker": "Run a Celery worker that takes in and delivers.",
     "gateway": "Run the HTTP side: reports, health.",
     "metrics": "Serve what Prometheus scrapes.",
+    "watch": "Report what runs in a cluster, and follow its changes.",
     "up": "Run everything on this machine.",
     "demo": "Show the relay at work, then account for every event.",
     "sandbox": "Run a stand-in for the reporting API.",
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def exit_code(error: RelayError) -> int:
     """Return what a shell is told about an error."""
-    if isinstance(error, InvalidEvent):
+    if isinstance(error, InvalidEvent | GatewayRefused):
         return EX_REFUSED
     if isinstance(error, ConfigurationError):
         return EX_USAGE

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
+from relay.cli import EX_REFUSED, exit_code
+from relay.cli.fates import Fates
+from relay.cli.lines import means_file
+from relay.cli.reporting import Reporter
+from relay.cli.ways import open_way
+from relay.errors import ConfigurationError, RelayError
 from relay.event import DeploymentEvent
-from relay.producer import Producer
+from relay.pipeline import detect
+from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
-#: What a file of events may be called; an image's name never ends like this without a digest.
-FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".txt"}
-
-#: Bytes of a line that are read at most; a longer one is refused, and skipped to its end.
-MAX_LINE_BYTES = 1_048_576
+#: How long `--wait` waits unless told.
+WAIT_SECONDS = 300.0
 
 
 def report(
@@ -41,115 +43,90 @@ def report(
     time: Annotated[
         str | None, typer.Option(help="When it was deployed (RFC 3339); leave it out if unknown.")
     ] = None,
+    gateway: Annotated[
+        str | None, typer.Option(metavar="URL", help="Report through this gateway, not to Redis.")
+    ] = None,
+    gateway_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Has the gateway's token; or set RELAY_GATEWAY_TOKEN.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is delivered, or dead.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help=f"How long --wait waits; default: {WAIT_SECONDS:g}."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print only; contact nobody.")] = False,
+    no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit 0 with a warning when reporting fails.")] = False,
     spool: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where events wait on disk while Redis is away (relay spool).")
     ] = None,
+    no_detect: Annotated[
+        bool, typer.Option("--no-detect", help="Take neither source nor id from the CI system's variables.")
+    ] = False,
 ) -> None:
     """Enqueue one deployment event and print its id, or enqueue a stream of JSON lines.
 
     A line holds the reporting API's JSON body, and optionally id, source and time beside image. A bad line is named
     with its number; the good ones go through. Of a stream no ids are printed.
 
-    Exit codes: 0 done, 1 something was refused, 2 usage, 69 Redis not reachable, 75 the queue or Redis is full (try
-    again).
+    In GitHub Actions, GitLab CI, CircleCI, Jenkins, and config/pipelines' steps for Argo and Tekton, source and id
+    are the run's unless given. --no-fail turns every failure but a wrong option into a warning.
+
+    Exit codes: 0 done (with --wait: delivered, or nothing to deliver), 1 something was refused or is dead, 2 usage,
+    69 Redis or the gateway not reachable, 75 the queue or Redis is full, or --wait ended early (try again).
 
     \b
     Examples:
       relay report ghcr.io/acme/api@sha256:… --environment production
-      relay report nginx@sha256:… -e staging --name sidecar --platform linux/arm64
-      relay report deployments.jsonl
-      cat deployments.jsonl | relay report -
+      relay report nginx@sha256:… -e staging --name sidecar --platform linux/arm64 --wait --timeout 60
+      relay report deployments.jsonl --dry-run
+      cat deployments.jsonl | relay report - --gateway https://relay.example.com --gateway-token-file token
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with Producer(spool=spool) as producer, _telling_spooled(producer):
-        if image == "-" or _is_file(image):
-            if environment or name or platform or event_id or source or time:
-                raise ConfigurationError("options describe a single image: each line of a stream has its own fields")
-            sys.exit(_report_stream(producer, image))
-        typer.echo(
-            producer.report(
-                image, environment=environment, name=name, platform=platform, id=event_id, source=source, time=time
+    if wait and dry_run:
+        raise typer.BadParameter("what is not reported has nothing to wait for", param_hint="--wait with --dry-run")
+    if timeout is not None and not wait:
+        raise typer.BadParameter("only with --wait", param_hint="--timeout")
+    from_file = means_file(image)
+    fields = {"environment": environment, "name": name, "platform": platform}
+    fields |= {"id": event_id, "source": source, "time": time}
+    if from_file and any(fields.values()):
+        raise typer.BadParameter("options describe a single image: each line of a stream has its own fields")
+
+    def run() -> int:
+        settings = _settings(gateway, gateway_token_file, spool)
+        origin = None if no_detect else detect(os.environ)
+        with open_way(settings, dry_run=dry_run) as way:
+            fates = Fates(way, WAIT_SECONDS if timeout is None else timeout) if wait else None
+            reporter = Reporter(way=way, origin=origin, fates=fates)
+            return (
+                reporter.report_file(image) if from_file else reporter.report_one(DeploymentEvent.of(image, **fields))
             )
-        )
+
+    sys.exit(_never_failing(run) if no_fail else run())
 
 
-@contextmanager
-def _telling_spooled(producer: Producer) -> Iterator[None]:
-    """Say at the end, whatever it is, how many events wait on disk instead."""
+def _settings(gateway: str | None, gateway_token_file: Path | None, spool: Path | None) -> Settings:
+    """Load the settings, those that options give among them."""
+    options = {"gateway_url": gateway, "gateway_token_file": gateway_token_file}
+    given: dict[str, Any] = {"producer": {name: value for name, value in options.items() if value is not None}}
+    if spool is not None:
+        given["spool"] = {"directory": str(spool)}
+    settings = Settings.load(**given)
+    if spool is not None and settings.producer.gateway_url:
+        raise ConfigurationError("a spool keeps what Redis does not take, and these reports go to a gateway")
+    return settings
+
+
+def _never_failing(run: Callable[[], int]) -> int:
+    """Run; whatever fails is a warning, be it a fault of ours: a deployment must not fail because of its report."""
     try:
-        yield
-    finally:
-        if producer.spooled:
-            typer.echo(f"{producer.spooled} spooled; sent by the next report, or by `relay spool flush`", err=True)
-
-
-def _is_file(image: str) -> bool:
-    """Tell a file from an image; what is meant as a file and is none is said, not taken for an image."""
-    if "@" in image:
-        return False
-    path = Path(image)
-    if path.is_dir() or (path.suffix in FILE_SUFFIXES and not path.is_file()):
-        raise ConfigurationError(f"{image} is {'a directory' if path.is_dir() else 'no file'}")
-    return path.is_file()
-
-
-def _report_stream(producer: Producer, image: str) -> int:
-    if image == "-":
-        return _report_lines(producer, sys.stdin.buffer, size=None)
-    with Path(image).open("rb") as lines:
-        return _report_lines(producer, lines, size=Path(image).stat().st_size)
-
-
-def _report_lines(producer: Producer, lines: BinaryIO, *, size: int | None) -> int:
-    """Enqueue the good lines, name the bad ones, and return the exit code."""
-    refused = 0
-    enqueued = 0
-
-    def refuse(message: str) -> None:
-        nonlocal refused
-        refused += 1
-        typer.echo(message, err=True)
-
-    with _progress(size) as advance:
-        try:
-            for _ in producer.report_stream(_events(lines, refuse, advance)):
-                enqueued += 1
-        except (QueueFull, QueueUnavailable) as error:
-            typer.echo(f"{enqueued} enqueued before this; report the rest again", err=True)
-            raise error from None
-    typer.echo(f"{enqueued} enqueued, {refused} refused", err=True)
-    return 1 if refused else 0
-
-
-def _events(
-    lines: BinaryIO, refuse: Callable[[str], None], advance: Callable[[int], Any]
-) -> Iterator[DeploymentEvent]:
-    number = 0
-    while line := lines.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        advance(len(line))
-        if len(line) > MAX_LINE_BYTES:
-            refuse(f"line {number}: longer than {MAX_LINE_BYTES} bytes")
-            _skip_to_line_end(lines, line)
-        elif line.strip():
-            try:
-                yield DeploymentEvent.parse(line)
-            except InvalidEvent as error:
-                refuse(f"line {number}: {error}")
-
-
-def _skip_to_line_end(lines: BinaryIO, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = lines.readline(MAX_LINE_BYTES)
-
-
-def _progress(size: int | None) -> AbstractContextManager[Callable[[int], Any]]:
-    """Draw a bar on a terminal, and nothing anywhere else."""
-    if size is None or not sys.stderr.isatty():
-        return nullcontext(lambda _: None)
-    return _bar(size)
-
-
-def _bar(size: int) -> AbstractContextManager[Callable[[int], Any]]:
-    from relay.cli.progress import bytes_bar  # noqa: PLC0415 - rich is for terminals only
-
-    return bytes_bar(size)
+        code = run()
+    except RelayError as error:
+        code = exit_code(error)
+        for line in str(error).splitlines():
+            typer.echo(f"relay: warning: {line}", err=True)
+    except Exception as error:  # noqa: BLE001 - see above
+        code = EX_REFUSED
+        typer.echo(f"relay: warning: {type(error).__name__}: {error}", err=True)
+    if code:
+        typer.echo(f"relay: warning: exit code 0 instead of {code}, because of --no-fail", err=True)
+    return 0

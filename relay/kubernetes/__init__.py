@@ -9,5 +9,11 @@
     skipped.py    why something is not reported
     shape.py      reading objects that may have any shape                        pure
 
-Kubernetes' objects come as their JSON, decoded; nothing here needs a client for it.
+    watcher.py       lists pods, follows their changes, and reports
+    cluster.py       asks the API server, through the official client
+    surroundings.py  nodes' platforms and namespaces' labels
+    memory.py        what each pod ran when it was last read                     pure
+    next_step.py     what the watcher does after a failure                       pure
+
+Kubernetes' objects come as their JSON, decoded; nothing but the watcher and what asks for it needs a client.
 """

@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
@@ -62,6 +64,12 @@ class Receipt:
 def read(client: Redis, keys: Keys, event_id: str) -> Receipt | None:
     """Return an event's receipt; None if it asked for none, never came, or its receipt is not kept any more."""
     return _decoded(client.get(keys.receipt(event_id)))
+
+
+def read_many(client: Redis, keys: Keys, ids: Sequence[str]) -> list[Receipt | None]:
+    """`read` for many events in one round trip."""
+    replies: Any = client.mget([keys.receipt(event_id) for event_id in ids]) if ids else []
+    return [_decoded(reply) for reply in replies]
 
 
 async def read_async(client: AsyncRedis, keys: Keys, event_id: str) -> Receipt | None:

@@ -7,11 +7,15 @@ import runpy
 from pathlib import Path
 
 import pytest
+import typer
 
 from relay.cli import COMMANDS
+from relay.cli.report import report
+from relay.settings import SHORT_NAMES, Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+PAGES += [ROOT / "benchmarks" / "README.md", *(ROOT / "config").rglob("*.md")]
 
 
 def test_the_settings_page_is_fresh() -> None:
@@ -40,6 +44,27 @@ def test_the_readme_names_only_commands_that_exist() -> None:
     assert named <= set(COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)`?", readme)) <= targets
+
+
+def test_the_pages_for_pipelines_name_only_options_and_variables_that_exist() -> None:
+    """Those of `relay report`: other programs' commands are passed over."""
+    pages = [ROOT / "docs" / "reporting.md", ROOT / "config" / "pipelines" / "README.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    command = typer.main.get_command(report_alone())
+    options = {option for parameter in command.params for option in parameter.opts}
+    named = {option for line in re.findall(r"relay report .*", text) for option in re.findall(r" (--?[a-z-]+)", line)}
+    assert named > {"--wait", "--timeout", "--dry-run", "--no-fail", "-e"}
+    assert named <= options
+    variables = set(re.findall(r"RELAY_[A-Z]+_[A-Z_]+", text))
+    settings = {f"RELAY_{section}__{key}".upper() for section, model in Settings.model_fields.items()
+                for key in getattr(model.annotation, "model_fields", {})}  # fmt: skip
+    assert variables <= settings | set(SHORT_NAMES)
+
+
+def report_alone() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(report)
+    return app
 
 
 def test_every_decision_is_listed() -> None:

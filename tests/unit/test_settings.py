@@ -98,10 +98,11 @@ VALUES = {"url": API, "token": "t0ken", "token_file": "/run/secrets/token", "clu
 @pytest.mark.parametrize(("name", "path"), SHORT_NAMES.items())
 def test_short_name_stands_for_its_setting(name: str, path: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     section, key = path
-    monkeypatch.setenv(name, VALUES[key])
+    kind = key.removeprefix("gateway_")
+    monkeypatch.setenv(name, VALUES[kind])
     value = getattr(getattr(Settings.load(), section), key)
 
-    assert (value.get_secret_value() if key == "token" else str(value)) == VALUES[key]
+    assert (value.get_secret_value() if key.endswith("token") else str(value)) == VALUES[kind]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Which events are in a file of JSON lines, and which lines are none? In bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from relay.errors import ConfigurationError, InvalidEvent
+from relay.event import DeploymentEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: What a file of events may be called; an image's name never ends like this without a digest.
+FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".txt"}
+
+#: Bytes of a line that are read at most; a longer one is refused, and skipped to its end.
+MAX_LINE_BYTES = 1_048_576
+
+
+class Line(NamedTuple):
+    """A line's number, from 1, and its event, or why it is none."""
+
+    number: int
+    event: DeploymentEvent | InvalidEvent
+
+
+def means_file(image: str) -> bool:
+    """Tell a file, or standard input, from an image; what only looks like a file is meant as one too."""
+    if image == "-":
+        return True
+    path = Path(image)
+    return "@" not in image and (path.suffix in FILE_SUFFIXES or path.exists())
+
+
+@contextmanager
+def open_lines(image: str) -> Iterator[BinaryIO]:
+    """Open a file, or standard input; `ConfigurationError` if there is none."""
+    if image == "-":
+        yield sys.stdin.buffer
+        return
+    path = Path(image)
+    if not path.exists() or path.is_dir():
+        raise ConfigurationError(f"{image} is {'a directory' if path.is_dir() else 'no file'}")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"{image} cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def read_lines(lines: BinaryIO, advance: Callable[[int], object]) -> Iterator[Line]:
+    """Read each line that is not blank, and tell `advance` how many bytes went by."""
+    number = 0
+    while line := lines.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        advance(len(line))
+        if len(line) > MAX_LINE_BYTES:
+            yield Line(number, InvalidEvent("", f"longer than {MAX_LINE_BYTES} bytes"))
+            _skip_to_line_end(lines, line)
+        elif line.strip():
+            yield Line(number, _event(line))
+
+
+def _event(line: bytes) -> DeploymentEvent | InvalidEvent:
+    try:
+        return DeploymentEvent.parse(line)
+    except InvalidEvent as error:
+        return error
+
+
+def _skip_to_line_end(lines: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = lines.readline(MAX_LINE_BYTES)

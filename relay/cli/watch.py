@@ -1,0 +1,77 @@
+"""`relay watch`: producers that look for themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
+from typing import Annotated
+
+import typer
+
+from relay.errors import ConfigurationError
+from relay.producer import Producer
+from relay.settings import Settings
+
+watch = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Report what runs, and follow its changes.",
+)
+
+
+@watch.callback()
+def _group() -> None:
+    """Keep the command's name: a group of one would lose it."""
+
+
+@watch.command()
+def kubernetes(
+    *,
+    context: Annotated[str | None, typer.Option(help="The kubeconfig's context; default: its current one.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Look at this namespace only.")] = None,
+    selector: Annotated[str | None, typer.Option(help="Look at pods with these labels only.")] = None,
+    heartbeat: Annotated[Path | None, typer.Option(help="Touch this file as long as all is well.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Report what runs now, and end.")] = False,
+) -> None:
+    """Report what the pods of a Kubernetes cluster run, now and as it changes.
+
+    Lists all pods at the start and every hour, and follows their changes in between. Inside the cluster it takes the
+    pod's service account, elsewhere the kubeconfig. Failures of the API server, of Redis and of the queue are waited
+    out, nothing is lost. SIGTERM ends it with 0.
+
+    With --once it tries once, and ends with 69 when the API server or Redis is away, 75 when the queue is full.
+
+    \b
+    Examples:
+      CLUSTER_NAME=prod-eu-1 relay watch kubernetes
+      relay watch kubernetes --context staging --namespace shop --selector app.kubernetes.io/part-of=shop
+      relay watch kubernetes --once
+      relay watch kubernetes --heartbeat /tmp/alive    # then: find /tmp/alive -mmin -3 | grep -q .
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if find_spec("kubernetes") is None:
+        raise ConfigurationError(
+            "watching a cluster needs the extra `kubernetes`: pip install 'deployment-relay[kubernetes]'"
+        )
+    given = {"namespace": namespace, "selector": selector, "heartbeat_file": heartbeat}
+    settings = Settings.load(kubernetes={name: value for name, value in given.items() if value is not None})
+    from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
+    from relay.kubernetes.watcher import Watcher  # noqa: PLC0415 - with it
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    logging.getLogger("relay").setLevel(logging.INFO)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Producer(settings=settings) as producer,
+        Cluster(settings.kubernetes, context=context) as cluster,
+    ):
+        watcher = Watcher(cluster, producer, settings.kubernetes, is_patient=not once)
+        if once:
+            watcher.turn()  # the first is a listing
+        else:
+            watcher.run()

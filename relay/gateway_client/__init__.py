@@ -1,0 +1,1 @@
+"""Reporting where Redis cannot be reached: through a gateway elsewhere, over `requests`."""

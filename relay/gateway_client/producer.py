@@ -1,0 +1,270 @@
+"""`GatewayProducer`: `Producer` for places that cannot reach Redis."""
+
+from __future__ import annotations
+
+import queue
+import random
+import re
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+
+import requests
+from requests.auth import AuthBase
+
+from relay.errors import ConfigurationError, GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
+from relay.event import DeploymentEvent
+from relay.gateway_client import exchange
+from relay.gateway_client.exchange import Answer, TryAgain
+from relay.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from relay.store.receipts import Receipt
+
+#: How long one attempt may take in all, so that a gateway that hangs leaves time for another.
+ATTEMPT_SECONDS = 10.0
+
+#: Bounds of the pause before the next attempt (full jitter, doubling), and the longest `Retry-After` that counts.
+PAUSE_SECONDS = (0.2, 5.0)
+RETRY_AFTER_MAX_SECONDS = 15.0
+
+#: Bytes of an answer that are read at most: a thousand ids, or a thousand reasons why not.
+MAX_ANSWER_BYTES = 2 * 1024 * 1024
+
+_READ_BYTES = 65_536
+
+#: What may stand in a header behind "Bearer".
+_TOKEN = re.compile(r"[\x21-\x7e]*")
+
+#: What may be another time: the connection, not the request. Not the certificate, which `_lasts` tells apart.
+_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TimeoutError)
+
+
+class GatewayProducer:
+    """Reports deployments through a gateway. For one thread; connects at the first report and again when it must.
+
+        with GatewayProducer("https://relay.example.com", token="…") as producer:
+            producer.report("ghcr.io/acme/api@sha256:…", environment="production")
+
+    URL and token are those of the settings unless given: RELAY_GATEWAY_URL, and RELAY_GATEWAY_TOKEN or
+    RELAY_GATEWAY_TOKEN_FILE. Proxies and certificates follow the environment as `requests` has it; a netrc file does
+    not replace the token, and no redirect is followed with it.
+
+    What fails for now is repeated with the same ids for `producer.gateway_timeout` in all. Then raises `QueueFull` or
+    `QueueUnavailable`; after the last, events may be enqueued or not: report them again with the same `id`, and they
+    count once. Raises `InvalidEvent` for what can never be delivered, and `GatewayRefused` for a wrong token or URL.
+    """
+
+    def __init__(
+        self, gateway_url: str | None = None, *, token: str | None = None, settings: Settings | None = None
+    ) -> None:
+        given = {"gateway_url": gateway_url, "gateway_token": token}
+        if settings is None or gateway_url is not None or token is not None:
+            settings = Settings.load(producer={name: value for name, value in given.items() if value is not None})
+        self._settings = settings.producer
+        if not self._settings.gateway_url:
+            raise ConfigurationError("no gateway to report to: set RELAY_GATEWAY_URL")
+        found = token if token is not None else self._settings.read_gateway_token()
+        if not _TOKEN.fullmatch(found):
+            raise ConfigurationError("the gateway's token has characters that no token has; is it another file?")
+        self._bearer = _Bearer(found)
+        self._ca_file = str(self._settings.gateway_ca_file) if self._settings.gateway_ca_file else None
+        self._session = self._new_session()
+
+    def report(self, image_url: str, **fields: Any) -> str:
+        """Report one event and return its id; takes what `Producer.report` takes, and there always is a receipt."""
+        return self.report_event(DeploymentEvent.of(image_url, **fields))
+
+    def report_event(self, event: DeploymentEvent) -> str:
+        """Report one event and return its id: its own, or a new one."""
+        [outcome] = self.report_each([event])
+        if isinstance(outcome, InvalidEvent):
+            raise outcome
+        return outcome
+
+    def report_each(self, events: Iterable[DeploymentEvent]) -> list[str | InvalidEvent]:
+        """Report events in their order, and return for each its id, or why the gateway does not take it.
+
+        `enqueued` of `QueueFull` and `QueueUnavailable` has the ids of those that it took before.
+        """
+        lines = [exchange.line_of(_with_id(event)) for event in events]
+        outcomes: list[str | InvalidEvent] = []
+        for request in exchange.requests_of(lines):
+            try:
+                outcomes += self._report(request)
+            except (QueueFull, QueueUnavailable) as error:
+                before = (outcome for outcome in outcomes if isinstance(outcome, str))
+                error.enqueued = (*before, *error.enqueued)
+                raise
+        return outcomes
+
+    def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
+        """Return what became of events, None for those that nothing is known of (any more)."""
+        return [self._receipt(event_id) for event_id in ids]
+
+    def _report(self, lines: Sequence[bytes]) -> list[str | InvalidEvent]:
+        """Send lines until the gateway has dealt with each."""
+        outcomes: list[exchange.Outcome] = [None] * len(lines)
+
+        def attempt(seconds: float) -> TryAgain | None:
+            left = [place for place, outcome in enumerate(outcomes) if outcome is None]
+            content = b"\n".join(lines[place] for place in left)
+            url = exchange.reports_url(self._settings.gateway_url)
+            read = exchange.read_report(self._ask("POST", url, seconds, content), len(left))
+            for place, outcome in zip(left, read.outcomes, strict=False):
+                outcomes[place] = outcome
+            return read if isinstance(read, TryAgain) and None in outcomes else None
+
+        try:
+            self._until_done(attempt)
+        except (QueueFull, QueueUnavailable) as error:
+            error.enqueued = tuple(outcome for outcome in outcomes if isinstance(outcome, str))
+            raise
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _receipt(self, event_id: str) -> Receipt | None:
+        found: Receipt | None = None
+
+        def attempt(seconds: float) -> TryAgain | None:
+            nonlocal found
+            url = exchange.receipt_url(self._settings.gateway_url, event_id)
+            read = exchange.read_receipt(self._ask("GET", url, seconds))
+            if isinstance(read, TryAgain):
+                return read
+            found = read
+            return None
+
+        self._until_done(attempt)
+        return found
+
+    def _until_done(self, attempt: Callable[[float], TryAgain | None]) -> None:
+        """Make attempts, each with its seconds, until one returns None; when time is over, raise the last's error."""
+        give_up_at = time.monotonic() + self._settings.gateway_timeout
+        for pause in _pauses():
+            left = give_up_at - time.monotonic()
+            try:
+                again = attempt(min(ATTEMPT_SECONDS, left))
+            except _PASSING as error:
+                again = TryAgain(error=self._unreachable(error))
+            except requests.RequestException as error:
+                raise self._unreachable(error) from None
+            if again is None:
+                return
+            pause_seconds = max(pause, min(again.after_seconds, RETRY_AFTER_MAX_SECONDS))
+            if pause_seconds >= give_up_at - time.monotonic():
+                raise again.error
+            time.sleep(pause_seconds)
+
+    def _ask(self, method: str, url: str, seconds: float, content: bytes | None = None) -> Answer:
+        """Make one attempt, which ends within that many seconds whatever the other side does."""
+        session = self._session
+        outcome: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                outcome.put(_exchange(session, method, url, seconds=seconds, content=content, ca_file=self._ca_file))
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                outcome.put(error)
+
+        threading.Thread(target=ask, name="gateway", daemon=True).start()
+        try:
+            got = outcome.get(timeout=seconds)
+        except queue.Empty:
+            self._session = self._new_session()  # the old one is that thread's, which its next time-out ends
+            raise TimeoutError(f"no whole answer within {seconds:.0f} s") from None
+        if isinstance(got, Exception):
+            if _lasts(got):
+                raise self._unreachable(got) from None
+            raise got
+        return got
+
+    def _new_session(self) -> requests.Session:
+        session = requests.Session()
+        session.auth = self._bearer
+        session.headers["Accept-Encoding"] = "identity"
+        return session
+
+    def _unreachable(self, error: Exception) -> QueueUnavailable:
+        unavailable = QueueUnavailable(f"the gateway at {self._settings.gateway_url}: {_because(error)}")
+        unavailable.__cause__ = error
+        return unavailable
+
+    def close(self) -> None:
+        """Close the connections. Reporting again opens new ones."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Bearer(AuthBase):
+    """Puts the token on requests; that there is an `auth` keeps requests from taking a netrc file's."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def _exchange(
+    session: requests.Session, method: str, url: str, *, seconds: float, content: bytes | None, ca_file: str | None
+) -> Answer:
+    headers: Mapping[str, str] = {} if content is None else {"Content-Type": "application/x-ndjson"}
+    with session.request(
+        method,
+        url,
+        data=content,
+        headers=headers,
+        timeout=seconds,
+        allow_redirects=False,
+        stream=True,
+        verify=ca_file,  # None: as the environment has it
+    ) as response:
+        answered = bytearray()
+        for part in response.iter_content(_READ_BYTES):
+            answered += part
+            if len(answered) > MAX_ANSWER_BYTES:
+                raise GatewayRefused(f"its answer has over {MAX_ANSWER_BYTES} bytes; is the gateway's URL right?")
+        answer_headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(status=response.status_code, headers=answer_headers, content=bytes(answered))
+
+
+def _pauses() -> Iterator[float]:
+    """Give pauses for ever: anywhere between now and a bound that doubles."""
+    bound, longest = PAUSE_SECONDS
+    while True:
+        yield random.uniform(0, bound)  # noqa: S311 - jitter is no secret
+        bound = min(longest, bound * 2)
+
+
+def _lasts(error: Exception) -> bool:
+    """Tell a certificate that is not trusted from what passes: waiting makes it no better."""
+    return isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def _because(error: Exception) -> str:
+    """Say in a few words why a request failed: the end of the chain that requests and urllib3 wrap it in."""
+    if _lasts(error):
+        return (
+            "its certificate is not trusted: name its authority with producer.gateway_ca_file "
+            "(RELAY_PRODUCER__GATEWAY_CA_FILE) or REQUESTS_CA_BUNDLE"
+        )
+    inner = error.args[0] if error.args else error
+    reason = str(getattr(inner, "reason", None) or inner)
+    return reason.rpartition(": ")[2].strip("()'\"") or type(error).__name__
+
+
+def _with_id(event: DeploymentEvent) -> DeploymentEvent:
+    return event if event.id else event.model_copy(update={"id": uuid.uuid4().hex})

@@ -1,0 +1,105 @@
+"""What did each pod run when it was last read? As little as is needed to see what changed. Pure.
+
+A pod's status changes with each probe, and only now and then what it runs. What is kept of a pod is JSON of some two
+hundred bytes for each of its containers, until the pod is gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import from_json, to_json
+
+from relay.kubernetes import shape
+from relay.kubernetes.workload import Workload, workload_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KINDS = ("initContainers", "containers", "ephemeralContainers")
+
+
+class _Mark(NamedTuple):
+    """What tells pods of a workload apart."""
+
+    #: ISO 8601, as Kubernetes writes it: sorts as time.
+    created: str
+    #: A hash of what its containers run, by their names.
+    images: int
+
+
+class Memory:
+    """Pods by uid."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, bytes] = {}
+        self._workloads: dict[tuple[str, Workload], dict[str, _Mark]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pods)
+
+    def before(self, pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return what `read_pod` takes as `before`."""
+        kept = self._pods.get(_uid(pod))
+        return from_json(kept) if kept else None
+
+    def remember(self, pod: Mapping[str, Any]) -> None:
+        """Keep what the pod runs."""
+        self._pods[_uid(pod)] = to_json(_gist(pod))
+        if images := _images(pod):
+            mark = _Mark(shape.text(pod, "metadata", "creationTimestamp"), hash(images))
+            self._workloads.setdefault(_workload(pod), {})[_uid(pod)] = mark
+
+    def forget(self, pod: Mapping[str, Any]) -> bool:
+        """Drop a pod that is gone; tell whether it leaves older ones of its workload that run something else.
+
+        Then its rollout was undone: what it said is not so any more, and those that are left said theirs long ago.
+        """
+        self._pods.pop(_uid(pod), None)
+        workload = self._workloads.get(_workload(pod), {})
+        gone = workload.pop(_uid(pod), None)
+        if not workload:
+            self._workloads.pop(_workload(pod), None)
+        return gone is not None and any(
+            each.created < gone.created and each.images != gone.images for each in workload.values()
+        )
+
+
+def _gist(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        "metadata": {"uid": _uid(pod)},
+        "spec": {
+            kind: [{"name": shape.text(each, "name")} for each in shape.each(pod, "spec", kind)] for kind in _KINDS
+        },
+        "status": {
+            _statuses(kind): [_status(each) for each in shape.each(pod, "status", _statuses(kind))] for kind in _KINDS
+        },
+    }
+
+
+def _status(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        "name": shape.text(status, "name"),
+        "imageID": shape.text(status, "imageID"),
+        "state": {key: {} for key in shape.part(status, "state")},
+        "lastState": {key: {} for key in shape.part(status, "lastState")},
+    }
+
+
+def _statuses(kind: str) -> str:
+    return f"{kind.removesuffix('s')}Statuses"
+
+
+def _images(pod: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Return what its containers run, by their names, as far as they started; what was added to debug it aside."""
+    statuses = (each for kind in _KINDS[:2] for each in shape.each(pod, "status", _statuses(kind)))
+    named = ((shape.text(each, "name"), shape.text(each, "imageID")) for each in statuses)
+    return frozenset((name, image) for name, image in named if image)
+
+
+def _workload(pod: Mapping[str, Any]) -> tuple[str, Workload]:
+    return shape.text(pod, "metadata", "namespace"), workload_of(pod)
+
+
+def _uid(pod: Mapping[str, Any]) -> str:
+    return shape.text(pod, "metadata", "uid")

@@ -1,0 +1,109 @@
+"""What do pods not say themselves? Their nodes' platforms, and their namespaces' labels.
+
+Both are listed with each snapshot, and what is new since is asked for one by one. Where that is forbidden it goes on
+without: platforms are what the pods' specifications say, and templates that ask for labels find none. Any other
+failure is the snapshot's own: a platform that is not known just now must not make another instance of each
+container.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from relay.errors import ClusterUnavailable
+from relay.kubernetes import shape
+from relay.kubernetes.node import platform_of_node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from relay.kubernetes.cluster import Cluster, Page
+    from relay.platform import Platform
+
+log = logging.getLogger("relay.watch")
+
+
+class Surroundings:
+    """What is known of nodes and namespaces. `platforms` and `labels` grow while pods are read."""
+
+    def __init__(self, cluster: Cluster, *, namespace: str, needs_labels: bool) -> None:
+        self.platforms: dict[str, Platform] = {}
+        self.labels: dict[str, Mapping[str, str]] = {}
+        self._cluster = cluster
+        self._namespace = namespace
+        self._needs_labels = needs_labels
+        self._nodes = _Kind("nodes", cluster.nodes, cluster.node)
+        # Who may look at one namespace only may get it, and not list them.
+        self._namespaces = _Kind("namespaces", None if namespace else cluster.namespaces, cluster.namespace)
+
+    def list(self) -> None:
+        """Forget what is known, and list anew."""
+        self.platforms.clear()
+        self.labels.clear()
+        for node in self._nodes.all():
+            self._add_node(node)
+        if self._needs_labels:
+            for namespace in self._namespaces.all():
+                self._add_namespace(namespace)
+
+    def learn(self, pod: Mapping[str, Any]) -> None:
+        """Ask for the pod's node and namespace, if they are not known yet."""
+        if node := self._nodes.new(shape.text(pod, "spec", "nodeName")):
+            self._add_node(node)
+        if self._needs_labels and (namespace := self._namespaces.new(shape.text(pod, "metadata", "namespace"))):
+            self._add_namespace(namespace)
+
+    def _add_node(self, node: Mapping[str, Any]) -> None:
+        if platform := platform_of_node(node):
+            self.platforms[shape.text(node, "metadata", "name")] = platform
+
+    def _add_namespace(self, namespace: Mapping[str, Any]) -> None:
+        self.labels[shape.text(namespace, "metadata", "name")] = shape.labels(namespace, "metadata", "labels")
+
+
+class _Kind:
+    """Objects of one kind: which were seen, and whether we may."""
+
+    def __init__(
+        self,
+        name: str,
+        pages: Callable[[], Iterator[Page]] | None,
+        read: Callable[[str], Mapping[str, Any]],
+    ) -> None:
+        self._name = name
+        self._pages = pages
+        self._read = read
+        self._seen: set[str] = set()
+        self._is_forbidden = False
+
+    def all(self) -> Iterator[Mapping[str, Any]]:
+        """List them; nothing if that is forbidden."""
+        self._seen.clear()
+        self._is_forbidden = False
+        try:
+            for page in self._pages() if self._pages else ():
+                self._seen.update(shape.text(each, "metadata", "name") for each in page.items)
+                yield from page.items
+        except ClusterUnavailable as error:
+            self._forbid(error)
+
+    def new(self, name: str) -> Mapping[str, Any] | None:
+        """Return one that was not seen yet; None if it was, is gone, or may not be seen."""
+        if not name or name in self._seen or self._is_forbidden:
+            return None
+        try:
+            found = self._read(name)
+        except ClusterUnavailable as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                self._forbid(error)
+            return None
+        self._seen.add(name)
+        return found
+
+    def _forbid(self, error: ClusterUnavailable) -> None:
+        if error.status != HTTPStatus.FORBIDDEN:
+            raise error
+        self._is_forbidden = True
+        log.warning("going on without %s until the next snapshot: %s", self._name, error)

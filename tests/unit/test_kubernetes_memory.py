@@ -1,0 +1,94 @@
+"""What is kept of pods suffices to see what changed, and whether a rollout was undone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pods import FOLDER, NAMING, digest_of, load, pod_of
+
+from relay.kubernetes.memory import Memory
+from relay.kubernetes.pod import read_pod
+from relay.kubernetes.skipped import Skipped
+
+PODS = [path.stem for path in sorted(FOLDER.glob("*.json")) if load(path.stem).get("kind") == "Pod"]
+
+OLD, NEW = "2026-03-02T10:00:00Z", "2026-03-02T11:00:00Z"
+
+
+def running(digest: str, **parts: Any) -> dict[str, Any]:
+    return pod_of(f"ghcr.io/acme/web@{digest_of(digest)}", **parts)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_that_did_not_change_reports_nothing(name: str) -> None:
+    pod, memory = load(name), Memory()
+    assert memory.before(pod) is None
+    memory.remember(pod)
+    whole = read_pod(pod, NAMING, before=pod)
+    kept = read_pod(pod, NAMING, before=memory.before(pod))
+    assert (kept.events, kept.skipped) == (whole.events, whole.skipped)
+    assert not kept.events
+
+
+def test_another_digest_in_the_same_pod_is_read_as_with_the_whole_pod() -> None:
+    before, after, memory = running("a"), running("b", started="2026-03-02T12:00:00Z"), Memory()
+    memory.remember(before)
+    assert read_pod(after, NAMING, before=memory.before(after)) == read_pod(after, NAMING, before=before)
+    assert read_pod(after, NAMING, before=memory.before(after)).events[0].time.hour == 12  # type: ignore[union-attr]
+
+
+def test_a_container_that_had_not_started_is_news_when_it_does() -> None:
+    pod, memory = running("a"), Memory()
+    waiting = json.loads(json.dumps(pod))
+    waiting["status"]["containerStatuses"][0] |= {"state": {"waiting": {}}, "imageID": ""}
+    memory.remember(waiting)
+    assert len(read_pod(pod, NAMING, before=memory.before(pod)).events) == 1
+    memory.remember(pod)
+    assert read_pod(pod, NAMING, before=memory.before(pod)).skipped == {Skipped.UNCHANGED: 1}
+
+
+def test_a_pod_that_is_gone_is_forgotten() -> None:
+    pod, memory = running("a"), Memory()
+    memory.remember(pod)
+    memory.forget(pod)
+    assert len(memory) == 0
+    assert not memory._workloads
+    assert memory.before(pod) is None
+
+
+@pytest.mark.parametrize(
+    ("gone", "left", "is_undone"),
+    [
+        (("b", NEW), [("a", OLD)], True),
+        (("b", NEW), [("b", OLD), ("a", OLD)], True),
+        (("a", NEW), [("a", OLD)], False),  # scaled down
+        (("a", OLD), [("b", NEW)], False),  # rolled out
+        (("b", NEW), [], False),
+    ],
+)
+def test_a_rollout_is_undone_when_older_pods_with_another_image_are_left(
+    gone: tuple[str, str], left: list[tuple[str, str]], *, is_undone: bool
+) -> None:
+    memory = Memory()
+    for number, (digest, created) in enumerate(left):
+        memory.remember(running(digest, created=created, name=f"web-5d-{number}"))
+    pod = running(gone[0], created=gone[1], name="web-5d-gone")
+    memory.remember(pod)
+    assert memory.forget(pod) is is_undone
+
+
+def test_a_new_pod_that_never_ran_undoes_nothing() -> None:
+    memory, pod = Memory(), running("b", created=NEW, name="web-5d-new")
+    pod["status"]["containerStatuses"][0] |= {"state": {"waiting": {}}, "imageID": ""}
+    memory.remember(running("a", created=OLD))
+    memory.remember(pod)
+    assert memory.forget(pod) is False
+
+
+def test_what_is_kept_of_a_pod_is_small() -> None:
+    memory = Memory()
+    memory.remember(load("kind-deployment"))
+    [kept] = memory._pods.values()
+    assert len(kept) < 800

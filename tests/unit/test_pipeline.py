@@ -1,0 +1,166 @@
+"""Origins: which run reports, and which key an event gets there."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+
+from relay.event import MAX_ID_BYTES, DeploymentEvent
+from relay.pipeline import Origin, detect
+
+IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
+OTHER_IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'b').hexdigest()}"
+
+GITHUB = {
+    "CI": "true",
+    "GITHUB_ACTIONS": "true",
+    "GITHUB_SERVER_URL": "https://github.example.com",
+    "GITHUB_REPOSITORY": "acme/shop",
+    "GITHUB_RUN_ID": "1658821493",
+    "GITHUB_RUN_ATTEMPT": "1",
+    "GITHUB_JOB": "deploy",
+    "GITHUB_ACTION": "__run_2",
+}
+GITLAB = {
+    "CI": "true",
+    "GITLAB_CI": "true",
+    "CI_JOB_ID": "4711",
+    "CI_JOB_URL": "https://gitlab.example.com/acme/shop/-/jobs/4711",
+    "CI_PROJECT_PATH": "acme/shop",
+}
+CIRCLECI = {
+    "CI": "true",
+    "CIRCLECI": "true",
+    "CIRCLE_WORKFLOW_JOB_ID": "8f1c3c2e-1d2b-4e58-9f0e-111111111111",
+    "CIRCLE_BUILD_NUM": "88",
+    "CIRCLE_BUILD_URL": "https://circleci.com/gh/acme/shop/88",
+    "CIRCLE_NODE_INDEX": "0",
+    "CIRCLE_PROJECT_USERNAME": "acme",
+    "CIRCLE_PROJECT_REPONAME": "shop",
+}
+JENKINS = {
+    "BUILD_TAG": "jenkins-acme-shop-main-12",
+    "JOB_NAME": "acme/shop/main",
+    "BUILD_NUMBER": "12",
+    "BUILD_URL": "https://jenkins.example.com/job/acme/job/shop/job/main/12/",
+    "STAGE_NAME": "Deploy",
+}
+ARGO = {"RELAY_ARGO_NAMESPACE": "ci", "RELAY_ARGO_WORKFLOW": "deploy-x7k2p", "RELAY_ARGO_RUN": "0f5c1a4e"}
+TEKTON = {"RELAY_TEKTON_NAMESPACE": "ci", "RELAY_TEKTON_TASKRUN": "report-1", "RELAY_TEKTON_RUN": "5d0e4a52"}
+
+
+def without(variables: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("environ", "system", "source"),
+    [
+        (GITHUB, "github", "https://github.example.com/acme/shop/actions/runs/1658821493"),
+        (without(GITHUB, "GITHUB_SERVER_URL"), "github", "https://github.com/acme/shop/actions/runs/1658821493"),
+        (GITLAB, "gitlab", "https://gitlab.example.com/acme/shop/-/jobs/4711"),
+        (without(GITLAB, "CI_JOB_URL"), "gitlab", "gitlab:acme/shop/4711"),
+        (CIRCLECI, "circleci", "https://circleci.com/gh/acme/shop/88"),
+        (without(CIRCLECI, "CIRCLE_BUILD_URL"), "circleci", "circleci:acme/shop/88"),
+        (without(CIRCLECI, "CIRCLE_WORKFLOW_JOB_ID"), "circleci", "https://circleci.com/gh/acme/shop/88"),
+        (JENKINS, "jenkins", "https://jenkins.example.com/job/acme/job/shop/job/main/12/"),
+        (without(JENKINS, "BUILD_URL"), "jenkins", "jenkins:acme/shop/main/12"),
+        (ARGO, "argo", "argo:ci/deploy-x7k2p"),
+        (TEKTON, "tekton", "tekton:ci/report-1"),
+        (TEKTON | GITHUB, "tekton", "tekton:ci/report-1"),
+    ],
+)
+def test_a_run_is_told_by_documented_variables(environ: dict[str, str], system: str, source: str) -> None:
+    origin = detect(environ)
+    assert origin is not None
+    assert (origin.system, origin.source) == (system, source)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"CI": "true"},
+        {"GITHUB_ACTIONS": "true"},
+        without(GITHUB, "GITHUB_ACTIONS"),
+        GITHUB | {"GITHUB_RUN_ID": ""},
+        {"GITLAB_CI": "true"},
+        {"CIRCLECI": "true"},
+        {"BUILD_TAG": "v1.0", "JOB_NAME": "mine"},
+        {"JOB_NAME": "mine", "BUILD_NUMBER": "3"},
+        without(ARGO, "RELAY_ARGO_RUN"),
+        TEKTON | {"RELAY_TEKTON_TASKRUN": ""},
+    ],
+)
+def test_what_is_not_told_whole_is_nobody(environ: dict[str, str]) -> None:
+    assert detect(environ) is None
+
+
+def key(environ: dict[str, str], line: int = 0, **fields: str) -> str:
+    origin = detect(environ)
+    assert origin is not None
+    return origin.id_for(DeploymentEvent.of(fields.pop("image", IMAGE), **fields), line)
+
+
+@pytest.mark.parametrize("environ", [GITHUB, GITLAB, CIRCLECI, JENKINS, ARGO, TEKTON])
+def test_a_step_that_reports_once_more_says_the_same_id(environ: dict[str, str]) -> None:
+    first = key(environ, environment="production")
+    assert first == key({**environ, "RUNNER_NAME": "another"}, environment="production")
+    assert len(first.encode()) <= MAX_ID_BYTES
+
+
+@pytest.mark.parametrize(
+    ("environ", "change"),
+    [
+        (GITHUB, {"GITHUB_RUN_ID": "1658821494"}),
+        (GITHUB, {"GITHUB_RUN_ATTEMPT": "2"}),
+        (GITHUB, {"GITHUB_JOB": "rollback"}),
+        (GITHUB, {"GITHUB_ACTION": "__run_3"}),
+        (GITHUB, {"GITHUB_REPOSITORY": "acme/other"}),
+        (GITLAB, {"CI_JOB_ID": "4712"}),
+        (CIRCLECI, {"CIRCLE_WORKFLOW_JOB_ID": "8f1c3c2e-1d2b-4e58-9f0e-222222222222"}),
+        (CIRCLECI, {"CIRCLE_NODE_INDEX": "1"}),
+        (JENKINS, {"BUILD_TAG": "jenkins-acme-shop-main-13"}),
+        (JENKINS, {"STAGE_NAME": "Roll back"}),
+        (JENKINS, {"BUILD_URL": "https://another.example.com/job/acme/job/shop/job/main/12/"}),
+        (ARGO, {"RELAY_ARGO_RUN": "6b0e3a52"}),
+        (TEKTON, {"RELAY_TEKTON_RUN": "9c0e3a52"}),
+    ],
+)
+def test_another_run_attempt_job_or_step_says_another_id(environ: dict[str, str], change: dict[str, str]) -> None:
+    """Or a rollback to an image of that job would pass for a retry of its report."""
+    assert key(environ) != key(environ | change)
+
+
+def test_a_steps_reports_have_an_id_each() -> None:
+    reports: list[dict[str, str]] = [
+        {},
+        {"image": OTHER_IMAGE},
+        {"environment": "production"},
+        {"name": "production"},
+        {"platform": "linux/arm64"},
+    ]
+    assert len({key(GITHUB, **fields) for fields in reports}) == len(reports)
+
+
+def test_lines_of_a_file_have_an_id_each_though_they_say_the_same() -> None:
+    """A, B, A in one file is a rollback."""
+    assert key(GITHUB, 1) != key(GITHUB, 3)
+
+
+def test_an_event_keeps_what_it_says_of_itself() -> None:
+    origin = Origin(system="github", source="run", step=("1",))
+    own = DeploymentEvent.of(IMAGE, id="mine", source="me")
+    assert origin.credit(own) == own
+    half = origin.credit(DeploymentEvent.of(IMAGE, source="me"))
+    assert half.source == "me"
+    assert half.id == origin.id_for(half)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "line\nbreak", "bytes \udcff"])
+def test_a_source_that_no_event_may_have_does_not_refuse_the_report(path: str) -> None:
+    origin = detect(GITHUB | {"GITHUB_REPOSITORY": path})
+    assert origin is not None
+    assert DeploymentEvent.from_body({**origin.credit(DeploymentEvent.of(IMAGE)).model_dump(exclude_none=True)})
+    assert origin.source == "github"
