@@ -304,6 +304,16 @@ class WorkerSettings(_Section):
     supervisor starts another."""
 
 
+class LogSettings(_Section):
+    """What the worker and the gateway write to standard error."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    """`json` is a line of JSON for each thing that happens, `text` is for people; `auto` is text on a terminal and
+    JSON elsewhere."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is written. INFO has a line for each drain, DEBUG one for each attempt at an event."""
+
+
 class GatewaySettings(_Section):
     """The HTTP side."""
 
@@ -441,6 +451,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _lease_outlives_requests(self) -> Self:

@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Self
 
 import requests
@@ -29,8 +30,21 @@ if TYPE_CHECKING:
 #: How long a worker may take until its doorman's heartbeat shows: Python, Celery and its children start.
 WORKER_READY_SECONDS = 60.0
 
+#: How long Flower may take until it answers: it imports Celery and Tornado.
+FLOWER_READY_SECONDS = 60.0
+
 #: Beyond a drain's budget and a request's deadline, what a worker may take to stop.
 STOP_MARGIN_SECONDS = 5.0
+
+#: Flower 2.2 hangs on SIGTERM and on SIGINT, and has nothing to lose: it is killed after this long.
+FLOWER_STOP_SECONDS = 0.5
+
+#: How Flower is started, as docker-compose.yml does. A task takes 4 KiB. By itself it shows neither where a drain was
+#: nor what it did.
+FLOWER = (
+    *("celery", "-A", "workers", "flower", "--max-tasks=10000"),
+    "--tasks-columns=name,uuid,args,state,result,exception,received,runtime,worker",
+)
 
 #: Bound of one health question to a child.
 PROBE_SECONDS = 1.0
@@ -52,6 +66,7 @@ class Stack:
         self.redis_url = redis_url or ""
         self.api_url = api_url or ""
         self.gateway_url = ""
+        self.flower_url = ""
         self.environment = dict(environment or {})
         self._embedded: EmbeddedRedis | None = None
         self._children = Children()
@@ -112,6 +127,25 @@ class Stack:
         self.gateway_url = f"http://127.0.0.1:{port or free_port()}"
         argv = ["gateway", "--host", "127.0.0.1", "--port", self.gateway_url.rpartition(":")[2]]
         return self._start("gateway", argv, ready=lambda: _answers(f"{self.gateway_url}/healthz"))
+
+    def start_flower(self, port: int, *, basic_auth: str) -> Child:
+        """Start Flower on loopback for who has `basic_auth`, as user:password, and wait until it answers."""
+        if find_spec("flower") is None:
+            raise ConfigurationError("Flower needs the extra `flower`: pip install 'deployment-relay[flower]'")
+        if port and not _is_free(port):
+            raise ConfigurationError(f"port {port} is taken: choose another for Flower with --flower-port")
+        self.flower_url = f"http://127.0.0.1:{port or free_port()}"
+        where = ["--address=127.0.0.1", f"--port={self.flower_url.rpartition(':')[2]}"]
+        return self._children.start(
+            "flower",
+            [sys.executable, "-m", *FLOWER, *where],
+            # By the environment: everybody on the machine can read a command line.
+            env={**self._whole_environment(), "FLOWER_BASIC_AUTH": basic_auth},
+            log_path=self.log_path("flower"),
+            ready=lambda: _answers(f"{self.flower_url}/healthcheck"),
+            ready_seconds=FLOWER_READY_SECONDS,
+            stop_seconds=FLOWER_STOP_SECONDS,
+        )
 
     def start(self, name: str, argv: list[str]) -> Child:
         """Start another child of this Python with the stack's environment."""

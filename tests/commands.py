@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from relay.stack import FLOWER
+
 WORKER = ("relay", "worker")
 GATEWAY = ("relay", "gateway")
-FLOWER = ("celery", "-A", "workers", "flower", "--max-tasks=10000")
 SANDBOX = ("relay", "sandbox", "--host", "0.0.0.0")
 METRICS = ("relay", "metrics", "--host", "0.0.0.0")
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_init
+from kombu.entity import Queue
 
 from relay.settings import Settings
-from workers import stopping, tasks
+from workers import logs, stopping, tasks
 from workers.bells import DELIVER, FORGET, INTAKE
 from workers.doorman import DoormanStep
 from workers.streams import make_sturdy
+
+_log = logging.getLogger(__name__)
 
 #: Objects between two collections of a child's youngest generation, and how many of these make one of the next.
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
 class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
-    """A Celery app with the relay's settings, tasks and doorman."""
+    """A Celery app with the relay's settings, tasks, logs and doorman."""
+
+    log_cls = "workers.logs:WorkerLogging"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("relay", broker=settings.broker_url, set_as_current=False)
@@ -27,6 +33,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
         self.conf.update(configuration(settings))
         self.steps["worker"] |= {DoormanStep, stopping.StoppingStep}
         tasks.register(self)
+        logs.begin_with_worker()
         worker_process_init.connect(self._warm_up, weak=False)
 
     def __reduce__(self) -> tuple[type[RelayApp], tuple[Settings]]:
@@ -44,6 +51,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
         tasks.runtime_of(self)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        _log.info("a process of the pool is ready")
 
 
 def make_app() -> RelayApp:
@@ -60,10 +68,15 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_store_errors_even_if_ignored": False,
         "result_backend": None,
         "task_acks_late": False,
-        # Queues by name, so that Flower shows what waits where; bells must not wait behind reports.
+        # Queues by name, so that Flower shows what waits where; bells must not wait behind reports. No dictionary:
+        # Flower asks each for its name.
         # Bells need no acknowledgement: a lost one is rung again, and the broker keeps no account of each, which it
         # could not when it is out of memory.
-        "task_queues": {INTAKE: {"no_ack": True}, DELIVER: {"no_ack": True}, settings.broker.report_queue: {}},
+        "task_queues": [
+            _queue(INTAKE, no_ack=True),
+            _queue(DELIVER, no_ack=True),
+            _queue(settings.broker.report_queue),
+        ],
         "task_default_queue": settings.broker.report_queue,
         "task_routes": {INTAKE: {"queue": INTAKE}, DELIVER: {"queue": DELIVER}, FORGET: {"queue": DELIVER}},
         "task_serializer": "json",
@@ -75,7 +88,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # The doorman's thread lives in the main process: children are spawned, not forked from it.
         "worker_pool_start_method": "spawn",
         "worker_send_task_events": True,  # Flower
-        "worker_hijack_root_logger": True,
         "worker_redirect_stdouts": False,
         # Celery must not give up on a broker that is away for long; its default is 100 tries, then exit.
         "broker_connection_retry_on_startup": True,
@@ -88,6 +100,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # while it waits for another.
         "broker_pool_limit": 100,
     }
+
+
+def _queue(name: str, *, no_ack: bool = False) -> Queue:
+    return Queue(name, routing_key=name, no_ack=no_ack)  # type: ignore[no-untyped-call]  # kombu types it in part
 
 
 def _transport_options(settings: Settings) -> dict[str, Any]:

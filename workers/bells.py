@@ -23,6 +23,9 @@ FORGET = "relay.forget"
 #: Environments that one bell names at most.
 ENVIRONMENTS_PER_BELL = 100
 
+#: Of more arguments than these Flower shows the number.
+NAMED = 3
+
 #: A bell that waited this long is not answered. Celery compares the workers' clocks, so it is far above what these
 #: may be off by; a bell that is answered late finds that there is nothing to do.
 EXPIRES_SECONDS = 86_400.0
@@ -76,10 +79,24 @@ class Bells:
         if started < self._silent_until:
             return False
         try:
-            self._app.send_task(task, args=tuple(args), retry=False, expires=EXPIRES_SECONDS, ignore_result=True)
+            self._app.send_task(
+                task,
+                args=tuple(args),
+                argsrepr=shown(args),
+                kwargsrepr="",
+                retry=False,
+                expires=EXPIRES_SECONDS,
+                ignore_result=True,
+            )
         except Exception as error:  # noqa: BLE001 - whatever the broker's library raises: it took no bell
             failed = time.monotonic()
             self._silent_until = failed + max(SILENCE_SECONDS, 2 * (failed - started))
             _log.warning("the broker took no bell for %s: %s", task, error)
             return False
         return True
+
+
+def shown(args: Sequence[str | int]) -> str:
+    """Return what Flower shows of a bell's arguments: as many names as one reads at a glance."""
+    more = f" and {len(args) - NAMED} more" if len(args) > NAMED else ""
+    return ", ".join(str(each) for each in args[:NAMED]) + more

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from relay import crashpoints
 from relay.errors import LeaseLost
 from relay.keys import DEFAULT_ENDPOINT
+from relay.logs import get_logger
 from relay.store import leases, outbox, scripts
 from relay.store.dead import Reason
 from relay.store.endpoint import Health
@@ -62,7 +63,7 @@ SLOW_BACKOFF_SECONDS = 5.0
 HAND_BACK_SECONDS = 60.0
 HAND_BACK_PAUSE_SECONDS = 0.1
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class _Sent(NamedTuple):
@@ -315,9 +316,12 @@ class _Drain:
     def _answer(self, answers: Sequence[tuple[_Sent, Answer]]) -> None:
         seen = []
         now = time.monotonic()
+        tells_each = _log.isEnabledFor(logging.DEBUG)
         for (batch, entry, successes, sent_at), answer in answers:
             batch.in_flight -= 1
             outcome = outcome_of(answer)
+            if tells_each:
+                _log_attempt(batch, entry, outcome)
             own_fault = False
             if not batch.lost:  # else we have no say any more in what became of the entry
                 batch.count_attempt(outcome.word, code_of(answer), now - sent_at)
@@ -380,6 +384,7 @@ class _Drain:
     def _bury(self, batch: Batch, death: Death) -> None:
         batch.bury(death)
         self.report.dead += 1
+        _log.debug("dead letter", event_id=death.entry.event_id, reason=death.reason, because=death.detail)
 
     def _settle(self) -> bool:
         """Commit what was answered, once it is worth a round trip; tell whether it was."""
@@ -497,3 +502,14 @@ class _Drain:
             return ""
         because = self._gate.because
         return f"{self._gate.hold.reason} ({because})" if because else self._gate.hold.reason
+
+
+def _log_attempt(batch: Batch, entry: OutboxEntry, outcome: Outcome) -> None:
+    because = {} if isinstance(outcome, Delivered) else {"because": outcome.because}
+    _log.debug(
+        "attempt",
+        event_id=entry.event_id,
+        environment=batch.keys.environment,
+        outcome=type(outcome).__name__.lower(),
+        **because,
+    )

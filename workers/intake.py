@@ -18,6 +18,7 @@ from relay import crashpoints
 from relay.errors import InvalidEvent, LeaseLost
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
+from relay.logs import get_logger
 from relay.store import inbox, leases, scripts
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
@@ -56,7 +57,7 @@ LET_GO_PAUSE_SECONDS = 0.1
 #: Bytes of a fault's message that a dead letter keeps.
 _DETAIL_CHARACTERS = 500
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class Unreadable(NamedTuple):
@@ -205,7 +206,18 @@ def take_in(
     reply = scripts.run(runtime.client, _accept_call(runtime, token, unreadable, outboxes, judged))
     if not reply[0]:
         raise LeaseLost("another drain of the inbox has taken over")
+    if _log.isEnabledFor(logging.DEBUG):
+        _log_fates(unreadable, judged)
     return int(reply[2]), [name.decode() for name in reply[3:]]
+
+
+def _log_fates(unreadable: list[Unreadable], judged: list[list[Judged]]) -> None:
+    for entry in unreadable:
+        _log.debug("taken in", event_id=entry.entry_id, verdict=entry.reason, because=entry.detail)
+    for each in judged:
+        for item in each:
+            for verdict, readable in item.entries:
+                _log.debug("taken in", event_id=readable.event_id, verdict=verdict)
 
 
 def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Unreadable:

@@ -22,6 +22,8 @@ from billiard import pool
 from celery import bootsteps
 from celery.worker import state
 
+from relay import logs
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -41,8 +43,6 @@ UNHEARD_TRIES = 5
 
 #: What a shell adds to a signal's number, and so do we.
 _SIGNALLED = 128
-
-_STDERR = 2
 
 #: What tells a child; the first signal that billiard leaves to us.
 _NEWS = signal.SIGUSR2
@@ -110,7 +110,7 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
             self._insisted(number, frame)
         if state.should_stop in {None, False}:  # a failure's code is kept
             state.should_stop = 0
-        _say("relay: stopping; once more stops at once")
+        self._say("relay: stopping; once more stops at once")
         self._begin()
 
     def _begin(self) -> None:
@@ -121,7 +121,7 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
         _signal(self._children(), _NEWS)
 
     def _overdue(self, *_: Any) -> None:
-        _say("relay: not stopped in time; what is left is cut off")
+        self._say("relay: not stopped in time; what is left is cut off")
         with contextlib.suppress(OSError, RuntimeError, ValueError, AttributeError):  # standard error may be gone
             faulthandler.dump_traceback()
         self._end(EX_SOFTWARE)
@@ -132,6 +132,9 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
     def _end(self, code: int) -> None:
         _signal(self._children(), signal.SIGKILL)
         os._exit(code)
+
+    def _say(self, event: str) -> None:
+        logs.say(self._worker.app.relay_settings.log, event, role="worker", worker=self._worker.hostname)
 
     def _children(self) -> Iterable[int]:
         children: Iterable[int] = self._worker.pool.info.get("processes", ())
@@ -147,9 +150,3 @@ def _signal(processes: Iterable[int], number: int) -> None:
     for each in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, number)
-
-
-def _say(line: str) -> None:
-    """Write without locks and buffers: a signal handler runs in the middle of anything."""
-    with contextlib.suppress(OSError):
-        os.write(_STDERR, f"{line}\n".encode())

@@ -6,7 +6,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from redis.exceptions import RedisError
 
 from relay.connection import connect
@@ -14,6 +14,7 @@ from relay.keys import Keys
 from relay.store import inbox, scripts
 from workers import drains
 from workers.bells import DELIVER, FORGET, INTAKE, REPORT
+from workers.drains import Drained
 from workers.echo import ECHO, echo
 from workers.forget import walk
 from workers.runtime import Runtime, make_runtime
@@ -29,23 +30,43 @@ REPORT_RETRY_SECONDS = 5
 _of_thread = threading.local()
 
 
+class Outage(Exception):  # noqa: N818 - says what happened
+    """Why a drain could not do all of its work, as Flower shows it."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def register(app: Celery) -> None:
     """Give the app its tasks."""
     app.task(intake, name=INTAKE, bind=True)
     app.task(deliver, name=DELIVER, bind=True)
     app.task(forget, name=FORGET, bind=True)
     app.task(echo, name=ECHO, bind=True, Strategy="workers.echo:hear")
-    app.task(report, name=REPORT, bind=True, acks_late=True, reject_on_worker_lost=True, max_retries=None)
+    # It comes once an event, and so would what Celery tells of it to all who listen.
+    quiet = {"send_events": False}
+    app.task(report, name=REPORT, bind=True, acks_late=True, reject_on_worker_lost=True, max_retries=None, **quiet)
 
 
 def intake(task: Task) -> str:
     """Drain the inbox into the outboxes, and deliver what came last."""
-    return drains.take_in(runtime_of(task.app))
+    return _shown(drains.take_in(runtime_of(task.app), bell=task.request.id))
 
 
 def deliver(task: Task, *environments: str) -> str:
     """Drain these environments' outboxes to the API."""
-    return drains.deliver(runtime_of(task.app), environments)
+    return _shown(drains.deliver(runtime_of(task.app), environments, bell=task.request.id))
+
+
+def _shown(drained: Drained) -> str:
+    """Return a drain's summary, for Flower to show as its result; after an outage raise it, to be shown as a retry.
+
+    Showing is all that raising does. Celery's own `Task.retry` would send a message, and nothing needs one: bells and
+    the sweep call for a drain again.
+    """
+    if drained.met_outage:
+        raise Retry(drained.summary, exc=Outage(drained.summary))
+    return drained.summary
 
 
 def forget(task: Task, after: str = "", cursor: int = 0) -> str:
@@ -53,7 +74,7 @@ def forget(task: Task, after: str = "", cursor: int = 0) -> str:
     try:
         return walk(runtime_of(task.app), after, cursor)
     except RedisError as error:
-        return f"Redis failed, so the rest waits for the next walk: {type(error).__name__}"
+        return _shown(Drained(summary=f"Redis failed, so the rest waits: {type(error).__name__}", met_outage=True))
 
 
 def report(task: Task, body: Any = None, *more: Any, **envelope: Any) -> str:

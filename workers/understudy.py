@@ -74,9 +74,9 @@ class Understudy:
                 runtime = runtime or replace(make_runtime(self._app.relay_settings, self._app), bells=bells)
                 intake, environments = self._next()
                 if intake:
-                    _log.info("drained without a bell: %s", drains.take_in(runtime))
+                    drains.take_in(runtime)
                 if environments:
-                    _log.info("drained without a bell: %s", drains.deliver(runtime, environments))
+                    drains.deliver(runtime, environments)
             except Exception:  # noqa: BLE001 - the sweep calls again; a thread that ended would be missed
                 _log.exception("a drain without a bell failed")
                 with self._called:

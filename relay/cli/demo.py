@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.cli.up import interrupt_on_sigterm
+from relay.cli.up import interrupt_on_sigterm, start_flower, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from relay.demo.run import Demo, Sight, Verdict
+    from relay.stack import Stack
 
 #: Without a terminal, a line of progress is printed this often.
 LINE_SECONDS = 2.0
@@ -29,6 +31,8 @@ def demo(
     outage: Annotated[float, typer.Option(min=0, help="Seconds that the API fails in the middle.")] = 4,
     kill_worker: Annotated[bool, typer.Option("--kill-worker", help="SIGKILL a worker, too.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep logs and data in this directory.")] = None,
+    flower: Annotated[bool, typer.Option("--flower", help="Flower too, from the start, on a free port.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Let everything run on until Ctrl-C.")] = False,
 ) -> None:
     """Show the relay at work, then account for every event.
 
@@ -42,6 +46,7 @@ def demo(
       relay demo
       relay demo --rate 0 --outage 0
       relay demo --kill-worker --logs /tmp/relay-demo
+      relay demo --flower --keep
     """  # noqa: D301 - \b keeps typer from joining the lines
     from rich.console import Console  # noqa: PLC0415 - only for those who look
 
@@ -51,16 +56,30 @@ def demo(
     console = Console()
     plan = Plan(events_per_second=rate, outage_seconds=outage, kill_worker=kill_worker)
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as temporary:
-        run = Demo(logs or Path(temporary), plan)
         try:
-            _show_live(console, run) if console.is_terminal else _show_lines(console, run)
+            with Demo(logs or Path(temporary), plan) as run:
+                if flower:
+                    start_flower(run.stack, 0)
+                _show_live(console, run) if console.is_terminal else _show_lines(console, run)
+                verdict = run.verdict
+                if verdict is not None:
+                    _show_verdict(console, verdict)
+                    if keep:
+                        _keep(console, run.stack)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None  # what it started is stopped by now
-    verdict = run.verdict
-    if verdict is None:
-        raise typer.Exit(1)
-    _show_verdict(console, verdict)
-    sys.exit(1 if verdict.faults else 0)
+    sys.exit(1 if verdict is None or verdict.faults else 0)
+
+
+def _keep(console: Console, stack: Stack) -> None:
+    """Wait for Ctrl-C, or for one of the processes to end."""
+    console.print(f"\nAll of it runs on: export RELAY_REDIS_URL={stack.redis_url}", highlight=False, soft_wrap=True)
+    console.print("Ctrl-C stops it.")
+    while stack.wait_any(0):
+        pass  # the producers, which are done
+    with contextlib.suppress(KeyboardInterrupt):
+        ended = wait_for_end(stack)
+        console.print(f"{ended}; its output is in {stack.log_path(ended.name)}", highlight=False, soft_wrap=True)
 
 
 def _show_live(console: Console, run: Demo) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 from importlib.util import find_spec
@@ -41,9 +40,10 @@ def gateway(
         raise ConfigurationError("the gateway needs the extra `gateway`: pip install 'deployment-relay[gateway]'")
     given = {"host": host, "port": port}
     settings = Settings.load(gateway={name: value for name, value in given.items() if value is not None})
-    from relay.gateway.server import serve  # noqa: PLC0415 - needs the extra
+    from relay import logs  # noqa: PLC0415 - needs the extra
+    from relay.gateway.server import serve  # noqa: PLC0415 - the same
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    logs.configure(settings, role="gateway")
     with contextlib.suppress(KeyboardInterrupt):
         serve(settings, announce=_announce)
 

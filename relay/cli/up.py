@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +33,8 @@ def up(
         int | None, typer.Option(min=0, max=65535, help="The gateway's port on 127.0.0.1; default: gateway.port.")
     ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="The worker's processes.")] = None,
+    flower: Annotated[bool, typer.Option("--flower", help="Flower too, on 127.0.0.1, with a password.")] = False,
+    flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Flower's port; 0 picks a free one.")] = 5555,
 ) -> None:
     """Run everything on this machine: Redis, a worker, the gateway, and an API to deliver to.
 
@@ -38,9 +42,12 @@ def up(
     set. The API is a sandbox that checks and records what it gets, unless RELAY_API_URL is set. Ctrl-C stops all of
     it, and so does SIGTERM; what was accepted stays in --data and goes on at the next start.
 
+    Flower's password is that of FLOWER_BASIC_AUTH (user:password), or a new one that is printed.
+
     \b
     Examples:
       relay up
+      relay up --flower
       RELAY_API_URL=https://… RELAY_API_TOKEN_FILE=token relay up --data /var/lib/relay
     """  # noqa: D301 - \b keeps typer from joining the lines
     from relay.stack import Stack  # noqa: PLC0415 - starts processes; only this command needs it
@@ -56,8 +63,10 @@ def up(
         with stack:
             stack.start_worker("worker", concurrency=concurrency)
             stack.start_gateway(settings.gateway.port if port is None else port)
+            if flower:
+                start_flower(stack, flower_port)
             _announce(stack)
-            ended = _wait(stack)
+            ended = wait_for_end(stack)
             raise ChildFailed(f"{ended}; its output is in {stack.log_path(ended.name)}")
     except KeyboardInterrupt:
         typer.echo("stopped")
@@ -67,6 +76,16 @@ def _is_set(settings: Settings, section: str) -> bool:
     """Tell whether a section's URL was given, not defaulted."""
     part: BaseModel = getattr(settings, section)
     return section in settings.model_fields_set and "url" in part.model_fields_set
+
+
+def start_flower(stack: Stack, port: int) -> None:
+    """Start Flower, and print where it is, and its password if nobody gave one."""
+    given = os.environ.get("FLOWER_BASIC_AUTH")
+    basic_auth = given or f"relay:{secrets.token_urlsafe(12)}"
+    stack.start_flower(port, basic_auth=basic_auth)
+    user, _, password = basic_auth.partition(":")
+    login = "with FLOWER_BASIC_AUTH" if given else f"as {user} with the password {password}"
+    typer.echo(f"Flower    {stack.flower_url} {login}")
 
 
 def _announce(stack: Stack) -> None:
@@ -82,10 +101,14 @@ def _announce(stack: Stack) -> None:
     typer.echo("Ctrl-C stops everything.")
 
 
-def _wait(stack: Stack) -> Ended:
-    while (ended := stack.wait_any(LOOK_SECONDS)) is None:
-        pass
-    return ended
+def wait_for_end(stack: Stack) -> Ended:
+    """Wait until a process ends that the others need."""
+    while True:
+        ended = stack.wait_any(LOOK_SECONDS)
+        if ended is not None and ended.name == "flower":
+            typer.echo(f"{ended}, and the rest goes on; its output is in {stack.log_path('flower')}", err=True)
+        elif ended is not None:
+            return ended
 
 
 def interrupt_on_sigterm() -> None:

@@ -23,7 +23,7 @@ def worker(
         int | None, typer.Option(min=1, help="Processes that run drains; default: worker.concurrency.")
     ] = None,
     name: Annotated[str, typer.Option(help="The worker's name, for Flower and logs; %h is the host.")] = "relay@%h",
-    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR; default: log.level.")] = None,
 ) -> None:
     """Run a Celery worker that takes events in and delivers them.
 
@@ -38,8 +38,10 @@ def worker(
     """  # noqa: D301 - \b keeps typer from joining the lines
     if find_spec("celery") is None or find_spec("pycurl") is None:
         raise ConfigurationError("a worker needs the extra `workers`: pip install 'deployment-relay[workers]'")
-    Settings.load().require_api()
-    argv = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--hostname", name, "--loglevel", log_level]
+    settings = Settings.load()
+    settings.require_api()
+    argv = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--hostname", name]
+    argv += ["--loglevel", log_level or settings.log.level]
     argv += ["--without-mingle"]  # a second at each start, to learn of revoked tasks: a bell is never revoked
     if concurrency is not None:
         argv += ["--concurrency", str(concurrency)]

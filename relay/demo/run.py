@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import requests
 
@@ -92,22 +92,33 @@ class Verdict:
 
 
 class Demo:
-    """One run. `watch` drives it and yields what there is to see; then `verdict` has the end."""
+    """One run, a context manager around its processes. `watch` drives it and yields what there is to see.
+
+    Then `verdict` has the end, and the processes stay until the context ends.
+    """
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         if directory.exists() and any(directory.iterdir()):
             raise ConfigurationError(f"{directory} is not empty: a demo begins with an empty queue")
         self._plan = plan
-        self._stack = Stack(directory, environment=TIMERS)
+        self.stack = Stack(directory, environment=TIMERS)
         self._log = shipped_log()
         self._started = 0.0
         self._producing_seconds = 0.0
         self._note = ""
         self.verdict: Verdict | None = None
 
+    def __enter__(self) -> Self:
+        self.stack.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.__exit__(*exception)
+
     def watch(self) -> Iterator[Sight | str]:
         """Run it: first lines about what starts, then a sight at each look."""
-        with self._stack as stack, connect(stack.settings.redis) as client:
+        stack = self.stack
+        with connect(stack.settings.redis) as client:
             yield f"Redis on {stack.redis_url}, sandbox API on {stack.api_url}"
             workers = []
             for number in range(1, WORKERS + 1):
@@ -121,7 +132,7 @@ class Demo:
         rate = self._plan.events_per_second / PRODUCERS
         self._started = time.monotonic()
         producers = [
-            self._stack.start(f"producer-{part}", ["-m", "relay.demo.produce", str(part), str(PRODUCERS), str(rate)])
+            self.stack.start(f"producer-{part}", ["-m", "relay.demo.produce", str(part), str(PRODUCERS), str(rate)])
             for part in range(PRODUCERS)
         ]
         harm = self._harm(workers)
@@ -157,10 +168,10 @@ class Demo:
         yield
 
     def _tell_sandbox(self, faults: list[dict[str, object]]) -> None:
-        requests.put(f"{self._stack.api_url}_sandbox/faults", json=faults, timeout=_ASK_SECONDS).raise_for_status()
+        requests.put(f"{self.stack.api_url}_sandbox/faults", json=faults, timeout=_ASK_SECONDS).raise_for_status()
 
     def _judge(self, ledger: Ledger) -> Verdict:
-        counts = requests.get(f"{self._stack.api_url}_sandbox/counts", timeout=_ASK_SECONDS).json()
+        counts = requests.get(f"{self.stack.api_url}_sandbox/counts", timeout=_ASK_SECONDS).json()
         expected = reckon(self._log)
         distinct, repeats = counts["accepted"] - counts["repeats"], counts["repeats"]
         compared = [

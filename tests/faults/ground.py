@@ -282,7 +282,9 @@ class Ground:
         log = worker.log()
         consumes = f"{worker.name}@" in log and " ready." in log  # its heartbeat shows a second before
         return (
-            consumes and log.count("calling self.run()") >= concurrency and bool(self.client.exists(worker.heartbeat))
+            consumes
+            and log.count("a process of the pool is ready") >= concurrency
+            and bool(self.client.exists(worker.heartbeat))
         )
 
     @property

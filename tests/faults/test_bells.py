@@ -66,7 +66,7 @@ def thieves(broker: str) -> Iterator[list[bytes]]:
 def test_nothing_depends_on_a_bell(ground: Ground) -> None:
     link = ground.broker_proxy()
     broker = f"{ground.redis.url.removesuffix('/0')}/1"
-    ground.start_workers(2)
+    ground.start_workers(2, log_level="DEBUG")  # where Celery says that it heard a bell
 
     with Celery(broker=broker, set_as_current=False) as app, ground.load(100):
         for _ in range(DOUBLED):

@@ -100,7 +100,7 @@ def test_a_worker_that_stood_still_past_its_lease_cannot_commit(ground: Ground) 
         again = {attempt.event_id for attempt in ground.api.attempts if attempt.earlier}
         ground.bit(again == at_risk, "another worker has taken them over and tries them")
         ground.resume(asleep)
-        ground.wait(lambda: "leases lost" in asleep.log(), seen=asleep.log)
+        ground.wait(lambda: "leases_lost" in asleep.log(), seen=asleep.log)
         assert at_risk <= ground.in_outboxes(), "the woken worker committed over its successor"
     ground.api.behave(OK)
     ground.check(killed=len(at_risk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -410,7 +411,9 @@ def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
             ground.wait(lambda worker=worker: dataset.LOST in worker.log(), seen=worker.log)  # type: ignore[misc]
     assert producer.refused == []
     ground.bit(ground.client.hget(ground.keys.counts, "resets") == b"1", "the loss of the data set was counted once")
-    assert all(f"ERROR/MainProcess] {dataset.LOST}" in worker.log() for worker in ground.workers)
+    for worker in ground.workers:
+        said = [json.loads(line) for line in worker.log().splitlines() if dataset.LOST in line]
+        assert [(each["level"], each["pid"]) for each in said] == [("error", worker.child.pid)]
     assert unchanged(), "a process was replaced"
     gone = ground.oracle.acknowledged[: seen + 1]  # nobody can know which of those were in Redis alone
     ground.oracle.acknowledged = ground.oracle.acknowledged[seen + 1 :]

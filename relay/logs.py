@@ -1,0 +1,137 @@
+"""How a process logs: a line of JSON for machines, of text for a terminal, and no secret in either.
+
+Everything goes through the standard library's loggers, ours and those of Celery, kombu and uvicorn alike, so that
+one handler on the root is all there is. `get_logger` adds fields to a line: `_log.info("inbox drained", taken=480)`.
+
+A log that cannot be written stops nothing: the line is lost, and nobody is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from structlog.stdlib import BoundLogger, PositionalArgumentsFormatter, ProcessorFormatter
+
+from relay.secrecy import Secrets
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping, Sequence
+
+    from structlog.typing import Processor
+
+    from relay.settings import LogSettings, Settings
+
+#: What each line begins with, in this order; what it has more of follows.
+FIRST_FIELDS = ("timestamp", "level", "event")
+
+#: These have a format of their own, and cannot hold a secret.
+_OURS = frozenset({"timestamp", "level", "role", "pid"})
+
+_STDERR = 2
+
+_TO_THE_STANDARD_LIBRARY: list[Processor] = [
+    structlog.stdlib.filter_by_level,
+    PositionalArgumentsFormatter(),
+    ProcessorFormatter.wrap_for_formatter,
+]
+
+
+def get_logger(name: str) -> BoundLogger:
+    """Return a standard logger whose lines may have fields."""
+    logger: BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name), processors=_TO_THE_STANDARD_LIBRARY, wrapper_class=BoundLogger
+    )
+    return logger
+
+
+def configure(
+    settings: Settings, *, role: str, worker: str = "", level: int | None = None,
+    handler: logging.StreamHandler[Any] | None = None,
+) -> None:  # fmt: skip
+    """Have this process log as the settings say, in place of whatever was set up before.
+
+    Each line says which `role` wrote it, and which `worker` if it has a name. `level` wins over the settings, and
+    `handler` over standard error.
+    """
+    logging.raiseExceptions = False
+    handler = handler or logging.StreamHandler()
+    is_terminal = _is_terminal(handler.stream)
+    who = {"role": role, **({"worker": worker} if worker else {}), "pid": os.getpid()}
+    renderers = _as_json() if is_json(settings.log, is_terminal=is_terminal) else _as_text(colours=is_terminal)
+    handler.setFormatter(_formatter(who, Secrets(settings), renderers))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.getLevelName(settings.log.level) if level is None else level)
+    sys.excepthook = _log_uncaught
+
+
+def is_json(settings: LogSettings, *, is_terminal: bool) -> bool:
+    """Tell whether lines are JSON."""
+    return settings.format == "json" or (settings.format == "auto" and not is_terminal)
+
+
+def say(settings: LogSettings, event: str, **who: str) -> None:
+    """Write a line to standard error at once, past all locks and buffers: for signal handlers."""
+    with contextlib.suppress(OSError):
+        text = event
+        if is_json(settings, is_terminal=os.isatty(_STDERR)):
+            line = {"timestamp": _now(), "level": "warning", "event": event, **who, "pid": os.getpid()}
+            text = json.dumps(line, ensure_ascii=False)
+        os.write(_STDERR, f"{text}\n".encode())
+
+
+def _formatter(who: dict[str, object], secrets: Secrets, renderers: Sequence[Processor]) -> logging.Formatter:
+    def framed(_: Any, method: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
+        """Put first what everybody looks for first, and last what is the same on all lines of a process."""
+        record: logging.LogRecord = line.pop("_record")
+        line.pop("_from_structlog")
+        first = {"timestamp": _now(record.created), "level": method, "event": line.pop("event")}
+        return {**first, **line, **who, "logger": record.name}
+
+    def without_secrets(_: Any, __: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
+        return {name: value if name in _OURS else secrets.mask_in(value) for name, value in line.items()}
+
+    return ProcessorFormatter(processors=[framed, structlog.processors.format_exc_info, without_secrets, *renderers])
+
+
+def _as_json() -> list[Processor]:
+    return [structlog.processors.JSONRenderer(ensure_ascii=False)]
+
+
+def _as_text(*, colours: bool) -> list[Processor]:
+    plain = structlog.dev.plain_traceback  # a rich one shows the values of variables
+    return [
+        _in_one_line,
+        structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, exception_formatter=plain),
+    ]
+
+
+def _in_one_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Show what would break the line, or move the cursor, as its escape: a name in an event must not forge lines."""
+    event = str(line["event"]).rstrip()
+    line["event"] = "".join(each if each.isprintable() else repr(each)[1:-1] for each in event)
+    return line
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
+
+
+def _now(seconds: float | None = None) -> str:
+    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Log what ends the process, without secrets as all else."""
+    logging.getLogger("relay").critical("this process ends by an error", exc_info=(kind, error, traceback))
