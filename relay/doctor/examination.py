@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from relay.connection import connect
 from relay.doctor import api, broker, configuration, deliveries, leases, redis_server, workers
-from relay.doctor.masking import masked, secrets_of
+from relay.doctor.masking import mask_for, mask_for_refused, masked
 from relay.doctor.result import Grade, Result, fault, note
 from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT, Keys
@@ -40,7 +40,7 @@ def examine(*, offline: bool) -> list[Result]:
         settings = Settings.load()
     except ConfigurationError as error:
         unread = note("others", "nothing else was looked at, as it is not known where anything is", "mend that first")
-        return masked([*configuration.refused(error), unread], secrets_of(os.environ, None))
+        return masked([*configuration.refused(error), unread], mask_for_refused(os.environ))
     checks = [Check("configuration", lambda: configuration.examine(settings))]
     if not offline:
         checks.append(Check("api", lambda: api.examine(settings)))
@@ -53,7 +53,7 @@ def examine(*, offline: bool) -> list[Result]:
                 checks.append(Check("broker", lambda: broker.examine(settings, frozenset)))
             reached.append(note("workers", "workers, leases and deliveries were not looked at: they take that Redis"))
         results = run_all(checks, _seconds(settings))
-    return masked([*reached, *results], secrets_of(os.environ, settings))
+    return masked([*reached, *results], mask_for(settings))
 
 
 def _of_the_queue(client: Redis, settings: Settings) -> list[Check]:

@@ -10,7 +10,7 @@ import pytest
 from relay.doctor import api, broker, configuration, examination, leases, redis_server, workers
 from relay.doctor.examination import Check, run_all
 from relay.doctor.leases import Left, Place
-from relay.doctor.masking import masked, secrets_of
+from relay.doctor.masking import mask_for, mask_for_refused, masked
 from relay.doctor.redis_server import Server, judge, server_of
 from relay.doctor.result import Grade, Result, ok
 from relay.doctor.workers import Look
@@ -311,10 +311,16 @@ def test_secrets_are_masked_wherever_they_turn_up() -> None:
         redis=RedisSettings(url="redis://user:pa%2Fss-1@h:1/0?password=query-secret"),
         api=ApiSettings(token="the-token"),
     )
-    secrets = secrets_of({"RELAY_BROKER_URL": "amqp://u:broker-secret@h/", "RELAY_GATEWAY__TOKEN": "gate"}, settings)
-    said = "the-token pa%2Fss-1 pa/ss-1 query-secret broker-secret gate user"
-    [result] = masked([Result(check="c", grade=Grade.OK, what=said, do=said)], secrets)
-    assert result.what == result.do == "*** *** *** *** *** *** user"
+    said = "the-token pa%2Fss-1 pa/ss-1 query-secret user"
+    [result] = masked([Result(check="c", grade=Grade.OK, what=said, do=said)], mask_for(settings))
+    assert result.what == result.do == "*** *** *** *** user"
+
+
+def test_secrets_of_a_configuration_that_is_refused_are_masked_too() -> None:
+    mask = mask_for_refused(
+        {"RELAY_BROKER_URL": "amqp://u:broker%2Fsecret@h/", "RELAY_GATEWAY__TOKEN": "gate", "RELAY_API_TOKEN": "no"}
+    )
+    assert mask("broker%2Fsecret broker/secret gate no") == "*** *** *** no"
 
 
 def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:
