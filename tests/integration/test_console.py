@@ -161,6 +161,7 @@ def seed(client: Redis, environment: str, *, waiting: int = 0, **counts: int) ->
     """Counters of an environment, and entries that wait."""
     outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, environment)
     client.hset(outbox.counts, mapping={"delivered": 0, "outbox": waiting, **counts})
+    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {environment: 0})
     for number in range(waiting):
         client.xadd(outbox.outbox, {"event": "{}"}, id=f"{now_ms() - 65_000}-{number}")
 
@@ -172,6 +173,7 @@ def install(client: Redis, environment: str, name: str, version: str, *, told: s
     accepted = Accepted(digest(version), when or None, now_ms(), now_ms(), ("id-1",))
     client.hset(outbox.accepted, instance.key, accepted.encode())
     client.hsetnx(outbox.counts, "delivered", 1)
+    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {environment: 0})
     if told:
         client.hset(outbox.delivered, instance.key, f"{digest(told)}\n\n{now_ms()}\n{now_ms()}")
 
@@ -823,6 +825,7 @@ def test_ten_thousand_environments_are_one_bounded_page(operator: Visitor, clien
     pipeline = client.pipeline(transaction=False)
     for number in range(10_000):
         pipeline.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, f"edge-{number}").counts, mapping={"outbox": number})
+        pipeline.zadd(KEYS.environments(DEFAULT_ENDPOINT), {f"edge-{number}": 0})
     pipeline.execute()
     page = until(operator, "page 1 of 200")
     assert re.findall(r"<bdi>(edge-\d+)</bdi>", page)[0] == "edge-9999"

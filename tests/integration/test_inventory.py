@@ -53,7 +53,7 @@ def test_each_instance_with_its_digest_and_what_the_api_was_told(client: Redis) 
     a, b, c = page.running
     assert (a.digest, a.since, a.delivered) == (digest("1"), NOW, True)
     assert (b.digest, b.since, b.delivered) == (digest("2"), NOW - 5000, False)
-    assert b.told == Delivered(digest("1"), NOW, NOW + 9)
+    assert b.told == Delivered(digest("1"), NOW, NOW + 9, f"{NOW}-3")
     assert (c.told, c.delivered) == (None, False)
     assert (page.looked_at, page.after) == (3, 0)
 
