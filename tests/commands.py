@@ -15,6 +15,9 @@ GATEWAY = ("relay", "gateway")
 SANDBOX = ("relay", "sandbox", "--host", "0.0.0.0")
 METRICS = ("relay", "metrics", "--host", "0.0.0.0")
 
+#: In Kubernetes only; compose has none.
+WATCHER = ("relay", "watch", "kubernetes", "--heartbeat", "/tmp/alive")  # noqa: S108 - the pod's own
+
 SERVICES = {"worker": WORKER, "gateway": GATEWAY, "flower": FLOWER, "sandbox": SANDBOX, "metrics": METRICS}
 
 

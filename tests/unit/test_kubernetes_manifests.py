@@ -56,7 +56,7 @@ FOREIGN = {
 COMMANDS = {
     **SERVICES,
     "admission": GATEWAY,
-    "watcher": ("relay", "watch", "kubernetes", "--heartbeat", "/tmp/alive"),  # noqa: S108 - the pod's own
+    "watcher": WATCHER,
 }
 
 Document = dict[str, Any]
