@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import kubernetes_validate
 import pytest
 import yaml
+from commands import GATEWAY, SERVICES, WATCHER
 
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
-from tests.commands import GATEWAY, SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
