@@ -238,7 +238,9 @@ def _where(url: str) -> str:
 def _excerpt(response: requests.Response) -> str:
     """Read a bounded part of the body and return the beginning of it; '' if it breaks off."""
     try:
-        body = response.raw.read(MAX_BODY_BYTES, decode_content=False)
+        # read1 waits for no more than has come: an answer that drips would take all of the check's time.
+        read = getattr(response.raw, "read1", response.raw.read)
+        body = read(MAX_BODY_BYTES, decode_content=False)
     except (HTTPError, OSError):  # the status counts, whatever becomes of the rest
         return ""
     text = body.decode("utf-8", "replace").strip()

@@ -259,6 +259,13 @@ def test_a_redirect_is_named_and_not_followed() -> None:
     assert "secret" not in str(result)
 
 
+def test_an_answer_that_drips_is_not_waited_for() -> None:
+    with Sandbox(token=TOKEN) as sandbox:
+        sandbox.faults = [{"kind": "slow_body", "bytes": 1000, "seconds_per_byte": 0.5}]
+        assert ask(sandbox.url).grade is Grade.OK
+        assert "refuses the token" in ask(sandbox.url, "another-token").what
+
+
 def test_an_api_that_takes_anything_is_told_to_prove_nothing() -> None:
     with page(200) as url:
         result = ask(url)
