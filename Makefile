@@ -13,6 +13,8 @@ READY = $(VENV)/.ready
 # With -qq errors only: pip says a line for each package and index else.
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
+# make demo KEEP=1 lets the demo run on, to be looked at.
+KEEP =
 # make lock keeps the versions that still fit; make lock UPGRADE=--upgrade takes the newest.
 UPGRADE =
 # For every Python and platform that is promised, and with no trace of this machine's index.
@@ -64,8 +66,8 @@ mutants: $(READY) ## Break the relay in one way after the other, and see that th
 
 check: lint test faults ## What CI runs: lint, test and faults
 
-demo: $(READY) ## Watch 20,000 deployments go through the relay, and count them
-	$(BIN)/relay demo
+demo: $(READY) ## Watch 20,000 deployments go through the relay, and count them; KEEP=1: with Flower, until Ctrl-C
+	@keep='$(KEEP)'; $(BIN)/relay demo $${keep:+--flower --keep}
 
 bench: $(READY) ## Measure the relay, and plain Celery beside it
 	$(BIN)/python -m benchmarks
