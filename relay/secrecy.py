@@ -116,10 +116,8 @@ def _passwords(url: str) -> list[str]:
 
 def _ways_to_write(secret: str) -> set[str]:
     """Return how a secret may stand in a text: as it is, in a URL or out of it, or quoted as JSON or Python quote."""
-    plain = {secret, unquote(secret)}
-    ways = plain | {quote(each, safe="") for each in plain}
-    ways |= {json.dumps(each)[1:-1] for each in plain} | {
-        json.dumps(each, ensure_ascii=False)[1:-1] for each in plain
-    }
-    ways |= {repr(each)[1:-1] for each in plain}
+    ways = set()
+    for each in (secret, unquote(secret)):
+        literals = (json.dumps(each), json.dumps(each, ensure_ascii=False), repr(each))
+        ways |= {each, quote(each, safe="", errors="surrogatepass"), *(literal[1:-1] for literal in literals)}
     return ways - {""}
