@@ -13,6 +13,8 @@ READY = $(VENV)/.ready
 # With -qq errors only: pip says a line for each package and index else.
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
+# Test files that run at once. The fault suite runs one scenario at a time: it measures.
+JOBS = 2
 # make demo KEEP=1 lets the demo run on, to be looked at.
 KEEP =
 # make lock keeps the versions that still fit; make lock UPGRADE=--upgrade takes the newest.
@@ -50,7 +52,7 @@ lint: $(READY) ## Style, types, and the layers of the house
 	$(BIN)/lint-imports
 
 test: $(READY) ## Run the tests, with a real Redis and real workers
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist loadfile
 
 faults: $(READY) ## Kill, stop, cut, and see that nothing is lost: the fault suite, without its slow part
 	$(BIN)/python -m pytest tests/faults -m "faults and not slow"
