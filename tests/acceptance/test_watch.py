@@ -262,7 +262,6 @@ def test_the_heartbeat_goes_on_while_the_api_server_is_away(
     [
         ("well", 0),
         ("no rights", 69),
-        ("no API server", 69),
         ("wrong selector", 2),
         ("queue full", 75),
         ("no Redis", 69),

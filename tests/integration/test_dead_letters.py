@@ -695,6 +695,7 @@ def test_environment_that_is_due_already_is_not_put_off_by_resuming(client: Redi
 
 def test_paused_environment_shows_though_it_never_got_an_event(client: Redis) -> None:
     client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, "production").counts, "superseded", 3)
+    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {"production": 0})
     [paused] = pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
     production, staging = read_environments(client, KEYS, DEFAULT_ENDPOINT)
 
