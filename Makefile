@@ -52,7 +52,7 @@ lint: $(READY) ## Style, types, and the layers of the house
 	$(BIN)/lint-imports
 
 test: $(READY) ## Run the tests, with a real Redis and real workers
-	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist worksteal
 
 faults: $(READY) ## Kill, stop, cut, and see that nothing is lost: the fault suite, without its slow part
 	$(BIN)/python -m pytest tests/faults -m "faults and not slow"

@@ -356,6 +356,7 @@ class GatewaySettings(_Section):
             raise ValueError("operator_token must be another than token, or every producer were an operator")
         return self
 
+    @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: set both, or neither for plain HTTP")

@@ -74,6 +74,10 @@ def test_a_report_by_celery_waits_until_there_is_memory(estate: Estate, broker: 
     assert estate.wait_until_done(5).delivered == 5
 
 
+#: For those that are to hear again: connecting anew takes seconds where much else goes on.
+PATIENT = "60s"
+
+
 class DeafeningProxy(Proxy):
     """A link that takes everything, and swallows the replies to whoever waits for messages while `deafens`."""
 
@@ -136,6 +140,7 @@ def test_deliveries_go_on_without_a_broker_and_bells_return_with_it(estate: Esta
 def test_deliveries_go_on_while_the_broker_hangs_and_bells_return_with_it(
     estate: Estate, link: DeafeningProxy
 ) -> None:
+    estate.stack.environment["RELAY_WORKER__DEAF_AFTER"] = PATIENT
     worker = estate.start_worker()
     report(estate, range(10))
     estate.wait_until_done(10)
@@ -151,6 +156,7 @@ def test_deliveries_go_on_while_the_broker_hangs_and_bells_return_with_it(
 
 def test_a_worker_whose_link_went_silent_hears_again_without_a_restart(estate: Estate, link: DeafeningProxy) -> None:
     """All its connections are dead without being closed; new ones work."""
+    estate.stack.environment["RELAY_WORKER__DEAF_AFTER"] = PATIENT
     worker = estate.start_worker()
     report(estate, range(10))
     estate.wait_until_done(10)
