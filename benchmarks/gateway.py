@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.report import table, verdict
@@ -29,8 +30,12 @@ REVIEW = ROOT / "tests" / "data" / "kubernetes" / "review-create.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """One run: reports as fast as they are taken, then reviews at a steady rate with Redis there and stopped."""
+    """One run: reports as fast as they are taken, then reviews at a steady rate with Redis there and stopped.
 
+    `bare` are requests to an app that only answers: what the server, the client and this machine could do at most.
+    """
+
+    bare: Posted
     reports: Posted
     enqueued: int
     reviews: Posted
@@ -54,10 +59,12 @@ class Gateway:
 def measure(_events: int | None) -> Gateway:
     """Run once, on a Redis and a gateway of its own."""
     with rig() as parts:
+        bare_url = parts.start_server("bare", "benchmarks.bare_asgi")
         url = parts.start_gateway()
         connections = ("--connections", str(CONNECTIONS), "--seconds", str(SECONDS))
         parts.post(url, _report(), "--connections", "8", "--seconds", "1")  # until everything is imported and open
         parts.client.flushall()
+        bare = parts.post(bare_url, _report(), *connections)
         reports = parts.post(url, _report(), *connections)
         enqueued = parts.client.xlen("{relay:0}:inbox")
         parts.client.flushall()
@@ -69,7 +76,7 @@ def measure(_events: int | None) -> Gateway:
         without_redis = parts.post(f"{url}/admission", review, *paced)
         os.kill(parts.redis.pid, signal.SIGCONT)
     return Gateway(
-        reports=reports, enqueued=enqueued, reviews=reviews, reviewed=reviewed, without_redis=without_redis
+        bare=bare, reports=reports, enqueued=enqueued, reviews=reviews, reviewed=reviewed, without_redis=without_redis
     )
 
 
@@ -79,6 +86,7 @@ def told(runs: Sequence[Gateway]) -> str:
     for run in runs:
         taken = run.reports.requests / run.reports.seconds
         passed = taken >= REQUIRED_REPORTS_A_SECOND and run.reports.p99_ms <= REQUIRED_REPORT_P99_MS
+        rows.append(_row("nothing but an answer", run.bare, passed=None))
         rows.append(_row("reports", run.reports, passed=passed))
         rows.append(_row("reviews", run.reviews, passed=run.reviews.p99_ms <= REQUIRED_REVIEW_P99_MS))
         stopped = run.without_redis
@@ -90,13 +98,14 @@ def told(runs: Sequence[Gateway]) -> str:
         f"{REVIEWS_A_SECOND} reviews/s p99 {REQUIRED_REVIEW_P99_MS:g} ms, all within {REQUIRED_REVIEW_MS:g} ms "
         "with Redis stopped"
     )
-    return f"{title}\n{figures}\n{required}"
+    part = median(run.reports.requests / run.reports.seconds / run.bare.requests * run.bare.seconds for run in runs)
+    return f"{title}\n{figures}\n{required}\nReports to nothing but an answer: {part:.2f}"
 
 
-def _row(name: str, posted: Posted, *, passed: bool) -> list[str]:
+def _row(name: str, posted: Posted, *, passed: bool | None) -> list[str]:
     figures = (posted.p50_ms, posted.p99_ms, posted.max_ms)
     rate = f"{posted.requests / posted.seconds:,.0f}"
-    return [name, rate, *(f"{each:.1f}" for each in figures), verdict(passed=passed)]
+    return [name, rate, *(f"{each:.1f}" for each in figures), "" if passed is None else verdict(passed=passed)]
 
 
 def _report() -> str:

@@ -118,10 +118,14 @@ class Rig:
 
     def start_gateway(self) -> str:
         """Start `relay gateway`, and return its URL once it listens."""
-        log = self._log("gateway")
         self._environment["RELAY_GATEWAY__TOKEN"] = self._environment["RELAY_API_TOKEN"]
-        argv = [sys.executable, "-m", "relay", "gateway", "--port", "0"]
-        self._watched.append(self._start("gateway", argv, lambda: log.read_text().endswith("\n")))
+        return self.start_server("gateway", "relay", "gateway", "--port", "0")
+
+    def start_server(self, name: str, module: str, *arguments: str) -> str:
+        """Start a module that serves, and return the URL that its first line ends with."""
+        log = self._log(name)
+        argv = [sys.executable, "-m", module, *arguments]
+        self._watched.append(self._start(name, argv, lambda: log.read_text().endswith("\n")))
         return log.read_text().split()[-1]
 
     def post(self, url: str, body: str, *options: str) -> Posted:
