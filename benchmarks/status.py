@@ -24,7 +24,7 @@ from relay.store import overview
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What the issue asks for.
+#: What an operator may have to wait.
 REQUIRED_SECONDS = 1.0
 
 TIMES = 5
