@@ -51,7 +51,7 @@ class Operator:
     def runs(self, *command: str) -> str:
         """Run one command, and return what it says."""
         self.commands += 1
-        assert self.commands <= 3, "three commands, the issue says"
+        assert self.commands <= 3, "three commands at most"
         done = subprocess.run(
             [sys.executable, "-m", "relay", *command],
             env={**os.environ, **self._estate.stack.environment},
