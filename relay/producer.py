@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from redis.exceptions import RedisError, ResponseError
 
 from relay.connection import connect, connect_async, without_password
-from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
+from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
@@ -48,13 +49,17 @@ class _Waiting(NamedTuple):
     chunk: _Chunk
     taken: asyncio.Future[None]
 
-    def succeed(self) -> None:
-        if not self.taken.done():
+    def end(self, error: Exception | None) -> None:
+        """Let who waits go on, or raise an error of its own: raised twice, one would get a wrong traceback."""
+        if self.taken.done():
+            return
+        if error is None:
             self.taken.set_result(None)
-
-    def fail(self, error: Exception, cause: RedisError | None = None) -> None:
-        if not self.taken.done():
-            error.__cause__ = cause or error.__cause__
+        elif isinstance(error, RelayError):
+            own = copy(error)
+            own.__cause__ = error.__cause__
+            self.taken.set_exception(own)
+        else:
             self.taken.set_exception(error)
 
 
@@ -259,12 +264,20 @@ class Producer(_Reporter):
 class AsyncProducer(_Reporter):
     """`Producer` for asyncio: the same promises, errors and arguments. Belongs to one event loop.
 
-    Reports made at once share round trips: what is reported while one is under way goes with the next.
+    Reports made at once share round trips: what is reported while one is under way goes with the next. With
+    `deadline_seconds` a round trip that takes longer, its retries included, is `QueueUnavailable`.
     """
 
-    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        deadline_seconds: float | None = None,
+    ) -> None:
         super().__init__(redis_url, settings)
         self._client = connect_async(self._settings.redis)
+        self._deadline_seconds = deadline_seconds
         self._waiting: deque[_Waiting] = deque()
         self._sending: asyncio.Task[None] | None = None
         #: Reports that the last round trip had.
@@ -309,23 +322,33 @@ class AsyncProducer(_Reporter):
                     await asyncio.sleep(GATHER_SECONDS)
                 group = self._next_group()
                 self._last_together = len(group)
-                call = self._call(entry for each in group for entry in each.chunk.entries)
-                try:
-                    await scripts.run_async(self._client, call)
-                except RedisError as error:
-                    for each in group:
-                        each.fail(self._refusal(error), error)
-                except Exception as error:  # noqa: BLE001 - those who reported hear of it
-                    for each in group:
-                        each.fail(error)
-                else:
-                    for each in group:
-                        each.succeed()
+                error = await self._send_group(group)
+                for each in group:
+                    each.end(error)
         finally:  # were this task cancelled, nobody must be left waiting
             for each in (*group, *self._waiting):
-                each.fail(QueueUnavailable("reporting ended early"))
+                each.end(QueueUnavailable("reporting ended early"))
             self._waiting.clear()
             self._sending = None
+
+    async def _send_group(self, group: list[_Waiting]) -> Exception | None:
+        """Send these together; return what went wrong, which all of them are to hear."""
+        call = self._call(entry for each in group for entry in each.chunk.entries)
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                await scripts.run_async(self._client, call)
+        except RedisError as error:
+            return self._caused(self._refusal(error), error)
+        except TimeoutError as error:
+            return self._caused(QueueUnavailable("Redis did not answer before the deadline"), error)
+        except Exception as error:  # noqa: BLE001 - those who reported hear of it
+            return error
+        return None
+
+    @staticmethod
+    def _caused(refusal: RelayError, cause: Exception) -> RelayError:
+        refusal.__cause__ = cause
+        return refusal
 
     def _next_group(self) -> list[_Waiting]:
         """Take what goes together: the first that waits, and those behind it up to `CHUNK` events in all."""

@@ -79,12 +79,13 @@ class _Gateway:
         self._tokens = TokenSource(settings.gateway)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
-        self._producer = AsyncProducer(settings=settings)
+        # One attempt's time-outs: a producer that retries within them does.
+        self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
+        self._producer = AsyncProducer(settings=settings, deadline_seconds=self._deadline_seconds)
         self.reporting = Reporting(settings, self._tokens, self._producer, self._client)
         self.reviewing = Reviewing(settings, self._tokens, self._producer, self._client)
         self._metrics = settings.gateway.metrics
         self._exporter = Exporter(settings)
-        self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:

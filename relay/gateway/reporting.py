@@ -95,13 +95,14 @@ class Reporting:
         Who gave an id may ask what became of the event.
         """
         events = [item for item in items if isinstance(item, DeploymentEvent)]
+        ids = iter(await self._producer.report_many(events, receipts=True))
+        if len(events) < len(items):
+            await self._count_ignored(len(items) - len(events))
+        return [item.id if isinstance(item, Ignored) else next(ids) for item in items]
+
+    async def _count_ignored(self, number: int) -> None:
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                ids = iter(await self._producer.report_many(events, receipts=True))
-                if len(events) < len(items):
-                    await note_ignored(self._client, self._keys, len(items) - len(events))
-        except TimeoutError as error:
-            raise QueueUnavailable("Redis did not answer before the request's deadline") from error
-        except RedisError as error:
+                await note_ignored(self._client, self._keys, number)
+        except (RedisError, TimeoutError) as error:
             raise QueueUnavailable("Redis did not count it") from error
-        return [item.id if isinstance(item, Ignored) else next(ids) for item in items]

@@ -68,7 +68,6 @@ class Reviewing:
         self._naming = Naming.of(settings.kubernetes) if self._door != "off" else None
         self._environment = settings.defaults.environment
         self._limits = Limits(one=MAX_REVIEW_BYTES, many=MAX_REVIEW_BYTES)
-        self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
         #: Reports under way, and those among them that outlasted the answers to their reviews.
         self._behind: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
@@ -140,9 +139,8 @@ class Reviewing:
 
     async def _enqueue(self, events: list[DeploymentEvent]) -> None:
         try:
-            async with asyncio.timeout(self._deadline_seconds):
-                await self._producer.report_many(events)
-        except (RelayError, TimeoutError) as error:
+            await self._producer.report_many(events)
+        except RelayError as error:
             if not self._skipped[Skipped.NOT_REPORTED]:  # once each time that it is counted, not for each review
                 _log.warning("what admission reviews deploy is not reported: %s", type(error).__name__)
             self._note(Counter({Skipped.NOT_REPORTED: len(events)}))
