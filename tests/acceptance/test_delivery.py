@@ -147,7 +147,7 @@ def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Es
     estate.start_worker()
     estate.api.faults = [
         {"kind": "status", "status": 422, "image": "ghcr.io/acme/refused@*"},
-        {"kind": "status", "status": 503, "for_seconds": 1.5},
+        {"kind": "status", "status": 503, "count": 40},
     ]
     with Producer(estate.stack.redis_url) as producer:
         for n in range(50):

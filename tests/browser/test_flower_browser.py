@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from rig import TIMERS, TOKEN, Estate, wait_for
 
 from relay import DeploymentEvent, Producer
@@ -19,17 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 LOGIN = {"username": "operator", "password": "password-of-the-tests"}
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 #: A page, a hold, a start: on a loaded machine.
 SECONDS = 60
@@ -49,15 +40,8 @@ def estate(tmp_path: Path) -> Iterator[Estate]:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS) as browser,
-        browser.new_context(http_credentials=LOGIN, viewport={"width": 1600, "height": 1200}) as context,
-    ):
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.new_context(http_credentials=LOGIN, viewport={"width": 1600, "height": 1200}) as context:
         page = context.new_page()
         page.set_default_timeout(SECONDS * 1000)
         yield page

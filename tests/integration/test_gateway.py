@@ -255,12 +255,13 @@ def test_redis_learns_the_script_again(gateway: Running, client: redis.Redis) ->
     assert gateway.post().status_code == 202
 
 
-def test_more_requests_at_once_than_redis_has_connections(gateway: Running, client: redis.Redis) -> None:
+def test_more_requests_at_once_than_redis_has_connections(embedded: EmbeddedRedis, client: redis.Redis) -> None:
     number = 200
     request = (
         f"POST / HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(BODY)}\r\n\r\n"
     ).encode() + BODY
     with contextlib.ExitStack() as stack:
+        gateway = stack.enter_context(running(embedded.url, redis={"url": embedded.url}))
         sockets = [stack.enter_context(gateway.connect()) for _ in range(number)]
         for each in sockets:
             each.sendall(request)
