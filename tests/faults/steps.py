@@ -19,7 +19,7 @@ from relay import DeploymentEvent, Producer, crashpoints
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
 from relay.store import dataset, dead, forgetting, pausing, snapshot
-from relay.store.counts import read_ledger
+from relay.store.counts import read_environments, read_ledger
 from relay.store.redriving import Redrive, redrive_all
 from workers.app import RelayApp
 from workers.deliver import drain_outboxes
@@ -108,8 +108,9 @@ def forget(runtime: Runtime, environment: str) -> None:
 
 
 def status(runtime: Runtime, _: str) -> None:
-    """Read the ledger."""
+    """Read the ledger, and what waits where."""
     read_ledger(runtime.client, runtime.keys)
+    read_environments(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
 
 
 def scrape(runtime: Runtime, _: str) -> None:

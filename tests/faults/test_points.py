@@ -61,6 +61,7 @@ PASSES = {
     "resume": ("pause", 1),
     "forget": ("forget", 1),
     "ledger": ("status", 1),
+    "environments": ("status", 1),
     "snapshot": ("scrape", 1),
 }
 
