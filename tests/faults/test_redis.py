@@ -44,7 +44,7 @@ PATIENCE_SECONDS = 0.5
 IN_TIME_SECONDS = (RETRIES + 1) * PATIENCE_SECONDS + RETRIES * 0.5
 
 #: What a busy machine may add to that.
-BUSY_SECONDS = 3.0
+BUSY_SECONDS = 6.0
 
 #: How soon after a fault every worker is to deliver again.
 AGAIN_SECONDS = 10.0
