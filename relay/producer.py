@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from relay.store.receipts import Receipt
     from relay.store.scripts import Call
 
-#: How long an `AsyncProducer` that several report to at once gathers reports for its next round trip.
-GATHER_SECONDS = 0.002
-
 #: Events that `report_many` and `report_stream` send in one round trip.
 CHUNK = 500
 
@@ -280,8 +277,6 @@ class AsyncProducer(_Reporter):
         self._deadline_seconds = deadline_seconds
         self._waiting: deque[_Waiting] = deque()
         self._sending: asyncio.Task[None] | None = None
-        #: Reports that the last round trip had.
-        self._last_together = 0
 
     async def report(self, image_url: str, *, receipt: bool = False, **fields: Any) -> str:
         """Enqueue one event and return its id; takes what `Producer.report` takes."""
@@ -318,10 +313,7 @@ class AsyncProducer(_Reporter):
         group: list[_Waiting] = []
         try:
             while self._waiting:
-                if self._last_together > 1:  # a call costs as much as ten reports do
-                    await asyncio.sleep(GATHER_SECONDS)
                 group = self._next_group()
-                self._last_together = len(group)
                 error = await self._send_group(group)
                 for each in group:
                     each.end(error)
