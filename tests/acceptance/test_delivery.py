@@ -16,6 +16,7 @@ from celery import Celery
 from rig import TOKEN, pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer
+from workers.breaker import FAILURES
 
 if TYPE_CHECKING:
     from rig import Estate
@@ -147,7 +148,7 @@ def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Es
     estate.start_worker()
     estate.api.faults = [
         {"kind": "status", "status": 422, "image": "ghcr.io/acme/refused@*"},
-        {"kind": "status", "status": 503, "count": 40},
+        {"kind": "status", "status": 503, "count": FAILURES + 2},  # as many as open the circuit, and two probes
     ]
     with Producer(estate.stack.redis_url) as producer:
         for n in range(50):
