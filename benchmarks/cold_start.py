@@ -73,7 +73,6 @@ def measure(_: int | None) -> ColdStart:
     """Start each program `STARTS` times, in turn, after one start of each that nobody times and that compiles it."""
     with EmbeddedRedis(append_only=False) as redis:
         environment = {**bare_environment(), "RELAY_REDIS_URL": redis.url}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed relay is compiled
         forbidden = [
             (program, name)
             for program in REQUIRED_RATIOS

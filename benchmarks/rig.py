@@ -253,8 +253,12 @@ def rig() -> Iterator[Rig]:
 
 
 def bare_environment() -> dict[str, str]:
-    """Return this process's environment without any relay setting, and with this checkout to import from."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ATOMIST_"))}
+    """Return this process's environment without any relay setting, and with this checkout to import from.
+
+    Compiled modules are kept and used, as an installed relay's are.
+    """
+    dropped = ("RELAY_", "ATOMIST_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(path)}
 

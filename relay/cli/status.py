@@ -110,7 +110,7 @@ def as_json_object(seen: Overview) -> dict[str, Any]:
         },
         "environments": [
             {
-                **{k: v for k, v in asdict(each).items() if k not in {"oldest", "paused_since"}},
+                **{k: v for k, v in each._asdict().items() if k not in {"oldest", "paused_since"}},
                 "oldest_seconds": _age(seen, each.oldest),
                 "held": None if each.paused_since is None else "paused",
                 "paused_since": None if each.paused_since is None else moment(each.paused_since),
