@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import secrets
 from collections import deque
 from copy import copy
 from itertools import islice
@@ -87,9 +87,11 @@ class _Reporter:
             size = len(fields["event"])
             if size > limit:
                 raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
-            if receipts and "id" in fields:
+            if "id" not in fields:
+                fields["id"] = _new_id()
+            elif receipts:
                 fields["receipt"] = "1"
-        return _Chunk(entries, [fields.setdefault("id", uuid.uuid4().hex) for fields in entries])
+        return _Chunk(entries, [fields["id"] for fields in entries])
 
     def _call(
         self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
@@ -366,8 +368,13 @@ class AsyncProducer(_Reporter):
         await self.close()
 
 
+def _new_id() -> str:
+    """Return an id that nobody else gives an event."""
+    return secrets.token_hex(16)
+
+
 def _with_id(event: DeploymentEvent) -> DeploymentEvent:
-    return event if event.id else event.model_copy(update={"id": uuid.uuid4().hex})
+    return event if event.id else event.model_copy(update={"id": _new_id()})
 
 
 def _event(given: DeploymentEvent | Mapping[str, Any]) -> DeploymentEvent:

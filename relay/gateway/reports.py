@@ -214,6 +214,8 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
 
     As long as nothing tells one event from many, the bound is that of many.
     """
+    if size <= limits.one:  # as nearly all are, and no kind may be less
+        return
     many = is_many(media, start) or (media is Media.JSON and not _NOT_BLANK.search(start))
     limit = limits.many if many else limits.one
     if size > limit:
