@@ -89,6 +89,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_pool_start_method": "spawn",
         "worker_send_task_events": True,  # Flower
         "worker_redirect_stdouts": False,
+        "worker_consumer": "workers.consumer:Consumer",
         # Celery must not give up on a broker that is away for long; its default is 100 tries, then exit.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
