@@ -91,6 +91,10 @@ class Health(NamedTuple):
         """Return the hold that stands at a time in Redis milliseconds."""
         return Hold(self.until, self.reason, self.openings) if self.until > now else None
 
+    def why_held(self, now: float) -> str | None:
+        """Return why deliveries are held at a time in Redis milliseconds, None if they are not."""
+        return self.circuit if self.openings else self.reason if self.until > now else None
+
 
 class Admission(NamedTuple):
     """How many POSTs a drain may send, one if it `probes`; with none, when to ask again."""
