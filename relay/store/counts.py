@@ -8,7 +8,7 @@ a dead letter that was redriven and died again counts twice, as it does on the l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from relay.store import pausing, scripts
 
@@ -84,19 +84,18 @@ class EnvironmentCounts:
     deaths: int = 0
 
 
-class Flow(NamedTuple):
-    """What waits in an environment's outbox, and what was ever delivered from it."""
-
-    waiting: int
-    delivered: int
-
-
 def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
     """Read what is known of each environment that ever got an event or is paused, in the order of their names.
 
     One round trip for each few hundred: changes nothing, blocks nobody.
     """
-    return read_some(client, keys, endpoint, environment_names(client, keys, endpoint))
+    names = environment_names(client, keys, endpoint)
+    paused = pausing.paused(client, keys, endpoint)
+    result = []
+    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
+        some = names[start : start + _ENVIRONMENTS_AT_ONCE]
+        result += _read_each(client, keys.of_outbox(endpoint, ""), some, paused)
+    return result
 
 
 def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
@@ -106,29 +105,6 @@ def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
     pipeline.hkeys(keys.paused(endpoint))
     known, paused = pipeline.execute()
     return sorted(name.decode() for name in {*known, *paused})
-
-
-def read_some(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -> list[EnvironmentCounts]:
-    """Read these environments, in one round trip for each few hundred."""
-    paused = pausing.paused(client, keys, endpoint)
-    result = []
-    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
-        some = names[start : start + _ENVIRONMENTS_AT_ONCE]
-        result += _read_each(client, keys.of_outbox(endpoint, ""), some, paused)
-    return result
-
-
-def read_flows(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -> dict[str, Flow]:
-    """Read what is cheap to read of these environments, be they ten thousand: their counters only."""
-    result = {}
-    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
-        some = names[start : start + _ENVIRONMENTS_AT_ONCE]
-        pipeline = client.pipeline(transaction=False)
-        for name in some:
-            pipeline.hmget(keys.of_outbox(endpoint, name).counts, "outbox", "delivered")
-        for name, (waiting, delivered) in zip(some, pipeline.execute(), strict=True):
-            result[name] = Flow(int(waiting or 0), int(delivered or 0))
-    return result
 
 
 def _read_each(
