@@ -110,7 +110,7 @@ def _workers(seen: Overview) -> Iterator[Finding]:
 
 def _endpoint(seen: Overview) -> Iterator[Finding]:
     health = seen.health
-    reason = health.circuit if health.openings else health.reason if health.until > seen.now else ""
+    reason = health.why_held(seen.now)
     tried = _again(health, seen.now)
     match reason:
         case "unauthorized":

@@ -82,7 +82,7 @@ def _look(shard: Shard) -> Overview:
 def as_json_object(seen: Overview) -> dict[str, Any]:
     """Give all that was seen."""
     ledger, health = seen.ledger, seen.health
-    held = health.circuit if health.openings else health.reason if health.until > seen.now else None
+    held = health.why_held(seen.now)
     return {
         "at": moment(seen.now),
         "findings": [asdict(finding) for finding in diagnose(seen)],

@@ -85,32 +85,12 @@ class EnvironmentCounts(NamedTuple):
     deaths: int = 0
 
 
-class Flow(NamedTuple):
-    """What waits in an environment's outbox, and what was ever delivered from it."""
-
-    waiting: int
-    delivered: int
-
-
 def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
     """Read what is known of each environment that ever got an event or is paused, in the order of their names.
 
     Changes nothing, and a script is short: blocks nobody.
     """
-    return read_some(client, keys, endpoint, environment_names(client, keys, endpoint))
-
-
-def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
-    """Return the environments that ever got an event or are paused, in order."""
-    pipeline = client.pipeline(transaction=False)
-    pipeline.zrange(keys.environments(endpoint), 0, -1)
-    pipeline.hkeys(keys.paused(endpoint))
-    known, paused = pipeline.execute()
-    return sorted(name.decode() for name in {*known, *paused})
-
-
-def read_some(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -> list[EnvironmentCounts]:
-    """Read these environments, in one round trip for each ten thousand."""
+    names = environment_names(client, keys, endpoint)
     paused = pausing.paused(client, keys, endpoint)
     nameless = keys.of_outbox(endpoint, "")
     result: list[EnvironmentCounts] = []
@@ -121,17 +101,13 @@ def read_some(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) ->
     return result
 
 
-def read_flows(client: Redis, keys: Keys, endpoint: str, names: Sequence[str]) -> dict[str, Flow]:
-    """Read what is cheap to read of these environments, be they ten thousand: their counters only."""
-    result = {}
-    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE):
-        some = names[start : start + _ENVIRONMENTS_AT_ONCE]
-        pipeline = client.pipeline(transaction=False)
-        for name in some:
-            pipeline.hmget(keys.of_outbox(endpoint, name).counts, "outbox", "delivered")
-        for name, (waiting, delivered) in zip(some, pipeline.execute(), strict=True):
-            result[name] = Flow(int(waiting or 0), int(delivered or 0))
-    return result
+def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
+    """Return the environments that ever got an event or are paused, in order."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.zrange(keys.environments(endpoint), 0, -1)
+    pipeline.hkeys(keys.paused(endpoint))
+    known, paused = pipeline.execute()
+    return sorted(name.decode() for name in {*known, *paused})
 
 
 def _read_each(client: Redis, nameless: OutboxKeys, names: Sequence[str]) -> Iterator[list[Any]]:

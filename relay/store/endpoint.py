@@ -34,16 +34,6 @@ class HoldReason(StrEnum):
     WRONG_URL = "wrong_url"
 
 
-#: What each means, and what to do.
-MEANING = {
-    HoldReason.RATE_LIMITED: "deliveries are held: the API asked for a pause (Retry-After)",
-    HoldReason.CIRCUIT_OPEN: "deliveries are held: the API fails; it is tried again now and then, nothing is lost",
-    HoldReason.UNAUTHORIZED: "deliveries are held: the API refuses the token; mend RELAY_API_TOKEN_FILE or "
-    "RELAY_API_TOKEN",
-    HoldReason.WRONG_URL: "deliveries are held: the API knows no such URL; mend RELAY_API_URL",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Deliveries are held until this time (Redis milliseconds) for this reason.
@@ -90,6 +80,10 @@ class Health(NamedTuple):
     def hold(self, now: float) -> Hold | None:
         """Return the hold that stands at a time in Redis milliseconds."""
         return Hold(self.until, self.reason, self.openings) if self.until > now else None
+
+    def why_held(self, now: float) -> str | None:
+        """Return why deliveries are held at a time in Redis milliseconds, None if they are not."""
+        return self.circuit if self.openings else self.reason if self.until > now else None
 
 
 class Admission(NamedTuple):

@@ -21,6 +21,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("jinja2")
 
+from relay.diagnosis import describe, diagnose
 from relay.embedded import free_port
 from relay.errors import QueueUnavailable
 from relay.event import Instance
@@ -31,6 +32,7 @@ from relay.gateway.console.pages import HEADERS
 from relay.gateway.console.site import COOKIE, FORM_BYTES
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
+from relay.store import overview as look_at_all
 from relay.store import pausing
 from relay.store.leases import new_token
 from relay.store.state import Accepted
@@ -282,6 +284,7 @@ def test_no_page_has_a_token(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=1)
     said = f"HTTP 400: you sent {API_TOKEN} as Bearer {API_TOKEN}; password=hunter22"
     (letter,) = bury(client, refused("1", detail=said, source=PRODUCERS, id=TOKEN))
+    assert "you sent [redacted] as Bearer [redacted]; password=[redacted]" in until(operator, "1 dead letter waits")
     for path in ["", "dead", f"dead/letter?id={letter}", f"dead/redrive?id={letter}", "inventory", "nowhere"]:
         answer = operator.get(path)
         for secret in (TOKEN, PRODUCERS, API_TOKEN, "hunter22"):
@@ -385,7 +388,7 @@ def test_environments_with_what_waits(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=3, delivered=1234, dead=2)
     page = until(operator, "2 environments")
     said = text_of(page)
-    assert re.search(r"production flowing 3 1 m \d+ s 0 .* quiet idle 0 \S 0", said)
+    assert re.search(r"production flowing 3 \d+ s 0 .* quiet idle 0 \S 0", said)
     assert "1,234" in said
     assert link(page, "2") == "/console/dead?environment=production"
 
@@ -401,11 +404,39 @@ def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis
     }
     client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping=health)
     said = text_of(until(operator, "1 environment"))
-    assert "Problem: Deliveries are held: the API refuses the token" in said
-    assert "Circuit open, unauthorized" in said
-    assert re.search(r"Next probe in \d+ [sm]", said)
+    assert "Problem: the API refuses the token: it expired or is wrong, and all deliveries are held; put a" in said
+    assert re.search(r"Endpoint held held \(unauthorized\), one event is tried in \d+ s; .* opened 3 times", said)
     assert "production held 1" in said
-    assert "No worker gives a sign of life" in said
+    assert "Warning: no worker is alive" in said
+
+
+def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: Redis) -> None:
+    seed(client, "production", waiting=3)
+    seed(client, "staging", waiting=2)
+    client.hset(KEYS.counts, mapping={"outbox": 5, "taken": 8})
+    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 2, "circuit": "circuit_open", "failures": 22})
+    client.hset(KEYS.intake_run, "deaths", 1)
+    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging", EVIL])
+    bury(client, refused("1", detail=f"HTTP 422: {EVIL}"), died=now_ms() - 3 * 86_400_000)
+    page = until(operator, "dead letter waits")
+    seen = look_at_all.read(client, KEYS, DEFAULT_ENDPOINT, Settings.load().queue)
+    findings = diagnose(seen)
+    assert [finding.cause for finding in findings] == [
+        "no_workers", "api_down", "workers_die", "unaccounted", "paused", "dead_letters",
+    ]  # fmt: skip
+    said = [text_of(each).strip() for each in re.findall(r'<li class="(?:bad|warn|note)">.*</li>', page)]
+    assert [each.partition(": ")[2] for each in said] == [re.sub(r"\s+", " ", str(each)) for each in findings]
+    assert describe(seen.health, seen.now) in text_of(page)
+
+
+@pytest.mark.usefixtures("client")
+def test_what_a_form_did_is_on_the_next_page(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "PAUSE_FACTOR", 1_000_000)  # else a look is too soon old to be seen again
+    operator.see()
+    operator.send("pause", environment="production")
+    assert "production is paused by an operator" in operator.see()
+    operator.send("resume", environment="production")
+    assert "production is paused by an operator" not in operator.see()
 
 
 def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) -> None:
@@ -413,8 +444,8 @@ def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) 
     answer = operator.send("pause", environment=EVIL, back="/console/?q=script")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")
     assert list(pausing.paused(client, KEYS, DEFAULT_ENDPOINT)) == [EVIL]
-    page = until(operator, "Resume")
-    assert "1 environment is paused by an operator" in page
+    page = operator.see()
+    assert f"{EVIL} is paused by an operator, and nothing is waiting there; `relay resume {EVIL}`" in text_of(page)
     assert 'action="/console/resume"' in page
     operator.send("resume", environment=EVIL, back="//evil.example")
     assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
@@ -614,7 +645,7 @@ def test_what_came_from_outside_is_text(operator: Visitor, client: Redis) -> Non
     install(client, EVIL, EVIL, "1", told="2")
     event = '{"image": {"url": "%s"}, "environment": {"name": "%s"}}' % ((EVIL.replace('"', '\\"'),) * 2)
     (letter,) = bury(client, invalid({"event": event, EVIL: EVIL, "id": EVIL, "source": EVIL}, detail=EVIL))
-    until(operator, "1 environment")
+    until(operator, "1 dead letter waits")
     pages = ["", "dead", f"dead/letter?id={letter}", f"dead/drop?id={letter}", "inventory"]
     pages += [
         f"{page}?{urlencode({'q': EVIL, 'environment': EVIL, 'image': EVIL})}" for page in ("", "dead", "inventory")
@@ -734,14 +765,48 @@ def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: py
 
 def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client: Redis) -> None:
     async def look() -> list[sampling.Sample]:
-        asked = shard.Shard(Settings.load(redis={"url": redis_server.url}))
-        sampler = sampling.Sampler(asked)
+        asked = shard.Shard(settings)
+        sampler = sampling.Sampler(asked, settings)
         try:
             return await asyncio.gather(*(sampler.latest() for _ in range(8)))
         finally:
             await asked.close()
 
+    settings = Settings.load(redis={"url": redis_server.url})
     assert len({id(sample) for sample in asyncio.run(look())}) == 1
+
+
+def test_a_look_that_began_before_a_change_does_not_count_after_it(
+    redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load(redis={"url": redis_server.url})
+    has_read, may_end = threading.Event(), threading.Event()
+    read = look_at_all.read
+
+    def read_and_wait(*what: Any) -> look_at_all.Overview:
+        seen = read(*what)
+        has_read.set()
+        assert may_end.wait(DEADLINE_SECONDS)
+        return seen
+
+    async def look() -> sampling.Sample:
+        asked = shard.Shard(settings)
+        sampler = sampling.Sampler(asked, settings)
+        under_way = asyncio.create_task(sampler.latest())
+        try:
+            assert await asyncio.to_thread(has_read.wait, DEADLINE_SECONDS)
+            pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+            sampler.expire()
+            later = asyncio.create_task(sampler.latest())
+            await asyncio.sleep(0)
+            may_end.set()
+            await under_way
+            return await later
+        finally:
+            await asked.close()
+
+    monkeypatch.setattr(look_at_all, "read", read_and_wait)
+    assert [each.environment for each in asyncio.run(look()).seen.paused] == ["production"]
 
 
 def test_a_redis_that_hangs_hangs_no_page() -> None:
@@ -791,7 +856,7 @@ def test_a_page_stays_true(operator: Visitor, client: Redis) -> None:
             assert operator.csrf in first
             pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
             name, second = read_event(lines)
-            assert "1 environment is paused" in second
+            assert "production is paused by an operator" in second
 
 
 def test_a_stranger_gets_no_stream(stranger: Visitor) -> None:
@@ -824,8 +889,9 @@ def test_open_streams_hold_up_no_stop(redis_server: EmbeddedRedis, client: Redis
 def test_ten_thousand_environments_are_one_bounded_page(operator: Visitor, client: Redis) -> None:
     pipeline = client.pipeline(transaction=False)
     for number in range(10_000):
-        pipeline.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, f"edge-{number}").counts, mapping={"outbox": number})
+        pipeline.xadd(KEYS.of_outbox(DEFAULT_ENDPOINT, f"edge-{number}").outbox, {"event": "{}"})
         pipeline.zadd(KEYS.environments(DEFAULT_ENDPOINT), {f"edge-{number}": 0})
+    pipeline.xadd(KEYS.of_outbox(DEFAULT_ENDPOINT, "edge-9999").outbox, {"event": "{}"})
     pipeline.execute()
     page = until(operator, "page 1 of 200")
     assert re.findall(r"<bdi>(edge-\d+)</bdi>", page)[0] == "edge-9999"

@@ -9,7 +9,7 @@ from letters import KEYS, bury, digest, refused
 
 from relay.event import Instance
 from relay.keys import DEFAULT_ENDPOINT as ENDPOINT
-from relay.store import counts, dead, endpoint, inventory, pausing, workers
+from relay.store import counts, dead, endpoint, inventory, pausing
 from relay.store.dead import Filters
 from relay.store.state import Accepted, Delivered
 
@@ -99,27 +99,19 @@ def test_a_search_that_finds_nothing_looks_at_a_bounded_number(client: Redis) ->
     assert page.after
 
 
-def test_the_flows_of_environments_are_their_counters(client: Redis) -> None:
+def test_many_environments_are_read_in_order(client: Redis) -> None:
     names = [f"e{number}" for number in range(600)]
     for name in names[:-1]:
-        client.hset(KEYS.of_outbox(ENDPOINT, name).counts, mapping={"outbox": 2, "delivered": int(name[1:])})
+        client.hset(KEYS.of_outbox(ENDPOINT, name).counts, mapping={"delivered": int(name[1:])})
     client.zadd(KEYS.environments(ENDPOINT), dict.fromkeys(names[:-1], 0))
     pausing.pause(client, KEYS, ENDPOINT, names[-1:])
     assert counts.environment_names(client, KEYS, ENDPOINT) == sorted(names)
-    flows = counts.read_flows(client, KEYS, ENDPOINT, names)
-    assert flows["e7"] == counts.Flow(2, 7)
-    assert flows["e599"] == counts.Flow(0, 0)
-    assert [each.environment for each in counts.read_some(client, KEYS, ENDPOINT, ["e7", "e3"])] == ["e7", "e3"]
-
-
-def test_workers_live_while_their_heartbeats_do(client: Redis) -> None:
-    client.set(KEYS.worker("b@host"), "1")
-    client.set(KEYS.worker("a@host"), "1")
-    client.set(KEYS.worker("gone@host"), "1", px=1)
-    client.set("{relay:0}:workers", "1")
-    while client.exists(KEYS.worker("gone@host")):
-        pass
-    assert workers.living(client, KEYS) == ["a@host", "b@host"]
+    read = counts.read_environments(client, KEYS, ENDPOINT)
+    assert [each.environment for each in read] == sorted(names)
+    assert {each.environment: each.delivered for each in read} == {
+        name: 0 if name == names[-1] else int(name[1:]) for name in names
+    }
+    assert [each.environment for each in read if each.paused_since is not None] == names[-1:]
 
 
 def test_an_endpoints_health_is_read_without_a_change(client: Redis) -> None:

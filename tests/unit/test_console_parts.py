@@ -1,4 +1,4 @@
-"""The console's decisions: who is signed in, who may try, what is wrong, and how it is said."""
+"""The console's decisions: who is signed in, who may try, what a page shows, and how it is said."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import pytest
 
 pytest.importorskip("jinja2")
 
+from relay.diagnosis import Cause, Finding, Level, describe
 from relay.errors import ConfigurationError
 from relay.gateway.console import session, words
 from relay.gateway.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
-from relay.gateway.console.attention import Seen, findings
 from relay.gateway.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
 from relay.gateway.console.letters import Asked
 from relay.gateway.console.live import event
-from relay.gateway.console.overview import describe, ordered
+from relay.gateway.console.overview import Asked as AskedFirst
+from relay.gateway.console.overview import how_is, ordered, show
+from relay.gateway.console.pages import Pages
 from relay.gateway.console.redact import redacted
+from relay.gateway.console.sampling import Sample
 from relay.gateway.console.sparkline import HEIGHT, WIDTH, draw
 from relay.gateway.console.stock import meant
 from relay.settings import Settings
-from relay.store.counts import Flow, Ledger
-from relay.store.endpoint import Health, HoldReason
+from relay.store.counts import EnvironmentCounts, Ledger
+from relay.store.endpoint import Health
+from relay.store.overview import Overview
 
 TOKEN = "operator-token-of-the-tests"
 NOW = 1_750_000_000
@@ -145,14 +149,6 @@ def test_a_drawing_stays_in_its_box() -> None:
     assert draw([]) is draw([1.0]) is draw([0.0, 0.0]) is None
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 m"), (61, "1 m 1 s"), (3600, "1 h"), (90_061, "1 d 1 h"), (-5, "0 s")],
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
-
-
 def test_whatever_came_as_a_time_can_be_said() -> None:
     assert words.moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
     assert words.moment(10**16 - 1) == "?"
@@ -186,78 +182,66 @@ def test_what_is_no_credential_stays() -> None:
     assert redacted(text, ["unrelated"]) == text
 
 
-LEDGER = Ledger(
-    added=10, redriven=0, waiting=0, accepted=10, delivered=10, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
+NOTHING = Ledger(
+    added=0, redriven=0, waiting=0, accepted=0, delivered=0, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
     dead_waiting=0, retries=0, ignored=0,
 )  # fmt: skip
-WELL = Seen(
-    now=NOW * 1000, health=Health(), ledger=LEDGER, workers=["w"], paused=0, inbox_oldest=None, memory=None,
-    memory_watermark=0.9, max_backlog=100,
-)  # fmt: skip
+WELL = Overview(now=NOW * 1000, ledger=NOTHING, health=Health(successes=1), workers={"relay@host": NOW * 1000})
+
+
+def environment(name: str, waiting: int = 0, delivered: int = 0) -> EnvironmentCounts:
+    return EnvironmentCounts(name, waiting, 0, None, delivered, 0, 0, 0, 0)
+
+
+def first_page(*findings: Finding, **seen: Any) -> str:
+    """The first page as it is sent, of a relay that is well but for this."""
+    known = session.read(session.begin(TOKEN, NOW), TOKEN, NOW)
+    sample = Sample(seen=replace(WELL, **seen), findings=list(findings), began=0.0, took_seconds=0.0)
+    shown = show(sample, History(), AskedFirst())
+    return bytes(Pages(Settings.load()).page("overview", known, shown=shown, at="/console/").body).decode()
 
 
 def test_nothing_needs_attention_when_all_is_well() -> None:
-    assert findings(WELL) == []
+    page = first_page()
+    assert "Nothing needs attention." in page
+    assert "none alive" not in page
 
 
-@pytest.mark.parametrize(
-    ("change", "level", "said"),
-    [
-        ({"workers": []}, "bad", "no worker"),
-        ({"memory": 0.91}, "bad", "maxmemory"),
-        ({"memory": 0.89}, None, ""),
-        ({"health": Health(openings=1, circuit="unauthorized")}, "bad", "refuses the token"),
-        ({"health": Health(openings=1, circuit="circuit_open")}, "bad", "the API fails"),
-        ({"health": Health(openings=1, circuit="wrong_url")}, "bad", "no such URL"),
-        ({"health": Health(until=NOW * 1000 + 1, reason="rate_limited")}, "bad", "asked for a pause"),
-        ({"health": Health(until=NOW * 1000, reason="rate_limited")}, None, ""),
-        ({"health": Health(until=NOW * 1000 + 1, reason="of_later")}, "bad", "of_later"),
-        ({"paused": 2}, "warn", "2 environments are paused"),
-        ({"inbox_oldest": NOW * 1000 - 60_000}, "bad", "wait in the inbox for 1 m"),
-        ({"inbox_oldest": NOW * 1000 - 1000}, None, ""),
-        ({"ledger": replace(LEDGER, added=90, waiting=80)}, "warn", "80% full"),
-        ({"ledger": replace(LEDGER, added=110, waiting=100)}, "bad", "the queue is full"),
-        ({"ledger": replace(LEDGER, added=11)}, "bad", "1 event is unaccounted"),
-        ({"ledger": replace(LEDGER, added=11, dead=1, dead_waiting=1)}, "note", "1 dead letter waits"),
-    ],
-)
-def test_each_cause_is_named(change: dict[str, Any], level: str | None, said: str) -> None:
-    found = findings(replace(WELL, **change))
-    assert [finding.level for finding in found] == ([level] if level else [])
-    assert all(said in finding.text for finding in found)
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("cause", list(Cause))
+def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Level) -> None:
+    other = Finding(cause=Cause.PAUSED, level=Level.NOTE, what="another thing", do="wait")
+    page = first_page(Finding(cause=cause, level=level, what=f"<b>{cause}", do="`do` this"), other)
+    assert f'<li class="{level}"' in page
+    assert f"&lt;b&gt;{cause}; `do` this</li>" in page
+    assert page.index(f"{cause}; ") < page.index("another thing; wait</li>")
+    assert "Nothing needs attention." not in page
 
 
-def test_the_worst_comes_first() -> None:
-    ledger = replace(LEDGER, added=11, dead=1, dead_waiting=1)
-    levels = [finding.level for finding in findings(replace(WELL, ledger=ledger, paused=1, workers=[]))]
-    assert levels == ["bad", "warn", "note"]
+HEALTH = [
+    (Health(), False, "good"),
+    (Health(failures=3), False, "warn"),
+    (Health(until=3000, reason="rate_limited"), True, "warn"),
+    (Health(until=1000, reason="rate_limited"), False, "good"),
+    (Health(until=3000, reason="of_later"), True, "warn"),
+    (Health(until=3000, openings=2, circuit="unauthorized"), True, "bad"),
+    (Health(until=500, openings=2, circuit="circuit_open", probe_until=2000), True, "bad"),
+]
 
 
-@pytest.mark.parametrize("reason", list(HoldReason))
-def test_every_hold_has_words(reason: HoldReason) -> None:
-    assert describe(Health(until=1001, reason=reason), 1000).meaning.startswith("deliveries are held: ")
-
-
-@pytest.mark.parametrize(
-    ("health", "state", "probe_seconds"),
-    [
-        (Health(), "well", None),
-        (Health(failures=3), "failing", None),
-        (Health(until=3000, reason="rate_limited"), "held", None),
-        (Health(until=3000, openings=2, circuit="circuit_open"), "circuit open", 2.0),
-        (Health(until=500, openings=2, circuit="circuit_open"), "circuit open", 0.0),
-        (Health(until=500, openings=2, circuit="circuit_open", probe_until=2000), "probing", 1.0),
-    ],
-)
-def test_an_endpoint_is_described(health: Health, state: str, probe_seconds: float | None) -> None:
-    described = describe(health, 1000)
-    assert (described.state, described.probe_seconds) == (state, probe_seconds)
+@pytest.mark.parametrize(("health", "held", "level"), HEALTH)
+def test_an_endpoint_is_said_as_relay_status_says_it(health: Health, held: bool, level: str) -> None:  # noqa: FBT001 - a parameter
+    assert how_is(health, 1000) == (held, level, describe(health, 1000))
+    page = first_page(now=1000, health=health, environments=[environment("production", waiting=1)])
+    assert f'<span class="badge {level}" id="endpoint-state">{"held" if held else "open"}</span>' in page
+    assert f'<p class="said">{describe(health, 1000)}</p>' in page
+    assert (">held</span>" in page.partition('id="environments"')[2]) is held
 
 
 def test_environments_with_the_most_that_waits_come_first() -> None:
-    flows = {"a": Flow(0, 5), "b": Flow(7, 0), "Prod-B": Flow(3, 0), "prod-a": Flow(3, 0)}
-    assert ordered(flows, "") == ["b", "Prod-B", "prod-a", "a"]
-    assert ordered(flows, "PROD") == ["Prod-B", "prod-a"]
+    some = [environment("a", 0, 5), environment("b", 7), environment("Prod-B", 3), environment("prod-a", 3)]
+    assert [each.environment for each in ordered(some, "")] == ["b", "Prod-B", "prod-a", "a"]
+    assert [each.environment for each in ordered(some, "PROD")] == ["Prod-B", "prod-a"]
 
 
 def test_an_environments_whole_name_means_it_alone() -> None:

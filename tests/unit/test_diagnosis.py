@@ -165,9 +165,10 @@ def test_the_cause_comes_before_what_it_brings_about(seen: Overview, causes: lis
         overview(health=LIMITED),
         overview(environments=[environment(waiting=1, retrying=1)], retrying=[Retrying("production", "x", 1)]),
         overview(ledger=ledger(waiting=799)),
+        overview(inbox=1, inbox_oldest=NOW - 1000, ledger=WAITING),
     ],
     ids=["idle", "at work", "memory left", "no maxmemory", "two failures", "limited long ago", "nothing is limited",
-         "tried once", "room left"],
+         "tried once", "room left", "just come"],
 )  # fmt: skip
 def test_nothing_is_said_of_what_is_well(seen: Overview) -> None:
     assert diagnose(seen) == []

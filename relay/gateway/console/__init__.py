@@ -6,9 +6,8 @@
     sparkline.py  rates as a drawing                        pure
     words.py      how numbers and times are said            pure
     redact.py     what no page may show
-    attention.py  what is wrong, and what to do             pure
     shard.py      Redis, off the event loop and in time
-    sampling.py   looks at all environments now and then
+    sampling.py   looks at the relay now and then, once for all pages
     overview.py   what the first page shows
     letters.py    what the pages of dead letters show, and do
     stock.py      what the inventory shows

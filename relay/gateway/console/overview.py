@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
-from relay.gateway.console.attention import Finding, Seen, findings, meaning
+from relay.diagnosis import describe
 from relay.gateway.console.sampling import ALL
 from relay.gateway.console.sparkline import Sparkline, draw
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import counts, endpoint, pausing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from redis import Redis
-
+    from relay.diagnosis import Finding
+    from relay.gateway.console.history import History
     from relay.gateway.console.sampling import Sample, Sampler
-    from relay.gateway.console.shard import Shard
-    from relay.keys import Keys
-    from relay.settings import Settings
-    from relay.store.counts import EnvironmentCounts, Flow, Ledger
+    from relay.store.counts import EnvironmentCounts
     from relay.store.endpoint import Health
+    from relay.store.overview import Overview
 
 #: Environments of one page.
 ROWS = 50
@@ -47,159 +43,78 @@ class Asked(NamedTuple):
         return cls(query.get("q", "").strip()[:_LONGEST_SEARCH], max(1, int(page)) if is_number else 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One environment."""
+class Row(NamedTuple):
+    """One environment, and its rate of late."""
 
     counts: EnvironmentCounts
-    oldest_seconds: float | None
     drawn: Sparkline | None
     rate: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """How the API is, in words."""
+class Endpoint(NamedTuple):
+    """How the API is: whether its deliveries are held, how bad that is, and all that is known, in words."""
 
-    state: str
+    held: bool
     level: str
-    meaning: str
-    health: Health
-    held_seconds: float
-    probe_seconds: float | None
-    probing: bool
+    words: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """The page."""
+class FirstPage:
+    """What was seen, and of it the environments that are asked for."""
 
+    seen: Overview
     findings: list[Finding]
     endpoint: Endpoint
-    ledger: Ledger
-    inbox: int
-    inbox_seconds: float | None
-    workers: list[str]
     drawn: Sparkline | None
     rate: float | None
-    span_seconds: float
+    span_milliseconds: float
     rows: list[Row]
     asked: Asked
     pages: int
     matching: int
-    environments: int
 
 
-class _Look(NamedTuple):
-    """What Redis says for one page, all of it bounded."""
-
-    now: int
-    ledger: Ledger
-    health: Health
-    rows: list[EnvironmentCounts]
-    paused: int
-    inbox: int
-    inbox_oldest: int | None
-    memory: float | None
-
-
-async def see(shard: Shard, sampler: Sampler, settings: Settings, asked: Asked) -> Overview:
+async def see(sampler: Sampler, asked: Asked) -> FirstPage:
     """Look at what the page shows; raises `QueueUnavailable`."""
-    sample = await sampler.latest()
-    matching = ordered(sample.flows, asked.wanted)
+    return show(await sampler.latest(), sampler.history, asked)
+
+
+def show(sample: Sample, history: History, asked: Asked) -> FirstPage:
+    """Make the page of a look."""
+    seen = sample.seen
+    matching = ordered(seen.environments, asked.wanted)
     pages = max(1, -(-len(matching) // ROWS))
     asked = asked._replace(page=min(asked.page, pages))
-    names = matching[(asked.page - 1) * ROWS : asked.page * ROWS]
-    seen = await shard.ask(lambda client, keys: _look(client, keys, names))
-    rates = sampler.history.rates(ALL)
-    return Overview(
-        findings=findings(_seen(seen, sample, settings)),
-        endpoint=describe(seen.health, seen.now),
-        ledger=seen.ledger,
-        inbox=seen.inbox,
-        inbox_seconds=_age(seen.inbox_oldest, seen.now),
-        workers=sample.workers,
+    rates = history.rates(ALL)
+    return FirstPage(
+        seen=seen,
+        findings=sample.findings,
+        endpoint=how_is(seen.health, seen.now),
         drawn=draw(rates),
         rate=rates[-1] if rates else None,
-        span_seconds=sampler.history.span_seconds(time.monotonic()),
-        rows=[_row(each, seen.now, sampler) for each in seen.rows],
+        span_milliseconds=history.span_seconds(time.monotonic()) * 1000,
+        rows=[_row(each, history) for each in matching[(asked.page - 1) * ROWS : asked.page * ROWS]],
         asked=asked,
         pages=pages,
         matching=len(matching),
-        environments=len(sample.flows),
     )
 
 
-def ordered(flows: Mapping[str, Flow], wanted: str) -> list[str]:
+def ordered(environments: Iterable[EnvironmentCounts], wanted: str) -> list[EnvironmentCounts]:
     """Return the environments with a text in their names, those with the most that waits first."""
     wanted = wanted.casefold()
-    names = [name for name in flows if wanted in name.casefold()] if wanted else list(flows)
-    return sorted(names, key=lambda name: (-flows[name].waiting, name))
+    found = (each for each in environments if wanted in each.environment.casefold())
+    return sorted(found, key=lambda each: (-each.waiting, each.environment))
 
 
-def describe(health: Health, now: int) -> Endpoint:
-    """Say in words how an endpoint is."""
-    held = health.until > now
-    reason = health.circuit if health.openings else health.reason if held else ""
-    probing = bool(health.openings) and health.probe_until > now
-    next_probe = max(health.until, health.probe_until if probing else 0)
-    if health.openings:
-        state, level = ("probing" if probing else "circuit open"), "bad"
-    elif held:
-        state, level = "held", "warn"
-    else:
-        state, level = ("failing", "warn") if health.failures else ("well", "good")
-    return Endpoint(
-        state=state,
-        level=level,
-        meaning=meaning(reason) if reason else "",
-        health=health,
-        held_seconds=max(0, health.until - now) / 1000,
-        probe_seconds=max(0, next_probe - now) / 1000 if health.openings else None,
-        probing=probing,
-    )
+def how_is(health: Health, now: int) -> Endpoint:
+    """Say how an endpoint is; `now` in Redis milliseconds."""
+    held = health.why_held(now) is not None
+    level = "bad" if health.openings else "warn" if held or health.failures else "good"
+    return Endpoint(held, level, describe(health, now))
 
 
-def _look(client: Redis, keys: Keys, names: list[str]) -> _Look:
-    seconds, microseconds = client.time()
-    first = cast("list[tuple[bytes, Any]]", client.xrange(keys.inbox, count=1))
-    memory = client.info("memory")
-    most = memory.get("maxmemory", 0)
-    return _Look(
-        now=seconds * 1000 + microseconds // 1000,
-        ledger=counts.read_ledger(client, keys),
-        health=endpoint.read(client, keys, DEFAULT_ENDPOINT),
-        rows=counts.read_some(client, keys, DEFAULT_ENDPOINT, names),
-        paused=len(pausing.paused(client, keys, DEFAULT_ENDPOINT)),
-        inbox=client.xlen(keys.inbox),
-        inbox_oldest=int(first[0][0].partition(b"-")[0]) if first else None,
-        memory=memory["used_memory"] / most if most else None,
-    )
-
-
-def _seen(seen: _Look, sample: Sample, settings: Settings) -> Seen:
-    return Seen(
-        now=seen.now,
-        health=seen.health,
-        ledger=seen.ledger,
-        workers=sample.workers,
-        paused=seen.paused,
-        inbox_oldest=seen.inbox_oldest,
-        memory=seen.memory,
-        memory_watermark=settings.queue.memory_watermark,
-        max_backlog=settings.queue.max_backlog,
-    )
-
-
-def _row(each: EnvironmentCounts, now: int, sampler: Sampler) -> Row:
-    rates = sampler.history.rates(each.environment)
-    return Row(
-        counts=each,
-        oldest_seconds=_age(each.oldest, now),
-        drawn=draw(rates),
-        rate=rates[-1] if rates else None,
-    )
-
-
-def _age(since: int | None, now: int) -> float | None:
-    return None if since is None else max(0, now - since) / 1000
+def _row(each: EnvironmentCounts, history: History) -> Row:
+    rates = history.rates(each.environment)
+    return Row(each, draw(rates), rates[-1] if rates else None)

@@ -14,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from relay.diagnosis import duration
 from relay.gateway.console import sparkline, words
 from relay.gateway.console.letters import MOST_AT_ONCE
 from relay.gateway.console.redact import known_secrets, without
@@ -84,11 +85,10 @@ class Pages:
         self._templates.filters |= {
             "number": words.number,
             "rate": words.rate,
-            "duration": words.duration,
+            "duration": duration,
             "moment": words.moment,
             "short_digest": words.short_digest,
             "plural": words.plural,
-            "sentence": words.sentence,
         }
         self._templates.globals["parts"] = self._templates.get_template("parts.html").module
 

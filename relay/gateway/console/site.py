@@ -91,7 +91,7 @@ class Console:
         self._pages = Pages(settings)
         self._attempts = Attempts()
         self._shard = Shard(settings)
-        self._sampler = Sampler(self._shard)
+        self._sampler = Sampler(self._shard, settings)
         self._streams = live.Streams()
 
     @property
@@ -176,7 +176,10 @@ class Console:
             form = await _form_of(request)
             if not known.allows(form.get("csrf", "")):
                 raise _not_ours()
-        return await handler(Visit(request, known, form))
+        response = await handler(Visit(request, known, form))
+        if request.method == "POST":
+            self._sampler.expire()
+        return response
 
     def _session(self, request: Request) -> Session | None:
         return session.read(request.cookies.get(COOKIE, ""), self._token, time.time())
@@ -273,7 +276,7 @@ class Console:
 
     async def _seen(self, visit: Visit, at: str) -> dict[str, Any]:
         asked = overview.Asked.of(visit.query)
-        return {"seen": await overview.see(self._shard, self._sampler, self._settings, asked), "at": at}
+        return {"shown": await overview.see(self._sampler, asked), "at": at}
 
     async def _pause(self, visit: Visit) -> Response:
         name = _environment(visit.form)

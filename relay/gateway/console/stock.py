@@ -69,7 +69,7 @@ class Stock:
 async def see(shard: Shard, sampler: Sampler, asked: Asked) -> Stock:
     """Look for a page; raises `QueueUnavailable`."""
     sample = await sampler.latest()
-    names = meant(sample.flows, asked.environment)
+    names = meant((each.environment for each in sample.seen.environments), asked.environment)
     left = names[bisect_left(names, asked.begin) :]
     after = asked.after if left and left[0] == asked.begin else 0
     stock = await shard.ask(lambda client, keys: look(client, keys, left, wanted=asked.wanted, after=after))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import pairwise
-
-#: Seconds of each unit, the larger first.
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 #: Characters of a digest's hexadecimal part that tell it from others.
 _TELLING = 12
@@ -24,16 +20,6 @@ def rate(per_second: float) -> str:
     return f"{per_second:.2f}" if per_second < 1 else f"{per_second:.1f}" if per_second < 10 else number(per_second)  # noqa: PLR2004 - digits
 
 
-def duration(seconds: float) -> str:
-    """Write a duration in its two largest units: `3 d 4 h`, `12 s`."""
-    left = max(0, round(seconds))
-    for (size, unit), (smaller, its_unit) in pairwise(_UNITS):
-        if left >= size:
-            rest = left % size // smaller
-            return f"{left // size} {unit} {rest} {its_unit}" if rest else f"{left // size} {unit}"
-    return f"{left} s"
-
-
 def moment(milliseconds: int) -> str:
     """Write a time to the second, in UTC; whatever came as a time must not break a page."""
     try:
@@ -49,11 +35,6 @@ def short_digest(digest: str) -> str:
     return f"{algorithm}:{value[:_TELLING]}…" if len(value) > _TELLING else digest
 
 
-def plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str) -> str:
     """Write a count and what is counted."""
-    return f"{number(count)} {one if count == 1 else many or one + 's'}"
-
-
-def sentence(text: str) -> str:
-    """Begin a text with a capital letter, and change nothing else."""
-    return text[:1].upper() + text[1:]
+    return f"{number(count)} {one}{'' if count == 1 else 's'}"
