@@ -9,7 +9,7 @@ instead of times and digests, and share no code with the workers.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,12 +90,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an instance's next event is compared with: the event last accepted, the newest time, the ids."""
+    """What an instance's next event is compared with: the event last accepted, the newest time, the ids.
+
+    `confirmed` is until when that event is known to have run, by repeats since a death gave it back; 1 before them.
+    """
 
     last: Event
     order: EntryId
     time: int | None
     ids: tuple[str, ...]
+    confirmed: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -392,9 +396,14 @@ class Model:
             event.rank = order
             others = tuple(i for i in known.ids if i != event.event_id) if known else ()
             ids = (*others, event.event_id)[-REMEMBERED_IDS:]
-            self._known[event.where] = Known(event, order, _newest(known and known.time, event.time), ids)
+            confirmed = known.confirmed if known else 0
+            self._known[event.where] = Known(event, order, _newest(known and known.time, event.time), ids, confirmed)
         elif verdict == "duplicate" and known:
-            self._known[event.where] = Known(known.last, known.order, _newest(known.time, event.time), known.ids)
+            confirmed = known.confirmed
+            if confirmed and not event.redriven and event.event_id not in known.ids:
+                confirmed = max(confirmed, entry_order(event.entry)[0] if event.time is None else event.time)
+            time = _newest(known.time, event.time)
+            self._known[event.where] = replace(known, time=time, confirmed=confirmed)
         return verdict
 
     def _verdict(self, event: Event, known: Known | None) -> str:
@@ -406,7 +415,8 @@ class Model:
             return "duplicate"
         if event.time is not None and known.time is not None and event.time < known.time:
             return "stale"
-        return "stale" if event.redriven and known.order > event.order else "changed"
+        overtaken = event.redriven and max(known.order, (known.confirmed, 0)) > event.order
+        return "stale" if overtaken else "changed"
 
     def _check_delivered(  # noqa: PLR0917 - the same
         self,
@@ -470,10 +480,10 @@ class Model:
         # Known by its id: of two events under one id, which takes a redrive by force, the earlier one's death gives
         # back the later one's state. That digest then is news when it is reported again, and delivered twice.
         if known.last.event_id != event.event_id:
-            self._known[event.where] = Known(known.last, known.order, known.time, ids)
+            self._known[event.where] = replace(known, ids=ids)
         elif event.where in self._delivered:
             last, order = self._delivered[event.where]
-            self._known[event.where] = Known(last, order, last.time, ids)
+            self._known[event.where] = Known(last, order, last.time, ids, known.confirmed or 1)
         else:
             del self._known[event.where]
 

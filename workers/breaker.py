@@ -28,10 +28,12 @@ LONGEST_PAUSE_SECONDS = {
     HoldReason.UNAUTHORIZED: 2.0,
 }
 
-#: 403s that an event gets, while others pass after each but the last, before it alone is refused.
+#: 403s (401s before the last count as well) that an event gets, while others pass after each but the last, before it
+#: alone is refused.
 FORBIDDEN = 3
 
-#: The only answer that may be about one event's environment rather than about the token.
+#: The only answer that an event dies of: it is about its environment. A 401 is about the token, and one that others
+#: pass with is tried ever later, and holds nobody up.
 _FORBIDDEN_STATUS = 403
 
 
@@ -86,12 +88,10 @@ def suspect(trials: Trials, status: int, *, successes: int, successes_when_sent:
 
     `successes` are the endpoint's so far, of all workers; `successes_when_sent` those when this event was sent.
     """
-    if status != _FORBIDDEN_STATUS:
-        return Suspicion(trials, own_fault=False, is_forbidden=False)
     confirmed = trials.forbidden > 0 and successes > trials.successes
     times = trials.forbidden + 1 if confirmed else max(1, trials.forbidden)
     return Suspicion(
         trials._replace(forbidden=times, successes=successes),
         own_fault=confirmed or successes > successes_when_sent,
-        is_forbidden=confirmed and times >= FORBIDDEN,
+        is_forbidden=status == _FORBIDDEN_STATUS and confirmed and times >= FORBIDDEN,
     )

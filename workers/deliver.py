@@ -251,6 +251,8 @@ class _Drain:
         admitted = self._gate.admit(wanted, room) if wanted else 0
         self._turn.rotate(-min(admitted, len(sending)))
         turn = deque(sending)
+        if admitted <= 0:
+            return
         while admitted > 0 and turn:
             batch = turn.popleft()
             if not self._outlasts_a_request(batch):  # asked only now: being admitted may have taken its time
@@ -259,6 +261,7 @@ class _Drain:
                 admitted -= 1
             if batch.is_ready:
                 turn.append(batch)
+        self._transport.let_go()  # while the leases certainly last: the next step may wait for Redis
 
     def _outlasts_a_request(self, batch: Batch) -> bool:
         """Tell whether a batch's lease certainly lasts until a request sent now has ended."""
@@ -375,7 +378,7 @@ class _Drain:
     def _pause_before_retry(self, entry: OutboxEntry, *, slowly: bool = False) -> float:
         initial = self._delivery.backoff_initial
         return pause_seconds(
-            max(1, entry.trials.attempts),
+            max(1, entry.trials.attempts, entry.trials.forbidden),
             initial=max(initial, SLOW_BACKOFF_SECONDS) if slowly else initial,
             maximum=self._delivery.backoff_max,
             random=self._runtime.random,

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
@@ -294,7 +295,8 @@ def _judge(
     runtime: Runtime, outboxes: list[OutboxKeys], by_environment: dict[str, list[Readable]]
 ) -> list[list[Judged]]:
     """Read the instances' states in one round trip and judge each environment's entries in order."""
-    reassert_after_ms = runtime.settings.delivery.reassert_after * 1000
+    delivery = runtime.settings.delivery
+    reassert_after_ms, forget_after_ms = delivery.reassert_after * 1000, delivery.forget_after * 1000
     pipeline = runtime.client.pipeline(transaction=False)
     instances = [list(dict.fromkeys(entry.instance for entry in entries)) for entries in by_environment.values()]
     for keys, names in zip(outboxes, instances, strict=True):
@@ -305,7 +307,7 @@ def _judge(
     for names, entries in zip(instances, by_environment.values(), strict=True):
         accepted = dict(zip(names, next(replies), strict=True))
         delivered = dict(zip(names, next(replies), strict=True))
-        result.append(judge_in_order(entries, accepted, delivered, reassert_after_ms))
+        result.append(judge_in_order(entries, accepted, delivered, reassert_after_ms, forget_after_ms))
     return result
 
 
@@ -314,6 +316,7 @@ def judge_in_order(
     accepted: dict[str, bytes | None],
     delivered: dict[str, bytes | None],
     reassert_after_ms: float,
+    forget_after_ms: float = inf,
 ) -> list[Judged]:
     """Judge one environment's entries, each against what those before it left of its instance's state."""
     judged: dict[str, Judged] = {}
@@ -333,6 +336,7 @@ def judge_in_order(
             time=entry.time,
             arrived=entry.arrived,
             reassert_after_ms=reassert_after_ms,
+            forget_after_ms=forget_after_ms,
             sequence=entry.sequence,
             redriven=entry.redriven,
             resync=entry.resync,

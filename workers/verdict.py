@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
 
 from relay.store.state import REMEMBERED_IDS, Accepted, Delivered, written_arrival
@@ -38,6 +39,7 @@ def judge(
     time: int | None,
     arrived: int,
     reassert_after_ms: float,
+    forget_after_ms: float = inf,
     sequence: int = 0,
     redriven: Redriven | None = None,
     resync: bool = False,
@@ -49,8 +51,9 @@ def judge(
     epoch. The order of the questions matters: a late retry of an accepted event carries an old time, and is a
     duplicate, not stale.
 
-    An event that is `redriven` counts from when it first arrived, so that it undoes nothing that was accepted since.
-    One that is forced is news whatever was accepted, and counts from now.
+    An event that is `redriven` counts from when it first arrived, so that it undoes nothing that was accepted or
+    confirmed since. Where nothing is known any more, one as old as what was forgotten is stale. One that is forced is
+    news whatever was accepted, and counts from now.
 
     A `resync` is no report: nobody saw the digest run. It only has the API told once more what it was told last, and
     leaves the state as it is, but for the mark that it is on its way.
@@ -67,11 +70,16 @@ def judge(
         time=time,
         arrived=arrived,
         reassert_after_ms=reassert_after_ms,
+        forget_after_ms=forget_after_ms,
         redriven=redriven,
     )
-    if state is None or verdict.is_news:
+    if verdict.is_news:
         came = (arrived, sequence) if redriven is None or redriven.force else redriven.arrival
         return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived)
+    if state is None:
+        return verdict, None
+    if state.confirmed and redriven is None and digest == state.digest and event_id not in state.ids:
+        state = state._replace(confirmed=max(state.confirmed, arrived if time is None else time))
     return verdict, _seen(state, time if verdict is Verdict.DUPLICATE else None, arrived)
 
 
@@ -84,10 +92,12 @@ def _verdict(
     time: int | None,
     arrived: int,
     reassert_after_ms: float,
+    forget_after_ms: float,
     redriven: Redriven | None,
 ) -> Verdict:
     if state is None:
-        return Verdict.NEW
+        is_old = redriven is not None and not redriven.force and arrived - redriven.arrived >= forget_after_ms
+        return Verdict.STALE if is_old else Verdict.NEW
     if redriven and redriven.force:
         return Verdict.REASSERTED if digest == state.digest else Verdict.CHANGED
     if event_id in state.ids:
@@ -95,7 +105,7 @@ def _verdict(
     if digest == state.digest:
         due = redriven is None and _reassert(state, delivered, arrived, reassert_after_ms)
         return Verdict.REASSERTED if due else Verdict.DUPLICATE
-    overtaken = redriven is not None and state.arrival > redriven.arrival
+    overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival
     return Verdict.STALE if _is_older(time, state) or overtaken else Verdict.CHANGED
 
 
@@ -131,7 +141,7 @@ def _accepted(
         return Accepted(digest, time, at, seen, (event_id,), sequence)
     others = [known for known in state.ids if known != event_id]
     ids = (*others, event_id)[-REMEMBERED_IDS:]
-    return Accepted(digest, _newest(state.time, time), at, seen, ids, sequence)
+    return Accepted(digest, _newest(state.time, time), at, seen, ids, sequence, confirmed=state.confirmed)
 
 
 def _seen(state: Accepted, time: int | None, arrived: int) -> Accepted:

@@ -54,7 +54,7 @@ class Reason(StrEnum):
     INVALID = "invalid"
     #: The API refused it: 4xx or 3xx.
     REFUSED = "refused"
-    #: The API refused it with 401 or 403, though it took others with the same token.
+    #: The API refused it with 403, though it took others with the same token.
     FORBIDDEN = "forbidden"
     #: It was tried `delivery.max_attempts` times.
     EXHAUSTED = "exhausted"

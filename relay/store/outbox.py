@@ -37,7 +37,7 @@ class Trials(NamedTuple):
     """What was tried so far with the first of an instance's entries; all zero before the first answer.
 
     `attempts` are those that count against `delivery.max_attempts`, `answers` all. `first` is when the first answer
-    came, in Redis milliseconds. `forbidden` counts the 403s after each of which but the last another event passed,
+    came, in Redis milliseconds. `forbidden` counts the 401s and 403s after each of which but the last another passed,
     and `successes` is how many the endpoint had seen at the last of them.
     """
 

@@ -1,7 +1,7 @@
 -- Record what became of entries of one outbox: delivered, dead, superseded, or parked for a retry. Atomic, fenced by
 -- the lease, and harmless when applied twice (a retry whose answer was lost): then none of the entries is left to
 -- delete, and nothing else is done.
--- A lease that ran out does no harm as long as nobody took over: then the mark of the run is still this drain's.
+-- A lease that ran out while nobody took over is taken again: the mark of the run is still this drain's.
 --
 -- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
 --       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused, 15 what the receipts' keys begin with,
@@ -21,6 +21,8 @@ local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then
   return -1
 end
+redis.call('DEL', KEYS[1]) -- first: at maxmemory a script may write once it began with a delete
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) -- not PEXPIRE: the drain goes on, so it must hold it again
 local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])
 local MAX_UNPACKED = 5000 -- values of one command; Lua's stack takes about 8,000
 local at = 8
@@ -101,7 +103,6 @@ if leaving > 0 then
     return paused
   end
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[9], ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -131,7 +132,11 @@ local function give_back(instance, event_id)
     lines[#lines + 1] = line
   end
   local was_last = lines[#lines] == event_id
-  local kept = {lines[1], lines[2], lines[3], string.match(lines[4], '^%d*')} -- without a resync's mark: it may be it
+  local seen, confirmed = string.match(lines[4], '^(%d+) ?%d* ?(%d*)$') -- without a resync's mark: it may be it
+  if was_last and confirmed == '' then
+    confirmed = '1' -- from here on it is noted when what counts again is reported: later than what died
+  end
+  local kept = {lines[1], lines[2], lines[3], confirmed == '' and seen or seen .. ' 0 ' .. confirmed}
   for i = 5, #lines do
     if lines[i] ~= event_id then
       kept[#kept + 1] = lines[i]

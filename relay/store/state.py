@@ -4,7 +4,7 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
-The fourth is when it was seen, or after a resync `<seen> <when the resync was asked for>`.
+The fourth is when it was seen, or `<seen> <resynced> <confirmed>`, without the zeros at its end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class Accepted(NamedTuple):
     sequence: int = 0
     #: When the resync arrived for which it was put on its way again, 0 if there was none since.
     resynced: int = 0
+    #: Since a dead letter gave the state back: until when this is known to have run, by reports that were duplicates;
+    #: 1 before the first of them, 0 if no state was ever given back. Not the last event's alone: it is carried on.
+    confirmed: int = 0
 
     @property
     def arrival(self) -> tuple[int, int]:
@@ -36,7 +39,7 @@ class Accepted(NamedTuple):
     def encode(self) -> str:
         """Write it as the hash field's value."""
         time = "" if self.time is None else self.time
-        seen = f"{self.seen} {self.resynced}" if self.resynced else self.seen
+        seen = f"{self.seen} {self.resynced} {self.confirmed}".removesuffix(" 0").removesuffix(" 0")
         head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
         return "\n".join((head, *self.ids))
 
@@ -45,9 +48,9 @@ class Accepted(NamedTuple):
         """Read the hash field's value."""
         digest, time, at, seen, *ids = value.split("\n")
         at, _, sequence = at.partition("-")
-        seen, _, resynced = seen.partition(" ")
         moment = int(time) if time else None
-        return cls(digest, moment, int(at), int(seen), tuple(ids), int(sequence or 0), int(resynced or 0))
+        seen_ms, resynced, confirmed = (*map(int, seen.split(" ")), 0, 0)[:3]
+        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed)
 
 
 class Delivered(NamedTuple):

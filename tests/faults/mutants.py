@@ -266,7 +266,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "workers/verdict.py",
-                "overtaken = redriven is not None and state.arrival > redriven.arrival",
+                "overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival",
                 "overtaken = False",
             ),
         ),

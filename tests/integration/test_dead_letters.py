@@ -214,6 +214,47 @@ def test_what_was_delivered_after_the_death_and_given_back_is_not_undone(
     assert read_ledger(client, KEYS).stale == 1
 
 
+@pytest.mark.parametrize("when", [{}, {"time": "2099-01-01T00:00:00Z"}], ids=["without a time", "as of its arrival"])
+def test_redrive_does_not_undo_a_rollback_that_was_reported(
+    runtime: Runtime, client: Redis, api: Sandbox, when: dict[str, str]
+) -> None:
+    """What it was rolled back to is what was last delivered, so the report is a duplicate; it counts all the same."""
+    report(client, "good")
+    work(runtime, api)
+    report(client, "bad")
+    work(runtime, api, refuse=True)
+    [letter] = letters(client)
+    report(client, "good", **when)
+    work(runtime, api)
+    assert read_ledger(client, KEYS).duplicate == 1
+    report(client, "worse")
+    work(runtime, api, refuse=True)  # gives back what was confirmed, too
+    redrive(client, Filters(event_ids=frozenset({letter.event_id})))
+    work(runtime, api)
+
+    assert delivered(api) == [digest("good")]
+    assert read_ledger(client, KEYS).stale == 1
+    assert_all_accounted_for(client)
+
+
+@pytest.mark.parametrize("what", ["a report of before it", "a retry of the first report", "nothing"])
+def test_redrive_goes_through_where_nothing_tells_that_it_was_rolled_back(
+    runtime: Runtime, client: Redis, api: Sandbox, what: str
+) -> None:
+    report(client, "good", id="job-1")
+    work(runtime, api)
+    report(client, "bad")
+    work(runtime, api, refuse=True)
+    if what != "nothing":
+        report(client, "good", **({"time": EARLIER} if what == "a report of before it" else {"id": "job-1"}))
+        work(runtime, api)
+    redrive(client)
+    work(runtime, api)
+
+    assert delivered(api) == [digest("good"), digest("bad")]
+    assert_all_accounted_for(client)
+
+
 @pytest.mark.parametrize("later_by", [0, 7])
 def test_events_that_died_together_end_as_they_would_have(
     runtime: Runtime, client: Redis, api: Sandbox, lately: int, later_by: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from drains import (
@@ -13,9 +13,12 @@ from drains import (
     deliver_until,
     delivered_digests,
     digest,
+    image_of,
     make_runtime_for,
     report,
+    report_image,
 )
+from rig import wait_for
 
 from relay import Producer
 from relay.errors import QueueFull
@@ -30,7 +33,7 @@ from workers.doorman import Doorman
 from workers.intake import drain_inbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from redis import Redis
 
@@ -146,6 +149,42 @@ def test_delivery_whose_lease_ran_out_commits_nothing(runtime: Runtime, client: 
     drain_outboxes(runtime, ["production"])
     assert delivered_digests(api) == [digest("a"), digest("a")]
     assert len({request.idempotency_key for request in api.requests}) == 1
+
+
+def test_what_is_sent_has_left_before_the_drain_waits_for_redis(
+    runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would leave after that wait, when the lease that it was sent under may be another's."""
+    for number in range(150):
+        report_image(client, image_of(f"app-{number}"))
+    drain_inbox(runtime)
+    api.faults = [{"kind": "latency", "seconds": 0.02, "jitter_seconds": 0.02}]
+    run_all, wait = scripts.run_all, runtime.transport.wait
+    answered: list[object] = []
+    waits: list[int] = []
+
+    class Transport:
+        """The real one; what it has answered is counted."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(runtime.transport, name)
+
+        def wait(self, timeout_seconds: float) -> object:
+            answers = wait(timeout_seconds)
+            answered.extend(answers)
+            return answers
+
+    def run_when_all_have_left(client: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
+        sent = len(answered) + runtime.transport.in_flight
+        wait_for(lambda: api.counts().received >= sent, seen=lambda: f"{api.counts().received} of {sent} have left")
+        waits.append(runtime.transport.in_flight)
+        return run_all(client, calls)
+
+    monkeypatch.setattr(scripts, "run_all", run_when_all_have_left)
+    done = drain_outboxes(replace(runtime, transport=Transport()), ["production"])
+    assert done is not None
+    assert done.delivered == 150
+    assert sum(map(bool, waits)) > 1, "it never asked Redis with anything in flight"
 
 
 def test_only_one_drain_at_a_time(runtime: Runtime, client: Redis) -> None:

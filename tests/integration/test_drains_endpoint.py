@@ -172,6 +172,36 @@ def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
     assert ledger_of(client).unaccounted == 0
 
 
+def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 401, "image": image_of("unauthorized")}]
+    report_image(client, image_of("unauthorized"), id="unauthorized")
+    images = report_many(client, 10)
+    with running(redis_server, api) as runtime:
+        drain_inbox(runtime)
+        for _ in range(6):
+            let_hold_pass(client)
+            retries_are_due(client)
+            images.append(f"{REPOSITORY}@{digest(str(len(images)))}")
+            report(client, str(len(images) - 1))
+            drain_inbox(runtime)
+            drained(runtime)
+        deliver_until(runtime, lambda: ledger_of(client).waiting == 1)
+
+        (only,) = trials(client)
+        assert only.attempts == 0
+        assert only.forbidden > 3, "each one that was answered while others passed makes the next pause longer"
+        assert (client.xlen(KEYS.dead), circuit(client)) == (0, "")
+        assert sorted(delivered_images(api)) == sorted(images)
+
+        let_hold_pass(client)
+        retries_are_due(client)
+        report_image(client, image_of("another"))
+        drain_inbox(runtime)
+        assert drained(runtime).held == "", "it is known by now whose fault it is"
+
+
 def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 403}]
     images = report_many(client, 10)

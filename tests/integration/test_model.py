@@ -297,6 +297,9 @@ class SteeredTransport:
             if post.processed is None:
                 self._process.world.model.processed(post, was=processed)
 
+    def let_go(self) -> None:
+        pass
+
     def wait(self, timeout_seconds: float) -> list[tuple[Any, Answer]]:
         if not self._answers:
             CLOCK.advance(timeout_seconds)

@@ -115,7 +115,8 @@ def test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over(client: 
 
     assert settle(client, **what) == RECORDED
     assert totals(client)["delivered"] == 1
-    assert client.exists(PRODUCTION.lease) == 0, "that does not make it anybody's"
+    assert client.get(PRODUCTION.lease) == b"token", "it goes on sending, and nobody else may meanwhile"
+    assert client.pttl(PRODUCTION.lease) > 0
 
 
 def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> None:
@@ -248,26 +249,38 @@ def state_after_death(
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
             "sha256:a\n10\n999\n11",
-            Accepted("sha256:a", 10, 11, 22, ("a",)),
+            Accepted("sha256:a", 10, 11, 22, ("a",), confirmed=1),
             id="the last accepted: back to what was delivered",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
             "sha256:a\n10\n999\n11-2",
-            Accepted("sha256:a", 10, 11, 22, ("a",), sequence=2),
+            Accepted("sha256:a", 10, 11, 22, ("a",), sequence=2, confirmed=1),
             id="delivered was the third of a millisecond: it is so again",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
             "sha256:a\n\n999\n11",
-            Accepted("sha256:a", None, 11, 22, ("a",)),
+            Accepted("sha256:a", None, 11, 22, ("a",), confirmed=1),
             id="delivered without a time: back to no known time",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("e0",)),
             "sha256:a\n10\n999\n11",
-            Accepted("sha256:a", 10, 11, 22, ()),
+            Accepted("sha256:a", 10, 11, 22, (), confirmed=1),
             id="the only id known: none is known",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("a", "e0"), resynced=5, confirmed=19),
+            "sha256:a\n10\n999\n11",
+            Accepted("sha256:a", 10, 11, 22, ("a",), confirmed=19),
+            id="given back before: what was confirmed since is kept, a resync's mark is not",
+        ),
+        pytest.param(
+            Accepted("sha256:b", 20, 21, 22, ("e0", "b"), resynced=5, confirmed=19),
+            None,
+            Accepted("sha256:b", 20, 21, 22, ("b",), confirmed=19),
+            id="not the last accepted: what was confirmed is kept",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0")),

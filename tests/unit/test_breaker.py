@@ -117,8 +117,18 @@ SEEN_BEFORE = Trials(attempts=2, answers=5, first=17)
 
 @pytest.mark.parametrize("trials", [NO_TRIALS, SEEN_BEFORE._replace(forbidden=99, successes=1)])
 @pytest.mark.parametrize("successes", [0, 1000])
-def test_a_401_is_never_an_events_own_fault(trials: Trials, successes: int) -> None:
-    assert suspect(trials, 401, successes=successes, successes_when_sent=0) == innocent(trials)
+def test_no_event_is_forbidden_by_a_401(trials: Trials, successes: int) -> None:
+    assert not suspect(trials, 401, successes=successes, successes_when_sent=0).is_forbidden
+
+
+def test_a_401_that_comes_again_while_others_pass_is_an_events_own_fault_and_holds_nobody_up() -> None:
+    first = suspect(NO_TRIALS, 401, successes=7, successes_when_sent=7)
+    assert not first.own_fault
+    for times, successes in enumerate((8, 9, 12, 400), start=2):
+        again = suspect(first.trials, 401, successes=successes, successes_when_sent=successes)
+        assert again == Suspicion(Trials(forbidden=times, successes=successes), own_fault=True, is_forbidden=False)
+        first = again
+    assert suspect(first.trials, 401, successes=400, successes_when_sent=400) == innocent(first.trials)
 
 
 @pytest.mark.parametrize(("successes", "own_fault"), [(7, False), (8, True)], ids=["nothing passed", "others passed"])

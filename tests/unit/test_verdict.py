@@ -218,6 +218,7 @@ def redriven(
     came: tuple[int, int] = (MINUTES[3], 5),
     force: bool = False,
     delivered: Delivered | None = None,
+    forget_after_ms: float = DAY,
 ) -> tuple[Verdict, Accepted]:
     """Judge an event that came in minute 3, died, and is redriven in minute 9."""
     return judge(
@@ -228,6 +229,7 @@ def redriven(
         time=time,
         arrived=MINUTES[9],
         reassert_after_ms=1,
+        forget_after_ms=forget_after_ms,
         redriven=Redriven(1, *came, force),
     )
 
@@ -272,6 +274,43 @@ def test_redriven_event_is_judged_as_of_when_it_first_came(
     else:
         assert state is not None
         assert (after.digest, after.arrival, after.ids) == (state.digest, state.arrival, state.ids)
+
+
+def test_redriven_event_older_than_what_is_forgotten_is_stale_where_nothing_is_known() -> None:
+    assert redriven(None, forget_after_ms=6 * MINUTE + 1)[0] is NEW
+    assert redriven(None, forget_after_ms=6 * MINUTE) == (STALE, None)
+    assert redriven(None, forget_after_ms=6 * MINUTE, force=True)[0] is NEW
+
+
+GIVEN_BACK = Accepted(A, None, MINUTES[1], NOW, ("1",), confirmed=1)
+
+
+@pytest.mark.parametrize(
+    ("event", "confirmed"),
+    [
+        pytest.param(Event(A, "2", None, MINUTES[5]), MINUTES[5], id="by a report: when it arrived"),
+        pytest.param(Event(A, "2", MINUTES[2], MINUTES[5]), MINUTES[2], id="by a report with a time: then"),
+        pytest.param(Event(A, "1", None, MINUTES[5]), 1, id="not by a repeat of what was accepted"),
+        pytest.param(Event(B, "1", None, MINUTES[5]), 1, id="not by another digest under a known id"),
+    ],
+)
+def test_what_was_given_back_is_confirmed(event: Event, confirmed: int) -> None:
+    verdict, state = told(GIVEN_BACK, event)
+
+    assert (verdict, state.confirmed) == (DUPLICATE, confirmed)
+    assert redriven(state)[0] is (STALE if confirmed > MINUTES[3] else CHANGED)
+
+
+def test_what_was_confirmed_stays_so_whatever_is_reported_next() -> None:
+    state = GIVEN_BACK._replace(confirmed=MINUTES[5])
+    assert told(state, Event(A, "2", MINUTES[2], MINUTES[6]))[1].confirmed == MINUTES[5]
+    assert told(state, Event(C, "3", None, MINUTES[6]))[1].confirmed == MINUTES[5]
+    assert redriven(state, digest=A, event_id="2")[1].confirmed == MINUTES[5]
+
+
+def test_what_was_never_given_back_needs_no_confirming_and_duplicates_write_nothing() -> None:
+    state = accepted(Event(A, "1"))
+    assert told(state, Event(A, "2", None, NOW + MINUTE)) == (DUPLICATE, state)
 
 
 @pytest.mark.parametrize(

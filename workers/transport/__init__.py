@@ -85,6 +85,9 @@ class Transport(Protocol[T]):
     def send(self, request: Request[T]) -> None:
         """Start one attempt."""
 
+    def let_go(self) -> None:
+        """Let out what was sent, now and not at the next `wait`: from here on its deadline counts."""
+
     def wait(self, timeout_seconds: float) -> Sequence[tuple[T, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
 

@@ -201,6 +201,10 @@ class CurlTransport(Generic[T]):
         self._busy[lane.handle] = lane
         self._multi.add_handle(lane.handle)
 
+    def let_go(self) -> None:
+        """Let out what was sent; libcurl does nothing, and counts no time, before it is given a turn."""
+        self._multi.perform()
+
     def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
         answered = self._perform()

@@ -214,6 +214,9 @@ class RequestsTransport(Generic[T]):
         self._attempts[number] = attempt
         attempt.future = self._executor.submit(self._run, number, attempt)
 
+    def let_go(self) -> None:
+        """Nothing: each attempt has a thread, which began at once."""
+
     def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
         until = time.monotonic() + timeout_seconds
