@@ -168,12 +168,16 @@ if #result > 3 then
   redis.call('HINCRBY', KEYS[4], 'bell:work', #result - 3)
 end
 for _, receipt in ipairs(receipts) do
-  -- What is no news may repeat an event that is: then the receipt is that one's.
+  -- What is no news may repeat an event that is: then the receipt is that one's. A receipt that tells of a death gives
+  -- way: a producer that reports again begins it anew (append.lua), so what comes after a death was redriven.
   local key, status = KEYS[6] .. receipt[1], receipt[2]
   if status == 'accepted' then
     redis.call('SET', key, status .. '\n' .. now, 'PX', waiting_ms)
-  elseif string.match(redis.call('GET', key) or 'queued', '^queued') then
-    redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
+  else
+    local before = string.match(redis.call('GET', key) or 'queued', '^%l*')
+    if before == 'queued' or before == 'dead' then
+      redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
+    end
   end
 end
 return result
