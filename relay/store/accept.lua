@@ -146,6 +146,7 @@ for number, environment in ipairs(environments) do
   end
   if next(environment.counts) then
     redis.call('ZADD', KEYS[7], 'NX', 0, environment.name)
+    redis.call('HSET', KEYS[key + 2], 'seen', now)
   end
   for verdict, n in pairs(environment.counts) do
     redis.call('HINCRBY', KEYS[key + 2], verdict, n)
