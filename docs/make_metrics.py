@@ -18,7 +18,8 @@ enough to scrape. Counters of events are written by the steps that move the even
 `added + redriven = delivered + duplicate + stale + superseded + dead + waiting` in inbox and outboxes.
 
 - `environment` has at most `metrics.environments` values, those with the most, and `other` for the sum of the rest.
-  That sum never falls where it is a counter's.
+  That sum never falls where it is a counter's. An environment that is forgotten (`delivery.forget_after`) loses its
+  series and is counted under `other` from then on: that rises by as much once, though nothing was delivered.
 - No label has an id, an image, an address or a token in it.
 - While Redis does not answer, the scrape succeeds and tells `relay_up 0` and `relay_build_info`, nothing else.
 - A scrape reads and never writes. With ten thousand environments it takes a fraction of a second.

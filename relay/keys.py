@@ -17,7 +17,8 @@ environment; endpoint names have no colon, so the first one ends them.
     cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is parked or in a
                                            drain's hand; absent: the beginning
     schedule:<ep>                  zset    environment with a non-empty outbox → when to look, milliseconds
-    environments:<ep>              zset    every environment that ever got an event → events delivered
+    environments:<ep>              zset    environment that got an event and is not forgotten since
+                                           (forget_environment.lua) → events delivered
     endpoint:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
                                            failures in a row, successes, window, rate limit: for all workers;
                                            how long it was held for which reason
@@ -31,7 +32,8 @@ environment; endpoint names have no colon, so the first one ends them.
     bell:…                         string  a ring is under way to that drain; expires
     counts                         hash    the ledger's totals, written by the scripts that move entries; beside
                                            them what only the metrics tell (relay/store/snapshot.py)
-    counts:<ep>:<env>              hash    the same for one environment
+    counts:<ep>:<env>              hash    the same for one environment, and `seen`: when an event was taken in or
+                                           the outbox emptied last, milliseconds
     latency                        hash    histogram bucket → deliveries (relay/store/latency.py)
     appended:<call>                string  mark of a call that added events, against its retry; expires
     receipt:<event id>             string  what became of an event that asked for it (relay/store/receipts.py);
@@ -93,7 +95,7 @@ class Keys:
         return f"{self.prefix}schedule:{endpoint}"
 
     def environments(self, endpoint: str) -> str:
-        """Return the key of the environments that ever got an event, by how many were delivered."""
+        """Return the key of the environments that got events, by how many were delivered."""
         return f"{self.prefix}environments:{endpoint}"
 
     def endpoint(self, endpoint: str) -> str:

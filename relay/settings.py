@@ -282,7 +282,8 @@ class DeliverySettings(_Section):
     max_age: PositiveDuration = 2_592_000.0
     """An event that could not be delivered for this long becomes a dead letter, `expired`."""
     forget_after: PositiveDuration = 7_776_000.0
-    """What an instance last ran is forgotten when nothing was heard of it for this long."""
+    """What an instance last ran is forgotten when nothing was heard of it for this long, and so is an environment
+    of which no instance is left: status, console and metrics name it no more."""
 
 
 class WorkerSettings(_Section):

@@ -28,7 +28,9 @@ BELL_MS = 5_000
 X, Y = "x", "y"
 
 #: The counters that are beside the ledger.
-BESIDE = re.compile(r"attempt:|duration|latency_ms|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:")
+BESIDE = re.compile(
+    r"attempt:|duration|latency_ms|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:|seen"
+)
 
 #: Longer than any test; nothing here waits for a time to pass.
 LONG_SECONDS = 600.0

@@ -40,17 +40,23 @@ def walk(runtime: Runtime, after: str, cursor: int) -> str:
     client, keys, settings = runtime.client, runtime.keys, runtime.settings
     threshold = seen_before(forgetting.now_ms(client), settings.delivery.forget_after)
     deadline = time.monotonic() + settings.worker.budget
-    forgotten = 0
+    instances = environments = 0
     for name in forgetting.environments(client, keys, DEFAULT_ENDPOINT):
         if name < after:
             continue
+        outbox = keys.of_outbox(DEFAULT_ENDPOINT, name)
         at = cursor if name == after else 0
         while True:
             if time.monotonic() > deadline or is_stopping():
                 runtime.bells.ring_forget(name, at)
-                return f"{forgotten} forgotten, more to look at"
-            at, count = forgetting.forget_page(client, keys.of_outbox(DEFAULT_ENDPOINT, name), at, threshold)
-            forgotten += count
+                return f"{_forgotten(instances, environments)}, more to look at"
+            at, count = forgetting.forget_page(client, outbox, at, threshold)
+            instances += count
             if not at:
                 break
-    return f"{forgotten} forgotten"
+        environments += forgetting.forget_environment(client, keys, outbox, threshold)
+    return _forgotten(instances, environments)
+
+
+def _forgotten(instances: int, environments: int) -> str:
+    return f"instances forgotten: {instances}, environments: {environments}"

@@ -92,7 +92,8 @@ def _ledger(snapshot: Snapshot) -> Iterator[Family]:
     ledger = snapshot.ledger
     yield _plain(of.ADDED, ledger.added)
     yield _plain(of.ACCEPTED, ledger.accepted)
-    # The rest never falls, as no counter may: who takes another's place among the named has delivered no less.
+    # The rest never falls, as no counter may: who takes another's place among the named has delivered no less, or the
+    # other was forgotten, and what it delivered, no less in its turn, is part of the rest from then on.
     named = sorted(snapshot.delivered.items())
     yield _labelled(of.DELIVERED, (), dict([*named, (ELSEWHERE, snapshot.delivered_elsewhere)]))
     yield _plain(of.DUPLICATE, ledger.duplicate)

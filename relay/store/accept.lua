@@ -146,6 +146,7 @@ for number, environment in ipairs(environments) do
   end
   if next(environment.counts) then
     redis.call('ZADD', KEYS[7], 'NX', 0, environment.name)
+    redis.call('HSET', KEYS[key + 2], 'seen', now)
   end
   for verdict, n in pairs(environment.counts) do
     redis.call('HINCRBY', KEYS[key + 2], verdict, n)
@@ -168,12 +169,16 @@ if #result > 3 then
   redis.call('HINCRBY', KEYS[4], 'bell:work', #result - 3)
 end
 for _, receipt in ipairs(receipts) do
-  -- What is no news may repeat an event that is: then the receipt is that one's.
+  -- What is no news may repeat an event that is: then the receipt is that one's. A receipt that tells of a death gives
+  -- way: a producer that reports again begins it anew (append.lua), so what comes after a death was redriven.
   local key, status = KEYS[6] .. receipt[1], receipt[2]
   if status == 'accepted' then
     redis.call('SET', key, status .. '\n' .. now, 'PX', waiting_ms)
-  elseif string.match(redis.call('GET', key) or 'queued', '^queued') then
-    redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
+  else
+    local before = string.match(redis.call('GET', key) or 'queued', '^%l*')
+    if before == 'queued' or before == 'dead' then
+      redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
+    end
   end
 end
 return result

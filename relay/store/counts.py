@@ -86,7 +86,7 @@ class EnvironmentCounts(NamedTuple):
 
 
 def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
-    """Read what is known of each environment that ever got an event or is paused, in the order of their names.
+    """Read what is known of each of the `environment_names`, in their order.
 
     Changes nothing, and a script is short: blocks nobody.
     """
@@ -102,7 +102,7 @@ def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[Environm
 
 
 def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
-    """Return the environments that ever got an event or are paused, in order."""
+    """Return the environments that got an event and are not forgotten, or are paused, in order."""
     pipeline = client.pipeline(transaction=False)
     pipeline.zrange(keys.environments(endpoint), 0, -1)
     pipeline.hkeys(keys.paused(endpoint))

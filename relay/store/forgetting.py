@@ -1,4 +1,4 @@
-"""Letting go of the state of instances that were not seen for long, a page at a time."""
+"""Letting go of what was not seen for long: of instances, a page at a time, and of environments without any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import OutOfMemoryError
 
-from relay.store import scripts
+from relay.store import counts, scripts
 from relay.store.state import Accepted
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ PAGE = 500
 MAX_WAITING = 1000
 
 _FORGET = scripts.load("forget")
+_FORGET_ENVIRONMENT = scripts.load("forget_environment")
 
 
 class Page(NamedTuple):
@@ -49,11 +50,11 @@ def unclaim(client: Redis, keys: Keys) -> None:
 
 
 def environments(client: Redis, keys: Keys, endpoint: str) -> list[str]:
-    """Return the environments of which anything is known, in the order of their names."""
+    """Return the environments of which anything is known, counts or instances, in the order of their names."""
     prefix = keys.of_outbox(endpoint, "").accepted
     pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
-    found = {key.decode() for key in client.scan_iter(match=pattern, count=1000)}
-    return sorted(key.removeprefix(prefix) for key in found)
+    found = {key.decode().removeprefix(prefix) for key in client.scan_iter(match=pattern, count=1000)}
+    return sorted(found.union(counts.environment_names(client, keys, endpoint)))
 
 
 def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int) -> Page:
@@ -68,6 +69,21 @@ def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int
         return Page(cursor=int(following), forgotten=0)
     call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered), args)
     return Page(cursor=int(following), forgotten=int(scripts.run(client, call)))
+
+
+def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_before: int) -> bool:
+    """Forget an environment and its counts, if nothing is left of it and nothing happened there since then.
+
+    It stays with an instance, an event on its way, a drain or a bell, and while it is paused.
+    """
+    endpoint = outbox.endpoint
+    script_keys = (
+        keys.environments(endpoint), keys.schedule(endpoint), keys.paused(endpoint), outbox.counts,
+        outbox.outbox, outbox.accepted, outbox.parked, outbox.lease, outbox.bell,
+        outbox.delivered, outbox.due, outbox.attempts, outbox.cursor, outbox.run,
+    )  # fmt: skip
+    call = scripts.Call(_FORGET_ENVIRONMENT, script_keys, (outbox.environment, seen_before))
+    return bool(scripts.run(client, call))
 
 
 def now_ms(client: Redis) -> int:

@@ -24,7 +24,9 @@ if lost ~= 0 then
 end
 if waiting == 0 then
   redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-  redis.call('ZREM', KEYS[8], ARGV[3])
+  if redis.call('ZREM', KEYS[8], ARGV[3]) == 1 then -- something was done since it was empty before
+    redis.call('HSET', KEYS[10], 'seen', now)
+  end
   return 0
 end
 

@@ -104,7 +104,9 @@ def pause(runtime: Runtime, environment: str) -> None:
 def forget(runtime: Runtime, environment: str) -> None:
     """Forget whatever of an environment may be forgotten."""
     outbox = runtime.keys.of_outbox(DEFAULT_ENDPOINT, environment)
-    forgetting.forget_page(runtime.client, outbox, 0, forgetting.now_ms(runtime.client) + 1)
+    seen_before = forgetting.now_ms(runtime.client) + 1
+    forgetting.forget_page(runtime.client, outbox, 0, seen_before)
+    forgetting.forget_environment(runtime.client, runtime.keys, outbox, seen_before)
 
 
 def status(runtime: Runtime, _: str) -> None:

@@ -60,6 +60,7 @@ PASSES = {
     "pause": ("pause", 1),
     "resume": ("pause", 1),
     "forget": ("forget", 1),
+    "forget_environment": ("forget", 1),
     "ledger": ("status", 1),
     "environments": ("status", 1),
     "snapshot": ("scrape", 1),

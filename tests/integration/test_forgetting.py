@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+from drains import TOKEN, drained, ledger_of, report, running
+from outboxes import everything
+
 from relay.keys import DEFAULT_ENDPOINT, Keys
-from relay.store import dataset, forgetting, scripts
+from relay.sandbox import Sandbox
+from relay.store import counts, dataset, forgetting, pausing, scripts
 from relay.store.state import Accepted
+from workers import forget
+from workers.intake import drain_inbox
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Callable, Iterator
+
     from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
 
 KEYS = Keys()
 OUTBOX = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
+INDEX = KEYS.environments(DEFAULT_ENDPOINT)
 OLD, NOW = 1_000, 2_000
 
 
@@ -89,7 +101,140 @@ def test_environments_are_those_of_which_anything_is_known(client: Redis) -> Non
     for name in ("a:b", "*[x]"):
         client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).accepted, "a", "")
     client.hset(KEYS.of_outbox("other", "elsewhere").accepted, "a", "")
-    assert forgetting.environments(client, KEYS, DEFAULT_ENDPOINT) == ["*[x]", "a:b", "production"]
+    client.zadd(INDEX, {"production": 7, "without instances": 0})
+    found = forgetting.environments(client, KEYS, DEFAULT_ENDPOINT)
+    assert found == ["*[x]", "a:b", "production", "without instances"]
+
+
+# Environments
+
+
+def count(client: Redis, seen: int = OLD) -> None:
+    """Count a delivery in the environment, as accept.lua, settle.lua and release_outbox.lua do."""
+    client.zincrby(INDEX, 1, "production")
+    client.hset(OUTBOX.counts, mapping={"delivered": 1, "outbox": 0, "seen": seen})
+
+
+def forget_environment(client: Redis) -> bool:
+    return forgetting.forget_environment(client, KEYS, OUTBOX, NOW)
+
+
+def test_an_environment_of_which_nothing_is_left_goes_with_all_its_keys(client: Redis) -> None:
+    count(client)
+    client.zadd(INDEX, {"staging": 1})
+    client.set(OUTBOX.cursor, "-")
+    client.hset(OUTBOX.run, "token", "of a drain that died")
+    client.hset(OUTBOX.delivered, "an instance", "that was forgotten")
+    assert forget_environment(client)
+    assert client.keys() == [INDEX.encode()]
+    assert client.zrange(INDEX, 0, -1) == [b"staging"]
+    assert not forget_environment(client)
+    assert client.keys() == [INDEX.encode()]
+
+
+@pytest.mark.parametrize(
+    "something",
+    [
+        pytest.param(lambda client: client.hset(OUTBOX.accepted, "a", "state"), id="an instance"),
+        pytest.param(lambda client: client.xadd(OUTBOX.outbox, {"event": "{}"}), id="an event on its way"),
+        pytest.param(lambda client: client.zadd(OUTBOX.parked, {"a": 0}), id="a parked entry"),
+        pytest.param(lambda client: client.set(OUTBOX.lease, "token"), id="a drain"),
+        pytest.param(lambda client: client.set(OUTBOX.bell, "1"), id="a bell"),
+        pytest.param(lambda client: client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 1}), id="a schedule"),
+        pytest.param(lambda client: pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"]), id="a pause"),
+        pytest.param(lambda client: client.hset(OUTBOX.counts, "outbox", 1), id="a total to be put right"),
+        pytest.param(lambda client: client.hset(OUTBOX.counts, "seen", NOW), id="something that happened lately"),
+    ],
+)
+def test_an_environment_stays_with_anything_of_it(client: Redis, something: Callable[[Redis], object]) -> None:
+    count(client)
+    something(client)
+    before = everything(client)
+    assert not forget_environment(client)
+    assert everything(client) == before
+
+
+def test_the_time_of_an_environment_that_an_older_version_counted_begins_at_the_first_look(client: Redis) -> None:
+    count(client)
+    client.hdel(OUTBOX.counts, "seen")
+    client.config_set("maxmemory", 1)
+    try:
+        assert not forget_environment(client)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert not forget_environment(client)
+    looked_at = int(client.hget(OUTBOX.counts, "seen") or 0)
+    assert abs(forgetting.now_ms(client) - looked_at) < 60_000
+    assert forgetting.forget_environment(client, KEYS, OUTBOX, looked_at + 1)
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    with running(redis_server, api) as made:
+        yield made
+
+
+def known_environments(client: Redis) -> list[str]:
+    return [each.environment for each in counts.read_environments(client, KEYS, DEFAULT_ENDPOINT)]
+
+
+def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
+    client: Redis, runtime: Runtime, api: Sandbox
+) -> None:
+    """What becomes a dead letter gives its state back, so that of these nothing but the counts is left."""
+    api.faults = [{"kind": "status", "status": 422, "count": 2}]
+    for name in ("pr-1", "pr-2"):
+        report(client, "a", name)
+    drain_inbox(runtime)
+    drained(runtime, "pr-1", "pr-2")
+    report(client, "a")
+    drain_inbox(runtime)
+    drained(runtime)
+    client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, "pr-1").counts, "seen", OLD)
+    before = ledger_of(client)
+    assert known_environments(client) == ["pr-1", "pr-2", "production"]
+
+    assert forget.walk(runtime, "", 0) == "instances forgotten: 0, environments: 1"
+    assert known_environments(client) == ["pr-2", "production"]
+    assert not list(client.scan_iter("*pr-1"))
+    assert ledger_of(client) == before
+    assert (before.unaccounted, before.dead) == (0, 2)
+
+    report(client, "b", "pr-1")
+    drain_inbox(runtime)
+    assert known_environments(client) == ["pr-1", "pr-2", "production"]
+
+
+def test_what_is_taken_in_and_what_empties_an_outbox_keeps_an_environment(client: Redis, runtime: Runtime) -> None:
+    def age() -> int:
+        return forgetting.now_ms(client) - int(client.hget(OUTBOX.counts, "seen") or 0)
+
+    report(client, "a")
+    drain_inbox(runtime)
+    assert age() < 60_000
+    client.hset(OUTBOX.counts, "seen", OLD)
+    drained(runtime)
+    assert age() < 60_000, "it was delivered long after"
+    client.hset(OUTBOX.counts, "seen", OLD)
+    drained(runtime)
+    assert age() > 60_000, "a bell for nothing is nothing"
+    report(client, "a")
+    drain_inbox(runtime)
+    assert age() < 60_000, "a duplicate"
+
+
+def test_a_late_bell_brings_nothing_of_a_forgotten_environment_back(client: Redis, runtime: Runtime) -> None:
+    count(client)
+    assert forget_environment(client)
+    drained(runtime)
+    assert not list(client.scan_iter("*production"))
+    assert known_environments(client) == []
 
 
 def test_one_walk_at_a_time(client: Redis) -> None:

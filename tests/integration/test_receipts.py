@@ -60,6 +60,13 @@ def work(runtime: Runtime) -> None:
     drain_outboxes(runtime, ["production"])
 
 
+def redrive(client: Redis) -> None:
+    run = Redrive(client, KEYS, max_backlog=100)
+    assert run.begin()
+    assert [step.moved for step in redrive_all(run, dead.EVERYTHING)][-1] == 1
+    run.end()
+
+
 def test_receipt_follows_an_event_from_inbox_to_api(client: Redis, producer: Producer, runtime: Runtime) -> None:
     ask(producer, "a", "one")
     assert status_of(client, "one") is Status.QUEUED
@@ -122,12 +129,36 @@ def test_redriven_dead_letter_brings_its_receipt_along(
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     ask(producer, "a", "one")
     work(runtime)
-    redrive = Redrive(client, KEYS, max_backlog=100)
-    assert redrive.begin()
-    assert [step.moved for step in redrive_all(redrive, dead.EVERYTHING)][-1] == 1
-    redrive.end()
+    redrive(client)
     work(runtime)
     assert status_of(client, "one") is Status.DELIVERED
+
+
+@pytest.mark.parametrize("fate", [Status.DUPLICATE, Status.STALE])
+def test_redriven_dead_letter_that_is_no_news_any_more_says_so(
+    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox, fate: Status
+) -> None:
+    api.faults = [{"kind": "status", "status": 422, "count": 1}]
+    ask(producer, "a", "one")
+    work(runtime)
+    ask(producer, "a" if fate is Status.DUPLICATE else "b", "two")
+    work(runtime)
+    redrive(client)
+    assert status_of(client, "one") is Status.DEAD, "nobody knows better yet"
+    work(runtime)
+    assert [status_of(client, each) for each in ("one", "two")] == [fate, Status.DELIVERED]
+
+
+def test_redriven_dead_letter_that_is_still_unreadable_died_anew(client: Redis, runtime: Runtime) -> None:
+    client.xadd(KEYS.inbox, {"event": "{", "id": "bad", "receipt": "1"})
+    work(runtime)
+    client.set(KEYS.receipt("bad"), "dead\n5\ninvalid\nwhat an older version said")
+    redrive(client)
+    work(runtime)
+    receipt = receipts.read(client, KEYS, "bad")
+    assert receipt
+    assert receipt.at > 5
+    assert "JSON" in receipt.detail
 
 
 def test_event_that_waits_for_a_retry_is_queued(

@@ -16,7 +16,7 @@ from redis.exceptions import OutOfMemoryError
 from relay.keys import DEFAULT_ENDPOINT
 from relay.metrics.exporter import Exporter
 from relay.settings import Settings
-from relay.store import dataset, endpoint, scripts, snapshot
+from relay.store import dataset, endpoint, forgetting, scripts, snapshot
 from relay.store.snapshot import Snapshot, Waiting
 
 if TYPE_CHECKING:
@@ -86,6 +86,21 @@ def test_sum_of_the_rest_never_falls_whoever_overtakes_whom(client: Redis) -> No
         assert "other" not in found.delivered
         before = found.delivered_elsewhere
     assert before > 0
+
+
+def test_sum_of_the_rest_takes_in_what_a_forgotten_environment_delivered(client: Redis) -> None:
+    for name, number in {"a": 5, "b": 9, "c": 1, "d": 7}.items():
+        deliver(client, name, number)
+        client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).counts, "seen", 1)
+
+    rest = []
+    for name in "cbda":
+        assert forgetting.forget_environment(client, KEYS, KEYS.of_outbox(DEFAULT_ENDPOINT, name), 2)
+        found = read(client, environments=2)
+        assert name not in found.delivered
+        assert found.delivered_elsewhere + sum(found.delivered.values()) == found.ledger.delivered == 22
+        rest.append(found.delivered_elsewhere)
+    assert rest == [6, 10, 17, 22], "it rises when one with a name goes, and never falls"
 
 
 def test_what_waits_adds_up_to_the_ledgers_whichever_environments_have_a_name(client: Redis) -> None:
