@@ -137,6 +137,8 @@ class _Certificate:
             log.warning("the certificate stays the one that was read before: %s", error)
 
     def _load(self) -> None:
+        """Load both, or neither: the context takes a certificate before it finds that the key is another's."""
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files)
         self.context.load_cert_chain(*self._files)
 
     def _mark(self) -> list[tuple[int, int]]:
