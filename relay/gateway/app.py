@@ -163,9 +163,8 @@ class _Edge:
         try:
             await (self._reporting if is_report else self._app)(scope, receive, send)
         except asyncio.CancelledError:  # only the end of the process cancels, after STOP_SECONDS
-            stopping = reports.answer_refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the gateway stops")
             with contextlib.suppress(RuntimeError):  # the answer had begun
-                await response_of(stopping)(scope, receive, send)
+                await response_of(reports.answer_stopping())(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge
             place = traceback.extract_tb(error.__traceback__)[-1]
             log.error("a request failed: %s at %s:%s", type(error).__qualname__, place.filename, place.lineno)  # noqa: TRY400 - see above
