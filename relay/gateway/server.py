@@ -14,6 +14,7 @@ import uvicorn
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
 from relay.gateway.console.site import Console
+from relay.gateway.heads import BoundedHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
         console,
         uvicorn.Config(
             create_app(settings, console),
+            http=BoundedHeads,
             lifespan="on",
             ws="none",
             log_config=None,
