@@ -63,13 +63,20 @@ def _text(given: object, max_bytes: int) -> str | None:
     if not isinstance(given, str):
         raise ValueError("must be a string")  # noqa: TRY004 - pydantic turns only a ValueError into a fault
     text = given.strip()
-    if text.isascii() and text.isprintable() and len(text) <= max_bytes:
+    if len(text) > max_bytes:  # before it is looked at: it may be megabytes
+        raise _too_long(text, max_bytes)
+    if text.isascii() and text.isprintable():
         return text or None  # as nearly all are
     if _UNPRINTABLE.search(text):
         raise ValueError("must not have control characters or line breaks")
-    if len(text) > max_bytes or len(text.encode()) > max_bytes:
-        raise ValueError(f"has {len(text.encode())} bytes in UTF-8, more than the {max_bytes} allowed")
+    if len(text.encode()) > max_bytes:
+        raise _too_long(text, max_bytes)
     return text or None
+
+
+def _too_long(text: str, max_bytes: int) -> ValueError:
+    size = len(text.encode(errors="surrogatepass"))
+    return ValueError(f"has {size} bytes in UTF-8, more than the {max_bytes} allowed")
 
 
 def _name(given: object) -> str | None:

@@ -1,7 +1,7 @@
 """Which request goes where, and the last `except`.
 
-Memory is bounded for each request (`Limits`, and uvicorn holds 64 KiB of what is not read yet), not for all of them
-together: that many connections is the proxy's or the orchestrator's to bound.
+Memory is bounded for each request (`heads` its head, `Limits` its body, and uvicorn holds 64 KiB of what is not read
+yet), not for all of them together: that many connections is the proxy's or the orchestrator's to bound.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ class _Edge:
         try:
             await (self._reporting if is_report else self._app)(scope, receive, send)
         except asyncio.CancelledError:  # only the end of the process cancels, after STOP_SECONDS
-            stopping = reports.answer_refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the gateway stops")
             with contextlib.suppress(RuntimeError):  # the answer had begun
-                await response_of(stopping)(scope, receive, send)
+                await response_of(reports.answer_stopping())(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge
             place = traceback.extract_tb(error.__traceback__)[-1]
             log.error("a request failed: %s at %s:%s", type(error).__qualname__, place.filename, place.lineno)  # noqa: TRY400 - see above

@@ -38,26 +38,31 @@ class Body:
         self._asked = False
         self.ended = False
 
-    async def read(self, media: Media, limits: Limits, *, seconds: float | None = None) -> bytes:
-        """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk.
-
-        It has so many seconds, else `BODY_SECONDS`.
-        """
-        seconds = BODY_SECONDS if seconds is None else seconds
+    async def read(self, media: Media, limits: Limits) -> bytes:
+        """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk."""
         declared = reports.declared_size(self._headers)
         content: bytes | bytearray = b""
         reports.check_size(declared, media, content, limits)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(BODY_SECONDS):
                 content = await self._chunk()  # mostly it is all
                 while not self.ended:
                     reports.check_size(max(declared, len(content)), media, content, limits)
                     content = bytearray(content) if isinstance(content, bytes) else content
                     content += await self._chunk()
         except TimeoutError:
-            reason = f"the body did not arrive within {seconds:g} s"
+            reason = f"the body did not arrive within {BODY_SECONDS:g} s"
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, reason) from None
         reports.check_size(max(declared, len(content)), media, content, limits)
+        return bytes(content)
+
+    async def begin(self, size: int, *, seconds: float) -> bytes:
+        """Return what has come once it is so many bytes, or all, or the time is over, or the client has left."""
+        content = bytearray()
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(seconds):
+                while len(content) < size and not self.ended:
+                    content += await self._chunk()
         return bytes(content)
 
     async def discard(self) -> None:

@@ -330,6 +330,11 @@ def answer_unavailable(cause: BaseException) -> Answer:
     return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(cause))
 
 
+def answer_stopping() -> Answer:
+    """Answer for what is still under way when the process must end."""
+    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, "the gateway stops")
+
+
 def answer_receipt(event_id: str, receipt: Receipt | None) -> Answer:
     """Answer with what became of an event; 404 if that is not known."""
     if receipt is None:

@@ -15,14 +15,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from starlette.requests import ClientDisconnect
 
 from relay.errors import RelayError
 from relay.gateway import reports
 from relay.gateway.answering import headers_of, response_of
 from relay.gateway.auth import Caller
 from relay.gateway.body import Body, Farewell
-from relay.gateway.reports import Answer, Limits, Media, NotPermitted, Refused
+from relay.gateway.reports import Answer, NotPermitted
 from relay.keys import Keys
 from relay.kubernetes.admission import allow, judge
 from relay.kubernetes.naming import Naming
@@ -40,8 +39,12 @@ if TYPE_CHECKING:
     from relay.producer import AsyncProducer
     from relay.settings import Settings
 
-#: The largest review: an object and the one before it, of at most 3 MiB each as Kubernetes stores them.
-MAX_REVIEW_BYTES = 8 * 1024 * 1024
+#: The largest review that is read: an object and the one before it, of at most 1.5 MiB each as etcd takes them.
+MAX_REVIEW_BYTES = 4 * 1024 * 1024
+
+#: What is read of a review that reports nothing whatever it says, because it is larger or the door is shut to it: the
+#: answer must repeat the uid, which the API server writes near the beginning. Most reviews are whole within this.
+UID_BYTES = 64 * 1024
 
 #: How long a review waits for its body, and then for Redis.
 BODY_SECONDS = 0.1
@@ -67,7 +70,6 @@ class Reviewing:
         self._keys = Keys(settings.queue.namespace)
         self._naming = Naming.of(settings.kubernetes) if self._door != "off" else None
         self._environment = settings.defaults.environment
-        self._limits = Limits(one=MAX_REVIEW_BYTES, many=MAX_REVIEW_BYTES)
         #: Reports under way, and those among them that outlasted the answers to their reviews.
         self._behind: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
@@ -86,22 +88,20 @@ class Reviewing:
         """Answer a review, and report what it deploys."""
         headers = headers_of(scope)
         body = Body(receive, headers)
+        caller = self._caller(headers)
+        content = await body.begin(UID_BYTES if caller is None else MAX_REVIEW_BYTES, seconds=BODY_SECONDS)
+        is_whole = body.ended and len(content) <= MAX_REVIEW_BYTES
         try:
-            content = await body.read(Media.JSON, self._limits, seconds=BODY_SECONDS)
-        except (Refused, ClientDisconnect):
-            content = b""
-        try:
-            document = await self._review(headers, content)
+            document = await self._review(caller if is_whole else None, content)
         except Exception as error:  # noqa: BLE001 - the edge: a deployment must not wait for a fault of ours
             _log.error("an admission review failed, and was allowed: %s", type(error).__qualname__)
-            document = allow(content)
+            document = allow(content[:UID_BYTES])
         answer = Answer(status=HTTPStatus.OK, document=document)
         await (response_of(answer) if body.ended else Farewell(answer, body))(scope, receive, send)
 
-    async def _review(self, headers: Mapping[str, str], content: bytes) -> Mapping[str, Any]:
-        caller = self._caller(headers)
+    async def _review(self, caller: Caller | None, content: bytes) -> Mapping[str, Any]:
         if caller is None or self._naming is None:
-            return allow(content)
+            return allow(content[:UID_BYTES])
         review = judge(content, self._naming)
         self._note(review.skipped)
         events = [event for event in review.events if self._permits(caller, event)]
@@ -110,7 +110,9 @@ class Reviewing:
         return review.response
 
     def _caller(self, headers: Mapping[str, str]) -> Caller | None:
-        """Return who reports, None for nobody that may."""
+        """Return who reports, None for nobody that may, or a review that is declared too large."""
+        if self._door == "off" or reports.declared_size(headers) > MAX_REVIEW_BYTES:
+            return None
         if self._door == "open":
             return Caller(name="admission")
         found = self._tokens.current().identify(headers.get("authorization"))

@@ -14,6 +14,7 @@ import uvicorn
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
 from relay.gateway.console.site import Console
+from relay.gateway.heads import BoundedHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
         console,
         uvicorn.Config(
             create_app(settings, console),
+            http=BoundedHeads,
             lifespan="on",
             ws="none",
             log_config=None,
@@ -137,6 +139,8 @@ class _Certificate:
             log.warning("the certificate stays the one that was read before: %s", error)
 
     def _load(self) -> None:
+        """Load both, or neither: the context takes a certificate before it finds that the key is another's."""
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files)
         self.context.load_cert_chain(*self._files)
 
     def _mark(self) -> list[tuple[int, int]]:

@@ -53,6 +53,9 @@ _KINDS = (
 #: A pod with more is not read: no pod is like that, and the API server waits for the admission's answer.
 MAX_CONTAINERS = 250
 
+#: Characters of the longest name that Kubernetes gives to anything; every event of a pod repeats its names.
+MAX_NAME_CHARACTERS = 253
+
 #: An image that is named by its id on the node: `imagePullPolicy: Never` allows that.
 _IMAGE_ID = re.compile("(?:sha256:)?[0-9a-f]{64}")
 
@@ -207,7 +210,7 @@ def _read(
 
 
 def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload: str) -> Skipped | None:
-    if not namespace or not workload:
+    if not all(0 < len(name) <= MAX_NAME_CHARACTERS for name in (namespace, workload)):
         return Skipped.NOT_A_POD
     if naming.ignores(namespace):
         return Skipped.NAMESPACE_IGNORED

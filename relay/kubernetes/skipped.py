@@ -30,7 +30,7 @@ class Skipped(StrEnum):
     TERMINATING = "terminating"
     #: The pod has more containers than any pod has, `pod.MAX_CONTAINERS`.
     TOO_MANY_CONTAINERS = "too_many_containers"
-    #: The object is no pod, or has no namespace or name.
+    #: The object is no pod, or has no namespace or name, or longer ones than there are.
     NOT_A_POD = "not_a_pod"
     #: The review is neither of a creation nor of an update.
     OTHER_OPERATION = "other_operation"

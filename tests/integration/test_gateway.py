@@ -23,7 +23,7 @@ from gateways import BODY, DEADLINE_SECONDS, IMAGE, TOKEN, Running, running
 
 from relay.embedded import EmbeddedRedis, free_port
 from relay.errors import ConfigurationError
-from relay.gateway import app, body, reports
+from relay.gateway import app, body, reports, server
 from relay.keys import Keys
 from relay.processes import Child, await_ready
 from relay.producer import CHUNK
@@ -222,6 +222,19 @@ def test_a_redis_that_hangs_is_503_in_time(client: redis.Redis, embedded: Embedd
         client.execute_command("CLIENT", "UNPAUSE")
     assert answers[0].status_code == 503
     assert answers[0].json()["error"] == "Redis did not answer in time"
+
+
+def test_what_the_end_cuts_off_is_503(embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STOP_SECONDS", 0.2)
+    with contextlib.ExitStack() as stack:
+        with running(embedded.url) as gateway:
+            connection = stack.enter_context(gateway.connect())
+            connection.sendall(head("Content-Length: 100", "Expect: 100-continue"))
+            assert b" 100 Continue" in connection.recv(1000)
+        answer = stack.enter_context(http.client.HTTPResponse(connection))
+        answer.begin()
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) > 0
 
 
 def test_a_full_queue_is_429(embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

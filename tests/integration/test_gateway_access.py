@@ -147,7 +147,11 @@ def asked(gateway: Running, event_id: str) -> requests.Response:
 
 
 def test_https_with_a_certificate_that_is_renewed(
-    embedded: EmbeddedRedis, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    embedded: EmbeddedRedis,
+    client: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(server, "CERTIFICATE_SECONDS", 0.1)
     first, second = (Authority(folder_of(tmp_path, name)) for name in ("first", "second"))
@@ -161,10 +165,14 @@ def test_https_with_a_certificate_that_is_renewed(
         assert not trusts(url, second)
         (tmp_path / "tls.crt").write_text("no certificate")
         assert trusts(url, first)
+        caplog.clear()
+        (tmp_path / "tls.crt").write_bytes((second.file.parent / "tls.crt").read_bytes())
+        wait_for(lambda: "mismatch" in caplog.text.lower(), 20)
+        assert trusts(url, first), "a renewal that has come half way changes nothing"
         for suffix in (".key", ".crt"):
             (tmp_path / f"tls{suffix}").write_bytes((second.file.parent / f"tls{suffix}").read_bytes())
         wait_for(lambda: trusts(url, second), 20)
-    assert client.xlen(Keys().inbox) >= 3
+    assert client.xlen(Keys().inbox) >= 4
 
 
 def folder_of(parent: Path, name: str) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
+from http.client import HTTPResponse
 from os import kill
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,6 @@ from relay.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import requests
     from redis import Redis
 
@@ -38,7 +38,7 @@ def review(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def ask(gateway: Running, body: object, **headers: str) -> requests.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    content = body if isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     return gateway.ask("POST", "/admission", data=content, headers={"Content-Type": "application/json", **headers})
 
 
@@ -95,8 +95,26 @@ def test_what_deploys_nothing_is_allowed_and_counted(gateway: Running, client: R
     wait_for(lambda: any(name.startswith(b"skipped:") for name in client.hgetall(Keys().counts)), 20)
 
 
-def test_body_too_large_is_allowed_without_its_uid(gateway: Running, client: Redis) -> None:
-    assert is_allowed(ask(gateway, b" " * (reviewing.MAX_REVIEW_BYTES + 1)), "")
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_review_too_large_is_allowed_and_not_read(gateway: Running, client: Redis, *, is_declared: bool) -> None:
+    for size, taken in ((reviewing.MAX_REVIEW_BYTES, True), (reviewing.MAX_REVIEW_BYTES + 1, False)):
+        client.flushall()
+        asked = review("create")
+        body = json.dumps(asked).encode().ljust(size)
+        answer = ask(gateway, body if is_declared else iter([body]))
+        assert is_allowed(answer, asked["request"]["uid"])
+        assert bool(inbox(client)) is taken
+
+
+def test_review_that_does_not_come_is_allowed_with_its_uid(gateway: Running, client: Redis) -> None:
+    body = json.dumps(asked := review("create")).encode()
+    with gateway.connect() as connection, HTTPResponse(connection) as answer:
+        connection.sendall(
+            b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1]
+        )
+        answer.begin()
+        assert json.loads(answer.read())["response"] == {"uid": asked["request"]["uid"], "allowed": True}
+    assert inbox(client) == []
 
 
 def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
@@ -172,6 +190,20 @@ def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client
             assert inbox(client) == []
             assert is_allowed(ask(gateway, asked, Authorization=f"Bearer {TOKEN}"), uid)
             assert bool(inbox(client)) is taken
+
+
+@pytest.mark.parametrize("admission", ["token", "off"])
+def test_what_comes_to_a_shut_door_is_not_read_to_its_end(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, admission: str
+) -> None:
+    monkeypatch.setattr(reviewing, "BODY_SECONDS", 60)
+    body = json.dumps(asked := review("create")).encode().ljust(reviewing.UID_BYTES)
+    sections = {"gateway": {"port": 0, "token": TOKEN, "admission": admission}}
+    with running(redis_server.url, **sections) as gateway, gateway.connect() as connection:
+        connection.sendall(b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: 4000000\r\n\r\n" + body)
+        with HTTPResponse(connection) as answer:
+            answer.begin()
+            assert f'"uid":"{asked["request"]["uid"]}"'.encode() in answer.read1()
 
 
 def test_token_of_other_environments_reports_nothing(

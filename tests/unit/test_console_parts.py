@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from relay.gateway.console.live import event
 from relay.gateway.console.overview import Asked as AskedFirst
 from relay.gateway.console.overview import how_is, ordered, show
 from relay.gateway.console.pages import Pages
-from relay.gateway.console.redact import redacted
+from relay.gateway.console.redact import excerpt, redacted
 from relay.gateway.console.sampling import Sample
 from relay.gateway.console.sparkline import HEIGHT, WIDTH, draw
 from relay.gateway.console.stock import meant
@@ -180,6 +181,32 @@ def test_credentials_are_masked(text: str) -> None:
 def test_what_is_no_credential_stays() -> None:
     text = "HTTP 422: image.url registry.example.com/team/app is not known"
     assert redacted(text, ["unrelated"]) == text
+
+
+@pytest.mark.parametrize(
+    "filling", ["a", "-", "a-", '"', "a ", " ", "token", "token ", "api_", "bearer", "bearer ", "authorization: "]
+)
+def test_redacting_takes_as_long_as_the_text_is(filling: str) -> None:
+    began = time.monotonic()
+    redacted(filling * (16 * 1024 // len(filling)), ["unrelated"])
+    assert time.monotonic() - began < 1, "milliseconds, or 20 s if the rest is looked through from each character"
+
+
+def test_an_excerpt_is_redacted_before_it_is_cut() -> None:
+    secret = "S3CRET-of-the-gateway"
+    for before in range(60):
+        shown = excerpt("x" * before + secret + "y" * 100, [secret], 40)
+        assert "S3" not in shown
+        assert shown.endswith("… (cut)")
+    assert "S3" not in excerpt(f"{secret} " * 100, [secret], 40), "masks are shorter than what they stand for"
+    assert excerpt("short", [secret], 5) == "short"
+    assert excerpt("no secrets", [], 2) == "no… (cut)"
+
+
+def test_an_excerpt_looks_at_no_more_than_it_shows() -> None:
+    began = time.monotonic()
+    assert excerpt("x" * 30_000_000, ["12345678"], 40) == "x" * 40 + "… (cut)"
+    assert time.monotonic() - began < 1
 
 
 NOTHING = Ledger(

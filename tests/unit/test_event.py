@@ -227,10 +227,16 @@ def test_time_that_is_no_moment_is_refused(text: Any, expected: str) -> None:
         (body(id=5), "id: must be a string"),
         (body(id="x" * 129), "id: has 129 bytes in UTF-8, more than the 128 allowed"),
         (body(source="x" * 256), "source: has 256 bytes in UTF-8, more than the 255 allowed"),
+        (body(source="x" * 1_000_000 + "\n\u2028x"), "source: has 1000005 bytes in UTF-8, more than the 255 allowed"),
     ],
 )
 def test_refusal_names_field_and_fault(raw: bytes | str, expected: str) -> None:
     assert reason(raw).startswith(expected)
+
+
+def test_text_that_is_too_long_is_not_looked_through() -> None:
+    with pytest.raises(InvalidEvent, match="has 768 bytes in UTF-8"):
+        DeploymentEvent.of(APP, environment="\ud800" * 256)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,14 @@ def test_what_cannot_be_read_is_allowed_without_a_uid(body: bytes) -> None:
     assert skipped(review) == {"not_a_review": 1}
 
 
+def test_the_beginning_of_a_review_is_enough_to_allow_it() -> None:
+    body = json.dumps(load("review-create"), ensure_ascii=False).encode()
+    known = body.index(UID.encode()) + len(UID) + 1
+
+    assert all(allow(body[:size]) == answer("") for size in range(known))
+    assert all(allow(body[:size]) == answer(UID) for size in range(known, len(body) + 1))
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 KEYS = st.sampled_from(
     ["object", "oldObject", "metadata", "spec", "status", "name", "namespace", "containers", "image", "dryRun"]

@@ -15,7 +15,7 @@ from pods import FOLDER, NAMING, digest_of, load, naming, pod_of
 from relay.event import Defaults, DeploymentEvent
 from relay.kubernetes import shape
 from relay.kubernetes.node import platform_of_node
-from relay.kubernetes.pod import MAX_CONTAINERS, PodReading, read_pinned, read_pod
+from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading, read_pinned, read_pod
 from relay.kubernetes.skipped import Skipped
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
@@ -182,6 +182,16 @@ def test_nothing_is_reported_of_a_pod_that_is_being_deleted() -> None:
 def test_what_has_no_name_or_namespace_is_no_pod(key: str) -> None:
     pod = pod_of(f"{WEB}@{A}")
     del pod["metadata"][key], pod["metadata"]["ownerReferences"]
+    assert skipped(read_pod(pod, NAMING)) == {"not_a_pod": 1}
+
+
+@pytest.mark.parametrize("key", ["name", "namespace"])
+def test_what_has_a_longer_name_than_there_are_is_no_pod(key: str) -> None:
+    pod = pod_of(f"{WEB}@{A}")
+    del pod["metadata"]["ownerReferences"]
+    pod["metadata"][key] = "x" * MAX_NAME_CHARACTERS
+    assert "not_a_pod" not in skipped(read_pod(pod, NAMING))
+    pod["metadata"][key] += "x"
     assert skipped(read_pod(pod, NAMING)) == {"not_a_pod": 1}
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
 from relay.errors import LeaseLost
-from relay.gateway.console.redact import known_secrets, redacted
+from relay.gateway.console.redact import excerpt, known_secrets
 from relay.settings import PositiveDuration
 from relay.store import dead
 from relay.store.dead import Filters, Reason
@@ -157,7 +157,7 @@ async def listed(shard: Shard, settings: Settings, asked: Asked, behind: str) ->
             )
             secrets, further = known_secrets(settings), some.behind
             lines = [
-                Line(each, redacted(each.death.get("detail", ""), secrets)[:_LONGEST_LINE]) for each in some.letters
+                Line(each, excerpt(each.death.get("detail", ""), secrets, _LONGEST_LINE)) for each in some.letters
             ]
         return Listed(lines, further, dead.count(client, keys), _now(client))
 
@@ -193,8 +193,7 @@ def opened(letter: DeadLetter, secrets: tuple[str, ...]) -> Whole:
     """Make a letter's texts."""
 
     def text(value: str) -> str:
-        clean = redacted(value, secrets)
-        return clean if len(clean) <= _LONGEST_SHOWN else f"{clean[:_LONGEST_SHOWN]}… (cut)"
+        return excerpt(value, secrets, _LONGEST_SHOWN)
 
     body = json.dumps(letter.body, indent=2, ensure_ascii=False) if letter.body else ""
     return Whole(

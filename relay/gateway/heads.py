@@ -1,0 +1,114 @@
+"""What a request's head may be: so large and no larger, and all of it in a while.
+
+httptools keeps what it has begun to read until it is whole, of any size and for any time, before anybody has looked
+at a token. So what makes neither a head nor a body is counted here: a request line and headers, but also the trailers
+and the extensions of a body in chunks.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from relay.gateway import reports
+
+if TYPE_CHECKING:
+    import asyncio
+    from typing import Any
+
+#: The largest head, as other servers have it or less; it may be one piece larger if a body ends in its first.
+MAX_HEAD_BYTES = 64 * 1024
+
+#: How long a head may take from its first byte to its last.
+HEAD_SECONDS = 10.0
+
+#: Bytes that the parser is given at once. A socket gives up to 256 KiB, and a head of that size must not get through
+#: because it came at once.
+PIECE_BYTES = 16 * 1024
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """One connection; answers 431 or 408 to what is out of bounds, and closes it."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        #: Bytes since the last of which something came.
+        self._pending = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; mostly it is a request, the whole and nothing else."""
+        if len(data) <= PIECE_BYTES:
+            self._parse(data)
+            return
+        for start in range(0, len(data), PIECE_BYTES):
+            self._parse(data[start : start + PIECE_BYTES])
+            if self.transport.is_closing():
+                return
+
+    def _parse(self, piece: bytes) -> None:
+        self._pending += len(piece)
+        super().data_received(piece)
+        if self._pending or self._timer is not None:
+            self._bound()
+
+    def _bound(self) -> None:
+        """Refuse too much, and have an eye on the time while a head is under way.
+
+        A body's time is its reader's to bound, and between two requests that of an idle connection counts.
+        """
+        if self._pending > MAX_HEAD_BYTES:
+            reason = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        elif not self._pending or self.transport.is_closing():
+            self._unset_timer()
+        elif self._timer is None and not self._is_answering():
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not arrive within {HEAD_SECONDS:g} s")
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Close, after an answer unless that would stand in the middle of another."""
+        self._unset_timer()
+        if self.transport.is_closing():
+            return
+        if not self._is_answering():
+            content = to_json(reports.answer_refusal(status, reason).document)
+            headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[status] + headers % len(content) + content)
+        self.transport.close()
+
+    def _is_answering(self) -> bool:
+        # uvicorn has None before the first request, and types it as never None.
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
+
+    def _unset_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._unset_timer()
+        super().connection_lost(exc)
+
+    # What the parser calls when something has come
+
+    def on_headers_complete(self) -> None:
+        """Take a head."""
+        self._pending = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take a request's end."""
+        self._pending = 0
+        super().on_message_complete()

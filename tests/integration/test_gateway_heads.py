@@ -1,0 +1,187 @@
+"""A request's head through the gateway: bounded in bytes and in time, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from gateways import BODY, TOKEN, Running, running
+from rig import wait_for
+
+from relay.embedded import EmbeddedRedis
+from relay.gateway import heads
+from relay.keys import Keys
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Iterator
+
+START = f"POST / HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+MOST = heads.MAX_HEAD_BYTES + heads.PIECE_BYTES
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(append_only=False) as embedded:
+        yield embedded
+
+
+@pytest.fixture
+def client(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(embedded.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared(embedded: EmbeddedRedis) -> Iterator[Running]:
+    with running(embedded.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(shared: Running, client: redis.Redis) -> Running:
+    return shared
+
+
+@pytest.fixture
+def hasty(embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """One that waits a moment for a head."""
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.3)
+    with running(embedded.url) as gateway:
+        yield gateway
+
+
+def request(*lines: bytes, body: bytes = BODY) -> bytes:
+    return b"".join([START, *(line + b"\r\n" for line in lines), b"Content-Length: %d\r\n\r\n" % len(body), body])
+
+
+def status_of(connection: socket.socket) -> int:
+    with http.client.HTTPResponse(connection) as answer:
+        answer.begin()
+        answer.read()
+        return answer.status
+
+
+def sent(connection: socket.socket, pieces: Iterable[bytes]) -> int:
+    """Send until it is refused, a hundred times as much as may be at the most; return how much it was."""
+    number = 0
+    with contextlib.suppress(ConnectionError):
+        for piece in pieces:
+            connection.sendall(piece)
+            number += len(piece)
+            if number > 100 * MOST:
+                break
+    return number
+
+
+ENDLESS = [b"GET /" + b"x" * 1000, START + b"X-Long: " + b"x" * 1000, START + b"X: y\r\n" * 200]
+
+
+@pytest.mark.parametrize("begun", ENDLESS)
+def test_a_head_that_is_too_large_is_431(gateway: Running, begun: bytes) -> None:
+    more = begun[-6:]
+    with gateway.connect() as connection:
+        connection.sendall((begun + more * MOST)[:MOST])
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            assert (answer.status, answer.headers["Connection"]) == (431, "close")
+            assert b'"error":"the request\'s head has more than 65536 bytes"' in answer.read()
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("begun", ENDLESS)
+def test_a_head_without_an_end_is_not_kept(gateway: Running, begun: bytes) -> None:
+    with gateway.connect() as connection:
+        assert sent(connection, itertools.chain([begun], itertools.repeat(begun[-6:] * 1000))) < 100 * MOST
+
+
+@pytest.mark.parametrize("size", [0, 1000, heads.MAX_HEAD_BYTES - 1000])
+def test_a_head_within_bounds_is_taken_as_it_comes(gateway: Running, client: redis.Redis, size: int) -> None:
+    whole = request(b"X-Long: " + b"x" * size)
+    step = max(1, len(whole) // 50)
+    with gateway.connect() as connection:
+        for number in range(3):
+            for start in range(0, len(whole), len(whole) if number == 0 else step):
+                connection.sendall(whole[start : start + (len(whole) if number == 0 else step)])
+            assert status_of(connection) == 202
+    assert client.xlen(Keys().inbox) == 3
+
+
+def test_what_follows_a_request_is_not_its_head(gateway: Running, client: redis.Redis) -> None:
+    number = 2 * heads.MAX_HEAD_BYTES // len(request())
+    with gateway.connect() as connection:
+        connection.sendall(request() * number)
+        answers = b""
+        wait_until = time.monotonic() + 20
+        while answers.count(b"HTTP/1.1 202") < number and time.monotonic() < wait_until:
+            answers += connection.recv(100_000)
+    assert answers.count(b"HTTP/1.1 ") == number
+    assert client.xlen(Keys().inbox) == number
+
+
+def test_a_body_is_no_head(gateway: Running, client: redis.Redis) -> None:
+    number = 2 * heads.MAX_HEAD_BYTES // len(BODY)
+    lines = (BODY + b"\n") * number
+    with gateway.connect() as connection:
+        kind = b"Content-Type: application/x-ndjson"
+        connection.sendall(request(kind, body=lines))
+        assert status_of(connection) == 202
+        connection.sendall(START + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(number):
+            connection.sendall(b"%x\r\n" % (len(BODY) + 1) + BODY + b"\n\r\n")
+        connection.sendall(b"0\r\nX-Trailer: short\r\n\r\n")
+        assert status_of(connection) == 202
+    assert client.xlen(Keys().inbox) == 2 * number
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nX-Trailer: ", b"1;x="])
+def test_a_body_in_chunks_has_no_endless_trailers_or_extensions(
+    gateway: Running, client: redis.Redis, begun: bytes
+) -> None:
+    with gateway.connect() as connection:
+        connection.sendall(START + b"Transfer-Encoding: chunked\r\n\r\n" + begun)
+        assert sent(connection, itertools.repeat(b"x" * 5000)) < 100 * MOST
+    assert client.xlen(Keys().inbox) == 0
+
+
+def test_a_head_that_does_not_arrive_is_408(hasty: Running) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(START)
+        assert status_of(connection) == 408
+        assert connection.recv(1) == b""
+
+
+def test_a_head_that_comes_byte_for_byte_is_not_waited_for(hasty: Running) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(START + b"X: ")
+
+        def is_refused() -> bool:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"x")
+                return False
+            return True
+
+        wait_for(is_refused, 20)
+
+
+def test_connections_that_send_nothing_stay(hasty: Running) -> None:
+    with hasty.connect() as connection:
+        for _ in range(2):
+            time.sleep(3 * heads.HEAD_SECONDS)  # nothing happens: that is what is tried
+            connection.sendall(request()[:20])
+            connection.sendall(request()[20:])
+            assert status_of(connection) == 202
+
+
+def test_a_body_has_longer_than_a_head(hasty: Running) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(START + b"Transfer-Encoding: chunked\r\n\r\n%x" % len(BODY))
+        time.sleep(3 * heads.HEAD_SECONDS)  # as above
+        connection.sendall(b"\r\n" + BODY + b"\r\n0\r\n\r\n")
+        assert status_of(connection) == 202
