@@ -591,7 +591,8 @@ def faults(error: ValidationError) -> list[str]:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = "is not a setting"
-        variable = f" (RELAY_{'__'.join(path).upper()})" if len(path) > 1 else ""
-        where = f"{'.'.join(path)}{variable}: " if path else ""
+        short = (name for name, its in SHORT_NAMES.items() if its == tuple(path))
+        variable = next(short, f"RELAY_{'__'.join(path)}".upper())
+        where = f"{'.'.join(path)}{f' ({variable})' if len(path) > 1 else ''}: " if path else ""
         lines.append(where + message)
     return lines

@@ -298,6 +298,7 @@ def test_refused_url_tells_what_to_do_and_nothing_of_itself(section: str, key: s
 
     assert expected in said
     assert "hunter2" not in said
+    assert "__" not in said, "the short name is the one that is known"
 
 
 @pytest.mark.parametrize(
