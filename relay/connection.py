@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -13,6 +14,8 @@ from redis.retry import Retry
 from relay.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from relay.settings import RedisSettings
 
 #: Tries after the first on a lost connection. All that the relay sends may be applied twice: scripts find
@@ -25,18 +28,28 @@ RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
 def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     """Return a client that has not connected yet; its pool belongs to this process alone."""
-    try:
+    with reading_url():
         return redis.Redis.from_url(settings.url, **options(settings, _Retry(_backoff(), retries)))
-    except ValueError as error:
-        raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
 
 
 def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
     """Return a client for asyncio; like `connect`."""
-    try:
+    with reading_url():
         return redis.asyncio.Redis.from_url(settings.url, **options(settings, _AsyncRetry(_backoff(), RETRIES)))
-    except ValueError as error:
-        raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
+
+
+@contextmanager
+def reading_url() -> Iterator[None]:
+    """Turn redis-py's fault of a URL into ours, and drop its words: they may repeat a part of the password.
+
+    The settings refuse what cannot be split, so what is left are its options.
+    """
+    try:
+        yield
+    except ValueError:
+        raise ConfigurationError(
+            "redis.url (RELAY_REDIS_URL): has an option that cannot be read; see what stands after its ?"
+        ) from None
 
 
 class _Retry(Retry):

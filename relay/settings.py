@@ -53,6 +53,15 @@ SHORT_NAMES = {
     "CLUSTER_NAME": ("kubernetes", "cluster"),
 }
 
+#: How a Redis's URL begins.
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+#: How those brokers' URLs begin that are common URLs; others have grammars of their own, and `;` parts a list.
+_COMMON_BROKERS = (*REDIS_SCHEMES, "amqp://", "amqps://", "pyamqp://")
+
+#: What is said of a URL that cannot be read. Nothing of it is repeated: any part may be one of a password.
+_UNREADABLE = "cannot be read as a URL; a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)"
+
 #: The lease must outlive the longest request by this much, or a paused drain's request could still be in
 #: flight when its successor sends the same instance.
 LEASE_MARGIN_SECONDS = 1.0
@@ -82,6 +91,33 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _readable_url(url: str) -> str:
+    """Refuse a URL that cannot be split, in words of our own: urllib's repeat what may be half a password."""
+    try:
+        _ = urlsplit(url).port  # the port is read only when it is asked for
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
+    return url
+
+
+def _redis_url(url: str) -> str:
+    if not url.startswith(REDIS_SCHEMES):
+        raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
+    return _with_whole_password(url)
+
+
+def _broker_url(url: str) -> str:
+    return _with_whole_password(url) if url.startswith(_COMMON_BROKERS) and ";" not in url else url
+
+
+def _with_whole_password(url: str) -> str:
+    """Refuse a URL that its password cuts short: the rest would be taken for a path, and another host be asked."""
+    parts = urlsplit(_readable_url(url))
+    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError(_UNREADABLE)
+    return url
+
+
 def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
     if file is None:
         return token.get_secret_value()
@@ -106,7 +142,7 @@ class _Section(BaseModel):
 class RedisSettings(_Section):
     """Where the queue lies."""
 
-    url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
+    url: Annotated[str, Field(repr=False), AfterValidator(_redis_url)] = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` (TLS) or `unix://`."""
     connect_timeout: PositiveDuration = 2.0
     """How long to wait for a connection."""
@@ -117,7 +153,7 @@ class RedisSettings(_Section):
 class BrokerSettings(_Section):
     """Where Celery's messages lie. They are doorbells only: losing them loses nothing."""
 
-    url: Annotated[str, Field(repr=False)] = ""
+    url: Annotated[str, Field(repr=False), AfterValidator(_broker_url)] = ""
     """Celery's broker; empty means the Redis of `redis.url`."""
     report_queue: Annotated[str, Field(min_length=1)] = "celery"
     """The queue that `relay.report` is read from; "celery" is where `send_task` sends to unless told otherwise.
@@ -152,7 +188,7 @@ class SpoolSettings(_Section):
 class ProducerSettings(_Section):
     """How `relay report` and `GatewayProducer` report where Redis cannot be reached: through a gateway elsewhere."""
 
-    gateway_url: str = ""
+    gateway_url: Annotated[str, AfterValidator(_readable_url)] = ""
     """The gateway's URL; empty means that reports go to Redis."""
     gateway_token: SecretStr = SecretStr("")
     """The bearer token that the gateway gave us: one of its `gateway.token` or `gateway.tokens_file`."""
@@ -167,9 +203,9 @@ class ProducerSettings(_Section):
 
     @model_validator(mode="after")
     def _no_token_in_the_clear(self) -> Self:
-        parts = urlsplit(self.gateway_url)
         if not self.gateway_url:
             return self
+        parts = urlsplit(self.gateway_url)
         if parts.username or parts.password:
             raise ValueError("gateway_url must not carry a user or password; use gateway_token or gateway_token_file")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
@@ -191,7 +227,7 @@ class ProducerSettings(_Section):
 class ApiSettings(_Section):
     """The reporting API."""
 
-    url: str = ""
+    url: Annotated[str, AfterValidator(_readable_url)] = ""
     """Where events are POSTed to."""
     token: SecretStr = SecretStr("")
     """The bearer token."""
@@ -220,7 +256,7 @@ class ApiSettings(_Section):
         if parts.username or parts.password:
             raise ValueError("url must not carry a user or password; use token or token_file")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"url must be http:// or https:// with a host, not {self.url!r}")
+            raise ValueError("url must be http:// or https:// with a host")
         if parts.scheme == "http" and not self.allow_insecure and not _is_loopback(parts.hostname):
             raise ValueError(
                 f"url is http:// to {parts.hostname}, so the token would travel in the clear; "
@@ -556,7 +592,8 @@ def faults(error: ValidationError) -> list[str]:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = "is not a setting"
-        variable = f" (RELAY_{'__'.join(path).upper()})" if len(path) > 1 else ""
-        where = f"{'.'.join(path)}{variable}: " if path else ""
+        short = (name for name, its in SHORT_NAMES.items() if its == tuple(path))
+        variable = next(short, f"RELAY_{'__'.join(path)}".upper())
+        where = f"{'.'.join(path)}{f' ({variable})' if len(path) > 1 else ''}: " if path else ""
         lines.append(where + message)
     return lines

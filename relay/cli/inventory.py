@@ -85,7 +85,7 @@ def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running
 
 def _show_json(running: Iterable[Running]) -> None:
     for each in running:
-        typer.echo(json.dumps(_as_json(each), ensure_ascii=False))
+        typer.echo(json.dumps(_as_json(each)))
 
 
 def _as_json(running: Running) -> dict[str, Any]:

@@ -24,7 +24,10 @@ _TO_SECONDS = 19
 
 
 def as_json_line(letter: DeadLetter) -> str:
-    """Write a letter as one line of JSON, all of it, without loss."""
+    """Write a letter as one line of JSON, all of it, without loss.
+
+    In ASCII: an event that is not valid may name half a surrogate pair, which no other encoding can carry.
+    """
     death, redriven = letter.death, letter.redriven
     return json.dumps(
         {
@@ -45,8 +48,7 @@ def as_json_line(letter: DeadLetter) -> str:
             "first_arrived": moment(redriven.arrived if redriven else letter.arrival[0]),
             "entry": death.get("entry") or None,
             "fields": [[_text(name), _text(value)] for name, value in letter.fields],
-        },
-        ensure_ascii=False,
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +29,14 @@ class Line(NamedTuple):
 
 
 def means_file(image: str) -> bool:
-    """Tell a file, or standard input, from an image; what only looks like a file is meant as one too."""
+    """Tell a file, or standard input, from an image; what only looks like a file is meant as one too.
+
+    A directory is not meant: an image may be called like one, and an image that came out empty is `Path("")`.
+    """
     if image == "-":
         return True
-    path = Path(image)
-    return "@" not in image and (path.suffix in FILE_SUFFIXES or path.exists())
+    is_there = os.path.exists(image) and not os.path.isdir(image)  # noqa: PTH110, PTH112 - pathlib's raise for long ones
+    return "@" not in image and (Path(image).suffix in FILE_SUFFIXES or is_there)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from relay.cli.fates import Fates
 from relay.cli.lines import means_file
 from relay.cli.reporting import Reporter
 from relay.cli.ways import open_way
-from relay.errors import ConfigurationError, RelayError
+from relay.errors import ConfigurationError, InvalidImage, RelayError
 from relay.event import DeploymentEvent
 from relay.pipeline import detect
 from relay.settings import Settings
@@ -97,11 +97,16 @@ def report(
         with open_way(settings, dry_run=dry_run) as way:
             fates = Fates(way, WAIT_SECONDS if timeout is None else timeout) if wait else None
             reporter = Reporter(way=way, origin=origin, fates=fates)
-            return (
-                reporter.report_file(image) if from_file else reporter.report_one(DeploymentEvent.of(image, **fields))
-            )
+            return reporter.report_file(image) if from_file else reporter.report_one(_event(image, fields))
 
     sys.exit(_never_failing(run) if no_fail else run())
+
+
+def _event(image: str, fields: dict[str, str | None]) -> DeploymentEvent:
+    """Make the event; an image of nothing is most often a variable of a pipeline that was never set."""
+    if not image.strip():
+        raise InvalidImage("the image is empty; see whether what it should have come from was set")
+    return DeploymentEvent.of(image, **fields)
 
 
 def _settings(gateway: str | None, gateway_token_file: Path | None, spool: Path | None) -> Settings:

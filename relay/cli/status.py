@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: Environments that are shown unless all are asked for.
 SHOWN = 20
 
+#: How far apart `--watch` looks unless told.
+PACE_SECONDS = 2.0
+
 _NUMBERS = ("waiting", "retrying", "delivered", "duplicate", "stale", "superseded", "dead")
 _COLUMNS = ("environment", "waiting", "oldest", *_NUMBERS[1:], "held")
 
@@ -42,10 +45,10 @@ _STYLES: dict[Level | None, str] = {Level.BAD: "bold red", Level.WARN: "yellow",
 def status(
     *,
     watch: Annotated[
-        float | None,
-        typer.Option(
-            "--watch", "-w", min=0.1, metavar="SECONDS", help="Look again and again, this far apart; Ctrl-C ends it."
-        ),
+        bool, typer.Option("--watch", "-w", help=f"Look again, every {PACE_SECONDS:g} s; Ctrl-C ends it.")
+    ] = False,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Another pace for --watch.")
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", "-a", help=f"Show all environments, not {SHOWN}.")] = False,
     as_json: Json = False,
@@ -60,15 +63,18 @@ def status(
     \b
     Examples:
       relay status
-      relay status --watch 2
+      relay status --watch
+      relay status --watch --interval 0.5
       relay status --json | jq -r '.findings[].what'
       relay status --json | jq .ledger.waiting
     """  # noqa: D301 - \b keeps typer from joining the lines
-    if watch is not None and (as_json or not sys.stdout.isatty()):
+    if interval is not None and not watch:
+        raise typer.BadParameter("only with --watch", param_hint="--interval")
+    if watch and (as_json or not sys.stdout.isatty()):
         raise ConfigurationError("--watch needs a terminal to draw on; leave it out where the output is piped")
     with open_shard() as shard:
-        if watch is not None:
-            _watch(shard, watch, show_all=show_all)
+        if watch:
+            _watch(shard, PACE_SECONDS if interval is None else interval, show_all=show_all)
         elif as_json:
             typer.echo(json.dumps(as_json_object(_look(shard)), indent=2))
         else:

@@ -57,7 +57,7 @@ def trace(
             shard.client, shard.keys, DEFAULT_ENDPOINT, event_id, environments=environment or None, look_at=look_at
         )
     if as_json:
-        typer.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(_as_json(found), indent=2))
     else:
         for at, what in timeline(found):
             when = "" if at is None else moment(at)

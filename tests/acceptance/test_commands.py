@@ -80,7 +80,7 @@ def test_report_names_bad_lines_and_lets_the_good_ones_through(redis_server: Emb
         (["report", "nginx:1.27"], {}, 1, "has a tag but no digest"),
         (["report"], {}, 2, "Missing argument"),
         (["report", "missing.jsonl"], {}, 2, "is no file"),
-        (["report", "."], {}, 2, "is a directory"),
+        (["report", "."], {}, 1, "image.url: has no digest"),
         (["report", "-", "--environment", "production"], {}, 2, "options describe a single image"),
         (["up", "--data", "/dev/null/x"], {}, 2, "/dev/null/x"),
         (

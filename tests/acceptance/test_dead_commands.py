@@ -113,6 +113,34 @@ def test_list_shows_the_newest_last(redis_server: EmbeddedRedis, client: Redis) 
     assert done.stdout.count("\n") == 1
 
 
+def test_half_a_surrogate_pair_keeps_no_letter_from_being_seen(
+    redis_server: EmbeddedRedis, client: Redis, tmp_path: Path
+) -> None:
+    url, event = redis_server.url, b'{"image":{"url":"a\\udfffb"},"environment":{"name":"prod\\ud800"}}'
+    bad, good = bury(client, invalid({"event": event, "id": "job-half"}), refused("one"))
+    lines = {
+        what: run(url, "dead", *what.split(), "--json").stdout for what in ("list", f"show {bad}", "show job-half")
+    }
+    lines |= {"export": run(url, "dead", "export").stdout}
+    exported = run(url, "dead", "export", "--output", str(tmp_path / "dead.jsonl"))
+
+    assert exported.returncode == 0
+    assert "2 exported" in exported.stderr
+    assert (tmp_path / "dead.jsonl").read_text("utf-8") == lines["export"]
+    for what, text in lines.items():
+        letters = [json.loads(line) for line in text.splitlines()]
+        assert [letter["letter"] for letter in letters] == ([bad] if "show" in what else [bad, good])
+        assert (letters[0]["environment"], letters[0]["image"]) == ("prod\ud800", "a\udfffb")
+        assert letters[0]["fields"][0] == ["event", event.decode()]
+
+    table, whole = run(url, "dead", "list"), run(url, "dead", "show", bad)
+    code, drawn = run_on_terminal(url, "dead", "list", typed="")
+    traced = run(url, "trace", "job-half", "--json"), run(url, "trace", "job-half")
+    assert [code, *(done.returncode for done in (table, whole, *traced))] == [0] * 5
+    assert all("prod?" in text for text in (table.stdout, whole.stdout, drawn, traced[1].stdout))
+    assert json.loads(traced[0].stdout)["found"]
+
+
 def test_list_on_a_terminal_is_a_table_and_obeys_no_letter(redis_server: EmbeddedRedis, client: Redis) -> None:
     bury(client, refused("one", detail="\x1b]0;mine\x07 [red]not markup[/red]"))
     code, written = run_on_terminal(redis_server.url, "dead", "list", typed="")

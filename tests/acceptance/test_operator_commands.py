@@ -259,11 +259,11 @@ def test_status_shows_the_urgent_environments_and_all_when_asked(redis_server: E
 
 def test_watching_ends_with_ctrl_c_and_is_for_terminals(redis_server: EmbeddedRedis, client: Redis) -> None:
     bury(client, refused("one"))
-    piped = run(redis_server.url, "status", "--watch", "1")
+    piped = run(redis_server.url, "status", "--watch")
     assert (piped.returncode, "needs a terminal" in piped.stderr) == (2, True)
     ours, its = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "relay", "status", "--watch", "0.1"],
+        [sys.executable, "-m", "relay", "status", "-w", "--interval", "0.1"],
         stdin=its,
         stdout=its,
         stderr=its,
@@ -284,6 +284,13 @@ def test_watching_ends_with_ctrl_c_and_is_for_terminals(redis_server: EmbeddedRe
                 break
         os.close(ours)
         assert command.wait(30) == 0
+
+
+def test_an_interval_is_for_watching(redis_server: EmbeddedRedis) -> None:
+    alone = run(redis_server.url, "status", "--interval", "1")
+    assert (alone.returncode, "only with --watch" in alone.stderr) == (2, True)
+    short = run(redis_server.url, "status", "--watch", "--interval", "0.01")
+    assert (short.returncode, "0.1" in short.stderr) == (2, True)
 
 
 # Completion

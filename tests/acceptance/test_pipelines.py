@@ -240,6 +240,14 @@ def test_no_parameter_can_name_a_secret(steps: Pipelines, estate: Estate, reques
 
 
 @pytest.mark.parametrize("way", ["gateway"], indirect=True)
+def test_an_image_that_came_out_empty_fails_a_step_only_if_it_is_told_to(steps: Pipelines) -> None:
+    refused = steps.run(image="", environment="shop", no_fail="false")
+    assert (refused.returncode, "image.url: the image is empty" in refused.stderr) == (1, True)
+    softly = steps.run(image="", environment="shop")
+    assert (softly.returncode, "relay: warning: image.url: the image is empty" in softly.stderr) == (0, True)
+
+
+@pytest.mark.parametrize("way", ["gateway"], indirect=True)
 def test_a_relay_that_is_away_fails_a_step_only_if_it_is_told_to(steps: Pipelines) -> None:
     image = f"ghcr.io/acme/shop@{digest('a')}"
     refused = steps.run(image="ghcr.io/acme/shop:1.0", no_fail="false")

@@ -176,6 +176,10 @@ def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_
     ("arguments", "variables", "code", "message"),
     [
         (["nginx:1.27"], {}, 1, "image.url: has a tag but no digest"),
+        (["", "-e", "shop"], {}, 1, "image.url: the image is empty"),
+        ([" ", "-e", "shop"], {}, 1, "image.url: the image is empty"),
+        (["/tmp", "-e", "shop"], {}, 1, "image.url: has no digest"),  # noqa: S108 - not written to
+        ([300 * "a", "-e", "shop"], {}, 1, "image.url: has no digest"),
         ([image("a")], {"RELAY_GATEWAY_TOKEN": "wrong"}, 1, "set RELAY_GATEWAY_TOKEN_FILE or RELAY_GATEWAY_TOKEN"),
         ([image("a")], {"RELAY_GATEWAY_TOKEN": ""}, 1, "a bearer token is missing"),
         ([image("a"), "-e", "shop"], {"RELAY_GATEWAY_TOKEN": PAYMENTS_TOKEN}, 1, "may not report for"),
@@ -210,6 +214,7 @@ def test_errors_say_what_to_do(
     ("arguments", "variables", "instead_of"),
     [
         (["nginx:1.27"], {}, 1),
+        (["", "-e", "shop"], {}, 1),
         (["missing.jsonl"], {}, 2),
         ([image("a")], {"RELAY_REDIS_URL": NOWHERE}, 69),
         ([image("a")], {"RELAY_QUEUE__NONSENSE": "1"}, 2),

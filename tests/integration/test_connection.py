@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +11,13 @@ import redis
 from servers import Server
 
 from relay.connection import RETRIES, connect, connect_async
-from relay.settings import RedisSettings
+from relay.errors import ConfigurationError
+from relay.gateway.console.shard import Shard
+from relay.settings import RedisSettings, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servers import Peer
 
 
@@ -40,3 +45,11 @@ def test_silence_costs_asyncio_no_more() -> None:
         with pytest.raises(redis.TimeoutError):
             asyncio.run(ping(server))
         assert server.connections == RETRIES + 1
+
+
+@pytest.mark.parametrize("connecting", [connect, connect_async, lambda its: Shard(Settings(redis=its))])
+def test_an_option_that_cannot_be_read_is_not_repeated(connecting: Callable[[RedisSettings], object]) -> None:
+    its = RedisSettings(url="redis://127.0.0.1:6379/0?socket_timeout=hunter2")
+    with pytest.raises(ConfigurationError, match="has an option that cannot be read") as refused:
+        connecting(its)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))

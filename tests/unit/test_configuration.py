@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,6 +192,16 @@ def test_a_file_that_is_wrong_as_a_whole_is_named(config: Callable[[str], Path],
     (fault,) = configuration.check()
     assert fault.startswith(f"{path}: ")
     assert word in fault
+
+
+@pytest.mark.parametrize("command", ["config check", "status", "doctor", "report nginx@sha256:" + 64 * "a"])
+def test_no_command_repeats_a_password_that_cuts_its_url(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("RELAY_REDIS_URL", f"redis://:{CANARY}/xyz+1@127.0.0.1:6379/0")
+    done = CliRunner().invoke(app, command.split())
+    said = "".join([done.output, *traceback.format_exception(done.exception)])
+    assert done.exit_code != 0
+    assert "must be percent-encoded" in said
+    assert CANARY not in said
 
 
 def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,16 +87,19 @@ def build(folder: Path, before: Iterable[Document] = ()) -> list[Document]:
 
 
 def patch_one(built: list[Document], patch: Mapping[str, Any]) -> None:
-    [target] = [
+    """Patch what the target means: all of its kind, if it has no name."""
+    targets = [
         each
         for each in built
-        if (each["kind"], each["metadata"]["name"]) == (patch["target"]["kind"], patch["target"]["name"])
+        if each["kind"] == patch["target"]["kind"]
+        and each["metadata"]["name"] == patch["target"].get("name", each["metadata"]["name"])
     ]
-    for step in yaml.safe_load(patch["patch"]):
+    assert len(targets) == 1 or (targets and "name" not in patch["target"])
+    for target, step in product(targets, yaml.safe_load(patch["patch"])):
         *way, last = step["path"].strip("/").split("/")
         place: Any = target
         for part in way:
-            place = place[part]
+            place = place[int(part) if isinstance(place, list) else part]
         if step["op"] == "remove":
             del place[last]
         else:
@@ -138,6 +142,15 @@ ALL = everything()
 PODS = {role_of(pod): pod for pod in pods(ALL)}
 BUILDS = {**{overlay.name: build(overlay) for overlay in OVERLAYS}, "everything": ALL}
 OURS = [document for document in ALL if document["kind"] not in FOREIGN]
+
+
+def test_the_trial_takes_the_image_that_the_nodes_have() -> None:
+    """Of an image called `latest` kubelets ask a registry otherwise, whatever was loaded into the nodes."""
+    ours = [each for pod in pods(build(FOLDER / "overlays" / "trial")) for each in pod["spec"]["containers"]]
+    policies = {
+        each["name"]: each.get("imagePullPolicy") for each in ours if each["image"] == "deployment-relay:latest"
+    }
+    assert policies == dict.fromkeys(("gateway", "worker", "watcher", "sandbox"), "IfNotPresent")
 
 
 def name_of(document: Document) -> str:
@@ -575,6 +588,11 @@ class TestScaling:
         scaled = named(ALL, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
         assert "replicas" not in scaled["spec"]
         assert 2 <= scaler["spec"]["minReplicaCount"] < scaler["spec"]["maxReplicaCount"]
+
+    def test_the_monitor_leaves_our_labels_their_names(self) -> None:
+        """Its operator's own label `endpoint`, the port's name, would make ours an `exported_endpoint`."""
+        [monitor] = of_kind(ALL, "ServiceMonitor")
+        assert all(each.get("honorLabels") is True for each in monitor["spec"]["endpoints"])
 
     def test_the_monitor_finds_its_service(self) -> None:
         [monitor] = of_kind(ALL, "ServiceMonitor")

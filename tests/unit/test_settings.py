@@ -99,10 +99,11 @@ VALUES = {"url": API, "token": "t0ken", "token_file": "/run/secrets/token", "clu
 def test_short_name_stands_for_its_setting(name: str, path: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     section, key = path
     kind = key.removeprefix("gateway_")
-    monkeypatch.setenv(name, VALUES[kind])
+    given = "redis://queue:6379/0" if section == "redis" else VALUES[kind]
+    monkeypatch.setenv(name, given)
     value = getattr(getattr(Settings.load(), section), key)
 
-    assert (value.get_secret_value() if key.endswith("token") else str(value)) == VALUES[kind]
+    assert (value.get_secret_value() if key.endswith("token") else str(value)) == given
 
 
 @pytest.mark.parametrize(
@@ -270,6 +271,49 @@ def test_url_keeps_the_token_safe(url: str, insecure: bool, expected: str | None
 @pytest.mark.parametrize("scheme", ["https", "http", "ftp"])
 def test_refused_url_does_not_tell_its_password(scheme: str) -> None:
     assert "hunter2" not in refusal(api={"url": f"{scheme}://user:hunter2@api.example.com"})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "url", "expected"),
+    [
+        ("redis", "url", "redis://:hunter2/x+1@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "redis://:hunter2?x@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "rediss://user:hunter2#x@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "redis://:hunter2[x@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "redis://:6379/hunter2@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "redis://:6379?hunter2@queue:6379/0", "must be percent-encoded"),
+        ("redis", "url", "unix://:hunter2/x@/run/redis.sock", "must be percent-encoded"),
+        ("redis", "url", "user:hunter2@queue:6379/0", "must begin with redis://, rediss:// or unix://"),
+        ("redis", "url", "", "must begin with redis://, rediss:// or unix://"),
+        ("broker", "url", "redis://:hunter2/x@bells:6379/0", "must be percent-encoded"),
+        ("broker", "url", "amqp://user:hunter2/x@bells/vhost", "must be percent-encoded"),
+        ("api", "url", "reporter:hunter2@api.example.com/deployments", "must be http:// or https:// with a host"),
+        ("api", "url", "https://reporter:hunter2/x@api.example.com", "must be percent-encoded"),
+        ("producer", "gateway_url", "reporter:hunter2@relay.example.com", "must be http:// or https:// with a host"),
+        ("producer", "gateway_url", "https://reporter:hunter2/x@relay.example.com", "must be percent-encoded"),
+    ],
+)
+def test_refused_url_tells_what_to_do_and_nothing_of_itself(section: str, key: str, url: str, expected: str) -> None:
+    said = refusal(**{section: {key: url}})
+
+    assert expected in said
+    assert "hunter2" not in said
+    assert "__" not in said, "the short name is the one that is known"
+
+
+@pytest.mark.parametrize(
+    ("section", "url"),
+    [
+        ("redis", "redis://user:p%2F%3F%23%40@queue:6379/0?socket_timeout=3"),
+        ("redis", "redis://"),
+        ("redis", "unix://user:password@/run/redis@0.sock?db=1"),
+        ("broker", "redis://:one@a:6379/0;redis://:two@b:6379/0"),
+        ("broker", "mongodb://user:password@a:27017,b:27018/bells"),
+        ("broker", "memory://"),
+    ],
+)
+def test_every_url_of_a_redis_or_a_broker_is_taken(section: str, url: str) -> None:
+    assert getattr(Settings.load(**{section: {"url": url}}), section).url == url
 
 
 @pytest.mark.parametrize(("lease", "accepted"), [("15s", True), ("11s", True), ("10.9s", False), ("5s", False)])

@@ -11,8 +11,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from relay.connection import options, without_password
-from relay.errors import ConfigurationError, QueueUnavailable
+from relay.connection import options, reading_url, without_password
+from relay.errors import QueueUnavailable
 from relay.keys import Keys
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ class Shard:
         own = options(settings.redis, Retry(NoBackoff(), 1))
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)
         own["socket_connect_timeout"] = min(settings.redis.connect_timeout, COMMAND_SECONDS)
-        try:
+        with reading_url():
             self._client = redis.Redis.from_url(settings.redis.url, **own)
-        except ValueError as error:
-            raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from error
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="console")
 
     async def ask(self, question: Callable[[redis.Redis, Keys], Reply]) -> Reply:
