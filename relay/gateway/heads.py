@@ -25,13 +25,16 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How long a head may take from its first byte to its last.
 HEAD_SECONDS = 10.0
 
+#: Requests of one connection that may wait while the one before them is answered: some twenty kilobytes each.
+MAX_PIPELINED = 1000
+
 #: Bytes that the parser is given at once. A socket gives up to 256 KiB, and a head of that size must not get through
 #: because it came at once.
 PIECE_BYTES = 16 * 1024
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """One connection; answers 431 or 408 to what is out of bounds, and closes it."""
+    """One connection; answers 431 or 408 to a head that is out of bounds, and closes it."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -52,7 +55,9 @@ class BoundedHeads(HttpToolsProtocol):
     def _parse(self, piece: bytes) -> None:
         self._pending += len(piece)
         super().data_received(piece)
-        if self._pending or self._timer is not None:
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, f"more than {MAX_PIPELINED} requests wait for an answer here")
+        elif self._pending or self._timer is not None:
             self._bound()
 
     def _bound(self) -> None:

@@ -125,6 +125,12 @@ def test_what_follows_a_request_is_not_its_head(gateway: Running, client: redis.
     assert client.xlen(Keys().inbox) == number
 
 
+def test_a_client_that_sends_and_never_listens_is_closed(gateway: Running) -> None:
+    one = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
+    with gateway.connect() as connection:
+        assert sent(connection, itertools.repeat(one * 100)) < 100 * MOST
+
+
 def test_a_body_is_no_head(gateway: Running, client: redis.Redis) -> None:
     number = 2 * heads.MAX_HEAD_BYTES // len(BODY)
     lines = (BODY + b"\n") * number
