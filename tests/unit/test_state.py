@@ -48,7 +48,10 @@ def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> 
 
     time = "" if state.time is None else str(state.time)
     at = f"{state.at}-{state.sequence}" if state.sequence else str(state.at)
-    seen = f"{state.seen} {state.resynced}" if state.resynced else str(state.seen)
+    numbers = [state.seen, state.resynced, state.confirmed]
+    while len(numbers) > 1 and not numbers[-1]:
+        numbers.pop()
+    seen = " ".join(map(str, numbers))
     assert lines == [state.digest, time, at, seen, *state.ids]
 
 
