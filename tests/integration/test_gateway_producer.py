@@ -129,7 +129,7 @@ def test_an_answer_that_takes_for_ever_ends_with_the_deadline(step: Step) -> Non
     """A socket's time-out begins anew with each byte: the deadline must not."""
     begun = time.monotonic()
     with Server(step) as server, producer(server, timeout=1.0) as reports:
-        with pytest.raises(QueueUnavailable, match="no whole answer|Read timed out"):  # whichever comes first
+        with pytest.raises(QueueUnavailable, match=r"no whole answer|Read timed out"):  # whichever comes first
             reports.report(IMAGE)
         assert time.monotonic() - begun < servers.DEADLINE_SECONDS / 2
     for thread in threading.enumerate():

@@ -29,6 +29,7 @@ states = st.builds(
     ids=st.lists(ids, max_size=8).map(tuple),
     sequence=st.integers(0, 3),
     resynced=st.integers(0, 3),
+    confirmed=st.integers(0, 3),
 )
 
 
