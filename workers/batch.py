@@ -106,6 +106,11 @@ class Batch:
             entry = self._ready.popleft()
         return self._latest(entry) if self._latest_only and not entry.parked else entry
 
+    def put_back(self, entry: OutboxEntry) -> None:
+        """Take back an entry that was to be sent and was not: it is the next."""
+        self.in_flight -= 1
+        self._ready.appendleft(entry)
+
     def count_attempt(self, outcome: str, code: str, seconds: float) -> None:
         """Note an answer, to be counted with what became of its entry."""
         self.settlement.attempts.note(outcome, code, seconds)

@@ -270,9 +270,14 @@ class _Drain:
     def _send_next(self, batch: Batch) -> bool:
         """Send one entry of a batch; tell whether one went out, and none died of its age or its past."""
         entry = batch.send_next(least_tried=self._gate.is_probing)
-        death = self._death_before_sending(batch, entry)
-        if batch.lost:
-            return False
+        death = self._death_of_age(entry)
+        if batch.one_at_a_time and not death:
+            death = self._death_of_its_past(batch, entry)
+            if batch.lost:
+                return False
+            if not self._outlasts_a_request(batch):  # Redis took its time to say so
+                batch.put_back(entry)
+                return False
         if death is not None:
             batch.in_flight -= 1
             self._bury(batch, death)
@@ -284,18 +289,22 @@ class _Drain:
         crashpoints.passing("after:post")
         return True
 
-    def _death_before_sending(self, batch: Batch, entry: OutboxEntry) -> Death | None:
-        if self._now_ms() - entry.arrived > self._delivery.max_age * 1000:
-            return Death(entry, Reason.EXPIRED, f"not delivered within {self._delivery.max_age:g} s")
-        if batch.one_at_a_time:
-            try:
-                deaths = leases.handle(self._client, batch.keys.lease, batch.keys.run, batch.token, entry.entry_id)
-            except LeaseLost:
-                self._lose(batch)
-                return None
-            if deaths >= leases.MAX_DEATHS:
-                return Death(entry, Reason.WORKER_CRASH, f"{deaths} workers died when they delivered it")
-        return None
+    def _death_of_age(self, entry: OutboxEntry) -> Death | None:
+        if self._now_ms() - entry.arrived <= self._delivery.max_age * 1000:
+            return None
+        return Death(entry, Reason.EXPIRED, f"not delivered within {self._delivery.max_age:g} s")
+
+    def _death_of_its_past(self, batch: Batch, entry: OutboxEntry) -> Death | None:
+        """Note the entry that is in hand alone; tell if too many drains died of it."""
+        self._transport.let_go()  # what other batches sent must not wait for Redis with us
+        try:
+            deaths = leases.handle(self._client, batch.keys.lease, batch.keys.run, batch.token, entry.entry_id)
+        except LeaseLost:
+            self._lose(batch)
+            return None
+        if deaths < leases.MAX_DEATHS:
+            return None
+        return Death(entry, Reason.WORKER_CRASH, f"{deaths} workers died when they delivered it")
 
     def _now_ms(self) -> float:
         """Return the time by Redis's clock."""

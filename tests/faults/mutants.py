@@ -101,6 +101,7 @@ EXPIRED_TOKEN = f"{HEALTH}::test_an_expired_token_holds_everything_and_burns_not
 REFUSED = f"{HEALTH}::test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly"
 RETRY_AFTER = f"{HEALTH}::test_no_worker_sends_before_the_time_that_the_api_named"
 STORM = f"{HEALTH}::test_a_storm_is_waited_out_with_few_probes_and_left_slowly"
+STILL = "tests/faults/test_redis.py::test_a_redis_that_does_not_answer_is_waited_out"
 BELLS = "tests/faults/test_bells.py::test_nothing_depends_on_a_bell"
 FULL = f"{OPERATORS}::test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said"
 REDRIVE = f"{OPERATORS}::test_a_redrive_moves_each_letter_once_and_undoes_nothing"
@@ -195,6 +196,18 @@ MUTANTS = (
             ),
         ),
         tests=(f"{SETTLE}::test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over",),
+    ),
+    Mutant(
+        "answers-unheard",
+        "what was answered while the drain waited for Redis counts as a time-out",
+        edits=(
+            Edit(
+                "workers/transport/curl.py",
+                "        if now > self._late_from:\n            self._hear()\n",
+                "",
+            ),
+        ),
+        tests=(STILL,),
     ),
     Mutant(
         "retry-after-ignored",

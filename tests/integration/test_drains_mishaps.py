@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from workers.transport import Request, Transport
 
 HOUR_MS = 3_600_000
+
+#: Between our clock and Redis's.
+ROUNDING_MS = 50
 
 
 @pytest.fixture
@@ -462,6 +466,39 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
     assert api.counts().repeats <= runtime.settings.delivery.max_in_flight
     assert ledger_of(client).unaccounted == 0
     assert client.exists(PRODUCTION.run) == 0
+
+
+def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time(
+    runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noting which entry is in hand waits for Redis, and the lease runs meanwhile."""
+    report_image(client, image_of("app"), id="event")
+    drain_inbox(runtime)
+    with pytest.raises(Killed):
+        drain_outboxes(replace(runtime, transport=Deadly(runtime.transport, {"event"})), ["production"])
+    client.delete(PRODUCTION.lease)
+
+    left: list[int] = []
+    handle, send = leases.handle, runtime.transport.send
+    slow = iter([True])
+
+    def handle_slowly(*args: Any) -> int:
+        deaths = handle(*args)
+        if next(slow, False):
+            time.sleep(runtime.settings.worker.lease - runtime.settings.api.timeout + 0.5)
+        return deaths
+
+    def send_and_note(request: Request[Any]) -> None:
+        left.append(client.pttl(PRODUCTION.lease))
+        send(request)
+
+    monkeypatch.setattr(leases, "handle", handle_slowly)
+    monkeypatch.setattr(runtime.transport, "send", send_and_note)
+    deliver_until(runtime, lambda: nothing_waits(client))
+
+    assert [request.idempotency_key for request in api.requests] == ["event"]
+    assert next(slow, None) is None, "Redis took its time"
+    assert min(left) >= 1000 * runtime.settings.api.timeout - ROUNDING_MS
 
 
 def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(

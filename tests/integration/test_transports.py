@@ -541,6 +541,33 @@ def test_time_out_is_kept_however_long_the_caller_would_wait(
     assert time.monotonic() - started < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
+@pytest.mark.parametrize("status", [201, 400, 503])
+def test_answer_that_came_while_nobody_waited_counts(status: int, serve: Serve, connect: Connect) -> None:
+    """As when a drain waits for Redis longer than a request may take, or its process stands still."""
+    server = serve(answer(200), answer(status, b"said"))
+    transport = connect(server.url, timeout=TIMEOUT_SECONDS)
+    assert post(transport).status == 200, "the connection is made"
+    transport.send(Request("tag", b"", "k2"))
+    transport.let_go()
+    time.sleep(2 * TIMEOUT_SECONDS)
+
+    assert answers(transport, 1)["tag"].status == status
+    assert post(transport).status == status, "the transport goes on as before"
+
+
+def test_what_was_not_answered_while_nobody_waited_times_out_at_once(serve: Serve, connect: Connect) -> None:
+    server = serve(answer(200), hang)
+    transport = connect(server.url, timeout=TIMEOUT_SECONDS)
+    post(transport)
+    transport.send(Request("tag", b"", "k2"))
+    transport.let_go()
+    time.sleep(2 * TIMEOUT_SECONDS)
+    started = time.monotonic()
+
+    assert answers(transport, 1)["tag"].failure is Failure.TIMEOUT
+    assert time.monotonic() - started < TIMEOUT_SECONDS
+
+
 def test_those_that_drip_hold_nothing_beyond_their_time(serve: Serve, connect: Connect) -> None:
     dripping = byte_by_byte(head(200, {"X": "y" * 1000}), every_seconds=0.05)
     server = serve(*[dripping] * 4, answer(201))

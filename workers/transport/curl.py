@@ -1,10 +1,12 @@
 """Attempts over libcurl's multi interface: one loop, many kept-alive connections, microseconds a request.
 
-Two habits of libcurl are kept from it here. When a kept-alive connection ends without a byte of an answer, it sends
+Three habits of libcurl are kept from it here. When a kept-alive connection ends without a byte of an answer, it sends
 the request again by itself, up to five times (`Curl_retry_request`), though the API may have taken it: so the body
 comes from a callback that cannot be rewound, and libcurl fails instead (`E_SEND_FAIL_REWIND`, a reset). And it looks
 only once a second whether kept connections still live: so each is looked at right before a request goes by it, and
-one that is closed, or holds bytes that nobody asked for, is let go for a fresh one, with nothing sent twice.
+one that is closed, or holds bytes that nobody asked for, is let go for a fresh one, with nothing sent twice. And it
+looks at the clock before the sockets, so that whoever comes back late (from a Redis that did not answer, or because
+the process stood still) would be told of time-outs where answers had come: so those are taken first.
 
 What remains: the API closes a connection while a request is on its way. Whether it took it cannot be known; the
 event is tried again later, with the same Idempotency-Key.
@@ -13,6 +15,7 @@ event is tried again later, with the same Idempotency-Key.
 from __future__ import annotations
 
 import select
+import time
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -58,6 +61,9 @@ _FAILURES = {
 
 #: Milliseconds that one wait for sockets lasts at most.
 _SELECT_MS = 1000
+
+#: How late libcurl may get its turn before answers may have come that it would not hear any more.
+_LATE_SECONDS = 0.1
 
 #: Header lines of an answer that are kept at most, and the bytes of one; the others are ignored.
 MAX_HEADERS = 100
@@ -169,6 +175,8 @@ class CurlTransport(Generic[T]):
         self._busy: dict[Any, _Lane[T]] = {}
         self._kept: dict[_Connection, Callable[[int], Sequence[object]]] = {}
         self._max_kept = 4 * connections  # more than can be open, as those that were closed are among them
+        self._timeout_ms = round(api.timeout * 1000)
+        self._late_from = time.monotonic() + _LATE_SECONDS
         self._headers: list[str] = []
         self._authorization = ""
         self.reload_token()
@@ -203,14 +211,16 @@ class CurlTransport(Generic[T]):
 
     def let_go(self) -> None:
         """Let out what was sent; libcurl does nothing, and counts no time, before it is given a turn."""
-        self._multi.perform()
+        self._turn()
 
     def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
         answered = self._perform()
         if not answered and self._busy and timeout_seconds > 0:
             due = self._multi.timeout()  # when libcurl's own timers want a turn: milliseconds, -1 for never
-            self._multi.select(min(timeout_seconds, (due if due >= 0 else _SELECT_MS) / 1000))
+            pause = min(timeout_seconds, (due if due >= 0 else _SELECT_MS) / 1000)
+            self._late_from += pause
+            self._multi.select(pause)
             answered = self._perform()
         return answered
 
@@ -230,8 +240,25 @@ class CurlTransport(Generic[T]):
         self._kept.clear()
         self._multi.close()
 
-    def _perform(self) -> list[tuple[T, Answer]]:
+    def _turn(self) -> None:
+        """Give libcurl a turn."""
+        now = time.monotonic()
+        if now > self._late_from:
+            self._hear()
+        self._late_from = now + _LATE_SECONDS
         self._multi.perform()
+
+    def _hear(self) -> None:
+        """Take what was answered before any time-out counts; a request that has not gone out must not go now."""
+        out = [lane.handle for lane in self._busy.values() if lane.connection]
+        for handle in out:
+            handle.setopt(pycurl.TIMEOUT_MS, 0)
+        self._multi.perform()
+        for handle in out:
+            handle.setopt(pycurl.TIMEOUT_MS, self._timeout_ms)
+
+    def _perform(self) -> list[tuple[T, Answer]]:
+        self._turn()
         answered = []
         more = True
         while more:
