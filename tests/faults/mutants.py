@@ -403,7 +403,7 @@ MUTANTS = (
     Mutant(
         "no-worker-crash",
         "an event that kills is delivered again for ever",
-        edits=(Edit("workers/deliver.py", "if deaths >= leases.MAX_DEATHS:", "if deaths < 0:"),),
+        edits=(Edit("workers/deliver.py", "if deaths < leases.MAX_DEATHS:", "if deaths >= 0:"),),
         tests=(f"{MISHAPS}::test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive",),
     ),
     Mutant(
