@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from starlette.types import Scope, Send
 
     from relay.gateway.reports import Answer
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 def headers_of(scope: Scope) -> dict[str, str]:
     """Return the headers by their lower-case names; of those that come twice the first counts."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+async def tell(answer: Answer, send: Send, *, ends: bool = True) -> None:
+    """Send an answer, without the detour of a `Response`: reports are answered thousands of times a second."""
+    content = to_json(answer.document)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content, "more_body": not ends})
 
 
 def response_of(answer: Answer) -> Response:

@@ -1,4 +1,4 @@
-"""A request's body as it comes in: no more of it in memory than is allowed, and no longer waited for."""
+"""A request's body as it comes in, no more in memory than is allowed and no longer waited for; and its answer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 
 from relay.gateway import reports
-from relay.gateway.reports import Answer, Refused
+from relay.gateway.answering import tell
+from relay.gateway.reports import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Receive, Send
 
-    from relay.gateway.reports import Limits, Media
+    from relay.gateway.reports import Answer, Limits, Media
 
 #: How long a body may take from its first byte to its last.
 BODY_SECONDS = 30.0
@@ -30,7 +30,10 @@ DISCARD_SECONDS = 2.0
 
 
 class Body:
-    """One request's; `ended` once all of it has come."""
+    """One request's; `ended` once all of it has come.
+
+    Its first part is there at once (`heads`): mostly it is all, and only what is not waits, under a time-out.
+    """
 
     def __init__(self, receive: Receive, headers: Mapping[str, str]) -> None:
         self._receive = receive
@@ -41,31 +44,47 @@ class Body:
     async def read(self, media: Media, limits: Limits) -> bytes:
         """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk."""
         declared = reports.declared_size(self._headers)
-        content: bytes | bytearray = b""
-        reports.check_size(declared, media, content, limits)
+        reports.check_size(declared, media, b"", limits)
+        content = await self._chunk()
+        if not self.ended:
+            content = await self._read_on(content, declared, media, limits)
+        reports.check_size(max(declared, len(content)), media, content, limits)
+        return content
+
+    async def _read_on(self, begun: bytes, declared: int, media: Media, limits: Limits) -> bytes:
+        content = bytearray(begun)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                content = await self._chunk()  # mostly it is all
                 while not self.ended:
                     reports.check_size(max(declared, len(content)), media, content, limits)
-                    content = bytearray(content) if isinstance(content, bytes) else content
                     content += await self._chunk()
         except TimeoutError:
             reason = f"the body did not arrive within {BODY_SECONDS:g} s"
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, reason) from None
-        reports.check_size(max(declared, len(content)), media, content, limits)
         return bytes(content)
 
     async def begin(self, size: int, *, seconds: float) -> bytes:
         """Return what has come once it is so many bytes, or all, or the time is over, or the client has left."""
         content = bytearray()
         with contextlib.suppress(TimeoutError, ClientDisconnect):
+            content += await self._chunk()
+            if self.ended:
+                return bytes(content)
             async with asyncio.timeout(seconds):
                 while len(content) < size and not self.ended:
                     content += await self._chunk()
         return bytes(content)
 
-    async def discard(self) -> None:
+    async def answer(self, answer: Answer, send: Send) -> None:
+        """Send the answer; while the body is still coming it goes out at once, and then the connection is closed."""
+        if self.ended:
+            await tell(answer, send)
+            return
+        await tell(answer._replace(headers={**answer.headers, "Connection": "close"}), send, ends=False)
+        await self._discard()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _discard(self) -> None:
         """Throw away what comes, within bounds; nothing comes from a client that waits for 100 (Continue)."""
         if not self._asked and self._headers.get("expect", "").lower() == "100-continue":
             return
@@ -83,18 +102,3 @@ class Body:
         self.ended = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk
-
-
-class Farewell(JSONResponse):
-    """An answer while the body is still coming: it goes out at once, then the connection is closed."""
-
-    def __init__(self, answer: Answer, body: Body) -> None:
-        super().__init__(answer.document, answer.status, {**answer.headers, "Connection": "close"})
-        self._rest = body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - Starlette's
-        """Send the answer, then read on for a while."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        await self._rest.discard()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -104,9 +104,10 @@ class BoundedHeads(HttpToolsProtocol):
     # What the parser calls when something has come
 
     def on_headers_complete(self) -> None:
-        """Take a head."""
+        """Take a head; who reads the body need not wait for a first part of it, be it empty."""
         self._pending = 0
         super().on_headers_complete()
+        self.cycle.message_event.set()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""

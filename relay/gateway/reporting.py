@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from relay.errors import QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import reports
-from relay.gateway.answering import headers_of, response_of
-from relay.gateway.body import Body, Farewell
+from relay.gateway.answering import headers_of
+from relay.gateway.body import Body
 from relay.gateway.cdevents import Ignored
 from relay.gateway.reports import Answer, Fault, Limits
 from relay.keys import Keys
@@ -53,7 +53,7 @@ class Reporting:
             answer = reports.answer_error(error)
         except ClientDisconnect:
             return
-        await (response_of(answer) if body.ended else Farewell(answer, body))(scope, receive, send)
+        await body.answer(answer, send)
 
     async def _take(self, headers: Mapping[str, str], body: Body) -> Answer:
         caller = reports.admitted(self._tokens.current().identify(headers.get("authorization")))

@@ -34,10 +34,11 @@ A CDEvent may be `Ignored`: accepted with its id, like all others, and not enque
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json, to_json
@@ -107,8 +108,7 @@ class Limits:
         return cls(one=max_event_bytes, many=max(MAX_MANY_BYTES, max_event_bytes))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What headers say beside the body; unchecked until it is an event's."""
 
     id: str | None = None
@@ -127,13 +127,12 @@ class Fault:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """A status, a JSON document, and headers beyond the content's."""
 
     status: HTTPStatus
     document: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Refused(RelayError):  # noqa: N818 - says what happened
@@ -370,7 +369,8 @@ def _try_again(status: HTTPStatus, reason: str) -> Answer:
 
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:
-    return _utf8(unquote_to_bytes(headers.get(f"ce-{name}", "").encode("latin-1")), name)
+    given = headers.get(f"ce-{name}")
+    return _utf8(unquote_to_bytes(given.encode("latin-1")), name) if given else None
 
 
 def _utf8(value: bytes, field: str) -> str | None:

@@ -18,9 +18,9 @@ from redis.exceptions import RedisError
 
 from relay.errors import RelayError
 from relay.gateway import reports
-from relay.gateway.answering import headers_of, response_of
+from relay.gateway.answering import headers_of
 from relay.gateway.auth import Caller
-from relay.gateway.body import Body, Farewell
+from relay.gateway.body import Body
 from relay.gateway.reports import Answer, NotPermitted
 from relay.keys import Keys
 from relay.kubernetes.admission import allow, judge
@@ -96,8 +96,7 @@ class Reviewing:
         except Exception as error:  # noqa: BLE001 - the edge: a deployment must not wait for a fault of ours
             _log.error("an admission review failed, and was allowed: %s", type(error).__qualname__)
             document = allow(content[:UID_BYTES])
-        answer = Answer(status=HTTPStatus.OK, document=document)
-        await (response_of(answer) if body.ended else Farewell(answer, body))(scope, receive, send)
+        await body.answer(Answer(status=HTTPStatus.OK, document=document), send)
 
     async def _review(self, caller: Caller | None, content: bytes) -> Mapping[str, Any]:
         if caller is None or self._naming is None:

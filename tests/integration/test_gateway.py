@@ -334,10 +334,11 @@ def test_a_client_that_leaves_in_its_body_enqueues_nothing(
     assert caplog.text == ""
 
 
-def test_a_body_that_does_not_arrive_is_408(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begun", [b"", BODY[:20]], ids=["not begun", "begun"])
+def test_a_body_that_does_not_arrive_is_408(gateway: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     monkeypatch.setattr(body, "BODY_SECONDS", 0.1)
     with gateway.connect() as connection:
-        connection.sendall(head("Content-Length: 100") + BODY[:20])
+        connection.sendall(head("Content-Length: 100") + begun)
         assert status_of(connection) == 408
 
 
