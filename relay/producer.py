@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections import deque
 from copy import copy
 from itertools import islice
@@ -370,7 +370,7 @@ class AsyncProducer(_Reporter):
 
 def _new_id() -> str:
     """Return an id that nobody else gives an event."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _with_id(event: DeploymentEvent) -> DeploymentEvent:

@@ -63,7 +63,10 @@ class Reporting:
         if reports.is_many(media, content):
             return await self._take_many(media, reports.split(media, content), envelope, caller)
         item = reports.checked_environment(reports.read(media, content, envelope), caller, self._environment)
-        return reports.answer_one(await self._take_one(item))
+        if isinstance(item, Ignored):
+            await self._count_ignored(1)
+            return reports.answer_one(item.id)
+        return reports.answer_one(await self._producer.report_event(item, receipt=item.id is not None))
 
     async def _take_many(
         self, media: reports.Media, texts: list[bytes], envelope: reports.Envelope, caller: Caller
@@ -87,13 +90,6 @@ class Reporting:
             else:
                 ids_of.update(zip(valid, ids, strict=True))
         return reports.answer_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
-
-    async def _take_one(self, item: DeploymentEvent | Ignored) -> str:
-        """`_take_in` for one: most requests have no more."""
-        if isinstance(item, Ignored):
-            await self._count_ignored(1)
-            return item.id
-        return await self._producer.report_event(item, receipt=item.id is not None)
 
     async def _take_in(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
         """Enqueue the events, together with those of other requests, and count the rest; return the ids of all.
