@@ -239,9 +239,13 @@ class DeploymentEvent(BaseModel):
 
     def body(self) -> bytes:
         """Give the reporting API's JSON body: compact, in its order of fields, with only what is present."""
-        parts: dict[str, BaseModel] = {"image": self.image}
+        # Plain values where that is easy: of a model's, pydantic has each written by a function in Python.
+        image = {"url": self.image.url}
+        if self.image.name is not None:
+            image["name"] = self.image.name
+        parts: dict[str, dict[str, str] | BaseModel] = {"image": image}
         if self.environment.name is not None:
-            parts["environment"] = self.environment
+            parts["environment"] = {"name": self.environment.name}
         if self.platform.os or self.platform.architecture or self.platform.variant:
             parts["platform"] = self.platform
         return to_json(parts, exclude_none=True)
