@@ -121,6 +121,12 @@ class Envelope(NamedTuple):
     type: str | None = None
 
 
+_NO_ENVELOPE = Envelope()
+
+#: The headers that it stands in.
+_ENVELOPE = frozenset({"idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """Why the event in this place, counted from 0, is not taken."""
@@ -179,9 +185,13 @@ def media_of(headers: Mapping[str, str]) -> Media:
 
     A CloudEvent in headers may have any type of JSON, as its data's own.
     """
-    given = headers.get("content-type", "").partition(";")[0].strip().lower()
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
+    given = headers.get("content-type", Media.JSON.value)
+    media = _MEDIA.get(given)  # as it stands, as it mostly does
+    if media is not None:
+        return media
+    given = given.partition(";")[0].strip().lower()
     media = _MEDIA.get(given or Media.JSON.value)
     if media is not None:
         return media
@@ -195,6 +205,8 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
 
     Values with `ce-` are percent-encoded UTF-8 (CloudEvents' HTTP binding, section 3.1.3.2); a key is as it is.
     """
+    if _ENVELOPE.isdisjoint(headers):
+        return _NO_ENVELOPE
     key = _utf8(headers.get("idempotency-key", "").encode("latin-1"), "id")
     return Envelope(
         id=_attribute(headers, "id") or key,
