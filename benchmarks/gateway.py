@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 64
 SECONDS = 8.0
+
+#: Who takes reports, takes them in so many turns of so long: a machine's speed can change within seconds.
+TURNS = 6
+TURN_SECONDS = 2.0
+
 REVIEWS_A_SECOND = 500
 
 REQUIRED_REPORTS_A_SECOND = 8_000
+#: On a slower machine: what is required, as a part of what the least with group commit did where that was asked for.
+REQUIRED_PART = 8_000 / 13_000
 REQUIRED_REPORT_P99_MS = 30.0
 REQUIRED_REVIEW_P99_MS = 20.0
 REQUIRED_REVIEW_MS = 200.0
@@ -32,11 +39,14 @@ REVIEW = ROOT / "tests" / "data" / "kubernetes" / "review-create.json"
 class Gateway:
     """One run: reports as fast as they are taken, then reviews at a steady rate with Redis there and stopped.
 
-    `bare` are requests to an app that only answers: what the server, the client and this machine could do at most.
+    `bare` are requests to an app that only answers, `committed` to one that only commits (bare_asgi.py): what the
+    server, the client and this machine could do at most. `parts` is, for each turn, ours of the latter.
     """
 
     bare: Posted
+    committed: Posted
     reports: Posted
+    parts: Sequence[float]
     enqueued: int
     reviews: Posted
     reviewed: int
@@ -59,16 +69,24 @@ class Gateway:
 def measure(_events: int | None) -> Gateway:
     """Run once, on a Redis and a gateway of its own."""
     with rig() as parts:
-        bare_url = parts.start_server("bare", "benchmarks.bare_asgi")
-        url = parts.start_gateway()
-        connections = ("--connections", str(CONNECTIONS), "--seconds", str(SECONDS))
-        parts.post(url, _report(), "--connections", "8", "--seconds", "1")  # until everything is imported and open
+        urls = {
+            "bare": parts.start_server("bare", "benchmarks.bare_asgi"),
+            "committed": parts.start_server("committed", "benchmarks.bare_asgi", parts.redis.url),
+            "reports": parts.start_gateway(),
+        }
+        for each in urls.values():  # until everything is imported and open
+            parts.post(each, _report(), "--connections", "8", "--seconds", "1")
         parts.client.flushall()
-        bare = parts.post(bare_url, _report(), *connections)
-        reports = parts.post(url, _report(), *connections)
+        connections = ("--connections", str(CONNECTIONS))
+        turn = (*connections, "--seconds", str(TURN_SECONDS))
+        seen: dict[str, list[Posted]] = {name: [] for name in urls}
+        for _ in range(TURNS):
+            for name, each in urls.items():
+                seen[name].append(parts.post(each, _report(), *turn))
         enqueued = parts.client.xlen("{relay:0}:inbox")
         parts.client.flushall()
-        paced = (*connections, "--rate", str(REVIEWS_A_SECOND))
+        url = urls["reports"]
+        paced = (*connections, "--seconds", str(SECONDS), "--rate", str(REVIEWS_A_SECOND))
         review = REVIEW.read_text()
         reviews = parts.post(f"{url}/admission", review, *paced)
         reviewed = parts.client.xlen("{relay:0}:inbox")
@@ -76,7 +94,12 @@ def measure(_events: int | None) -> Gateway:
         without_redis = parts.post(f"{url}/admission", review, *paced)
         os.kill(parts.redis.pid, signal.SIGCONT)
     return Gateway(
-        bare=bare, reports=reports, enqueued=enqueued, reviews=reviews, reviewed=reviewed, without_redis=without_redis
+        **{name: Posted.together(each) for name, each in seen.items()},
+        parts=[ours.rate / theirs.rate for ours, theirs in zip(seen["reports"], seen["committed"], strict=True)],
+        enqueued=enqueued,
+        reviews=reviews,
+        reviewed=reviewed,
+        without_redis=without_redis,
     )
 
 
@@ -84,9 +107,9 @@ def told(runs: Sequence[Gateway]) -> str:
     """Return what the runs showed, to be printed."""
     rows = []
     for run in runs:
-        taken = run.reports.requests / run.reports.seconds
-        passed = taken >= REQUIRED_REPORTS_A_SECOND and run.reports.p99_ms <= REQUIRED_REPORT_P99_MS
+        passed = run.reports.rate >= REQUIRED_REPORTS_A_SECOND and run.reports.p99_ms <= REQUIRED_REPORT_P99_MS
         rows.append(_row("nothing but an answer", run.bare, passed=None))
+        rows.append(_row("nothing but group commit", run.committed, passed=None))
         rows.append(_row("reports", run.reports, passed=passed))
         rows.append(_row("reviews", run.reviews, passed=run.reviews.p99_ms <= REQUIRED_REVIEW_P99_MS))
         stopped = run.without_redis
@@ -98,14 +121,24 @@ def told(runs: Sequence[Gateway]) -> str:
         f"{REVIEWS_A_SECOND} reviews/s p99 {REQUIRED_REVIEW_P99_MS:g} ms, all within {REQUIRED_REVIEW_MS:g} ms "
         "with Redis stopped"
     )
-    part = median(run.reports.requests / run.reports.seconds / run.bare.requests * run.bare.seconds for run in runs)
-    return f"{title}\n{figures}\n{required}\nReports to nothing but an answer: {part:.2f}"
+    parts = [part for run in runs for part in run.parts]
+    part = median(parts)
+    ratio = (
+        f"Reports to nothing but group commit, median of {len(parts)} turns: {part:.2f} ({min(parts):.2f} to "
+        f"{max(parts):.2f}); required, if the machine is a slower one: {REQUIRED_PART:.2f}: "
+        f"{verdict(passed=part >= REQUIRED_PART)}"
+    )
+    return f"{title}\n{figures}\n{required}\n{ratio}"
 
 
 def _row(name: str, posted: Posted, *, passed: bool | None) -> list[str]:
     figures = (posted.p50_ms, posted.p99_ms, posted.max_ms)
-    rate = f"{posted.requests / posted.seconds:,.0f}"
-    return [name, rate, *(f"{each:.1f}" for each in figures), "" if passed is None else verdict(passed=passed)]
+    return [
+        name,
+        f"{posted.rate:,.0f}",
+        *(f"{each:.1f}" for each in figures),
+        "" if passed is None else verdict(passed=passed),
+    ]
 
 
 def _report() -> str:

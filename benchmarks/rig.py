@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -175,6 +177,27 @@ class Posted:
     p99_ms: float
     max_ms: float
     cpu_seconds: float
+
+    @classmethod
+    def together(cls, parts: Sequence[Posted]) -> Posted:
+        """Return several as one; its p50 is the middle one of theirs, its p99 the worst."""
+        statuses: Counter[str] = Counter()
+        for part in parts:
+            statuses.update(part.statuses)
+        return cls(
+            requests=sum(part.requests for part in parts),
+            statuses=dict(statuses),
+            seconds=sum(part.seconds for part in parts),
+            p50_ms=median(part.p50_ms for part in parts),
+            p99_ms=max(part.p99_ms for part in parts),
+            max_ms=max(part.max_ms for part in parts),
+            cpu_seconds=sum(part.cpu_seconds for part in parts),
+        )
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
 
 
 class Producers:

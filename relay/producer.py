@@ -82,8 +82,9 @@ class _Reporter:
     def _chunk(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> _Chunk:
         """Check events and give those without an id a new one; with `receipts` those that had one ask for theirs."""
         limit = self._settings.queue.max_event_bytes
-        entries = [inbox.fields_of(event) for event in events]
-        for fields in entries:
+        chunk = _Chunk([], [])
+        for event in events:
+            fields = inbox.fields_of(event)
             size = len(fields["event"])
             if size > limit:
                 raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
@@ -91,7 +92,9 @@ class _Reporter:
                 fields["id"] = _new_id()
             elif receipts:
                 fields["receipt"] = "1"
-        return _Chunk(entries, [fields["id"] for fields in entries])
+            chunk.entries.append(fields)
+            chunk.ids.append(fields["id"])
+        return chunk
 
     def _call(
         self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None

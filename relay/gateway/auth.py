@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, Valid
 
 from relay.errors import ConfigurationError
 
-_SCHEME = "bearer "
+_SCHEME = "bearer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ class Tokens:
         """
         if not self.known:
             return EVERYBODY
-        given = "" if authorization is None else authorization[len(_SCHEME) :].strip()
-        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME or not given:
+        scheme, _, given = (authorization or "").partition(" ")
+        given = given.strip()
+        if not given or scheme.lower() != _SCHEME:
             return Stranger.WITHOUT_TOKEN
         given_hash = _hash(given.encode("latin-1"))
         found: Caller | Stranger = Stranger.WITH_WRONG_TOKEN
