@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 TOKEN = "canary-token-of-the-tests"
 
+MEBIBYTE = 2**20
+
+#: A value that with what Redis puts around it takes a mebibyte; from there allocators round up to the next size.
+FILLER = b"x" * (MEBIBYTE - 64)
+
 #: Timers scaled down, so that a fault is over in seconds.
 TIMERS = {
     "RELAY_API__TIMEOUT": "1s",

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
-from rig import TOKEN, wait_for
+from rig import FILLER, MEBIBYTE, TOKEN, wait_for
 
 from relay import Producer
 from relay.errors import QueueFull
@@ -23,7 +23,6 @@ from relay.errors import QueueFull
 if TYPE_CHECKING:
     from rig import Estate
 
-MEBIBYTE = 2**20
 
 #: What names each cause, in `relay status` and `relay doctor`.
 TOKEN_REFUSED = "the API refuses the token"
@@ -170,7 +169,7 @@ def test_a_redis_that_is_full(estate: Estate, operator: Operator) -> None:
     used = int(estate.client.info("memory")["used_memory"])
     estate.client.config_set("maxmemory", used + 32 * MEBIBYTE)
     for number in range(int((0.95 * (used + 32 * MEBIBYTE) - used) / MEBIBYTE)):
-        estate.client.set(f"somebody-elses:{number}", b"x" * MEBIBYTE)
+        estate.client.set(f"somebody-elses:{number}", FILLER)
     with pytest.raises(QueueFull):
         report(estate)
     said = operator.runs("status")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
-from rig import TOKEN, wait_for
+from rig import FILLER, MEBIBYTE, TOKEN, wait_for
 from servers import Authority
 
 from relay.connection import connect
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from relay.doctor.result import Result
 
-MEBIBYTE = 2**20
 KEYS = Keys()
 
 
@@ -115,10 +114,10 @@ def test_a_redis_that_is_full_is_found(durable: EmbeddedRedis) -> None:
     with planted(durable, maxmemory=str(64 * MEBIBYTE)) as client:
         queue = QueueSettings(max_backlog=1000)
         for number in range(49):
-            client.set(f"filler:{number}", b"x" * MEBIBYTE)
+            client.set(f"filler:{number}", FILLER)
         assert found_in(client, queue)["redis.memory"].grade is Grade.WARNING
         for number in range(49, 60):
-            client.set(f"filler:{number}", b"x" * MEBIBYTE)
+            client.set(f"filler:{number}", FILLER)
         result = found_in(client, queue)["redis.memory"]
     assert result.grade is Grade.FAULT
     assert "full" in result.what

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis.exceptions import OutOfMemoryError, ResponseError
+from rig import FILLER, MEBIBYTE
 
 from relay import AsyncProducer, Producer
 from relay.errors import QueueFull, QueueUnavailable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 KEYS = Keys()
 IMAGE = "ghcr.io/acme/api@sha256:" + "a" * 64
-MEBIBYTE = 1_048_576
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def used(client: Redis) -> int:
 
 def fill(client: Redis, mebibytes: int) -> None:
     for number in range(mebibytes):
-        client.set(f"filler:{number}", b"x" * MEBIBYTE)
+        client.set(f"filler:{number}", FILLER)
 
 
 def fill_up(client: Redis) -> None:
