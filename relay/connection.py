@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 import redis.asyncio
@@ -14,7 +13,7 @@ from redis.retry import Retry
 from relay.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
     from relay.settings import RedisSettings
 
@@ -25,31 +24,33 @@ RETRIES = 3
 #: Bounds of the pause between such tries, in seconds.
 RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
+Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
+
 
 def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     """Return a client that has not connected yet; its pool belongs to this process alone."""
-    with reading_url():
-        return redis.Redis.from_url(settings.url, **options(settings, _Retry(_backoff(), retries)))
+    return client_of(redis.Redis, settings.url, options(settings, _Retry(_backoff(), retries)))
 
 
 def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
     """Return a client for asyncio; like `connect`."""
-    with reading_url():
-        return redis.asyncio.Redis.from_url(settings.url, **options(settings, _AsyncRetry(_backoff(), RETRIES)))
+    return client_of(redis.asyncio.Redis, settings.url, options(settings, _AsyncRetry(_backoff(), RETRIES)))
 
 
-@contextmanager
-def reading_url() -> Iterator[None]:
-    """Turn redis-py's fault of a URL into ours, and drop its words: they may repeat a part of the password.
+def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
+    """Make a client of redis-py, or turn its fault of a URL into ours and drop its words: they may repeat a password.
 
-    The settings refuse what cannot be split, so what is left are its options.
+    The settings refuse what cannot be split, so what is left are its options. redis-py looks at their names when it
+    makes a connection, so one is made here, and connects to nothing.
     """
     try:
-        yield
-    except ValueError:
+        client = kind.from_url(url, **own)
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (TypeError, ValueError):
         raise ConfigurationError(
-            "redis.url (RELAY_REDIS_URL): has an option that cannot be read; see what stands after its ?"
+            "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
         ) from None
+    return client
 
 
 class _Retry(Retry):

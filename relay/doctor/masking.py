@@ -10,29 +10,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pydantic import SecretStr
+
 from relay.secrecy import MASK, Secrets
+from relay.settings import SHORT_NAMES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from relay.doctor.result import Result
-    from relay.settings import Settings
 
     Mask = Callable[[str], str]
 
 #: What is shorter gives nothing away, and stands in too many words.
 MIN_SECRET_CHARACTERS = 4
-
-#: Variables that hold a secret, and those that may have one in them.
-_WHOLE = ("RELAY_API_TOKEN", "RELAY_API__TOKEN", "RELAY_GATEWAY__TOKEN", "ATOMIST_APIKEY")
-_URLS = (
-    "RELAY_REDIS_URL",
-    "RELAY_REDIS__URL",
-    "RELAY_BROKER_URL",
-    "RELAY_BROKER__URL",
-    "RELAY_API_URL",
-    "ATOMIST_URL",
-)
 
 
 def mask_for(settings: Settings) -> Mask:
@@ -42,8 +33,11 @@ def mask_for(settings: Settings) -> Mask:
 
 def mask_for_refused(environ: Mapping[str, str]) -> Mask:
     """Return what masks the secrets of variables, where the settings could not be read."""
-    found = {environ.get(name, "") for name in _WHOLE}
-    found |= {secret for name in _URLS for secret in _passwords(environ.get(name, ""))}
+    found: set[str] = set()
+    for section, key, annotation in _settings():
+        for name in _variables(section, key):
+            value = environ.get(name, "")
+            found |= {value} if annotation is SecretStr else set(_passwords(value))
     secrets = sorted((each for each in found if len(each) >= MIN_SECRET_CHARACTERS), key=len, reverse=True)
 
     def mask(text: str) -> str:
@@ -57,6 +51,18 @@ def mask_for_refused(environ: Mapping[str, str]) -> Mask:
 def masked(results: Iterable[Result], mask: Mask) -> list[Result]:
     """Return results that show none of these."""
     return [replace(each, what=mask(each.what), do=mask(each.do)) for each in results]
+
+
+def _settings() -> Iterator[tuple[str, str, object]]:
+    """Give each setting's section, name and type."""
+    for section, field in Settings.model_fields.items():
+        for key, its in getattr(field.annotation, "model_fields", {}).items():
+            yield section, key, its.annotation
+
+
+def _variables(section: str, key: str) -> Iterator[str]:
+    yield f"RELAY_{section}__{key}".upper()
+    yield from (name for name, its in SHORT_NAMES.items() if its == (section, key))
 
 
 def _passwords(url: str) -> Iterator[str]:

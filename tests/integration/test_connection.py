@@ -47,9 +47,13 @@ def test_silence_costs_asyncio_no_more() -> None:
         assert server.connections == RETRIES + 1
 
 
+@pytest.mark.parametrize("option", ["socket_timeout=hunter2", "hunter2=1"], ids=["cannot be read", "is unknown"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
 @pytest.mark.parametrize("connecting", [connect, connect_async, lambda its: Shard(Settings(redis=its))])
-def test_an_option_that_cannot_be_read_is_not_repeated(connecting: Callable[[RedisSettings], object]) -> None:
-    its = RedisSettings(url="redis://127.0.0.1:6379/0?socket_timeout=hunter2")
-    with pytest.raises(ConfigurationError, match="has an option that cannot be read") as refused:
+def test_an_option_that_makes_no_connection_is_refused_and_not_repeated(
+    connecting: Callable[[RedisSettings], object], scheme: str, option: str
+) -> None:
+    its = RedisSettings(url=f"{scheme}://127.0.0.1:6379/0?{option}")
+    with pytest.raises(ConfigurationError, match="has an option that is unknown or cannot be read") as refused:
         connecting(its)
     assert "hunter2" not in "".join(traceback.format_exception(refused.value))

@@ -318,9 +318,15 @@ def test_secrets_are_masked_wherever_they_turn_up() -> None:
 
 def test_secrets_of_a_configuration_that_is_refused_are_masked_too() -> None:
     mask = mask_for_refused(
-        {"RELAY_BROKER_URL": "amqp://u:broker%2Fsecret@h/", "RELAY_GATEWAY__TOKEN": "gate", "RELAY_API_TOKEN": "no"}
+        {
+            "RELAY_BROKER_URL": "amqp://u:broker%2Fsecret@h/",
+            "RELAY_GATEWAY__TOKEN": "gate",
+            "RELAY_GATEWAY__OPERATOR_TOKEN": "console",
+            "RELAY_GATEWAY_TOKEN": "pipeline",
+            "RELAY_API_TOKEN": "no",
+        }
     )
-    assert mask("broker%2Fsecret broker/secret gate no") == "*** *** *** no"
+    assert mask("broker%2Fsecret broker/secret gate console pipeline no") == "*** *** *** *** *** no"
 
 
 def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from relay.connection import options, reading_url, without_password
+from relay.connection import client_of, options, without_password
 from relay.errors import QueueUnavailable
 from relay.keys import Keys
 
@@ -41,8 +41,7 @@ class Shard:
         own = options(settings.redis, Retry(NoBackoff(), 1))
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)
         own["socket_connect_timeout"] = min(settings.redis.connect_timeout, COMMAND_SECONDS)
-        with reading_url():
-            self._client = redis.Redis.from_url(settings.redis.url, **own)
+        self._client = client_of(redis.Redis, settings.redis.url, own)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="console")
 
     async def ask(self, question: Callable[[redis.Redis, Keys], Reply]) -> Reply:
