@@ -21,7 +21,7 @@ enough to scrape. Counters of events are written by the steps that move the even
   That sum never falls where it is a counter's. An environment that is forgotten (`delivery.forget_after`) loses its
   series and is counted under `other` from then on: that rises by as much once, though nothing was delivered.
 - No label has an id, an image, an address or a token in it.
-- While Redis does not answer, the scrape succeeds and tells `relay_up 0` and `relay_build_info`, nothing else.
+- While Redis does not answer, the scrape succeeds and tells `relay_up 0`, `relay_build_info` and its own duration.
 - A scrape reads and never writes. With ten thousand environments it takes a fraction of a second.
 
 Not here, because no process could tell it exactly: requests in flight, connections reused (both live in a worker's

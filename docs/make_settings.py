@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import textwrap
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from pydantic import BeforeValidator
 
 from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings
 
@@ -62,12 +65,16 @@ def _default(model: type[BaseModel], key: str) -> str:
     if hasattr(value, "get_secret_value"):
         value = value.get_secret_value()
     if isinstance(value, float):
-        value = _duration(value)
+        # What reads a duration stands before the type; other numbers have none.
+        is_duration = any(isinstance(each, BeforeValidator) for each in model.model_fields[key].metadata)
+        value = _duration(value) if is_duration else f"{value:g}"
+    if isinstance(value, bool | tuple):
+        value = json.dumps(value)
     return f"`{value}`" if value not in (None, "") else ""
 
 
 def _duration(seconds: float) -> str:
-    """Write a duration as the configuration does; all floats among the settings are durations."""
+    """Write a duration as the configuration does."""
     if seconds < 1:
         return f"{seconds * 1000:g}ms"
     for unit, size in (("h", 3600), ("m", 60)):

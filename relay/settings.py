@@ -170,7 +170,7 @@ class QueueSettings(_Section):
     max_event_bytes: Count = 65_536
     """The largest event, in bytes of its JSON body."""
     receipt_for: PositiveDuration = 900.0
-    """How long it can be asked for what became of an event that came with an `id`, once that is known."""
+    """How long a receipt is kept once its event has ended: delivered, dead, a duplicate, stale or superseded."""
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
     rest to record what they do. Without a `maxmemory` it means nothing."""

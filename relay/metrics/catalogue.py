@@ -40,7 +40,7 @@ def _histogram(name: str, text: str, *labels: str) -> Metric:
     return Metric(name, Kind.HISTOGRAM, text, labels)
 
 
-UP = _gauge("relay_up", "1 if the queue's Redis answered this scrape, else 0; then only relay_build_info is told.")
+UP = _gauge("relay_up", "1 if the queue's Redis answered this scrape, else 0; then little else is told.")
 BUILD = _gauge(
     "relay_build_info", "1, labelled with the versions of the relay, Python and Redis.", "version", "python", "redis"
 )

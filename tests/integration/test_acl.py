@@ -29,6 +29,7 @@ from relay.sandbox import Sandbox
 from relay.settings import Settings
 from relay.stack import Stack
 from relay.store import receipts
+from relay.store.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,6 +218,10 @@ class TestProducer:
             client.xadd(KEYS.inbox, {"event": json.dumps({"image": {"url": IMAGE}})})
             assert client.xlen(KEYS.inbox) == 2
             assert receipts.read(client, KEYS, event_id) is None
+        with Producer(guarded.url("relay-producer"), settings=Settings.load()) as reporter:
+            assert reporter.report(IMAGE, id="job-8", receipt=True) == "job-8"
+            told = reporter.receipts([event_id, "job-8"])
+            assert [receipt and receipt.status for receipt in told] == [None, Status.QUEUED]
         assert not guarded.refused()
 
     @pytest.mark.parametrize("command", FORBIDDEN, ids=lambda command: " ".join(command)[:40])
