@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr, ValidationError
 
-from relay.connection import connect
+from relay.connection import connect, without_secrets
 from relay.errors import ConfigurationError
 from relay.settings import SHORT_NAMES, Settings, faults
 
@@ -115,14 +115,6 @@ def hints(settings: Settings) -> Iterator[str]:
         yield "no API to deliver to is set (RELAY_API_URL): a worker does not start without one"
     elif not (settings.api.token_file or settings.api.token.get_secret_value()):
         yield "no token for the API is set (RELAY_API_TOKEN_FILE): a worker does not start without one"
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: neither the user's part nor the query's values, wherever a password stands."""
-    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
-    user, at, address = rest.rpartition("@")
-    address, question, _ = address.partition("?")
-    return f"{scheme}{separator}{'***' if user else ''}{at}{address}{'?***' if question else ''}"
 
 
 def _shown(path: tuple[str, ...], value: Any) -> Any:

@@ -106,7 +106,11 @@ def _backoff() -> ExponentialWithJitterBackoff:
     return ExponentialWithJitterBackoff(base=base, cap=cap)
 
 
-def without_password(url: str) -> str:
-    """Return a Redis URL as it may be shown: neither the user's part nor the query, where a password may stand."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: neither the user's part nor the query's values, wherever a password stands."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    user, at, address = rest.rpartition("@")
+    if "?" in user:  # of a password with a ? in it, or of a query's value with an @: nobody can tell
+        return f"{scheme}{separator}***"
+    address, question, _ = address.partition("?")
+    return f"{scheme}{separator}{'***' if user else ''}{at}{address}{'?***' if question else ''}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import requests
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_password
+from relay.connection import connect, without_secrets
 from relay.embedded import EmbeddedRedis, free_port
 from relay.errors import ConfigurationError, QueueUnavailable
 from relay.keys import Keys
@@ -110,7 +110,7 @@ class Stack:
             try:
                 client.delete(heartbeat)  # one left by a worker of this name that was killed a moment ago
             except RedisError as error:
-                where = without_password(self.redis_url)
+                where = without_secrets(self.redis_url)
                 raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
             return self._start(
                 name,

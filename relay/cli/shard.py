@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_password
+from relay.connection import connect, without_secrets
 from relay.errors import QueueUnavailable
 from relay.keys import Keys
 from relay.settings import Settings
@@ -34,5 +34,5 @@ def open_shard() -> Iterator[Shard]:
         try:
             yield Shard(client, Keys(settings.queue.namespace), settings)
         except RedisError as error:
-            where = without_password(settings.redis.url)
+            where = without_secrets(settings.redis.url)
             raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.connection import without_password
+from relay.connection import without_secrets
 from relay.errors import ChildFailed
 from relay.settings import Settings
 
@@ -89,13 +89,13 @@ def start_flower(stack: Stack, port: int) -> None:
 
 
 def _announce(stack: Stack) -> None:
-    typer.echo(f"Redis     {without_password(stack.redis_url)}")
+    typer.echo(f"Redis     {without_secrets(stack.redis_url)}")
     typer.echo(f"API       {stack.api_url}")
     typer.echo(f"Gateway   {stack.gateway_url}")
     typer.echo(f"Logs      {stack.directory}")
     typer.echo("")
     typer.echo("In another terminal:")
-    typer.echo(f"  export RELAY_REDIS_URL={without_password(stack.redis_url)}")
+    typer.echo(f"  export RELAY_REDIS_URL={without_secrets(stack.redis_url)}")
     typer.echo(f"  relay report nginx@sha256:{'0' * 64}")
     typer.echo("  relay status")
     typer.echo("Ctrl-C stops everything.")

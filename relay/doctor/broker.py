@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_password
+from relay.connection import connect, without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Heard(NamedTuple):
 
 def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterator[Result]:
     """Ask the broker, and compare with who gives signs of life in Redis; `beating` may be asked again."""
-    where = without_password(settings.broker_url)
+    where = without_secrets(settings.broker_url)
     try:
         import kombu  # noqa: F401, PLC0415 - an extra
     except ImportError:

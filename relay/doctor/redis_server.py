@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermission
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from relay.connection import without_password
+from relay.connection import without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
 from relay.embedded import OLDEST_VERSION
 
@@ -77,7 +77,7 @@ def server_of(info: Mapping[str, Any], config: Mapping[str, Any]) -> Server:
 
 def reach(client: Redis, settings: Settings) -> Result:
     """Ask for a sign of life."""
-    where = without_password(settings.redis.url)
+    where = without_secrets(settings.redis.url)
     try:
         client.ping()
     except RedisError as error:

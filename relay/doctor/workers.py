@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from relay.diagnosis import duration
 from relay.doctor.result import Result, fault, ok
 from relay.keys import DEFAULT_ENDPOINT
+from relay.store.endpoint import Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def look(client: Redis, keys: Keys) -> Look:
     pipeline.hkeys(keys.paused(DEFAULT_ENDPOINT))
     (seconds, microseconds), beats, head, intake, counts, (until, openings), paused = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
-    is_held = int(until or 0) > now or int(openings or 0) > 0
+    is_held = Health(until=int(until or 0), openings=int(openings or 0)).why_held(now) is not None
     due = {} if is_held else _due(client, keys, now, set(paused))
     seen = {name.decode(): int(score) for name, score in beats}
     alive = client.mget([keys.worker(name) for name in seen]) if seen else []

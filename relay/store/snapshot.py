@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from relay.store import attempts, scripts
 from relay.store.attempts import Attempts
 from relay.store.counts import Ledger, ledger_of, totals_of
+from relay.store.endpoint import Health
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -203,11 +204,16 @@ def _milliseconds(stream_id: bytes) -> int | None:
     return int(stream_id.partition(b"-")[0]) or None
 
 
-def _endpoint(health: Sequence[bytes], now: int) -> EndpointState:
-    known = {name.decode(): value.decode() for name, value in _pairs(health)}
-    held = known.get("reason", "") if int(known.get("until", 0)) > now else known.get("circuit", "")
+def _endpoint(fields: Sequence[bytes], now: int) -> EndpointState:
+    known = {name.decode(): value.decode() for name, value in _pairs(fields)}
+    health = Health(
+        until=int(known.get("until", 0)),
+        reason=known.get("reason", ""),
+        openings=int(known.get("openings", 0)),
+        circuit=known.get("circuit", ""),
+    )
     return EndpointState(
-        held=held,
+        held=health.why_held(now) or "",
         window=int(known.get("window", 0)),
         held_ms={
             name.removeprefix("held_ms:"): int(value) for name, value in known.items() if name.startswith("held_ms:")

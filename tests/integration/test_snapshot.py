@@ -163,10 +163,12 @@ def test_held_endpoint_is_told_with_why_and_for_how_long(client: Redis) -> None:
     found = read(client).endpoints["default"]
     assert (found.held, found.held_ms, found.retry_after_ms) == ("rate_limited", {"rate_limited": 60_000}, 60_000)
 
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"until": 1, "circuit": "unauthorized"})
+    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 1, "circuit": "unauthorized"})
+    assert read(client).endpoints["default"].held == "unauthorized", "why its circuit is open, as relay status has it"
+    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), "until", 1)
     assert read(client).endpoints["default"].held == "unauthorized", "its circuit is open between two probes"
 
-    client.hdel(KEYS.endpoint(DEFAULT_ENDPOINT), "circuit")
+    client.hdel(KEYS.endpoint(DEFAULT_ENDPOINT), "circuit", "openings")
     assert read(client).endpoints["default"].held == ""
 
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from relay import configuration
 from relay.cli import app
-from relay.configuration import Source, without_secrets
+from relay.configuration import Source
+from relay.connection import without_secrets
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def test_no_secret_is_in_a_fault(monkeypatch: pytest.MonkeyPatch, fault: str) ->
     [
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("redis://:secret@host/0", "redis://***@host/0"),
-        ("redis://u:p?q@host/0", "redis://***@host/0"),
+        ("redis://u:p?q@host/0", "redis://***"),
+        ("redis://host/0?password=p@ss", "redis://***"),
+        ("sqs://KEY:SE?CRET@", "sqs://***"),
         ("redis://u:p@ss/word@host/0", "redis://***@host/0"),
         ("redis://host/0?password=secret", "redis://host/0?***"),
         ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock?***"),

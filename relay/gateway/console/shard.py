@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from relay.connection import client_of, options, without_password
+from relay.connection import client_of, options, without_secrets
 from relay.errors import QueueUnavailable
 from relay.keys import Keys
 
@@ -36,7 +36,7 @@ class Shard:
     """The shard's Redis and keys. What is asked gets the client and the keys first."""
 
     def __init__(self, settings: Settings) -> None:
-        self.where = without_password(settings.redis.url)
+        self.where = without_secrets(settings.redis.url)
         self._keys = Keys(settings.queue.namespace)
         own = options(settings.redis, Retry(NoBackoff(), 1))
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)
