@@ -16,10 +16,14 @@ from pydantic import SecretStr, ValidationError
 
 from relay.connection import connect, without_secrets
 from relay.errors import ConfigurationError
-from relay.settings import SHORT_NAMES, Settings, faults
+from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from relay import settings
+
+_UNKNOWN = "is not a setting"
 
 #: What is shown of a secret that is set.
 MASK = "********"
@@ -27,14 +31,8 @@ MASK = "********"
 #: Settings that are URLs: whatever in them may be a password is not shown.
 _URLS = frozenset({("redis", "url"), ("broker", "url"), ("api", "url")})
 
-#: Settings that name a file.
-_FILES = (
-    ("api", "token_file"),
-    ("api", "ca_file"),
-    ("gateway", "tokens_file"),
-    ("gateway", "tls_cert"),
-    ("gateway", "tls_key"),
-)
+#: The setting that names a file to be written; all others name files to be read.
+_WRITTEN = ("kubernetes", "heartbeat_file")
 
 #: Variables that are the relay's and no settings.
 _OTHERS = frozenset({"RELAY_CONFIG", "RELAY_REDIS_SERVER"})
@@ -65,6 +63,23 @@ class Setting:
     value: Any
     source: Source
     name: str = ""
+    #: Whether the value has a secret in it that is not shown.
+    is_masked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is wrong, and in which variable or file, '' if in none; what to do about it, '' if that says it all."""
+
+    where: str
+    what: str
+    do: str = ""
+    is_unknown: bool = False
+
+    def __str__(self) -> str:
+        """Write it on a line."""
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{line}; {self.do}" if self.do else line
 
 
 def effective(settings: Settings) -> list[Setting]:
@@ -73,7 +88,8 @@ def effective(settings: Settings) -> list[Setting]:
     shown = []
     for title, path, value in _all(settings):
         source, name = _source(path, variables, file)
-        shown.append(Setting(section=title, key=path[-1], value=_shown(path, value), source=source, name=name))
+        value, is_masked = _shown(path, value)
+        shown.append(Setting(section=title, key=path[-1], value=value, source=source, name=name, is_masked=is_masked))
     return shown
 
 
@@ -90,22 +106,20 @@ def _all(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], Any]]:
             yield section, (section, key), getattr(part, key)
 
 
-def check() -> list[str]:
-    """Return every fault of the configuration, a line each that says where it is; nothing is raised."""
+def check() -> list[Fault]:
+    """Return every fault of the configuration; nothing is raised."""
     found = list(_unknown_variables())
     path = os.environ.get("RELAY_CONFIG")
     if path and not Path(path).is_file():
-        return [*found, f"RELAY_CONFIG: names {path}, which is no file; mend the path, or unset it"]
+        missing = Fault(where="RELAY_CONFIG", what=f"names {path}, which is no file", do="mend the path, or unset it")
+        return [*found, missing]
     try:
         settings = Settings()
     except ValidationError as error:
-        placed = [_placed(line) for line in faults(error)]
-        return [
-            *found,
-            *(line for line in placed if not any(line.startswith(f"{_variable(one)}: ") for one in found)),
-        ]
+        told = {fault.where for fault in found}
+        return [*found, *(fault for fault in map(_placed, faults(error)) if fault.where not in told)]
     except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
-        return [*found, f"{path or 'environment'}: cannot be read: {_parse_fault(error)}"]
+        return [*found, Fault(where=path or "environment", what=f"cannot be read: {_parse_fault(error)}")]
     return [*found, *_files(settings), *_urls(settings)]
 
 
@@ -117,14 +131,17 @@ def hints(settings: Settings) -> Iterator[str]:
         yield "no token for the API is set (RELAY_API_TOKEN_FILE): a worker does not start without one"
 
 
-def _shown(path: tuple[str, ...], value: Any) -> Any:
+def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:
+    """Return a value as it may be shown, and whether that masks something."""
     if isinstance(value, SecretStr):
-        return MASK if value.get_secret_value() else ""
+        is_set = bool(value.get_secret_value())
+        return MASK if is_set else "", is_set
     if path in _URLS:
-        return without_secrets(value)
+        shown = without_secrets(value)
+        return shown, shown != value
     if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+        return str(value), False
+    return list(value) if isinstance(value, tuple) else value, False
 
 
 def _variables() -> dict[str, str]:
@@ -155,12 +172,12 @@ def _source(path: tuple[str, ...], variables: Mapping[str, str], file: Mapping[s
     return (Source.DEFAULT, "") if part is None else (Source.FILE, os.environ["RELAY_CONFIG"])
 
 
-def _unknown_variables() -> Iterator[str]:
+def _unknown_variables() -> Iterator[Fault]:
     """Yield what begins like a variable of the relay and is none, with the one that was meant."""
     known = {*SHORT_NAMES, *_OTHERS}
-    for section, field in Settings.model_fields.items():
+    for section in Settings.model_fields:
         known.add(f"RELAY_{section}".upper())
-        known |= {f"RELAY_{section}__{key}".upper() for key in getattr(field.annotation, "model_fields", {})}
+        known |= {f"RELAY_{section}__{key}".upper() for key in _keys(section)}
     for name in sorted(os.environ):
         upper = name.upper()
         if not upper.startswith("RELAY_") or upper in known or upper.startswith(_FAMILIES):
@@ -169,31 +186,34 @@ def _unknown_variables() -> Iterator[str]:
             continue
         near = difflib.get_close_matches(upper, sorted(known), n=1, cutoff=0.75)
         meant = f"did you mean {near[0]}?" if near else "unset it; docs/settings.md has all there are"
-        yield f"{name}: is not a setting; {meant}"
+        yield Fault(where=name, what=_UNKNOWN, do=meant, is_unknown=True)
 
 
-def _placed(line: str) -> str:
-    """Put before a fault where it is to be mended: the variable or the file that the value comes from."""
-    where, separator, what = line.partition(": ")
-    if not separator:
-        return line
-    path = tuple(where.partition(" ")[0].split("."))
+def _placed(fault: settings.Fault) -> Fault:
+    """Tell where a fault is to be mended: in the variable or the file that the value comes from."""
+    path = fault.path
     if len(path) < 2:  # noqa: PLR2004 - a section and a key
-        return f"{os.environ.get('RELAY_CONFIG', '')}: {line}" if path[0] in _file() else line
-    source, name = _source(path, _variables(), _file())
-    what += _meant(path) if what == "is not a setting" else ""
-    return f"{name}: {'.'.join(path)}: {what}" if source is not Source.DEFAULT else line
-
-
-def _variable(fault: str) -> str:
-    """Return the variable that a fault begins with."""
-    return fault.partition(": ")[0]
+        where = os.environ.get("RELAY_CONFIG", "") if path and path[0] in _file() else ""
+        return Fault(where=where, what=str(fault), is_unknown=fault.is_unknown)
+    source, where = _source(path, _variables(), _file())
+    return Fault(
+        where=where,
+        what=str(fault) if source is Source.DEFAULT else f"{fault.setting}: {fault.what}",
+        do=_meant(path) if fault.is_unknown else "",
+        is_unknown=fault.is_unknown,
+    )
 
 
 def _meant(path: tuple[str, ...]) -> str:
-    known = getattr(Settings.model_fields[path[0]].annotation, "model_fields", {})
-    near = difflib.get_close_matches(path[-1], sorted(known), n=1)
-    return f"; did you mean {path[0]}.{near[0]}?" if near else f"; [{path[0]}] has {', '.join(known)}"
+    section = path[0]
+    known = sorted(_keys(section))
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    return f"did you mean {'.'.join((*path[:-1], near[0]))}?" if near else f"[{section}] has {', '.join(known)}"
+
+
+def _keys(section: str) -> Iterable[str]:
+    model = EnvironmentSettings if section == "environments" else Settings.model_fields[section].annotation
+    return getattr(model, "model_fields", {})
 
 
 def _parse_fault(error: ValueError) -> str:
@@ -203,36 +223,36 @@ def _parse_fault(error: ValueError) -> str:
     return str(error).partition("\n")[0]
 
 
-def _urls(settings: Settings) -> Iterator[str]:
+def _urls(settings: Settings) -> Iterator[Fault]:
     """Yield a Redis URL that is none."""
     try:
         connect(settings.redis).close()
     except ConfigurationError as error:
-        yield str(error)
+        yield Fault(where="", what=str(error))
 
 
-def _files(settings: Settings) -> Iterator[str]:
+def _files(settings: Settings) -> Iterator[Fault]:
     """Yield the files that are named and cannot be read."""
-    for section, key in _FILES:
-        path = getattr(getattr(settings, section), key)
-        if path is None:
+    for _, path, file in _all(settings):
+        if not isinstance(file, Path) or path == _WRITTEN:
             continue
-        _, name = _source((section, key), _variables(), _file())
+        _, name = _source(path, _variables(), _file())
+        what = f"{'.'.join(path)}: {file}"
         try:
-            with path.open("rb") as file:
-                file.read(1)
+            with file.open("rb") as opened:
+                opened.read(1)
         except OSError as error:
-            yield f"{name}: {section}.{key}: {path} cannot be read: {error.strerror}; mend the path or its mode"
+            yield Fault(where=name, what=f"{what} cannot be read: {error.strerror}", do="mend the path or its mode")
             continue
-        if (section, key) == ("api", "token_file"):
-            yield from _empty_token(settings, name)
+        if path == ("api", "token_file"):
+            yield from _empty_token(settings, name, what)
 
 
-def _empty_token(settings: Settings, name: str) -> Iterator[str]:
+def _empty_token(settings: Settings, name: str, what: str) -> Iterator[Fault]:
     try:
         token = settings.api.read_token()
     except ConfigurationError:
-        yield f"{name}: api.token_file: {settings.api.token_file} is not text"
+        yield Fault(where=name, what=f"{what} is not text")
         return
     if not token:
-        yield f"{name}: api.token_file: {settings.api.token_file} is empty; put the token in it"
+        yield Fault(where=name, what=f"{what} is empty", do="put the token in it")

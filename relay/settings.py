@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -554,7 +554,7 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as error:
-            raise ConfigurationError("\n".join(faults(error))) from None
+            raise ConfigurationError("\n".join(map(str, faults(error)))) from None
         except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
             raise ConfigurationError(
                 f"the configuration ({path or 'environment'}) cannot be read: {error}"
@@ -584,16 +584,31 @@ def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
             raise ConfigurationError(f"{name} names no section of the settings; there are: {known}")
 
 
-def faults(error: ValidationError) -> list[str]:
-    """Name each fault on a line: the setting, its variable, and what is wrong."""
-    lines = []
+class Fault(NamedTuple):
+    """What is wrong with a setting, or a section, or (without a path) with all of them together."""
+
+    path: tuple[str, ...]
+    what: str
+    is_unknown: bool = False
+
+    @property
+    def setting(self) -> str:
+        """The setting as a file has it."""
+        return ".".join(self.path)
+
+    def __str__(self) -> str:
+        """Write it on a line, with the setting's variable."""
+        short = (name for name, its in SHORT_NAMES.items() if its == self.path)
+        variable = next(short, f"RELAY_{'__'.join(self.path)}".upper())
+        where = f"{self.setting} ({variable})" if len(self.path) == 2 else self.setting  # noqa: PLR2004 - section, key
+        return f"{where}: {self.what}" if where else self.what
+
+
+def faults(error: ValidationError) -> list[Fault]:
+    """Return each fault of settings."""
+    found = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
-        path = [str(part) for part in fault["loc"]]
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = "is not a setting"
-        short = (name for name, its in SHORT_NAMES.items() if its == tuple(path))
-        variable = next(short, f"RELAY_{'__'.join(path)}".upper())
-        where = f"{'.'.join(path)}{f' ({variable})' if len(path) > 1 else ''}: " if path else ""
-        lines.append(where + message)
-    return lines
+        is_unknown = fault["type"] == "extra_forbidden"
+        what = "is not a setting" if is_unknown else fault["msg"].removeprefix("Value error, ")
+        found.append(Fault(tuple(map(str, fault["loc"])), what, is_unknown))
+    return found

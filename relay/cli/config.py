@@ -52,7 +52,7 @@ def check(*, as_json: Json = False) -> None:
       relay config check
       RELAY_CONFIG=relay.toml relay config check && relay worker
     """  # noqa: D301 - \b keeps typer from joining the lines
-    faults = configuration.check()
+    faults = [str(fault) for fault in configuration.check()]
     hints = [] if faults else list(configuration.hints(Settings.load()))
     if as_json:
         typer.echo(json.dumps({"valid": not faults, "faults": faults, "hints": hints}, indent=2))
@@ -113,8 +113,7 @@ def _as_toml(settings: Sequence[Setting]) -> str:
     for section, members in groupby(settings, key=lambda each: each.section):
         lines.append(f"[{section}]")
         for each in members:
-            is_masked = isinstance(each.value, str) and "***" in each.value
-            comment = "" if each.value is not None and not is_masked else "#"
+            comment = "" if each.value is not None and not each.is_masked else "#"
             origin = f"  # {each.source}{f': {each.name}' if each.name else ''}"
             lines.append(printable(f"{comment}{each.key} = {_toml(each.value)}{origin}"))
         lines.append("")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relay import configuration
-from relay.configuration import Source
+from relay.configuration import Fault, Source
 from relay.doctor.result import Grade, Result, note, ok, warning
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from relay.errors import ConfigurationError
     from relay.settings import Settings
 
-#: What `configuration.check` says of a name that nothing reads.
-_UNKNOWN = "is not a setting"
-
 _NAMED = 3
 
 CHECK = "configuration"
@@ -31,26 +29,25 @@ CHECK = "configuration"
 
 def refused(error: ConfigurationError) -> Iterator[Result]:
     """Say what keeps the configuration from being read, and so everything from starting."""
-    for line in configuration.check() or str(error).splitlines():
-        yield _told(Grade.FAULT, line, "mend it: nothing of the relay starts before")
+    found = configuration.check() or [Fault(where="", what=line) for line in str(error).splitlines()]
+    for each in found:
+        yield _told(Grade.FAULT, each, "mend it: nothing of the relay starts before")
 
 
 def examine(settings: Settings) -> Iterator[Result]:
     """Look at a configuration that could be read: at what in it was passed over, and at the files that it names."""
     found = configuration.check()
-    for line in found:
-        grade = Grade.WARNING if _UNKNOWN in line else Grade.FAULT
-        yield _told(grade, line, "mend it: it does not do what was meant")
+    for each in found:
+        grade = Grade.WARNING if each.is_unknown else Grade.FAULT
+        yield _told(grade, each, "mend it: it does not do what was meant")
     if not found:
         source = f"RELAY_CONFIG ({path})" if (path := os.environ.get("RELAY_CONFIG")) else "the environment"
         yield ok(CHECK, f"read from {source}; every name in it is known")
     yield from _open_files(settings)
 
 
-def _told(grade: Grade, line: str, otherwise: str) -> Result:
-    """Split what is wrong from what to do, where the line has both."""
-    what, _, do = line.rpartition("; ")
-    return Result(check=CHECK, grade=grade, what=what or line, do=do if what else otherwise)
+def _told(grade: Grade, fault: Fault, otherwise: str) -> Result:
+    return Result(check=CHECK, grade=grade, what=str(replace(fault, do="")), do=fault.do or otherwise)
 
 
 def _open_files(settings: Settings) -> Iterator[Result]:
@@ -72,17 +69,12 @@ def _secret_files(settings: Settings) -> Iterator[tuple[str, Path]]:
     gateway = settings.gateway
     files = {
         "api.token_file": settings.api.token_file,
+        "producer.gateway_token_file": settings.producer.gateway_token_file,
         "gateway.tokens_file": gateway.tokens_file,
         "gateway.tls_key": gateway.tls_key,
     }
     yield from ((name, path) for name, path in files.items() if path)
-    secrets = {("api", "token"), ("gateway", "token"), ("redis", "url"), ("broker", "url")}
-    inline = [
-        each
-        for each in configuration.effective(settings)
-        if each.source is Source.FILE and (each.section, each.key) in secrets and "***" in str(each.value)
-    ]
-    if inline:
+    if any(each.is_masked and each.source is Source.FILE for each in configuration.effective(settings)):
         yield "RELAY_CONFIG", Path(os.environ["RELAY_CONFIG"])
 
 

@@ -171,10 +171,10 @@ def test_every_fault_has_its_line_and_its_place(
     monkeypatch.setenv("RELAY_ZZZ", "1")
     faults = configuration.check()
 
-    assert [fault.partition(": ")[0] for fault in faults] == [
+    assert [fault.where for fault in faults] == [
         "RELAY_API__TIMOUT", "RELAY_REDIS_URI", "RELAY_ZZZ", str(path), str(path), "RELAY_GATEWAY__PORT", str(path),
     ]  # fmt: skip
-    said = "\n".join(faults)
+    said = "\n".join(map(str, faults))
     for word in (
         "did you mean RELAY_API__TIMEOUT?",
         "did you mean RELAY_REDIS_URL?",
@@ -193,8 +193,8 @@ def test_every_fault_has_its_line_and_its_place(
 def test_a_file_that_is_wrong_as_a_whole_is_named(config: Callable[[str], Path], text: str, word: str) -> None:
     path = config(text)
     (fault,) = configuration.check()
-    assert fault.startswith(f"{path}: ")
-    assert word in fault
+    assert fault.where == str(path)
+    assert word in str(fault)
 
 
 @pytest.mark.parametrize("command", ["config check", "status", "doctor", "report nginx@sha256:" + 64 * "a"])
@@ -213,11 +213,20 @@ def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("RELAY_API_TOKEN_FILE", str(empty))
     monkeypatch.setenv("RELAY_API__CA_FILE", str(tmp_path / "nowhere"))
     faults = configuration.check()
-    assert len(faults) == 2
-    assert f"{empty} is empty" in faults[0]
-    assert "No such file" in faults[1]
+    monkeypatch.setenv("RELAY_GATEWAY_TOKEN_FILE", str(tmp_path / "nowhere"))
+    faults = {fault.where: fault.what for fault in configuration.check()}
+    assert set(faults) == {"RELAY_API_TOKEN_FILE", "RELAY_API__CA_FILE", "RELAY_GATEWAY_TOKEN_FILE"}
+    assert f"{empty} is empty" in faults["RELAY_API_TOKEN_FILE"]
+    assert "No such file" in faults["RELAY_API__CA_FILE"]
     monkeypatch.setenv("RELAY_CONFIG", str(tmp_path / "nothing.toml"))
-    assert "which is no file" in configuration.check()[-1]
+    assert "which is no file" in configuration.check()[-1].what
+
+
+def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str], Path]) -> None:
+    path = config('[environments."edge 1.example: a"]\nplatfrom = "linux/arm64"\n')
+    (fault,) = configuration.check()
+    setting = "environments.edge 1.example: a"
+    assert str(fault) == f"{path}: {setting}.platfrom: is not a setting; did you mean {setting}.platform?"
 
 
 @pytest.mark.parametrize(
