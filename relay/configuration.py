@@ -86,10 +86,12 @@ def effective(settings: Settings) -> list[Setting]:
     """Return every setting with its value as it may be shown, in the order of the reference."""
     variables, file = _variables(), _file()
     shown = []
-    for title, path, value in _all(settings):
+    for section, path, given in _all(settings):
         source, name = _source(path, variables, file)
-        value, is_masked = _shown(path, value)
-        shown.append(Setting(section=title, key=path[-1], value=value, source=source, name=name, is_masked=is_masked))
+        value, is_masked = _shown(path, given)
+        shown.append(
+            Setting(section=section, key=path[-1], value=value, source=source, name=name, is_masked=is_masked)
+        )
     return shown
 
 

@@ -261,6 +261,12 @@ class DeploymentEvent(BaseModel):
         return self.model_copy(update={"environment": environment, "platform": platform})
 
     @property
+    def envelope(self) -> dict[str, Any]:
+        """What stands beside the body, as far as it is given."""
+        given = {"id": self.id, "source": self.source, "time": self.time}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
     def instance(self) -> Instance:
         """Whose digest this event reports; a `ValueError` unless the event is `completed`."""
         if self.environment.name is None or not self.platform.is_complete:

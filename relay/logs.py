@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from relay.settings import LogSettings, Settings
 
-#: What each line begins with, in this order; what it has more of follows.
-FIRST_FIELDS = ("timestamp", "level", "event")
-
 #: These have a format of their own, and cannot hold a secret.
 _OURS = frozenset({"timestamp", "level", "role", "pid"})
 

@@ -517,11 +517,11 @@ class _Drain:
 
 
 def _log_attempt(batch: Batch, entry: OutboxEntry, outcome: Outcome) -> None:
-    because = {} if isinstance(outcome, Delivered) else {"because": outcome.because}
+    because = {"because": outcome.because} if outcome.because else {}
     _log.debug(
         "attempt",
         event_id=entry.event_id,
         environment=batch.keys.environment,
-        outcome=type(outcome).__name__.lower(),
+        outcome=outcome.word,
         **because,
     )

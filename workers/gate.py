@@ -118,7 +118,7 @@ class Gate:
         known = 0 if self._successes else self._health.failures
         move = move_of(outcome, circuit=circuit, failures=known + self._failures, own_fault=own_fault)
         if isinstance(move, Open):
-            self._open(move.reason, _because(outcome))
+            self._open(move.reason, outcome.because)
         elif move == "close":
             self._close()
         if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
@@ -178,7 +178,3 @@ class Gate:
         """Keep a hold, whichever worker it is from."""
         if hold is not None and (self.hold is None or hold.until > self.hold.until):
             self.hold = hold
-
-
-def _because(outcome: Outcome) -> str:
-    return "" if isinstance(outcome, Delivered) else outcome.because

@@ -32,6 +32,7 @@ class Delivered:
     """The API has it."""
 
     word: ClassVar = "delivered"
+    because: ClassVar = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,13 +74,8 @@ def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running
     client, keys, _ = shard
     names = counts.environment_names(client, keys, DEFAULT_ENDPOINT) if environment is None else [environment]
     for name in names:
-        after = 0
-        while True:
-            page = store.read(client, keys, DEFAULT_ENDPOINT, name, wanted=wanted, after=after)
-            yield from page.running
-            after = page.after
-            if not after:
-                break
+        for page in store.pages(client, keys, DEFAULT_ENDPOINT, name, wanted=wanted):
+            yield from page
 
 
 def _show_json(running: Iterable[Running]) -> None:

@@ -156,6 +156,4 @@ def _too_large(event: DeploymentEvent, max_bytes: int) -> InvalidEvent | None:
 
 def _shown(event: DeploymentEvent) -> str:
     """Write what the queue's entry would be: the body that the API gets, the envelope beside it."""
-    envelope = {"id": event.id, "source": event.source, "time": event.time}
-    given = {name: value for name, value in envelope.items() if value is not None}
-    return to_json({"event": from_json(event.body()), **given}).decode()
+    return to_json({"event": from_json(event.body()), **event.envelope}).decode()

@@ -106,6 +106,7 @@ class Demo:
         self._started = 0.0
         self._producing_seconds = 0.0
         self._note = ""
+        self._keys = Keys()
         self.verdict: Verdict | None = None
 
     def __enter__(self) -> Self:
@@ -118,7 +119,9 @@ class Demo:
     def watch(self) -> Iterator[Sight | str]:
         """Run it: first lines about what starts, then a sight at each look."""
         stack = self.stack
-        with connect(stack.settings.redis) as client:
+        settings = stack.settings
+        self._keys = Keys(settings.queue.namespace)
+        with connect(settings.redis) as client:
             yield f"Redis on {stack.redis_url}, sandbox API on {stack.api_url}"
             workers = []
             for number in range(1, WORKERS + 1):
@@ -126,7 +129,7 @@ class Demo:
                 yield f"Celery worker demo-{number} with {PROCESSES_PER_WORKER} processes"
             yield f"{PRODUCERS} producers replay {len(self._log):,} queue entries"
             yield from self._run(client, workers)
-            self.verdict = self._judge(read_ledger(client, Keys()))
+            self.verdict = self._judge(read_ledger(client, self._keys))
 
     def _run(self, client: Redis, workers: list[Child]) -> Iterator[Sight]:
         rate = self._plan.events_per_second / PRODUCERS
@@ -139,7 +142,7 @@ class Demo:
         first_added = self._started
         deadline = float("inf")
         while time.monotonic() < deadline:
-            ledger = read_ledger(client, Keys())
+            ledger = read_ledger(client, self._keys)
             if ledger.added >= OUTAGE_AT * len(self._log):
                 next(harm, None)
             producing = any(producer.poll() is None for producer in producers)

@@ -78,8 +78,7 @@ def receipt_url(gateway_url: str, event_id: str) -> str:
 
 def line_of(event: DeploymentEvent) -> bytes:
     """Write an event, its envelope in it, as a line."""
-    envelope = {"id": event.id, "source": event.source, "time": event.time}
-    return to_json(from_json(event.body()) | {name: value for name, value in envelope.items() if value is not None})
+    return to_json(from_json(event.body()) | event.envelope)
 
 
 def requests_of(lines: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -62,10 +62,11 @@ class GatewayProducer:
     def __init__(
         self, gateway_url: str | None = None, *, token: str | None = None, settings: Settings | None = None
     ) -> None:
-        given = {"gateway_url": gateway_url, "gateway_token": token}
-        if settings is None or gateway_url is not None or token is not None:
-            settings = Settings.load(producer={name: value for name, value in given.items() if value is not None})
-        self._settings = settings.producer
+        arguments = {"gateway_url": gateway_url, "gateway_token": token}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        if settings is not None and given:
+            raise TypeError("give either settings, or gateway_url and token")
+        self._settings = (settings or Settings.load(producer=given)).producer
         if not self._settings.gateway_url:
             raise ConfigurationError("no gateway to report to: set RELAY_GATEWAY_URL")
         found = token if token is not None else self._settings.read_gateway_token()

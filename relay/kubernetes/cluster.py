@@ -81,11 +81,6 @@ class Cluster:
         """Close the connections."""
         self._client.close()
 
-    @property
-    def server(self) -> str:
-        """Where the API server is."""
-        return str(self._client.configuration.host)
-
     def renew(self) -> None:
         """Read the credentials again; the old ones stay if there are none just now."""
         try:

@@ -32,7 +32,6 @@ class Surroundings:
         self.platforms: dict[str, Platform] = {}
         self.labels: dict[str, Mapping[str, str]] = {}
         self._cluster = cluster
-        self._namespace = namespace
         self._needs_labels = needs_labels
         self._nodes = _Kind("nodes", cluster.nodes, cluster.node)
         # Who may look at one namespace only may get it, and not list them.

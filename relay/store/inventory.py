@@ -76,13 +76,15 @@ def read(
             return Page(running=[found[key] for key in sorted(found)], looked_at=looked_at, after=after)
 
 
-def read_all(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Running]:
-    """Yield every instance, never holding more than a page; one may come twice while others come and go."""
-    page = read(client, keys, endpoint, environment)
-    yield from page.running
-    while page.after:
-        page = read(client, keys, endpoint, environment, after=page.after)
-        yield from page.running
+def pages(client: Redis, keys: Keys, endpoint: str, environment: str, *, wanted: str = "") -> Iterator[list[Running]]:
+    """Yield every instance that is like `wanted`, a page at a time; one may come twice while others come and go."""
+    after = 0
+    while True:
+        page = read(client, keys, endpoint, environment, wanted=wanted, after=after)
+        yield page.running
+        after = page.after
+        if not after:
+            return
 
 
 def _step(client: Redis, keys: Keys, endpoint: str, environment: str, *, after: int) -> tuple[int, list[Running]]:

@@ -8,7 +8,6 @@ reason and detail. In Redis an event that waits is `queued` in the inbox and `ac
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
     from relay.keys import Keys
-
-#: How often one that waits for a receipt looks, in seconds: at first, and at most.
-LOOK_SECONDS = (0.01, 0.5)
 
 _ACCEPTED = "accepted"
 
@@ -75,19 +71,6 @@ def read_many(client: Redis, keys: Keys, ids: Sequence[str]) -> list[Receipt | N
 async def read_async(client: AsyncRedis, keys: Keys, event_id: str) -> Receipt | None:
     """`read`, for asyncio."""
     return _decoded(await client.get(keys.receipt(event_id)))
-
-
-def wait(client: Redis, keys: Keys, event_id: str, seconds: float) -> Receipt | None:
-    """Return the receipt once it says what became of the event, or what is known when the time is over."""
-    pause, longest = LOOK_SECONDS
-    give_up_at = time.monotonic() + seconds
-    while True:
-        receipt = read(client, keys, event_id)
-        left = give_up_at - time.monotonic()
-        if receipt is None or receipt.status.is_final or left <= 0:
-            return receipt
-        time.sleep(min(pause, left))
-        pause = min(longest, pause * 1.5)
 
 
 def _decoded(value: Any) -> Receipt | None:

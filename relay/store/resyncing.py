@@ -36,7 +36,7 @@ class Progress(NamedTuple):
 def rehearse(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Progress]:
     """Go through an environment's instances and add nothing; `added` are those that would be."""
     done = Progress()
-    for running in _pages(client, keys, endpoint, environment):
+    for running in inventory.pages(client, keys, endpoint, environment):
         done = _after(done, running)
         yield done
 
@@ -46,23 +46,13 @@ def resync_all(
 ) -> Iterator[Progress]:
     """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page."""
     done = Progress()
-    for running in _pages(client, keys, endpoint, environment):
+    for running in inventory.pages(client, keys, endpoint, environment):
         entries = [_entry(each) for each in running if each.delivered]
         call = inbox.append_call(keys, entries, max_backlog, memory_watermark)
         while entries and (why := _full(client, call)):
             yield done._replace(full=why)
         done = _after(done, running)
         yield done
-
-
-def _pages(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Sequence[Running]]:
-    after = 0
-    while True:
-        page = inventory.read(client, keys, endpoint, environment, after=after)
-        yield page.running
-        after = page.after
-        if not after:
-            return
 
 
 def _after(done: Progress, running: Sequence[Running]) -> Progress:

@@ -223,7 +223,6 @@ def test_within_a_cluster_the_service_account_is_taken(monkeypatch: pytest.Monke
         monkeypatch.delenv("KUBECONFIG", raising=False)
         api.put(pod("web-0"))
         with cluster_of() as cluster:
-            assert cluster.server == api.url
             assert names(next(cluster.pods()).items) == ["web-0"]
             api.token = "rotated"
             (account / "token").write_text("rotated")

@@ -86,7 +86,7 @@ def test_a_large_environment_comes_in_pages(client: Redis) -> None:
     assert sorted(names) == sorted(f"n{number}" for number in range(1000))
     assert max(len(page.running) for page in pages) < 100 + 2 * inventory.STEP
     assert len(pages) > 3
-    whole = inventory.read_all(client, KEYS, ENDPOINT, "production")
+    whole = [each for page in inventory.pages(client, KEYS, ENDPOINT, "production") for each in page]
     assert sorted(each.instance.name for each in whole) == sorted(names)
 
 

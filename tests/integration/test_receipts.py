@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -210,18 +209,6 @@ def test_plain_xadd_can_ask_too_and_is_told_what_was_unreadable(client: Redis, r
     assert (receipt.status, receipt.reason) == (Status.DEAD, "invalid")
     assert "JSON" in receipt.detail
     assert len(client.keys(f"{KEYS.receipts}*")) == 2
-
-
-def test_one_who_waits_is_told_as_soon_as_it_is_known(client: Redis, producer: Producer, runtime: Runtime) -> None:
-    ask(producer, "a", "one")
-    assert receipts.wait(client, KEYS, "one", 0.05) == receipts.read(client, KEYS, "one"), "the time is over"
-    worker = threading.Timer(0.1, work, [runtime])
-    worker.start()
-    receipt = receipts.wait(client, KEYS, "one", 30)
-    worker.join()
-    assert receipt
-    assert receipt.status is Status.DELIVERED
-    assert receipts.wait(client, KEYS, "never-heard-of", 30) is None
 
 
 @pytest.mark.parametrize(

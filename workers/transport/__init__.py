@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     Headers = Callable[[str], Sequence[str]]
 
+#: What every request carries beside its token and its key.
+HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "deployment-relay"}
+
 #: Bytes of an answer's body that are read at most; the rest is not waited for.
 MAX_BODY_BYTES = 65_536
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import pycurl
 
 from workers.transport import (
+    HEADERS,
     MAX_BODY_BYTES,
     Answer,
     Failure,
@@ -188,9 +189,7 @@ class CurlTransport(Generic[T]):
             return False
         self._authorization = authorization
         self._headers = [
-            "Content-Type: application/json",
-            "User-Agent: deployment-relay",
-            "Accept: application/json",
+            *(f"{name}: {value}" for name, value in HEADERS.items()),
             "Expect:",  # no 100-continue: it would cost a round trip
             f"Authorization: {authorization}",
         ]

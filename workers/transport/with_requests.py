@@ -20,7 +20,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError
 
-from workers.transport import MAX_BODY_BYTES, Answer, Failure, Request, T, answer_of, bearer, header_text
+from workers.transport import HEADERS, MAX_BODY_BYTES, Answer, Failure, Request, T, answer_of, bearer, header_text
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -273,8 +273,7 @@ class RequestsTransport(Generic[T]):
             self._api.url,
             data=attempt.request.body,
             headers={
-                "Content-Type": "application/json",
-                "User-Agent": "deployment-relay",
+                **HEADERS,
                 "Authorization": attempt.authorization,
                 "Accept-Encoding": "identity",  # nothing to unpack, so nothing that unpacks without bound
                 "Idempotency-Key": header_text(attempt.request.idempotency_key),
