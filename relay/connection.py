@@ -46,7 +46,7 @@ def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
     try:
         client = kind.from_url(url, **own)
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, redis.RedisError):
         raise ConfigurationError(
             "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
         ) from None
@@ -94,7 +94,7 @@ def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
     return {
         "socket_timeout": settings.timeout,
         "socket_connect_timeout": settings.connect_timeout,
-        "socket_keepalive": True,
+        **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
         "health_check_interval": 15,
         "retry": retry,
         "client_name": "relay",

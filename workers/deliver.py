@@ -33,7 +33,7 @@ from workers.stopping import is_stopping
 from workers.transport import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from workers.outcome import Outcome
     from workers.runtime import Runtime
@@ -234,7 +234,7 @@ class _Drain:
                 batch.opened_at = asked
             if batch.settlement and self._unsettled_since is None:  # what was superseded needs no answer
                 self._unsettled_since = asked
-            self._clock_offset_ms = found.now - asked * 1000
+            self._clock_offset_ms = found.now - time.monotonic() * 1000  # behind by the reply's way, and never ahead
             self._gate.learn(found.health, found.now)
         self._let_go_of_paused()
 
@@ -244,7 +244,9 @@ class _Drain:
         if room <= 0:
             return
         now = time.monotonic()
-        sending = [batch for batch in self._turn if batch.is_ready and not self._lingers(batch, now)]
+        sending = [
+            *self._one_alone(batch for batch in self._turn if batch.is_ready and not self._lingers(batch, now))
+        ]
         if self._gate.is_probing:
             self._runtime.random.shuffle(sending)  # the next probe must not be of the same environment each time
         wanted = sum(batch.ready for batch in sending)
@@ -262,6 +264,19 @@ class _Drain:
             if batch.is_ready:
                 turn.append(batch)
         self._transport.let_go()  # while the leases certainly last: the next step may wait for Redis
+
+    def _one_alone(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Leave out all but one that are handled one entry at a time, and that too while its entry is in hand.
+
+        Were there two, the death that one of them brings would count against both.
+        """
+        is_taken = any(batch.one_at_a_time and (batch.in_flight or batch.settlement) for batch in self.batches)
+        for batch in batches:
+            if batch.one_at_a_time:
+                if is_taken:
+                    continue
+                is_taken = True
+            yield batch
 
     def _outlasts_a_request(self, batch: Batch) -> bool:
         """Tell whether a batch's lease certainly lasts until a request sent now has ended."""
@@ -332,6 +347,7 @@ class _Drain:
         for (batch, entry, successes, sent_at), answer in answers:
             batch.in_flight -= 1
             outcome = outcome_of(answer)
+            self._gate.heard(outcome)
             if tells_each:
                 _log_attempt(batch, entry, outcome)
             own_fault = False
@@ -500,6 +516,7 @@ class _Drain:
                 self._answer(self._transport.wait(ASK_AGAIN_SECONDS))
             try:
                 self._commit()
+                self._gate.tell_hold()
                 self._release(self.batches)
             except RedisError:
                 if time.monotonic() > give_up_at or is_stopping():

@@ -48,6 +48,8 @@ class Gate:
         self._successes = 0
         self._failures = 0
         self._ask_again_at = 0.0
+        #: Until when the API asked to be spared, on the monotonic clock, if the others are not told yet.
+        self._asked_until: float | None = None
 
     @property
     def successes(self) -> int:
@@ -101,6 +103,13 @@ class Gate:
         """How long nothing may be sent for the rate's sake."""
         return max(0.0, self._ask_again_at - time.monotonic())
 
+    def heard(self, outcome: Outcome) -> None:
+        """Note what the API asks for, without asking Redis: what comes after may fail, and this must not be lost."""
+        if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
+            seconds = min(outcome.hold_seconds, self._settings.delivery.retry_after_max)
+            self._asked_until = max(self._asked_until or 0.0, time.monotonic() + seconds)
+            self.because = outcome.because
+
     def saw(self, outcome: Outcome, *, own_fault: bool = False) -> None:
         """Note what an answer says of the endpoint, and hold it or let it go if that is what it says."""
         match outcome:
@@ -121,8 +130,16 @@ class Gate:
             self._open(move.reason, outcome.because)
         elif move == "close":
             self._close()
-        if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
-            self._hold_for(outcome.hold_seconds, outcome.because)
+        self.tell_hold()
+
+    def tell_hold(self) -> None:
+        """Hold the endpoint for all workers, as the API asked for; at once, or once Redis is back."""
+        if self._asked_until is None:
+            return
+        seconds = max(0.0, self._asked_until - time.monotonic())
+        client, keys = self._runtime.client, self._runtime.keys
+        self._heed(endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED))
+        self._asked_until = None
 
     def observation(self) -> Call | None:
         """Return the call that tells the others what was seen here since the last; None if nothing was."""
@@ -165,14 +182,6 @@ class Gate:
         self._failures = 0
         self._window.adopt(1)
         _log.warning("the API takes events again")
-
-    def _hold_for(self, seconds: float, because: str) -> None:
-        seconds = min(seconds, self._settings.delivery.retry_after_max)
-        reason = HoldReason.RATE_LIMITED
-        self.because = because
-        self._heed(
-            endpoint.hold(self._runtime.client, self._runtime.keys, DEFAULT_ENDPOINT, seconds=seconds, reason=reason)
-        )
 
     def _heed(self, hold: Hold | None) -> None:
         """Keep a hold, whichever worker it is from."""

@@ -85,6 +85,7 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
 
     def __init__(self, worker: WorkController, **_: Any) -> None:
         self._worker = worker
+        self._was_asked = False
         # A worker in a thread of somebody else's process leaves the signals alone.
         self._has_signals = threading.current_thread() is threading.main_thread()
         if self._has_signals:
@@ -106,8 +107,9 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
         self._begin()
 
     def _asked(self, number: int, frame: Any) -> None:
-        if _stopping:
+        if self._was_asked:  # by a signal before this: one that leaves by itself was not
             self._insisted(number, frame)
+        self._was_asked = True
         if state.should_stop in {None, False}:  # a failure's code is kept
             state.should_stop = 0
         self._say("relay: stopping; once more stops at once")

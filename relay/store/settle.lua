@@ -99,9 +99,23 @@ if leaving > 0 then
   for i = 1, #ids, MAX_UNPACKED do
     deleted = deleted + redis.call('XDEL', KEYS[3], unpack(ids, i, math.min(i + MAX_UNPACKED - 1, #ids)))
   end
-  if deleted == 0 then
-    return paused
+  if deleted == 0 then -- recorded before, or deleted by hand: what is left to see to are the retries
+    if #retries == 0 then
+      return paused
+    end
+    delivered, superseded, dead, receipts, ids, leaving = {}, {}, {}, {}, {}, 0
   end
+end
+-- Whoever handled it alone lives: a later death, over an entry of another outbox, must not count against it.
+local alone, is_settled = redis.call('HGET', KEYS[2], 'entry'), false
+for _, id in ipairs(alone and ids or {}) do
+  is_settled = is_settled or id == alone
+end
+for _, item in ipairs(alone and retries or {}) do
+  is_settled = is_settled or item[1] == alone
+end
+if is_settled then
+  redis.call('HDEL', KEYS[2], 'entry', 'deaths')
 end
 redis.call('SET', KEYS[9], ARGV[3])
 local clock = redis.call('TIME')
@@ -236,6 +250,9 @@ for _ = 1, tonumber(next_argument()) do
   end
 end
 while ARGV[at] do
-  redis.call('HINCRBY', KEYS[12], next_argument(), next_argument())
+  local bucket, deliveries = next_argument(), next_argument()
+  if #delivered > 0 then
+    redis.call('HINCRBY', KEYS[12], bucket, deliveries)
+  end
 end
 return paused

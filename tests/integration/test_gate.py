@@ -241,15 +241,33 @@ def test_a_probe_that_fails_opens_the_circuit_again_for_longer(runtime: Runtime,
 
 def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
-    gate.saw(Retry("HTTP 429", 429, hold_seconds=5.0, uses_attempt=False))
-    gate.saw(Retry("HTTP 429: again", 429, hold_seconds=100_000.0, uses_attempt=False))
-    gate.saw(Retry("HTTP 429", 429, hold_seconds=1.0, uses_attempt=False))
+    for outcome in (
+        Retry("HTTP 429", 429, hold_seconds=5.0, uses_attempt=False),
+        Retry("HTTP 429: again", 429, hold_seconds=100_000.0, uses_attempt=False),
+        Retry("HTTP 429", 429, hold_seconds=1.0, uses_attempt=False),
+    ):
+        gate.heard(outcome)
+        gate.saw(outcome)
 
     hold = endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT)
     assert hold == gate.hold
     assert hold is not None
     assert hold.reason == "rate_limited"
     assert hold.until - now_ms(client) == pytest.approx(60_000, abs=2000)
+
+
+def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: Runtime, client: Redis) -> None:
+    gate = Gate(runtime)
+    outcome = Retry("HTTP 429", 429, hold_seconds=30.0, uses_attempt=False)
+    gate.is_over = True
+    gate.heard(outcome)
+    gate.saw(outcome)
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+
+    gate.tell_hold()
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) == "rate_limited"
+    assert gate.hold is not None
+    assert gate.hold.until - now_ms(client) == pytest.approx(30_000, abs=2000)
 
 
 # What the others are told

@@ -525,6 +525,39 @@ def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis
         assert {key: value for key, value in everything(client).items() if before.get(key) != value} == {}
 
 
+def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(client: Redis) -> None:
+    lease_outbox(client)
+    one, _ = fill(client, X, Y)
+    first, second = took(client).fresh
+    client.xdel(PRODUCTION.outbox, one)
+
+    what = {"delivered": [first], "parked": [Parking(tried_again(second), 0.0, ())], "latency": {3: 1}}
+    assert settle(client, **what) == RECORDED
+    assert settle(client, **what) == RECORDED, "twice is once"
+
+    assert ids_of(took_due(client)) == [second.entry_id]
+    assert counted(client)["retries"] == 1
+    assert "delivered" not in counted(client)
+    assert client.exists(KEYS.latency) == 0
+
+
+@pytest.mark.parametrize("fate", ["delivered", "dead", "parked"])
+def test_settled_entry_is_no_longer_the_one_in_hand_alone(client: Redis, fate: str) -> None:
+    """The next death of its drain is another entry's."""
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    client.hset(PRODUCTION.run, mapping={"entry": entry.entry_id, "deaths": 1})
+
+    what = {"delivered": entry, "dead": death(entry), "parked": Parking(tried_again(entry), 0.0, ())}
+    settle(client, **{fate: [what[fate]]})
+
+    assert client.hmget(PRODUCTION.run, "entry", "deaths") == [None, None]
+    client.hset(PRODUCTION.run, mapping={"entry": "7-0", "deaths": 2})
+    settle(client)
+    assert client.hget(PRODUCTION.run, "deaths") == b"2"
+
+
 def test_counted_attempts_are_fenced_too(client: Redis) -> None:
     acquire(client, "another")
     fill(client, X)

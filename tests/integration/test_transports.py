@@ -568,6 +568,52 @@ def test_what_was_not_answered_while_nobody_waited_times_out_at_once(serve: Serv
     assert time.monotonic() - started < TIMEOUT_SECONDS
 
 
+def test_request_whose_kept_connection_had_ended_is_not_sent_after_its_time(serve: Serve, connect: Connect) -> None:
+    """The caller's right to send it has ended by then, too."""
+    server = serve(says(head(200, {"Content-Length": "0"})))
+    transport = connect(server.url, timeout=TIMEOUT_SECONDS)
+    assert post(transport) == Answer(200)
+    server.await_closed(1)
+    transport.send(Request("tag", b"", "k2"))
+    transport.let_go()
+    arrived = len(server.received)
+    time.sleep(2 * TIMEOUT_SECONDS)
+    found = answers(transport, 1)["tag"]
+
+    if isinstance(transport, CurlTransport):  # the other's threads connect anew by themselves
+        assert (found.failure, arrived) == (Failure.CONNECT, 1)
+        assert len(server.received) == 1, "it went out late"
+    assert post(transport) == Answer(200)
+
+
+def test_request_whose_kept_connection_had_ended_has_what_is_left_of_its_time(serve: Serve, connect: Connect) -> None:
+    server = serve(says(head(200, {"Content-Length": "0"})), hang)
+    transport = connect(server.url, timeout=TIMEOUT_SECONDS)
+    assert post(transport) == Answer(200)
+    server.await_closed(1)
+    started = time.monotonic()
+    transport.send(Request("tag", b"", "k2"))
+    time.sleep(TIMEOUT_SECONDS / 2)
+
+    assert answers(transport, 1)["tag"].failure is Failure.TIMEOUT
+    assert time.monotonic() - started < 1.5 * TIMEOUT_SECONDS
+
+
+def test_what_was_answered_while_requests_were_let_go_is_told_by_the_next_wait(
+    serve: Serve, connect: Connect
+) -> None:
+    transport = connect(serve(answer(200)).url)
+    post(transport)
+    transport.send(Request("tag", b"", "k2"))
+    transport.let_go()
+    time.sleep(0.05)
+    transport.let_go()
+
+    assert transport.in_flight == 1
+    assert answers(transport, 1)["tag"] == Answer(200)
+    assert transport.in_flight == 0
+
+
 def test_those_that_drip_hold_nothing_beyond_their_time(serve: Serve, connect: Connect) -> None:
     dripping = byte_by_byte(head(200, {"X": "y" * 1000}), every_seconds=0.05)
     server = serve(*[dripping] * 4, answer(201))

@@ -57,9 +57,9 @@ TABLE: dict[str, dict[str, Move]] = {
     "wrong_url": {
         "delivered": "close",
         "refused": WRONG_URL,
-        "retry": CIRCUIT_OPEN,
-        "retry, no attempt used": CIRCUIT_OPEN,
-        "retry, with a hold": CIRCUIT_OPEN,
+        "retry": WRONG_URL,
+        "retry, no attempt used": WRONG_URL,
+        "retry, with a hold": WRONG_URL,
         "retry slowly": WRONG_URL,
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import signal
 
+import pytest
+from celery.worker import state
+
+from workers import stopping
 from workers.echo import Hearing
 from workers.forget import every_seconds, seen_before
 from workers.verdict import SEEN_STEP_MS
@@ -65,3 +69,23 @@ def test_nothing_is_forgotten_that_may_have_been_seen_within_the_time(forget_aft
     now = 10**13
     latest_sight = seen_before(now, forget_after) - 1 + SEEN_STEP_MS - 1
     assert now - latest_sight > forget_after * 1000
+
+
+def test_the_first_signal_to_a_worker_that_leaves_by_itself_is_not_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would cut off what is in flight."""
+    ended: list[int] = []
+    monkeypatch.setattr(stopping, "_stopping", True)  # it left by itself
+    monkeypatch.setattr(state, "should_stop", 70)
+    step = stopping.StoppingStep.__new__(stopping.StoppingStep)
+    step._was_asked, step._has_signals = False, True
+    monkeypatch.setattr(step, "_end", ended.append, raising=False)
+    monkeypatch.setattr(step, "_say", lambda _: None, raising=False)
+
+    step._asked(signal.SIGTERM, None)
+    assert not ended
+    assert state.should_stop == 70, "its own code is kept"
+
+    step._asked(signal.SIGTERM, None)
+    assert ended == [128 + signal.SIGTERM]

@@ -82,10 +82,14 @@ class _Lane(Generic[T]):
     The methods that take libcurl's callbacks cost every POST, so they do next to nothing.
     """
 
-    __slots__ = ("authorization", "body", "connection", "handle", "headers", "idle", "is_stale", "request")
+    __slots__ = (
+        "_timeout_ms", "authorization", "body", "connection", "ends_at", "handle", "headers", "idle", "is_stale",
+        "request",
+    )  # fmt: skip
 
     def __init__(self, api: ApiSettings, idle: dict[_Connection, Callable[[int], Sequence[object]]]) -> None:
         self.idle = idle
+        self._timeout_ms = 0
         self.headers: list[bytes] = []
         self.body = bytearray()
         self.handle = _new_handle(api)
@@ -93,9 +97,11 @@ class _Lane(Generic[T]):
         self.handle.setopt(pycurl.HEADERFUNCTION, self.note)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.take)
 
-    def begin(self, request: Request[T], authorization: str, headers: list[str]) -> None:
+    def begin(self, request: Request[T], authorization: str, headers: list[str], timeout_seconds: float) -> None:
         """Make ready for an attempt."""
         self.request = request
+        self.ends_at = time.monotonic() + timeout_seconds
+        self.bound(timeout_seconds)
         self.authorization = authorization
         self.handle.setopt(pycurl.HTTPHEADER, headers)
         self.handle.setopt(pycurl.POSTFIELDSIZE, len(request.body))
@@ -109,6 +115,21 @@ class _Lane(Generic[T]):
         self.body.clear()
         # Not POSTFIELDS: what libcurl can read again, it sends again.
         self.handle.setopt(pycurl.READFUNCTION, BytesIO(self.request.body).read)
+
+    def bound(self, seconds: float) -> None:
+        """Have libcurl end what it is given next, or is at, once it took so long."""
+        milliseconds = max(1, round(seconds * 1000))  # 0 would be no bound
+        if milliseconds != self._timeout_ms:
+            self.handle.setopt(pycurl.TIMEOUT_MS, milliseconds)
+            self._timeout_ms = milliseconds
+
+    def suspend_bound(self) -> None:
+        """Let time pass until `restore_bound`."""
+        self.handle.setopt(pycurl.TIMEOUT_MS, 0)
+
+    def restore_bound(self) -> None:
+        """Have the time count that has passed, that meanwhile too."""
+        self.handle.setopt(pycurl.TIMEOUT_MS, self._timeout_ms)
 
     def check(self, *connection: str | int) -> Any:
         """Let the request go, unless it would go by a kept connection that has something to say already."""
@@ -176,7 +197,7 @@ class CurlTransport(Generic[T]):
         self._busy: dict[Any, _Lane[T]] = {}
         self._kept: dict[_Connection, Callable[[int], Sequence[object]]] = {}
         self._max_kept = 4 * connections  # more than can be open, as those that were closed are among them
-        self._timeout_ms = round(api.timeout * 1000)
+        self._answered: list[tuple[T, Answer]] = []
         self._late_from = time.monotonic() + _LATE_SECONDS
         self._headers: list[str] = []
         self._authorization = ""
@@ -198,29 +219,30 @@ class CurlTransport(Generic[T]):
     @property
     def in_flight(self) -> int:
         """Requests sent and not yet returned by `wait`."""
-        return len(self._busy)
+        return len(self._busy) + len(self._answered)
 
     def send(self, request: Request[T]) -> None:
         """Start one attempt."""
         lane = self._free.pop() if self._free else _Lane[T](self._api, self._kept)
         key = f"Idempotency-Key: {header_text(request.idempotency_key)}"
-        lane.begin(request, self._authorization, [*self._headers, key])
+        lane.begin(request, self._authorization, [*self._headers, key], self._api.timeout)
         self._busy[lane.handle] = lane
         self._multi.add_handle(lane.handle)
 
     def let_go(self) -> None:
         """Let out what was sent; libcurl does nothing, and counts no time, before it is given a turn."""
-        self._turn()
+        self._advance()
 
     def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
-        answered = self._perform()
-        if not answered and self._busy and timeout_seconds > 0:
+        self._advance()
+        if not self._answered and self._busy and timeout_seconds > 0:
             due = self._multi.timeout()  # when libcurl's own timers want a turn: milliseconds, -1 for never
             pause = min(timeout_seconds, (due if due >= 0 else _SELECT_MS) / 1000)
             self._late_from += pause
             self._multi.select(pause)
-            answered = self._perform()
+            self._advance()
+        answered, self._answered = self._answered, []
         return answered
 
     def abandon(self) -> None:
@@ -229,6 +251,7 @@ class CurlTransport(Generic[T]):
             self._multi.remove_handle(lane.handle)
             lane.handle.close()
         self._busy.clear()
+        self._answered.clear()
 
     def close(self) -> None:
         """Drop what is in flight and close the connections."""
@@ -249,16 +272,16 @@ class CurlTransport(Generic[T]):
 
     def _hear(self) -> None:
         """Take what was answered before any time-out counts; a request that has not gone out must not go now."""
-        out = [lane.handle for lane in self._busy.values() if lane.connection]
-        for handle in out:
-            handle.setopt(pycurl.TIMEOUT_MS, 0)
+        out = [lane for lane in self._busy.values() if lane.connection]
+        for lane in out:
+            lane.suspend_bound()
         self._multi.perform()
-        for handle in out:
-            handle.setopt(pycurl.TIMEOUT_MS, self._timeout_ms)
+        for lane in out:
+            lane.restore_bound()
 
-    def _perform(self) -> list[tuple[T, Answer]]:
+    def _advance(self) -> None:
+        """Give libcurl a turn, and keep what was answered for `wait`."""
         self._turn()
-        answered = []
         more = True
         while more:
             more, succeeded, failed = self._multi.info_read()
@@ -269,27 +292,30 @@ class CurlTransport(Generic[T]):
                     self._send_by_a_fresh_connection(lane)
                     more = True
                 else:
-                    answered.append(self._finish(lane, code))
-        return answered
+                    self._finish(lane, lane.answer(code))
 
     def _send_by_a_fresh_connection(self, lane: _Lane[T]) -> None:
-        """Start an attempt again of which nothing has gone out; libcurl has closed its connection."""
-        self._multi.remove_handle(lane.handle)
+        """Start an attempt again of which nothing has gone out, while there is time; its connection is closed."""
         if lane.connection:
             self._kept.pop(lane.connection, None)
         lane.rewind()
+        left = lane.ends_at - time.monotonic()
+        if left <= 0:
+            self._finish(lane, Answer(failure=Failure.CONNECT, excerpt="no time was left for another connection"))
+            return
+        self._multi.remove_handle(lane.handle)
+        lane.bound(left)
         lane.handle.setopt(pycurl.FRESH_CONNECT, 1)
         self._multi.add_handle(lane.handle)
         self._multi.perform()
         lane.handle.setopt(pycurl.FRESH_CONNECT, 0)
 
-    def _finish(self, lane: _Lane[T], code: int) -> tuple[T, Answer]:
+    def _finish(self, lane: _Lane[T], answer: Answer) -> None:
         del self._busy[lane.handle]
-        answer = lane.answer(code)
         self._keep(lane)
         self._multi.remove_handle(lane.handle)
         self._free.append(lane)
-        return lane.request.tag, answer
+        self._answered.append((lane.request.tag, answer))
 
     def _keep(self, lane: _Lane[T]) -> None:
         """Have the attempt's connection looked at before its next use, if it is kept."""
@@ -319,7 +345,6 @@ def _new_handle(api: ApiSettings) -> Any:
         handle.setopt(pycurl.PROXY, "")  # not even one from the environment: it would see the token
     handle.setopt(pycurl.TCP_NODELAY, 1)
     handle.setopt(pycurl.TCP_KEEPALIVE, 1)
-    handle.setopt(pycurl.TIMEOUT_MS, round(api.timeout * 1000))
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(api.connect_timeout * 1000))
     if api.ca_file:
         handle.setopt(pycurl.CAINFO, str(api.ca_file))
