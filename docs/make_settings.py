@@ -23,8 +23,7 @@ HEAD = """\
 
 Each is a key of the TOML file that `RELAY_CONFIG` names, and an environment variable `RELAY_<SECTION>__<KEY>`; the
 variable wins. Durations are seconds, or a number with a unit: `250ms`, `30s`, `5m`, `24h`, `90d`. Unknown keys are
-refused within these sections; a variable that is in none is not the relay's. This page is generated from
-`relay/settings.py`.
+refused, and so is a variable `RELAY_…__…` that names no section. This page is generated from `relay/settings.py`.
 """
 
 

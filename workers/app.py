@@ -68,10 +68,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_store_errors_even_if_ignored": False,
         "result_backend": None,
         "task_acks_late": False,
-        # Queues by name, so that Flower shows what waits where; bells must not wait behind reports. No dictionary:
-        # Flower asks each for its name.
-        # Bells need no acknowledgement: a lost one is rung again, and the broker keeps no account of each, which it
-        # could not when it is out of memory.
+        # Of bells the broker keeps no account either, which it could not when it is out of memory. Queues by name, so
+        # that Flower shows what waits where and bells do not wait behind reports; a list, as Flower wants it.
         "task_queues": [
             _queue(INTAKE, no_ack=True),
             _queue(DELIVER, no_ack=True),

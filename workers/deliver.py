@@ -85,7 +85,7 @@ class DeliveryReport:
     dead: int = 0
     held: str = ""
     leases_lost: int = 0
-    more: list[str] = field(default_factory=list)
+    to_deliver: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -500,7 +500,7 @@ class _Drain:
         ]
         for batch, reply in zip(batches, scripts.run_all(self._client, calls), strict=True):
             if reply == 1:
-                self.report.more.append(batch.keys.environment)
+                self.report.to_deliver.append(batch.keys.environment)
 
     def _hand_back(self, error: RedisError) -> None:
         """Redis is away: hear what is in flight to its end, and go on trying to commit it and to let go.

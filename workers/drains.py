@@ -83,7 +83,7 @@ def _deliver(runtime: Runtime, environments: Sequence[str], bell: str) -> Draine
     if done is None:
         return _others_are_at_it("other drains are at it", bell)
     _log_delivery(done, bell)
-    runtime.bells.ring_delivery(done.more)
+    runtime.bells.ring_delivery(done.to_deliver)
     return Drained(summary=str(done), met_outage=bool(done.held))
 
 
@@ -115,7 +115,7 @@ def _log_delivery(done: DeliveryReport, bell: str) -> None:
             dead=done.dead,
             held=done.held,
             leases_lost=done.leases_lost,
-            more_wait=len(done.more),
+            more_wait=len(done.to_deliver),
         ),
         seconds=round(done.seconds, 3),
         **_bell(bell),

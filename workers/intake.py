@@ -55,7 +55,7 @@ COUNT_GROWTH = 4
 #: The pause between two tries to let go of the inbox while Redis is away.
 LET_GO_PAUSE_SECONDS = 0.1
 
-#: Bytes of a fault's message that a dead letter keeps.
+#: Characters of a fault's message that a dead letter keeps.
 _DETAIL_CHARACTERS = 500
 
 _log = get_logger(__name__)

@@ -20,7 +20,7 @@ COMMANDS = {
     "report": "Enqueue deployment events.",
     "spool": "Look at what waits on disk because Redis was away, and send it.",
     "worker": "Run a Celery worker that takes in and delivers.",
-    "gateway": "Run the HTTP side: reports, health.",
+    "gateway": "Run the HTTP side: reports, admission, console, metrics.",
     "metrics": "Serve what Prometheus scrapes.",
     "watch": "Report what runs in a cluster, and follow its changes.",
     "up": "Run everything on this machine.",

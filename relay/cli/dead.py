@@ -17,7 +17,7 @@ from relay.cli.options import positive_duration
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
 from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
-from relay.store.redriving import Redrive, redrive_all
+from relay.store.redriving import LEASE_SECONDS, Redrive, redrive_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,7 +185,9 @@ def redrive(
         _confirm(shard, filters, "redrive", yes=yes)
         run = Redrive(shard.client, shard.keys, max_backlog=shard.settings.queue.max_backlog, force=force)
         if not run.begin():
-            _try_again("another redrive is under way, or died less than 15 s ago; wait until it is done")
+            _try_again(
+                f"another redrive is under way, or died less than {LEASE_SECONDS:g} s ago; wait until it is done"
+            )
         _redrive(shard, run, filters, limit, rate)
 
 

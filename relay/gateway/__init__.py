@@ -8,8 +8,11 @@
     attributes.py   what names an event that others made                pure
     openapi.py      all of it, for machines                             pure
     tokens.py       the tokens that count now
-    body.py         a request's body as it comes in
+    heads.py        a connection: what a request's head may be
+    body.py         a request's body as it comes in, and its answer
+    answering.py    between ASGI's messages and the values
     reporting.py    where events are reported
+    reviewing.py    Kubernetes' admission reviews
     console/        pages for operators
     app.py          which request goes where
     server.py       how all of it listens, and ends

@@ -62,7 +62,7 @@ def work(runtime: Runtime, _: str) -> None:
     while called.environments:
         environments, called.environments = list(called.environments), {}
         if done := drain_outboxes(runtime, environments):
-            called.ring_delivery(done.more)
+            called.ring_delivery(done.to_deliver)
 
 
 def work_on(runtime: Runtime, _: str) -> None:

@@ -574,6 +574,5 @@ def test_a_full_disk_is_waited_out(ground: Ground, monkeypatch: pytest.MonkeyPat
     assert unchanged(), "a process was replaced"
     ground.check()
     ground.observed(
-        f"{len(producer.refused)} typed errors; all worked again after {again:.1f} s, "
-        f"{ground.api.repeats()} repeats"
+        f"{len(producer.refused)} typed errors; all worked again after {again:.1f} s, {ground.api.repeats()} repeats"
     )

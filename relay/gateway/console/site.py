@@ -25,6 +25,7 @@ from relay.gateway.console.shard import Shard
 from relay.gateway.console.words import plural
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import pausing
+from relay.store.redriving import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -49,7 +50,8 @@ _OUR_OWN = {"", "same-origin", "none"}
 #: What a page says of a form's result, by what was done; anything else in its URL is passed over.
 _DONE = {"redrive": "redriven", "drop": "dropped"}
 _WHY = {
-    "busy": "Another redrive is under way, or died less than 15 seconds ago: try again when it is done.",
+    "busy": "Another redrive is under way, or died less than "
+    f"{LEASE_SECONDS:g} seconds ago: try again when it is done.",
     "full": "The queue is full: go on when there is room.",
     "more": "There may be more: do it again for the rest.",
     "gone": "It is not there any more.",
