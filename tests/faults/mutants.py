@@ -115,6 +115,7 @@ MISHAPS = "tests/integration/test_drains_mishaps.py"
 ENDPOINT = "tests/integration/test_drains_endpoint.py"
 LEASES = "tests/integration/test_scripts_leases.py"
 SETTLE = "tests/integration/test_scripts_settle.py"
+TRANSPORTS = "tests/integration/test_transports.py"
 
 _FENCE = """\
 local holder = redis.call('GET', KEYS[1])
@@ -208,6 +209,30 @@ MUTANTS = (
             ),
         ),
         tests=(STILL,),
+    ),
+    Mutant(
+        "sent-late",
+        "a request that found its connection closed goes out whenever it is looked at again",
+        edits=(
+            Edit(
+                "workers/transport/curl.py",
+                "        if left <= 0:\n",
+                "        left = max(left, 1.0)\n        if left <= 0:\n",
+            ),
+        ),
+        tests=(f"{TRANSPORTS}::test_request_whose_kept_connection_had_ended_is_not_sent_after_its_time",),
+    ),
+    Mutant(
+        "alone-in-each-outbox",
+        "after a death each outbox has an entry in hand alone, beside the others'",
+        edits=(Edit("workers/deliver.py", "                if is_taken:\n", "                if False:\n"),),
+        tests=(f"{MISHAPS}::test_deadly_event_takes_none_of_other_environments_with_it",),
+    ),
+    Mutant(
+        "hold-lost-with-redis",
+        "a Retry-After that comes while Redis is away is forgotten",
+        edits=(Edit("workers/deliver.py", "                self._gate.tell_hold()\n", ""),),
+        tests=(f"{MISHAPS}::test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back",),
     ),
     Mutant(
         "retry-after-ignored",
