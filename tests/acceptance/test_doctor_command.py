@@ -112,7 +112,7 @@ def test_a_broker_elsewhere_is_found(estate: Estate) -> None:
     assert "RELAY_BROKER_URL" in faults["workers.broker"]
     faults = faults_found(estate, "--offline", RELAY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0")
     assert list(faults) == ["broker"]
-    assert "redis://127.0.0.1:1/0 is not reachable" in faults["broker"]
+    assert "redis://***@127.0.0.1:1/0 is not reachable" in faults["broker"]
 
 
 @pytest.mark.parametrize("url", ["redis://:redis-secret@127.0.0.1:1/0", "redis://nowhere.invalid:6379/0"])
