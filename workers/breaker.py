@@ -72,7 +72,7 @@ def _after_probe(outcome: Outcome, circuit: HoldReason) -> Move:
             return "close" if circuit is HoldReason.CIRCUIT_OPEN else Open(circuit)
         case Unauthorized():
             return Open(HoldReason.UNAUTHORIZED)
-    # An URL that is wrong stays so while nothing answers there: a 404 must not close the circuit afterwards.
+    # A URL that is wrong stays so while nothing answers there: a 404 must not close the circuit afterwards.
     return Open(circuit if circuit is HoldReason.WRONG_URL else HoldReason.CIRCUIT_OPEN)
 
 
