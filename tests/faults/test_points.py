@@ -238,6 +238,7 @@ def test_an_event_that_kills_becomes_a_dead_letter(ground: Ground, stage: str, d
     first = set(worker.pids)
     ground.report(101)
     ground.wait(lambda: not first <= set(worker.pids))
+    ground.wait(lambda: not ground.api.open_connections)  # it goes on taking what the dead process had sent
     at_risk = ground.in_outboxes() & ground.api.processed_ids().keys()
     ledger = ground.rest()
     [(_, letter)] = ground.client.xrange(ground.keys.dead)
