@@ -302,14 +302,14 @@ def test_call_that_is_applied_twice_adds_once(client: Redis) -> None:
 
 
 def test_events_are_appended_as_they_are_in_their_order(client: Redis) -> None:
-    entries = [{"event": "{}", "id": "1", "source": "ci"}, {"event": "[]"}]
+    entries = [{"event": "{}", "id": "1", "source": "ci"}, {"event": b"7:\xff\x00\r\n", "id": "é:", "source": ""}]
     ids = append(client, entries, 10)
 
     found = inbox.head(client, KEYS, 10)
     assert [entry.entry_id for entry in found] == ids
     assert [entry.fields for entry in found] == [
         {b"event": b"{}", b"id": b"1", b"source": b"ci"},
-        {b"event": b"[]"},
+        {b"event": b"7:\xff\x00\r\n", b"id": "é:".encode(), b"source": b""},
     ]
     assert found[0].arrived == pytest.approx(now_ms(client), abs=1000)
 
