@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from relay.wording import some_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,9 +28,6 @@ LONG_SECONDS = 60.0
 
 #: The part of `queue.max_backlog` from which it is worth a word.
 NEARLY_FULL = 0.8
-
-#: Environments that one sentence names.
-NAMED = 3
 
 
 class Cause(StrEnum):
@@ -161,7 +160,7 @@ def _pauses(seen: Overview) -> Iterator[Finding]:
     yield Finding(
         cause=Cause.PAUSED,
         level=Level.BAD if 0 < seen.ledger.waiting <= 2 * waiting else Level.WARN if waiting else Level.NOTE,
-        what=f"{_names(names)} {'is' if len(names) == 1 else 'are'} paused by an operator, "
+        what=f"{some_of(names)} {'is' if len(names) == 1 else 'are'} paused by an operator, "
         f"and {_events(waiting)} waiting there",
         do=f"`relay resume {names[0]}` when it is time",
     )
@@ -194,7 +193,7 @@ def _crashes(seen: Overview) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.WORKERS_DIE,
             level=Level.BAD,
-            what=f"workers die while they handle an event of {_names(places)}",
+            what=f"workers die while they handle an event of {some_of(places)}",
             do="it becomes a dead letter (worker_crash) by itself, and the rest goes on; see the workers' logs",
         )
 
@@ -294,7 +293,3 @@ def _age(since: int | None, now: int) -> int:
 
 def _events(number: int) -> str:
     return f"{number:,} event{' is' if number == 1 else 's are'}" if number else "nothing is"
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

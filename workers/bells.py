@@ -10,6 +10,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from relay.wording import some_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,8 +25,6 @@ FORGET = "relay.forget"
 #: Environments that one bell names at most.
 ENVIRONMENTS_PER_BELL = 100
 
-#: Of more arguments than these Flower shows the number.
-NAMED = 3
 
 #: A bell that waited this long is not answered. Celery compares the workers' clocks, so it is far above what these
 #: may be off by; a bell that is answered late finds that there is nothing to do.
@@ -82,7 +82,7 @@ class Bells:
             self._app.send_task(
                 task,
                 args=tuple(args),
-                argsrepr=shown(args),
+                argsrepr=some_of(args),
                 kwargsrepr="",
                 retry=False,
                 expires=EXPIRES_SECONDS,
@@ -94,9 +94,3 @@ class Bells:
             _log.warning("the broker took no bell for %s: %s", task, error)
             return False
         return True
-
-
-def shown(args: Sequence[str | int]) -> str:
-    """Return what Flower shows of a bell's arguments: as many names as one reads at a glance."""
-    more = f" and {len(args) - NAMED} more" if len(args) > NAMED else ""
-    return ", ".join(str(each) for each in args[:NAMED]) + more

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis.exceptions import RedisError
 
 from relay import crashpoints
+from relay.backoff import pause_seconds
 from relay.errors import LeaseLost
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import get_logger
@@ -24,7 +25,6 @@ from relay.store import leases, outbox, scripts
 from relay.store.dead import Reason
 from relay.store.endpoint import Health
 from relay.store.outbox import Death, OutboxEntry, Settlement
-from workers.backoff import pause_seconds
 from workers.batch import Batch
 from workers.breaker import suspect
 from workers.gate import Gate

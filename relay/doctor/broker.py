@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from relay.connection import connect, without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
+from relay.wording import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +27,6 @@ PATIENCE_SECONDS = (1.0, 4.0)
 
 #: The queues that bells wait in.
 BELL_QUEUES = ("relay.intake", "relay.deliver")
-
-_NAMED = 3
 
 
 class Heard(NamedTuple):
@@ -114,7 +113,7 @@ def judge(answered: frozenset[str], beating: frozenset[str], where: str) -> Iter
     if silent := answered - beating:
         yield fault(
             "workers.doorman",
-            f"{_names(silent)} answer{'s' if len(silent) == 1 else ''} at the broker but give"
+            f"{some_of(sorted(silent))} answer{'s' if len(silent) == 1 else ''} at the broker but give"
             f"{'s' if len(silent) == 1 else ''} no sign of life in Redis: the doorman is silent, or looks after "
             "another Redis or namespace, so what is added here is not noticed",
             "compare that worker's RELAY_REDIS_URL and queue.namespace with these; else restart it, and see its log",
@@ -123,20 +122,15 @@ def judge(answered: frozenset[str], beating: frozenset[str], where: str) -> Iter
     if deaf and deaf == beating:
         yield fault(
             "workers.broker",
-            f"{_names(deaf)} give{'s' if len(deaf) == 1 else ''} signs of life in Redis, and no worker answers at "
-            f"the broker {where}",
+            f"{some_of(sorted(deaf))} give{'s' if len(deaf) == 1 else ''} signs of life in Redis, and no worker "
+            f"answers at the broker {where}",
             "compare the workers' RELAY_BROKER_URL with this one; a deaf worker leaves by itself after a minute",
         )
     elif deaf:
         yield warning(
             "workers.broker",
-            f"{_names(deaf)} did not answer at the broker {where}; others do",
+            f"{some_of(sorted(deaf))} did not answer at the broker {where}; others do",
             "see that worker's log and its RELAY_BROKER_URL; one that is very busy may only be late",
         )
     if answered and not silent and not deaf:
         yield ok("workers.doorman", f"{len(answered)} answer at the broker, and their doormen give signs of life")
-
-
-def _names(names: frozenset[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more

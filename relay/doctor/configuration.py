@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from relay import configuration
 from relay.configuration import Fault, Source
 from relay.doctor.result import Grade, Result, note, ok, warning
+from relay.wording import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from relay.errors import ConfigurationError
     from relay.settings import Settings
 
-_NAMED = 3
 
 CHECK = "configuration"
 
@@ -90,10 +90,9 @@ def environments(globs: Sequence[str], known: Sequence[str]) -> Iterator[Result]
             )
     outside = [name for name in known if not any(fnmatchcase(name, glob) for glob in globs)]
     if globs and outside:
-        more = f" and {len(outside) - _NAMED:,} more" if len(outside) > _NAMED else ""
         yield note(
             check,
-            f"no rule of [environments] matches {', '.join(outside[:_NAMED])}{more}: the defaults hold there",
+            f"no rule of [environments] matches {some_of(outside)}: the defaults hold there",
             "add a rule if that was not meant",
         )
     elif known:

@@ -15,6 +15,7 @@ from relay.diagnosis import duration
 from relay.doctor.result import Result, fault, ok
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store.endpoint import Health
+from relay.wording import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +33,6 @@ DUE = 500
 
 #: Counters that move when something is done; others are of bells and refusals.
 _WORK = ("taken", "delivered", "duplicate", "stale", "superseded", "dead", "retries")
-
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +120,7 @@ def _anybody_at(client: Redis, keys: Keys, due: dict[str, int]) -> bool:
 def judge_presence(seen: Look) -> Result:
     """Say whether there are workers."""
     if seen.alive:
-        return ok("workers", f"{len(seen.alive)} alive: {_names(list(seen.alive))}")
+        return ok("workers", f"{len(seen.alive)} alive: {some_of(sorted(seen.alive))}")
     last = max(seen.gone, key=lambda name: seen.gone[name], default=None)
     trace = f"; the last was {last}, {duration(seen.now - seen.gone[last])} ago" if last else ""
     return fault(
@@ -143,15 +142,10 @@ def judge_work(first: Look, second: Look, patience_seconds: float) -> Result:
     if moved or first.at_work or second.at_work or not is_overdue(second, patience_seconds):
         return ok("workers.work", "the workers are at it, though some of it waits long")
     since = duration(second.now - (second.oldest_due or second.now))
-    place = "the inbox" if second.inbox_head else _names(list(second.due))
+    place = "the inbox" if second.inbox_head else some_of(sorted(second.due))
     return fault(
         "workers.work",
-        f"{_names(list(second.alive))} give{'s' if len(second.alive) == 1 else ''} signs of life but consume"
+        f"{some_of(sorted(second.alive))} give{'s' if len(second.alive) == 1 else ''} signs of life but consume"
         f"{'s' if len(second.alive) == 1 else ''} nothing: {place} waits for {since}, and nobody is at it",
         "restart the workers; before, see their logs and whether their processes hang (`ps` shows T for stopped)",
     )
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more

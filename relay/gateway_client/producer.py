@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import random
 import re
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 from requests.auth import AuthBase
 
+from relay.backoff import pause_seconds
 from relay.errors import ConfigurationError, GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
 from relay.gateway_client import exchange
@@ -20,7 +22,7 @@ from relay.gateway_client.exchange import Answer, TryAgain
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from relay.store.receipts import Receipt
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 #: How long one attempt may take in all, so that a gateway that hangs leaves time for another.
 ATTEMPT_SECONDS = 10.0
 
-#: Bounds of the pause before the next attempt (full jitter, doubling), and the longest `Retry-After` that counts.
+#: The pause before the next attempt: the bound that it begins with and the longest; and the longest `Retry-After`.
 PAUSE_SECONDS = (0.2, 5.0)
 RETRY_AFTER_MAX_SECONDS = 15.0
 
@@ -36,6 +38,7 @@ RETRY_AFTER_MAX_SECONDS = 15.0
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 
 _READ_BYTES = 65_536
+_RANDOM = random.Random()  # noqa: S311 - jitter is no secret
 
 #: What may stand in a header behind "Bearer".
 _TOKEN = re.compile(r"[\x21-\x7e]*")
@@ -145,7 +148,8 @@ class GatewayProducer:
     def _until_done(self, attempt: Callable[[float], TryAgain | None]) -> None:
         """Make attempts, each with its seconds, until one returns None; when time is over, raise the last's error."""
         give_up_at = time.monotonic() + self._settings.gateway_timeout
-        for pause in _pauses():
+        initial, maximum = PAUSE_SECONDS
+        for attempts in itertools.count(1):
             left = give_up_at - time.monotonic()
             try:
                 again = attempt(min(ATTEMPT_SECONDS, left))
@@ -155,10 +159,11 @@ class GatewayProducer:
                 raise self._unreachable(error) from None
             if again is None:
                 return
-            pause_seconds = max(pause, min(again.after_seconds, RETRY_AFTER_MAX_SECONDS))
-            if pause_seconds >= give_up_at - time.monotonic():
+            pause = pause_seconds(attempts, initial=initial, maximum=maximum, random=_RANDOM)
+            pause = max(pause, min(again.after_seconds, RETRY_AFTER_MAX_SECONDS))
+            if pause >= give_up_at - time.monotonic():
                 raise again.error
-            time.sleep(pause_seconds)
+            time.sleep(pause)
 
     def _ask(self, method: str, url: str, seconds: float, content: bytes | None = None) -> Answer:
         """Make one attempt, which ends within that many seconds whatever the other side does."""
@@ -240,14 +245,6 @@ def _exchange(
                 raise GatewayRefused(f"its answer has over {MAX_ANSWER_BYTES} bytes; is the gateway's URL right?")
         answer_headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(status=response.status_code, headers=answer_headers, content=bytes(answered))
-
-
-def _pauses() -> Iterator[float]:
-    """Give pauses for ever: anywhere between now and a bound that doubles."""
-    bound, longest = PAUSE_SECONDS
-    while True:
-        yield random.uniform(0, bound)  # noqa: S311 - jitter is no secret
-        bound = min(longest, bound * 2)
 
 
 def _lasts(error: Exception) -> bool:

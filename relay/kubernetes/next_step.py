@@ -19,12 +19,14 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from relay import backoff
+
 if TYPE_CHECKING:
     from random import Random
 
     from relay.errors import ClusterUnavailable
 
-#: Bounds of the pause: anywhere between nothing and a bound that doubles from the first to the second.
+#: The pause: the bound that it begins with, and the longest.
 PAUSE_SECONDS = (0.5, 30.0)
 
 #: The longest `Retry-After` that is honoured.
@@ -32,9 +34,6 @@ RETRY_AFTER_MAX_SECONDS = 300.0
 
 #: Failures in a row to resume, after which it lists anew.
 RESUMES = 5
-
-#: Doublings after which the bound is certainly at its maximum; keeps the power small.
-_MAX_DOUBLINGS = 20
 
 _WRONG_QUESTION = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 _WHO_ARE_YOU = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -74,6 +73,6 @@ def next_step(
 
 
 def pause_seconds(failures: int, random: Random) -> float:
-    """Return how long to wait after that many failures in a row: full jitter."""
+    """Return how long to wait after that many failures in a row."""
     initial, maximum = PAUSE_SECONDS
-    return random.uniform(0, min(maximum, initial * 2 ** min(failures - 1, _MAX_DOUBLINGS)))
+    return backoff.pause_seconds(failures, initial=initial, maximum=maximum, random=random)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.backoff import pause_seconds
+from relay.backoff import pause_seconds
 
 
 class Unlucky(Random):

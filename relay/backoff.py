@@ -1,4 +1,4 @@
-"""When is an event tried again? Full jitter: anywhere between now and a bound that doubles."""
+"""When is it tried again? Full jitter: anywhere between now and a bound that doubles."""
 
 from __future__ import annotations
 
