@@ -1,7 +1,8 @@
 """The HTTP side: the reporting API's own request, taken in by the queue instead.
 
     auth.py         who sends a request, and what for it may report     pure
-    reports.py      what it reports, and what it is answered            pure
+    reports.py      what it reports                                     pure
+    answers.py      what it is answered                                 pure
     cloudevents.py  the same, in a CloudEvent                           pure
     cdevents.py     the same, as a CDEvent                              pure
     purl.py         which image a CDEvent's artifact is                 pure

@@ -10,7 +10,7 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
-    from relay.gateway.reports import Answer
+    from relay.gateway.answers import Answer
 
 
 def headers_of(scope: Scope) -> dict[str, str]:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from relay.connection import connect_async
 from relay.errors import RelayError
-from relay.gateway import openapi, reports
+from relay.gateway import answers, openapi, reports
 from relay.gateway.answering import response_of
 from relay.gateway.reporting import Reporting
 from relay.gateway.reviewing import Reviewing
@@ -107,10 +107,10 @@ class _Gateway:
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
-            return response_of(reports.answer_error(error))
+            return response_of(answers.of_error(error))
         except (RedisError, TimeoutError) as error:
-            return response_of(reports.answer_unavailable(error))
-        return response_of(reports.answer_receipt(event_id, found))
+            return response_of(answers.unavailable(error))
+        return response_of(answers.of_receipt(event_id, found))
 
     def metrics(self, request: Request) -> Response:
         """Tell what Prometheus scrapes; Starlette runs this in a thread, for it waits for Redis."""
@@ -120,7 +120,7 @@ class _Gateway:
             try:
                 self._admit(request)
             except RelayError as error:
-                return response_of(reports.answer_error(error))
+                return response_of(answers.of_error(error))
         return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
 
     def _admit(self, request: Request) -> None:
@@ -136,7 +136,7 @@ class _Gateway:
             async with asyncio.timeout(READY_SECONDS):
                 await self._client.ping()
         except (RedisError, TimeoutError) as error:
-            return response_of(reports.answer_unavailable(error))
+            return response_of(answers.unavailable(error))
         return JSONResponse({"status": "ready"})
 
     async def openapi(self, _request: Request) -> Response:
@@ -164,12 +164,12 @@ class _Edge:
             await (self._reporting if is_report else self._app)(scope, receive, send)
         except asyncio.CancelledError:  # only the end of the process cancels, after STOP_SECONDS
             with contextlib.suppress(RuntimeError):  # the answer had begun
-                await response_of(reports.answer_stopping())(scope, receive, send)
+                await response_of(answers.stopping())(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge
             place = traceback.extract_tb(error.__traceback__)[-1]
             log.error("a request failed: %s at %s:%s", type(error).__qualname__, place.filename, place.lineno)  # noqa: TRY400 - see above
             with contextlib.suppress(RuntimeError):
-                await response_of(reports.answer_error(RelayError()))(scope, receive, send)
+                await response_of(answers.of_error(RelayError()))(scope, receive, send)
 
 
 async def _no_such_route(_request: Request, error: Exception) -> Response:
@@ -177,4 +177,4 @@ async def _no_such_route(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     status = HTTPStatus(error.status_code)
-    return response_of(reports.answer_refusal(status, status.phrase.lower(), headers=error.headers))
+    return response_of(answers.refusal(status, status.phrase.lower(), headers=error.headers))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Send
 
-    from relay.gateway.reports import Answer, Limits, Media
+    from relay.gateway.answers import Answer
+    from relay.gateway.reports import Limits, Media
 
 #: How long a body may take from its first byte to its last.
 BODY_SECONDS = 30.0

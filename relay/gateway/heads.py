@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from relay.gateway import reports
+from relay.gateway import answers
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,7 +82,7 @@ class BoundedHeads(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self._is_answering():
-            content = to_json(reports.answer_refusal(status, reason).document)
+            content = to_json(answers.refusal(status, reason).document)
             headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + headers % len(content) + content)
         self.transport.close()

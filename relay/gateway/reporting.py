@@ -10,11 +10,11 @@ from starlette.requests import ClientDisconnect
 
 from relay.errors import QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
-from relay.gateway import reports
+from relay.gateway import answers, reports
 from relay.gateway.answering import headers_of
 from relay.gateway.body import Body
 from relay.gateway.cdevents import Ignored
-from relay.gateway.reports import Answer, Fault, Limits
+from relay.gateway.reports import Fault, Limits
 from relay.keys import Keys
 from relay.producer import CHUNK, AsyncProducer
 from relay.store.counts import note_ignored
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from starlette.types import Receive, Scope, Send
 
+    from relay.gateway.answers import Answer
     from relay.gateway.auth import Caller
     from relay.gateway.tokens import TokenSource
     from relay.settings import Settings
@@ -50,7 +51,7 @@ class Reporting:
         try:
             answer = await self._take(headers, body)
         except RelayError as error:
-            answer = reports.answer_error(error)
+            answer = answers.of_error(error)
         except ClientDisconnect:
             return
         await body.answer(answer, send)
@@ -65,8 +66,8 @@ class Reporting:
         item = reports.checked_environment(reports.read(media, content, envelope), caller, self._environment)
         if isinstance(item, Ignored):
             await self._count_ignored(1)
-            return reports.answer_one(item.id)
-        return reports.answer_one(await self._producer.report_event(item, receipt=item.id is not None))
+            return answers.taken(item.id)
+        return answers.taken(await self._producer.report_event(item, receipt=item.id is not None))
 
     async def _take_many(
         self, media: reports.Media, texts: list[bytes], envelope: reports.Envelope, caller: Caller
@@ -89,7 +90,7 @@ class Reporting:
                 stopped = error
             else:
                 ids_of.update(zip(valid, ids, strict=True))
-        return reports.answer_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
+        return answers.taken_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
 
     async def _take_in(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
         """Enqueue the events, together with those of other requests, and count the rest; return the ids of all.

@@ -1,4 +1,4 @@
-"""What a request reports, and what it is answered.
+"""What a request reports, with the answers (answers.py) beside it.
 
 One event is a JSON object, as the reporting API takes it, a CloudEvent (cloudevents.py) or a CDEvent (cdevents.py),
 as the content type and the header `ce-type` say:
@@ -37,47 +37,25 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json, to_json
-from redis import exceptions as redis_errors
 
-from relay.errors import InvalidEvent, QueueFull, QueueUnavailable, RelayError
+from relay.errors import InvalidEvent, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import cdevents, cloudevents
 from relay.gateway.auth import Caller, Stranger
 from relay.gateway.cdevents import Ignored
-from relay.store.dead import moment
-from relay.store.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from relay.store.receipts import Receipt
 
 #: The largest body with many events, in bytes; larger only if one event may be. Read into memory whole.
 MAX_MANY_BYTES = 4 * 1024 * 1024
 
 #: Events, or lines, of one request: with the bytes above it bounds what parsing and the answer take.
 MAX_MANY_EVENTS = 10_000
-
-#: What `Retry-After` asks for, in seconds: a full queue drains in a while, Redis restarts in a moment.
-RETRY_AFTER_SECONDS = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 2}
-
-#: Why Redis did not take something, for those outside. Its own messages stay inside: some repeat the command that
-#: failed, and that may have been AUTH. First match wins.
-_UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
-    (redis_errors.AuthenticationError, "Redis refuses the relay's credentials"),
-    (redis_errors.NoPermissionError, "Redis does not permit it to the relay's user"),
-    (redis_errors.BusyLoadingError, "Redis is loading its data"),
-    (redis_errors.OutOfMemoryError, "Redis is out of memory"),
-    (redis_errors.ReadOnlyError, "this Redis is a read-only replica"),
-    (redis_errors.TimeoutError, "Redis did not answer in time"),
-    (TimeoutError, "Redis did not answer in time"),
-    (redis_errors.ConnectionError, "Redis cannot be reached"),
-)
 
 _NOT_BLANK = re.compile(rb"[^ \t\r\n]")
 
@@ -134,14 +112,6 @@ class Fault:
     index: int
     field: str
     reason: str
-
-
-class Answer(NamedTuple):
-    """A status, a JSON document, and headers beyond the content's."""
-
-    status: HTTPStatus
-    document: Mapping[str, Any]
-    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Refused(RelayError):  # noqa: N818 - says what happened
@@ -300,86 +270,6 @@ def checked_environments(
 ) -> list[DeploymentEvent | Ignored | Fault]:
     """`checked_environment` for many, of which the first is in this place of the request."""
     return [_item_checked(item, first + at, caller, default) for at, item in enumerate(items)]
-
-
-def answer_one(event_id: str) -> Answer:
-    """Answer for one event that Redis has."""
-    return Answer(status=HTTPStatus.ACCEPTED, document={"id": event_id})
-
-
-def answer_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: RelayError | None = None) -> Answer:
-    """Answer for many: the id of each that Redis has, None in the others' places; `stopped` is what ended it."""
-    document: dict[str, Any] = {"ids": list(ids)}
-    if faults:
-        document["errors"] = [{"index": each.index, "field": each.field, "reason": each.reason} for each in faults]
-    if stopped is not None:
-        refusal = answer_error(stopped)
-        return Answer(status=refusal.status, document={**refusal.document, **document}, headers=refusal.headers)
-    if faults and len(faults) == len(ids):
-        refusal = answer_error(InvalidEvent("", f"none of the {len(ids)} events is valid; errors has the reasons"))
-        return Answer(status=refusal.status, document={**refusal.document, **document})
-    return Answer(status=HTTPStatus.ACCEPTED, document=document)
-
-
-def answer_error(error: RelayError) -> Answer:
-    """Answer for what was raised instead; says nothing that Redis said."""
-    match error:
-        case Refused():
-            return answer_refusal(error.status, str(error), headers=error.headers)
-        case NotPermitted():
-            return answer_refusal(HTTPStatus.FORBIDDEN, error.reason, field=error.field)
-        case InvalidEvent():
-            return answer_refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.reason, field=error.field)
-        case QueueFull():
-            return _try_again(HTTPStatus.TOO_MANY_REQUESTS, str(error))
-        case QueueUnavailable():
-            return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(error.__cause__))
-        case _:
-            return answer_refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log has more")
-
-
-def answer_unavailable(cause: BaseException) -> Answer:
-    """Answer for Redis's own errors."""
-    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(cause))
-
-
-def answer_stopping() -> Answer:
-    """Answer for what is still under way when the process must end."""
-    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, "the gateway stops")
-
-
-def answer_receipt(event_id: str, receipt: Receipt | None) -> Answer:
-    """Answer with what became of an event; 404 if that is not known."""
-    if receipt is None:
-        reason = "no receipt: no event with this id was reported, or it ended a while ago (queue.receipt_for)"
-        return answer_refusal(HTTPStatus.NOT_FOUND, reason)
-    document = {"id": event_id, "status": receipt.status, "since": moment(receipt.at)}
-    if receipt.status is Status.DEAD:
-        document |= {"reason": receipt.reason, "detail": receipt.detail}
-    return Answer(status=HTTPStatus.OK, document=document)
-
-
-def answer_refusal(
-    status: HTTPStatus,
-    reason: str,
-    *,
-    field: str = "",
-    headers: Mapping[str, str] | None = None,
-) -> Answer:
-    """Answer with an error, in the shape of all errors."""
-    return Answer(status=status, document={"error": reason, "field": field}, headers=headers or {})
-
-
-def unavailable_because(cause: BaseException | None) -> str:
-    """Say why Redis did not take something, in words of ours."""
-    for kind, reason in _UNAVAILABLE:
-        if isinstance(cause, kind):
-            return reason
-    return "Redis refused it"
-
-
-def _try_again(status: HTTPStatus, reason: str) -> Answer:
-    return answer_refusal(status, reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS[status])})
 
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:

@@ -19,9 +19,10 @@ from redis.exceptions import RedisError
 from relay.errors import RelayError
 from relay.gateway import reports
 from relay.gateway.answering import headers_of
+from relay.gateway.answers import Answer
 from relay.gateway.auth import Caller
 from relay.gateway.body import Body
-from relay.gateway.reports import Answer, NotPermitted
+from relay.gateway.reports import NotPermitted
 from relay.keys import Keys
 from relay.kubernetes.admission import allow, judge
 from relay.kubernetes.naming import Naming

@@ -14,7 +14,7 @@ pytest.importorskip("packageurl")
 
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
-from relay.gateway import reports
+from relay.gateway import answers, reports
 from relay.gateway.auth import Caller, Stranger, Tokens
 from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
 
@@ -244,14 +244,14 @@ TOLD = {"index": 1, "field": "image.url", "reason": "is missing"}
 
 
 def test_answers_for_many_tell_of_each() -> None:
-    assert reports.answer_many([], []).document == {"ids": []}
-    assert reports.answer_many(["a", "b"], []).document == {"ids": ["a", "b"]}
-    partly = reports.answer_many(["a", None], [FAULT])
+    assert answers.taken_many([], []).document == {"ids": []}
+    assert answers.taken_many(["a", "b"], []).document == {"ids": ["a", "b"]}
+    partly = answers.taken_many(["a", None], [FAULT])
     assert (partly.status, partly.document) == (202, {"ids": ["a", None], "errors": [TOLD]})
 
 
 def test_none_valid_of_many_is_422() -> None:
-    answer = reports.answer_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
+    answer = answers.taken_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
     assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
     assert answer.document["field"] == ""
     assert "none of the 2" in answer.document["error"]
@@ -259,7 +259,7 @@ def test_none_valid_of_many_is_422() -> None:
 
 
 def test_many_that_stopped_tell_what_is_enqueued() -> None:
-    answer = reports.answer_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
+    answer = answers.taken_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
     assert (answer.status, answer.headers) == (429, {"Retry-After": "5"})
     assert answer.document == {
         "error": "the queue is full", "field": "", "ids": ["a", None, None], "errors": [TOLD]
@@ -295,7 +295,7 @@ def caused_by(cause: BaseException | None) -> QueueUnavailable:
 def test_every_error_has_its_answer_without_secrets(
     error: RelayError, status: int, says: str, headers: dict[str, str]
 ) -> None:
-    answer = reports.answer_error(error)
+    answer = answers.of_error(error)
     assert (answer.status, dict(answer.headers)) == (status, headers)
     assert says in answer.document["error"]
     assert answer.document["field"] == (error.field if isinstance(error, InvalidEvent) else "")
@@ -320,6 +320,6 @@ def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
     for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
         with pytest.raises(reports.NotPermitted) as refused:
             reports.checked_environment(given, caller, "deployed")
-        answer = reports.answer_error(refused.value)
+        answer = answers.of_error(refused.value)
         assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
         assert "payments" in answer.document["error"]
