@@ -4,14 +4,19 @@
 -- there is no maxmemory, there is no watermark.
 -- KEYS  inbox, counts, the call's mark, then the receipts of the events that ask for one
 -- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark, and a receipt while it waits,
---       then each event: its fields and their values in turn, each as <bytes>:<text>
+--       then for each event: its number of fields and values, then these
 -- ->    number of events added; or an error QUEUEFULL or MEMORYFULL, counted as far as Redis still writes
 local added = redis.call('GET', KEYS[3])
 if added then
   return tonumber(added)
 end
 local function refuse(reason, message)
-  redis.pcall('HINCRBY', KEYS[2], 'refused:' .. reason, #ARGV - 4)
+  local events, i = 0, 5
+  while ARGV[i] do
+    events = events + 1
+    i = i + ARGV[i] + 1
+  end
+  redis.pcall('HINCRBY', KEYS[2], 'refused:' .. reason, events)
   return redis.error_reply(message)
 end
 local waiting = redis.call('XLEN', KEYS[1]) + tonumber(redis.call('HGET', KEYS[2], 'outbox') or '0')
@@ -32,16 +37,13 @@ if type(memory) == 'string' then
     end
   end
 end
-for event = 5, #ARGV do
-  local packed, fields, last = ARGV[event], {}, 0
-  while last < #packed do
-    local _, colon, size = string.find(packed, '^(%d+):', last + 1)
-    last = colon + size
-    fields[#fields + 1] = string.sub(packed, colon + 1, last)
-  end
-  redis.call('XADD', KEYS[1], '*', unpack(fields))
+local n, i = 0, 5
+while ARGV[i] do
+  local fields = tonumber(ARGV[i])
+  redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, i + fields))
+  n = n + 1
+  i = i + fields + 1
 end
-local n = #ARGV - 4
 redis.call('SET', KEYS[3], n, 'PX', ARGV[3])
 if #KEYS > 3 then
   local clock = redis.call('TIME')
