@@ -14,11 +14,13 @@ import servers
 from servers import Authority, Server, answer, byte_by_byte, endless_body, half_a_body, hang, head, reset
 
 from relay import ConfigurationError, DeploymentEvent, GatewayProducer, GatewayRefused, QueueFull, QueueUnavailable
+from relay.backoff import pause_seconds
 from relay.gateway_client import producer as gateway_producer
 from relay.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from random import Random
 
     from servers import Peer, Received, Step
 
@@ -252,10 +254,15 @@ def test_the_token_is_in_no_error() -> None:
             assert TOKEN not in seen
 
 
-def test_pauses_grow_and_stay_bounded() -> None:
-    first, longest = gateway_producer.PAUSE_SECONDS
-    pauses = gateway_producer._pauses()
-    drawn = [next(pauses) for _ in range(200)]
-    assert drawn[0] <= first
-    assert max(drawn) <= longest
-    assert max(drawn[10:]) > longest / 2
+def test_pauses_grow_with_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def draw(attempt: int, *, initial: float, maximum: float, random: Random) -> float:
+        drawn.append(attempt)
+        assert (initial, maximum) == gateway_producer.PAUSE_SECONDS
+        return pause_seconds(attempt, initial=initial, maximum=maximum, random=random)
+
+    monkeypatch.setattr(gateway_producer, "pause_seconds", draw)
+    with serving(*[answer(503)] * 3) as server, producer(server) as reports:
+        reports.report(IMAGE)
+    assert drawn == [1, 2, 3]
