@@ -160,6 +160,12 @@ def test_a_digest_is_short_and_anything_else_stays() -> None:
     assert words.short_digest("latest") == "latest"
 
 
+def test_what_stands_between_backticks_is_code_and_all_is_escaped() -> None:
+    said = words.with_code("<b> is paused; `relay resume <b>` when it is time, ` or `")
+    assert said == "&lt;b&gt; is paused; <code>relay resume &lt;b&gt;</code> when it is time, <code> or </code>"
+    assert words.with_code("one ` alone") == "one ` alone"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -240,7 +246,7 @@ def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Level) -
     other = Finding(cause=Cause.PAUSED, level=Level.NOTE, what="another thing", do="wait")
     page = first_page(Finding(cause=cause, level=level, what=f"<b>{cause}", do="`do` this"), other)
     assert f'<li class="{level}"' in page
-    assert f"&lt;b&gt;{cause}; `do` this</li>" in page
+    assert f"&lt;b&gt;{cause}; <code>do</code> this</li>" in page
     assert page.index(f"{cause}; ") < page.index("another thing; wait</li>")
     assert "Nothing needs attention." not in page
 

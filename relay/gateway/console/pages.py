@@ -89,6 +89,7 @@ class Pages:
             "moment": words.moment,
             "short_digest": words.short_digest,
             "plural": words.plural,
+            "with_code": words.with_code,
         }
         self._templates.globals["parts"] = self._templates.get_template("parts.html").module
 

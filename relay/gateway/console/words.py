@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+from markupsafe import Markup, escape
 
 #: Characters of a digest's hexadecimal part that tell it from others.
 _TELLING = 12
@@ -33,6 +36,11 @@ def short_digest(digest: str) -> str:
     """Write the part of a digest that tells it from others."""
     algorithm, _, value = digest.partition(":")
     return f"{algorithm}:{value[:_TELLING]}…" if len(value) > _TELLING else digest
+
+
+def with_code(text: str) -> Markup:
+    """Escape a text, and set as code what stands between backticks."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
 
 
 def plural(count: int, one: str) -> str:
