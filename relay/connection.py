@@ -10,7 +10,8 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
-from relay.errors import ConfigurationError
+from relay.errors import ConfigurationError, QueueUnavailable
+from relay.secrecy import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,9 @@ RETRIES = 3
 #: Bounds of the pause between such tries, in seconds.
 RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
+#: Connections of a client for asyncio: redis-py's own pool refuses who comes when all are at work.
+CONNECTIONS = 16
+
 Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
 
 
@@ -33,8 +37,13 @@ def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
 
 
 def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
-    """Return a client for asyncio; like `connect`."""
-    return client_of(redis.asyncio.Redis, settings.url, options(settings, _AsyncRetry(_backoff(), RETRIES)))
+    """Return a client for asyncio; like `connect`. Who finds all its connections at work waits for one."""
+    own = options(settings, _AsyncRetry(_backoff(), RETRIES))
+    client_of(redis.asyncio.Redis, settings.url, own)  # for what it refuses
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        settings.url, **own, max_connections=CONNECTIONS, timeout=settings.timeout
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
@@ -104,6 +113,11 @@ def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
 def _backoff() -> ExponentialWithJitterBackoff:
     base, cap = RETRY_PAUSE_SECONDS
     return ExponentialWithJitterBackoff(base=base, cap=cap)
+
+
+def unavailable(url: str, error: Exception, what: str = "did not answer") -> QueueUnavailable:
+    """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
+    return QueueUnavailable(f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}")
 
 
 def without_secrets(url: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from redis.exceptions import RedisError, ResponseError
 
-from relay.connection import connect, connect_async, without_secrets
+from relay.connection import connect, connect_async, unavailable
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
 from relay.keys import Keys
@@ -114,7 +114,7 @@ class _Reporter:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
         if because:
             return QueueFull(f"the queue is full ({because}); try again later")
-        return QueueUnavailable(f"Redis at {without_secrets(self._settings.redis.url)} did not take it: {error}")
+        return unavailable(self._settings.redis.url, error, "did not take it")
 
 
 class Producer(_Reporter):
@@ -208,8 +208,7 @@ class Producer(_Reporter):
         try:
             return receipts.read_many(self._client, self._keys, ids)
         except RedisError as error:
-            where = without_secrets(self._settings.redis.url)
-            raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
+            raise unavailable(self._settings.redis.url, error) from error
 
     @property
     def spooled(self) -> int:

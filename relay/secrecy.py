@@ -54,11 +54,15 @@ class Secrets:
             self._pattern = self._compile()
         return self._pattern.sub(MASK, text) if self._pattern else text
 
-    def _compile(self) -> re.Pattern[str] | None:
+    @property
+    def ways(self) -> list[str]:
+        """Each secret in each way that it may be written, the longest first: one may be the beginning of another."""
         secrets = [*self._fixed, *(secret for file in self._files for secret in file.secrets)]
-        ways = {way for secret in secrets for way in _ways_to_write(secret)}
-        longest_first = sorted(ways, key=len, reverse=True)  # one may be the beginning of another
-        return re.compile("|".join(map(re.escape, longest_first))) if ways else None
+        return sorted({way for secret in secrets for way in _ways_to_write(secret)}, key=len, reverse=True)
+
+    def _compile(self) -> re.Pattern[str] | None:
+        ways = self.ways
+        return re.compile("|".join(map(re.escape, ways))) if ways else None
 
 
 class _File:
@@ -104,6 +108,14 @@ def _in_settings(section: BaseModel) -> Iterator[str]:
             yield value.get_secret_value()
         elif isinstance(value, str) and "://" in value:
             yield from _passwords(value)
+
+
+def without_password(text: str, url: str) -> str:
+    """Return a text that may repeat the password of this URL, however it is written, without it."""
+    ways = {way for password in _passwords(url) for way in _ways_to_write(password)}
+    for way in sorted(ways, key=len, reverse=True):
+        text = text.replace(way, MASK)
+    return text
 
 
 def _passwords(url: str) -> list[str]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 import requests
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_secrets
+from relay.connection import connect, unavailable
 from relay.embedded import EmbeddedRedis, free_port
-from relay.errors import ConfigurationError, QueueUnavailable
+from relay.errors import ConfigurationError
 from relay.keys import Keys
 from relay.processes import Children, Ended
 from relay.settings import Settings
@@ -110,8 +110,7 @@ class Stack:
             try:
                 client.delete(heartbeat)  # one left by a worker of this name that was killed a moment ago
             except RedisError as error:
-                where = without_secrets(self.redis_url)
-                raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
+                raise unavailable(self.redis_url, error) from error
             return self._start(
                 name,
                 argv,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_secrets
-from relay.errors import QueueUnavailable
+from relay.connection import connect, unavailable
 from relay.keys import Keys
 from relay.settings import Settings
 
@@ -34,5 +33,4 @@ def open_shard() -> Iterator[Shard]:
         try:
             yield Shard(client, Keys(settings.queue.namespace), settings)
         except RedisError as error:
-            where = without_secrets(settings.redis.url)
-            raise QueueUnavailable(f"Redis at {where} did not answer: {error}") from error
+            raise unavailable(settings.redis.url, error) from error

@@ -1,7 +1,8 @@
 """Which request goes where, and the last `except`.
 
-Memory is bounded for each request (`heads` its head, `Limits` its body, and uvicorn holds 64 KiB of what is not read
-yet), not for all of them together: that many connections is the proxy's or the orchestrator's to bound.
+Memory is bounded for each request (`heads` its head and what waits behind it, `Limits` its body, and uvicorn holds
+64 KiB of what is not read yet), not for all of them together: that many connections is the proxy's or the
+orchestrator's to bound.
 """
 
 from __future__ import annotations

@@ -25,8 +25,10 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How long a head may take from its first byte to its last.
 HEAD_SECONDS = 10.0
 
-#: Requests of one connection that may wait while the one before them is answered: some twenty kilobytes each.
+#: Requests of one connection that may wait while the one before them is answered, some twenty kilobytes each, and
+#: what may have come of their bodies: uvicorn reads on after each answer, whatever it holds.
 MAX_PIPELINED = 1000
+MAX_PIPELINED_BYTES = 1024 * 1024
 
 #: Bytes that the parser is given at once. A socket gives up to 256 KiB, and a head of that size must not get through
 #: because it came at once.
@@ -57,6 +59,10 @@ class BoundedHeads(HttpToolsProtocol):
         super().data_received(piece)
         if len(self.pipeline) > MAX_PIPELINED:
             self._refuse(HTTPStatus.TOO_MANY_REQUESTS, f"more than {MAX_PIPELINED} requests wait for an answer here")
+        elif self.pipeline and sum(len(cycle.body) for cycle, _ in self.pipeline) > MAX_PIPELINED_BYTES:
+            self._refuse(
+                HTTPStatus.TOO_MANY_REQUESTS, f"more than {MAX_PIPELINED_BYTES} bytes wait for an answer here"
+            )
         elif self._pending or self._timer is not None:
             self._bound()
 

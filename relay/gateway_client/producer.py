@@ -149,8 +149,11 @@ class GatewayProducer:
         """Make attempts, each with its seconds, until one returns None; when time is over, raise the last's error."""
         give_up_at = time.monotonic() + self._settings.gateway_timeout
         initial, maximum = PAUSE_SECONDS
+        again: TryAgain | None = None
         for attempts in itertools.count(1):
             left = give_up_at - time.monotonic()
+            if again is not None and left <= 0:  # the pause took longer than it was to
+                raise again.error
             try:
                 again = attempt(min(ATTEMPT_SECONDS, left))
             except _PASSING as error:

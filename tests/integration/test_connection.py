@@ -10,7 +10,7 @@ import pytest
 import redis
 from servers import Server
 
-from relay.connection import RETRIES, connect, connect_async
+from relay.connection import CONNECTIONS, RETRIES, connect, connect_async, unavailable
 from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
 from relay.gateway.console.shard import Shard
@@ -47,6 +47,24 @@ def test_silence_costs_asyncio_no_more() -> None:
         with pytest.raises(redis.TimeoutError):
             asyncio.run(ping(server))
         assert server.connections == RETRIES + 1
+
+
+def test_who_finds_all_connections_at_work_waits_for_one() -> None:
+    async def ping(url: str) -> int:
+        async with connect_async(RedisSettings(url=url)) as client:
+            assert all(await asyncio.gather(*[client.ping() for _ in range(300)]))
+            return len(await client.client_list())
+
+    with EmbeddedRedis(append_only=False) as server:
+        assert asyncio.run(ping(server.url)) <= CONNECTIONS
+
+
+def test_an_error_repeats_no_password() -> None:
+    """A server without HELLO repeats what it was asked, and that has the password in it."""
+    its = "unknown command 'HELLO', with args beginning with: '3', 'AUTH', 'default', 'hunter2 :secret'"
+    error = unavailable("redis://:hunter2%20%3Asecret@queue:6379/0", redis.ResponseError(its))
+    said = "unknown command 'HELLO', with args beginning with: '3', 'AUTH', 'default', '***'"
+    assert str(error) == f"Redis at redis://***@queue:6379/0 did not answer: {said}"
 
 
 @pytest.mark.parametrize("connecting", [connect, connect_async])

@@ -441,6 +441,21 @@ def test_what_a_form_did_is_on_the_next_page(operator: Visitor, monkeypatch: pyt
     assert "production is paused by an operator" not in operator.see()
 
 
+def test_who_leaves_in_the_middle_of_a_form_is_no_failure(
+    stranger: Visitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _, port = stranger.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS) as connection:
+        connection.sendall(
+            b"POST /console/sign-in HTTP/1.1\r\nHost: relay\r\nContent-Length: 100\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken"
+        )
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)  # it has noticed
+    assert stranger.sign_in().status_code == 303
+    assert caplog.text == ""
+
+
 def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) -> None:
     seed(client, EVIL)
     answer = operator.send("pause", environment=EVIL, back="/console/?q=script")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,28 @@ def test_a_client_that_sends_and_never_listens_is_closed(gateway: Running) -> No
     one = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
     with gateway.connect() as connection:
         assert sent(connection, itertools.repeat(one * 100)) < 100 * MOST
+
+
+def test_what_waits_behind_requests_is_bounded(gateway: Running) -> None:
+    """Each answer has the server read on, whatever waits already."""
+    begun = b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n" * 500 + START + b"Content-Length: 1000000000\r\n\r\n"
+    taken = 0
+    with gateway.connect() as connection:
+        connection.sendall(begun)
+        reader = threading.Thread(target=until_closed, args=(connection,))
+        reader.start()
+        with contextlib.suppress(ConnectionError):
+            while taken < 64 * heads.MAX_PIPELINED_BYTES:
+                taken += connection.send(b" " * heads.PIECE_BYTES)
+        reader.join()
+    assert taken < 16 * heads.MAX_PIPELINED_BYTES  # and what the kernel had room for
+
+
+def until_closed(connection: socket.socket) -> None:
+    """Read and forget."""
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(100_000):
+            pass
 
 
 def test_a_body_is_no_head(gateway: Running, client: redis.Redis) -> None:

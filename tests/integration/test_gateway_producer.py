@@ -254,6 +254,14 @@ def test_the_token_is_in_no_error() -> None:
             assert TOKEN not in seen
 
 
+def test_a_pause_that_outlasts_the_time_ends_in_the_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is suspended, or very busy."""
+    sleep = time.sleep
+    monkeypatch.setattr(gateway_producer.time, "sleep", lambda _: sleep(1.1))
+    with Server(answer(503)) as server, producer(server, timeout=1) as reports, pytest.raises(QueueUnavailable):
+        reports.report(IMAGE)
+
+
 def test_pauses_grow_with_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,12 +16,12 @@ from relay.errors import ConfigurationError
 from relay.gateway.console import session, words
 from relay.gateway.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
 from relay.gateway.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
-from relay.gateway.console.letters import Asked
+from relay.gateway.console.letters import Asked, _indented
 from relay.gateway.console.live import event
 from relay.gateway.console.overview import Asked as AskedFirst
 from relay.gateway.console.overview import how_is, ordered, show
 from relay.gateway.console.pages import Pages
-from relay.gateway.console.redact import excerpt, redacted
+from relay.gateway.console.redact import excerpt, known_secrets, redacted
 from relay.gateway.console.sampling import Sample
 from relay.gateway.console.sparkline import HEIGHT, WIDTH, draw
 from relay.gateway.console.stock import meant
@@ -28,6 +29,9 @@ from relay.settings import Settings
 from relay.store.counts import EnvironmentCounts, Ledger
 from relay.store.endpoint import Health
 from relay.store.overview import Overview
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TOKEN = "operator-token-of-the-tests"
 NOW = 1_750_000_000
@@ -305,3 +309,25 @@ def test_operator_tokens_that_are_refused(gateway: dict[str, Any], fault: str) -
     with pytest.raises(ConfigurationError, match=fault) as refused:
         Settings.load(gateway=gateway)
     assert gateway["operator_token"] not in str(refused.value)
+
+
+def test_tokens_and_passwords_are_known_wherever_they_are_set(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("token-of-the-api\n")
+    (tmp_path / "tokens").write_text('[ci]\ntoken = "team::of-a-pipeline"\n')
+    settings = Settings.load(
+        redis={"url": "redis://relay:of%20redis@127.0.0.1/0"},
+        api={"token_file": tmp_path / "token"},
+        gateway={"tokens_file": tmp_path / "tokens", "operator_token": "token-of-operators", "token": "short"},
+    )
+    known = known_secrets(settings)
+    expected = {"token-of-the-api", "team::of-a-pipeline", "team%3A%3Aof-a-pipeline", "of redis"}
+    assert {*expected, "token-of-operators"} <= set(known)
+    assert "short" not in known
+    (tmp_path / "token").unlink()
+    assert "token-of-operators" in known_secrets(settings)
+
+
+def test_a_letter_that_would_be_endless_is_written_as_far_as_it_is_shown() -> None:
+    body = json.loads("[" * 900 + ",".join("0" * 20_000) + "]" * 900)
+    assert len(_indented(body)) < 60_000
+    assert _indented({"a": [1, "ä"]}) == '{\n  "a": [\n    1,\n    "ä"\n  ]\n}'

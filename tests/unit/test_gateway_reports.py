@@ -14,7 +14,7 @@ pytest.importorskip("packageurl")
 
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
-from relay.gateway import answers, reports
+from relay.gateway import answers, cloudevents, reports
 from relay.gateway.auth import Caller, Stranger, Tokens
 from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
 
@@ -124,6 +124,9 @@ def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], fie
     [
         (Media.JSON, b"", LIMITS.many),
         (Media.JSON, b" \n\t", LIMITS.many),
+        (Media.JSON, b" " * (LIMITS.one - 1) + b"[", LIMITS.many),
+        (Media.JSON, b" " * LIMITS.one, LIMITS.one),
+        (Media.JSON, b" " * LIMITS.one + b"[", LIMITS.one),
         (Media.JSON, b" [", LIMITS.many),
         (Media.JSON, b'\r\n{"', LIMITS.one),
         (Media.JSON, b"nonsense", LIMITS.one),
@@ -147,7 +150,10 @@ def test_many_may_always_be_as_large_as_one() -> None:
     assert Limits.of(10**9) == Limits(one=10**9, many=10**9)
 
 
-@pytest.mark.parametrize(("given", "size"), [(None, 0), ("12", 12), ("-1", 0), ("x", 0), ("\xb2", 0)])
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [(None, 0), ("12", 12), ("0" * 5000 + "12", 12), ("0" * 5000, 0), ("-1", 0), ("x", 0), ("\xb2", 0)],
+)
 def test_declared_size(given: str | None, size: int) -> None:
     assert reports.declared_size({} if given is None else {"content-length": given}) == size
 
@@ -323,3 +329,13 @@ def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
         answer = answers.of_error(refused.value)
         assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
         assert "payments" in answer.document["error"]
+
+
+@pytest.mark.parametrize("media", [Media.JSON, Media.LINES, Media.CLOUDEVENTS])
+def test_an_event_of_many_that_is_too_large_is_not_read(media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its faults would take time and memory: thousands of unknown fields do for seconds."""
+    large = b'{"specversion":"1.0",' + b",".join(b'"%d":0' % number for number in range(LIMITS.one)) + b"}"
+    monkeypatch.setattr(DeploymentEvent, "parse", None)
+    monkeypatch.setattr(cloudevents, "read", None)
+    [fault] = reports.read_many(media, [large], 3, Envelope(), LIMITS)
+    assert fault == Fault(index=3, field="", reason=f"the event is {len(large)} bytes, more than the 300 allowed")

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
@@ -195,15 +195,25 @@ def opened(letter: DeadLetter, secrets: tuple[str, ...]) -> Whole:
     def text(value: str) -> str:
         return excerpt(value, secrets, _LONGEST_SHOWN)
 
-    body = json.dumps(letter.body, indent=2, ensure_ascii=False) if letter.body else ""
     return Whole(
         letter=letter,
         detail=text(letter.death.get("detail", "")),
-        body=text(body),
+        body=text(_indented(letter.body)) if letter.body else "",
         fields=[(text(_text(name)), text(_text(value))) for name, value in letter.fields],
         history=list(_history(letter)),
         help=next((text for reason, text in HELP.items() if reason == letter.reason), ""),
     )
+
+
+def _indented(body: Any) -> str:
+    """Write a body a line for each value, as far as it is shown: a deep one is a thousand times longer then."""
+    written, size = [], 0
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(body):
+        written.append(piece)
+        size += len(piece)
+        if size > 2 * _LONGEST_SHOWN:
+            break
+    return "".join(written)
 
 
 async def redrive_set(shard: Shard, asked: Asked, *, max_backlog: int, force: bool) -> Done:

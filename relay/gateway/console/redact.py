@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from relay.errors import ConfigurationError
+from relay.secrecy import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -30,14 +30,8 @@ _CREDENTIAL = re.compile(
 
 
 def known_secrets(settings: Settings) -> tuple[str, ...]:
-    """Return the tokens of this relay that are long enough to be told from other text."""
-    try:
-        api = settings.api.read_token()
-    except ConfigurationError:  # a gateway need not have the file
-        api = ""
-    gateway = settings.gateway
-    tokens = (api, gateway.token.get_secret_value(), gateway.operator_token.get_secret_value())
-    return tuple(token for token in tokens if len(token) >= SHORTEST_SECRET)
+    """Return the tokens and passwords of this relay, however written, that can be told from other text."""
+    return tuple(way for way in Secrets(settings).ways if len(way) >= SHORTEST_SECRET)
 
 
 def without(text: str, secrets: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from relay.connection import client_of, options, without_secrets
+from relay.connection import client_of, options, unavailable, without_secrets
 from relay.errors import QueueUnavailable
 from relay.keys import Keys
 
@@ -41,6 +41,7 @@ class Shard:
         own = options(settings.redis, Retry(NoBackoff(), 1))
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)
         own["socket_connect_timeout"] = min(settings.redis.connect_timeout, COMMAND_SECONDS)
+        self._url = settings.redis.url
         self._client = client_of(redis.Redis, settings.redis.url, own)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="console")
 
@@ -53,7 +54,7 @@ class Shard:
         except TimeoutError as error:
             raise QueueUnavailable(f"Redis at {self.where} did not answer within {DEADLINE_SECONDS:g} s") from error
         except RedisError as error:
-            raise QueueUnavailable(f"Redis at {self.where} did not answer: {error}") from error
+            raise unavailable(self._url, error) from error
 
     async def close(self) -> None:
         """Close the connections, which wakes who waits at one, and let the threads end."""

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from relay.errors import QueueUnavailable
@@ -393,6 +394,8 @@ async def _form_of(request: Request) -> dict[str, str]:
                     raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large", "This is more than a form has.")
     except TimeoutError:
         raise Refused(HTTPStatus.REQUEST_TIMEOUT, "Too slow", "The form did not arrive in time.") from None
+    except ClientDisconnect:  # the answer reaches nobody
+        raise Refused(HTTPStatus.BAD_REQUEST, "Not a form", "The form did not arrive.") from None
     try:
         return dict(parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS))
     except ValueError:
