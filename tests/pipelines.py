@@ -45,7 +45,7 @@ def github(inputs: dict[str, str], outer: dict[str, str], run: dict[str, str]) -
 
 
 def gitlab(inputs: dict[str, str], outer: dict[str, str], run: dict[str, str]) -> Step:
-    """`outer` is the project's variables, which win over the job's."""
+    """`outer` are the variables of the whole file, which the job's win over."""
     header, jobs = yaml.safe_load_all((PIPELINES / "gitlab" / "templates" / "report.yml").read_text())
     specs = header["spec"]["inputs"]
     values = _given(inputs, {name: spec.get("default") for name, spec in specs.items()})
@@ -56,7 +56,7 @@ def gitlab(inputs: dict[str, str], outer: dict[str, str], run: dict[str, str]) -
     assert "$[[" not in str(jobs["$[[ inputs.job ]]"]["script"])
     assert (name, job["stage"]) == (values["job"], values["stage"])
     assert job["image"] == {"name": values["relay-image"], "entrypoint": [""]}
-    return Step(script, ("bash", "-eo", "pipefail"), {**job["variables"], **outer, **run})
+    return Step(script, ("bash", "-eo", "pipefail"), {**outer, **job["variables"], **run})
 
 
 def argo(parameters: dict[str, str], secret: dict[str, str], workflow: dict[str, str]) -> Step:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relay.kubernetes.naming import Naming
 from relay.settings import KubernetesSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FOLDER = Path(__file__).parent / "data" / "kubernetes"
 
@@ -41,8 +44,9 @@ def pod_of(
     name: str = "web-5d-aaaaa",
     **parts: Any,
 ) -> dict[str, Any]:
-    """A Deployment's pod with one container that runs; `parts` are spec and status beside it."""
-    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d", "controller": True}
+    """A Deployment's pod with one container that runs, called web-HASH-…; `parts` are spec and status beside it."""
+    revision = name.removeprefix("web-").partition("-")[0]
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"web-{revision}", "controller": True}
     status = {"name": "app", "imageID": image_id, "state": {"running": {"startedAt": started}}, "lastState": {}}
     return {
         "metadata": {
@@ -50,9 +54,14 @@ def pod_of(
             "name": name,
             "uid": name,
             "creationTimestamp": created,
-            "labels": {"pod-template-hash": "5d"},
+            "labels": {"pod-template-hash": revision},
             "ownerReferences": [owner],
         },
         "spec": {"containers": [{"name": "app", "image": image}]} | parts.get("spec", {}),
         "status": {"phase": "Running", "containerStatuses": [status]} | parts.get("status", {}),
     }
+
+
+def node_of(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a pod's node, of which no more is known than its name."""
+    return {"kind": "Node", "metadata": {"name": pod["spec"]["nodeName"]}}

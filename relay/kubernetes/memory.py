@@ -24,8 +24,14 @@ class _Mark(NamedTuple):
 
     #: ISO 8601, as Kubernetes writes it: sorts as time.
     created: str
-    #: A hash of what its containers run, by their names.
-    images: int
+    #: Hashes of what its containers run, by their names.
+    images: Mapping[str, int]
+
+    def is_undone(self, left: _Mark) -> bool:
+        """Tell whether a pod that is left is older, and a container that both have runs something else there."""
+        return left.created < self.created and any(
+            self.images.get(name, image) != image for name, image in left.images.items()
+        )
 
 
 class Memory:
@@ -47,11 +53,11 @@ class Memory:
         """Keep what the pod runs."""
         self._pods[_uid(pod)] = to_json(_gist(pod))
         if images := _images(pod):
-            mark = _Mark(shape.text(pod, "metadata", "creationTimestamp"), hash(images))
+            mark = _Mark(shape.text(pod, "metadata", "creationTimestamp"), images)
             self._workloads.setdefault(_workload(pod), {})[_uid(pod)] = mark
 
     def forget(self, pod: Mapping[str, Any]) -> bool:
-        """Drop a pod that is gone; tell whether it leaves older ones of its workload that run something else.
+        """Drop a pod that is gone; tell whether it leaves older ones of its workload that run something else instead.
 
         Then its rollout was undone: what it said is not so any more, and those that are left said theirs long ago.
         """
@@ -60,9 +66,7 @@ class Memory:
         gone = workload.pop(_uid(pod), None)
         if not workload:
             self._workloads.pop(_workload(pod), None)
-        return gone is not None and any(
-            each.created < gone.created and each.images != gone.images for each in workload.values()
-        )
+        return gone is not None and any(map(gone.is_undone, workload.values()))
 
 
 def _gist(pod: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,11 +94,11 @@ def _statuses(kind: str) -> str:
     return f"{kind.removesuffix('s')}Statuses"
 
 
-def _images(pod: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+def _images(pod: Mapping[str, Any]) -> Mapping[str, int]:
     """Return what its containers run, by their names, as far as they started; what was added to debug it aside."""
     statuses = (each for kind in _KINDS[:2] for each in shape.each(pod, "status", _statuses(kind)))
     named = ((shape.text(each, "name"), shape.text(each, "imageID")) for each in statuses)
-    return frozenset((name, image) for name, image in named if image)
+    return {name: hash(image) for name, image in named if image}
 
 
 def _workload(pod: Mapping[str, Any]) -> tuple[str, Workload]:

@@ -5,15 +5,18 @@ its new pod is deleted again, no pod that is left can say that it is the old dig
 what it does not hold is gone: what it reports has the listing's time, later than all pods in it and earlier than
 those to come.
 
-Unless a pod of the workload has yet to start. It may be about to replace the others, and must be newer then: so
-they keep the time of their own creation.
+Unless a newer pod of the workload has yet to start. It may be about to replace the others, and must be heard then: so
+what the others report has the time of that one's creation, and what it says itself, arriving later, wins. A pod of
+the speaker's own revision with nothing but pinned images has no news, and is not waited for: there may be no room for
+it for months.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.kubernetes import shape
 from relay.kubernetes.pod import PodReading, read_pod
@@ -22,12 +25,19 @@ from relay.kubernetes.workload import workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime
 
     from relay.event import DeploymentEvent
     from relay.kubernetes.naming import Naming
     from relay.kubernetes.workload import Workload
     from relay.platform import Platform
+
+#: Labels of pods that name the template which their controller made them from.
+_REVISIONS = ("pod-template-hash", "rollouts-pod-template-hash", "controller-revision-hash")
+
+#: Where the containers stand that have to start.
+_KINDS = ("initContainers", "containers")
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def read_snapshot(
@@ -53,7 +63,7 @@ def read_snapshot(
             namespace_labels=(namespace_labels or {}).get(shape.text(pod, "metadata", "namespace")),
         )
         listing.add(pod, reading)
-    events = (_spoken(each, listing.starting, at) for each in listing.speakers.values())
+    events = (listing.spoken(each, at) for each in listing.speakers.values())
     return PodReading(events=tuple(events), skipped=listing.skipped)
 
 
@@ -63,8 +73,22 @@ class _Speaker:
 
     event: DeploymentEvent
     workload: tuple[str, Workload]
-    #: Pods that are not over speak before those that are, and among them the newest; ISO 8601 text sorts as time.
-    rank: tuple[bool, str]
+    created: datetime | None
+    revision: str
+    is_over: bool
+
+    @property
+    def rank(self) -> tuple[bool, datetime]:
+        """Pods that are not over speak before those that are, and among them the newest."""
+        return not self.is_over, self.created or _LONG_AGO
+
+
+class _Starting(NamedTuple):
+    """A pod that has yet to start a container."""
+
+    created: datetime
+    #: What it is made from; "" if that is not known, or may become another image each time.
+    revision: str
 
 
 @dataclass(kw_only=True)
@@ -72,18 +96,18 @@ class _Listing:
     """What was read so far: an event for each instance, whatever the number of pods."""
 
     speakers: dict[object, _Speaker] = field(default_factory=dict)
-    #: Workloads with a pod that has yet to start a container.
-    starting: set[tuple[str, Workload]] = field(default_factory=set)
+    starting: dict[tuple[str, Workload], set[_Starting]] = field(default_factory=dict)
     skipped: Counter[Skipped] = field(default_factory=Counter)
 
     def add(self, pod: Mapping[str, Any], reading: PodReading) -> None:
         workload, is_over = (shape.text(pod, "metadata", "namespace"), workload_of(pod)), _is_over(pod)
-        rank = (not is_over, shape.text(pod, "metadata", "creationTimestamp"))
+        created, revision = shape.moment(pod, "metadata", "creationTimestamp"), _revision(pod)
         self.skipped.update(reading.skipped)
-        if reading.skipped[Skipped.NOT_RUNNING] and not is_over:
-            self.starting.add(workload)
+        if reading.skipped[Skipped.NOT_RUNNING] and not is_over and created:
+            starting = _Starting(created, revision if _is_pinned(pod) else "")
+            self.starting.setdefault(workload, set()).add(starting)
         for event in reading.events:
-            self._hear(_Speaker(event=event, workload=workload, rank=rank))
+            self._hear(_Speaker(event=event, workload=workload, created=created, revision=revision, is_over=is_over))
 
     def _hear(self, speaker: _Speaker) -> None:
         instance = _instance(speaker.event)
@@ -92,6 +116,28 @@ class _Listing:
             speaker = max(self.speakers[instance], speaker, key=lambda each: each.rank)
         self.speakers[instance] = speaker
 
+    def spoken(self, speaker: _Speaker, at: datetime) -> DeploymentEvent:
+        """Give the event its time: whole seconds, as creations are told in, which only ever makes it earlier."""
+        newer = (
+            each.created
+            for each in self.starting.get(speaker.workload, ())
+            if each.created > (speaker.created or _LONG_AGO)
+            and not (each.revision and each.revision == speaker.revision)
+        )
+        time = min((at.replace(microsecond=0), *newer))
+        return speaker.event.model_copy(update={"time": time})
+
+
+def _revision(pod: Mapping[str, Any]) -> str:
+    """Return what tells a workload's pod templates apart, "" if nothing does."""
+    labels = shape.labels(pod, "metadata", "labels")
+    return next(filter(None, map(labels.get, _REVISIONS)), "")
+
+
+def _is_pinned(pod: Mapping[str, Any]) -> bool:
+    images = (shape.text(each, "image") for kind in _KINDS for each in shape.each(pod, "spec", kind))
+    return all("@" in image for image in images)
+
 
 def _is_over(pod: Mapping[str, Any]) -> bool:
     return shape.text(pod, "status", "phase") in {"Succeeded", "Failed"}
@@ -99,10 +145,3 @@ def _is_over(pod: Mapping[str, Any]) -> bool:
 
 def _instance(event: DeploymentEvent) -> object:
     return event.environment, event.image.repository, event.image.name, event.platform
-
-
-def _spoken(speaker: _Speaker, starting: set[tuple[str, Workload]], at: datetime) -> DeploymentEvent:
-    """Give the event its time: whole seconds, as creations are told in, which only ever makes it earlier."""
-    if speaker.workload in starting:
-        return speaker.event
-    return speaker.event.model_copy(update={"time": at.replace(microsecond=0)})

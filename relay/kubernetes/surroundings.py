@@ -47,12 +47,16 @@ class Surroundings:
             for namespace in self._namespaces.all():
                 self._add_namespace(namespace)
 
-    def learn(self, pod: Mapping[str, Any]) -> None:
-        """Ask for the pod's node and namespace, if they are not known yet."""
+    def learn(self, pod: Mapping[str, Any]) -> bool:
+        """Ask for the pod's node and namespace, if they are not known yet; tell whether its node is there.
+
+        A pod whose node is gone runs nowhere, though it may say so until it is deleted too.
+        """
         if node := self._nodes.new(shape.text(pod, "spec", "nodeName")):
             self._add_node(node)
         if self._needs_labels and (namespace := self._namespaces.new(shape.text(pod, "metadata", "namespace"))):
             self._add_namespace(namespace)
+        return not self._nodes.is_gone(shape.text(pod, "spec", "nodeName"))
 
     def _add_node(self, node: Mapping[str, Any]) -> None:
         if platform := platform_of_node(node):
@@ -75,11 +79,13 @@ class _Kind:
         self._pages = pages
         self._read = read
         self._seen: set[str] = set()
+        self._gone: set[str] = set()
         self._is_forbidden = False
 
     def all(self) -> Iterator[Mapping[str, Any]]:
         """List them; nothing if that is forbidden."""
         self._seen.clear()
+        self._gone.clear()
         self._is_forbidden = False
         try:
             for page in self._pages() if self._pages else ():
@@ -96,10 +102,16 @@ class _Kind:
         try:
             found = self._read(name)
         except ClusterUnavailable as error:
-            if error.status != HTTPStatus.NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
+                self._gone.add(name)
+            else:
                 self._forbid(error)
         self._seen.add(name)
         return found
+
+    def is_gone(self, name: str) -> bool:
+        """Tell whether it was asked for and was not there."""
+        return name in self._gone
 
     def _forbid(self, error: ClusterUnavailable) -> None:
         if error.status != HTTPStatus.FORBIDDEN:

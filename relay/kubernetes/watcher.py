@@ -53,6 +53,9 @@ NO_WATCH_SECONDS = 0.5
 #: When a listing that failed is made again, if there is a place to follow on from meanwhile.
 LIST_AGAIN_SECONDS = 30.0
 
+#: How many times `kubernetes.settle` a listing comes after the one before, however many rollouts are undone.
+APART = 6
+
 #: The longest pause without a sign of life.
 BEAT_SECONDS = 5.0
 
@@ -84,6 +87,8 @@ class Watcher:
         self._has_listed = False
         #: When the next listing is due, by the monotonic clock.
         self._list_at = 0.0
+        #: When the last one began.
+        self._listed_at = 0.0
         self._failures = 0
         self._followed: Counter[str] = Counter()
 
@@ -118,7 +123,7 @@ class Watcher:
         )
         self._report(reading.events)
         self._place, self._memory, self._has_listed = listing.place, listing.memory, True
-        self._list_at = began + self._settings.snapshot_interval
+        self._listed_at, self._list_at = began, began + self._settings.snapshot_interval
         self._say(listing.pods, reading, time.monotonic() - began)
 
     def _follow(self) -> None:
@@ -145,8 +150,7 @@ class Watcher:
         """Report a change, then move the place behind it."""
         pod = shape.part(change, "object")
         match shape.text(change, "type"):
-            case "ADDED" | "MODIFIED":
-                self._surroundings.learn(pod)
+            case "ADDED" | "MODIFIED" if self._surroundings.learn(pod):
                 reading = read_pod(
                     pod,
                     self._naming,
@@ -160,7 +164,8 @@ class Watcher:
             case "DELETED":
                 self._followed.update(changes=1)
                 if self._memory.forget(pod):
-                    self._list_at = min(self._list_at, time.monotonic() + self._settings.settle)
+                    settled = time.monotonic() + self._settings.settle
+                    self._list_at = min(self._list_at, max(settled, self._listed_at + APART * self._settings.settle))
         self._place = shape.text(pod, "metadata", "resourceVersion") or self._place
 
     def _report(self, events: Iterable[DeploymentEvent]) -> None:
@@ -237,9 +242,9 @@ class _Listing:
             self.place = page.position
             self.pods += len(page.items)
             for pod in page.items:
-                self._surroundings.learn(pod)
-                self.memory.remember(pod)
-                yield pod
+                if self._surroundings.learn(pod):
+                    self.memory.remember(pod)
+                    yield pod
 
 
 class _Heartbeat:

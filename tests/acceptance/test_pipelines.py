@@ -138,6 +138,8 @@ class Pipelines:
         if self._way == "gateway":
             inputs.setdefault("gateway-url", estate.stack.gateway_url)
             outer = {system.token: GATEWAY_TOKEN}
+        if self._way == "variables":
+            outer = {system.token: GATEWAY_TOKEN, "RELAY_GATEWAY_URL": estate.stack.gateway_url or ""}
         step = system.step(inputs, outer, {**system.run, **(run or {})})
         script = self.directory / "script"
         script.write_text(step.script)
@@ -195,6 +197,17 @@ def test_a_step_reports_for_its_run_and_the_api_hears_of_it(
             "platform": {"os": "linux", "architecture": "arm64"},
         }
     ]
+
+
+@pytest.mark.parametrize("system", ["github", "gitlab"], indirect=True)
+@pytest.mark.parametrize("way", ["variables"], indirect=True)
+def test_an_input_that_is_left_out_hides_no_variable(
+    steps: Pipelines, estate: Estate, request: pytest.FixtureRequest
+) -> None:
+    environment = request.node.name
+    done = steps.run(image=f"ghcr.io/acme/shop@{digest('a')}", environment=environment, no_fail="false", wait="60")
+    assert done.returncode == 0, done.stderr
+    assert len(received(estate, environment)) == 1
 
 
 @pytest.mark.parametrize("way", ["redis"], indirect=True)

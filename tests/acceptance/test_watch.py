@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kubernetes_api import KubernetesApi
-from pods import digest_of, load, pod_of
+from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
 from relay.processes import Child
@@ -114,8 +114,11 @@ def test_a_cluster_arrives_once_and_a_rolling_update_once_for_each_digest(
     cluster: KubernetesApi, estate: Estate, watch: Watch
 ) -> None:
     """And the snapshots that come again and again cost no POST."""
-    for name in ("kind-deployment", "eks-deployment", "eks-node", "gke-statefulset", "openshift-deploymentconfig"):
-        cluster.put(load(name))
+    for name in ("kind-deployment", "eks-deployment", "gke-statefulset", "openshift-deploymentconfig"):
+        pod = load(name)
+        cluster.put(node_of(pod))
+        cluster.put(pod)
+    cluster.put(load("eks-node"))
     old = [web("a", name=f"web-5d-{number}", created=LONG_AGO, image="ghcr.io/acme/shop:1") for number in range(3)]
     for pod in old:
         cluster.put(pod)

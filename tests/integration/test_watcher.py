@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from kubernetes_api import KubernetesApi
-from pods import digest_of, load, pod_of
+from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
 from relay.kubernetes import watcher as module
 from relay.kubernetes.cluster import Cluster
-from relay.kubernetes.watcher import Watcher
+from relay.kubernetes.watcher import APART, Watcher
 from relay.producer import Producer
 from relay.settings import Settings
 
@@ -106,8 +106,11 @@ def test_what_runs_is_reported_and_then_what_changes(api: KubernetesApi, watch: 
 
 
 def test_pods_as_distributions_give_them_are_reported(api: KubernetesApi, watch: Watch) -> None:
-    for name in ("kind-deployment", "eks-deployment", "eks-node", "gke-statefulset", "openshift-deploymentconfig"):
-        api.put(load(name))
+    for name in ("kind-deployment", "eks-deployment", "gke-statefulset", "openshift-deploymentconfig"):
+        pod = load(name)
+        api.put(node_of(pod))
+        api.put(pod)
+    api.put(load("eks-node"))
     watch.watcher.turn()
     assert {(body["image"]["name"], body.get("platform", {}).get("architecture")) for body in watch.bodies()} == {
         ("shop/web/nginx", None),
@@ -331,6 +334,17 @@ def test_the_platform_is_the_nodes_even_of_one_that_joins_later(api: KubernetesA
 CONTAINERS = [{"name": "app", "image": "ghcr.io/acme/web:1"}]
 
 
+def test_pods_of_a_node_that_is_gone_run_nowhere(api: KubernetesApi, watch: Watch) -> None:
+    """They say that they run until they are deleted too, and nobody knows any more on which platform."""
+    here = {"kind": "Node", "metadata": {"name": "here"}}
+    api.put(here)
+    api.put(web("a", name="web-5d-a", spec={"nodeName": "gone", "containers": CONTAINERS}))
+    api.put(web("b", name="web-5d-b", spec={"nodeName": "here", "containers": CONTAINERS}))
+    assert watch.turn() == ["b"]
+    api.put(web("c", name="web-5d-c", spec={"nodeName": "gone, too", "containers": CONTAINERS}))
+    assert watch.turn() == ["b"]
+
+
 def test_a_node_that_cannot_be_asked_for_just_now_holds_the_place(api: KubernetesApi, watch: Watch) -> None:
     watch.turn()
     info = {"architecture": "s390x", "operatingSystem": "linux"}
@@ -375,6 +389,19 @@ def test_a_rollout_that_was_undone_is_reported_as_what_is_left(api: KubernetesAp
     assert watch.turn() == ["a", "b"]
     assert watch.turn(2) == ["a", "b", "a"]  # it may follow on until the pods have settled
     assert watch.times()[2] >= watch.times()[1]
+
+
+def test_listings_that_are_brought_forward_are_some_time_apart(
+    api: KubernetesApi, redis_server: EmbeddedRedis, client: Redis
+) -> None:
+    api.put(web("a", created=LONG_AGO))
+    with Watch(redis_server.url, client, settle=5) as watch:
+        watch.turn()
+        new = web("b")
+        api.put(new)
+        api.delete(new)
+        watch.turn()
+        assert watch.watcher._list_at - watch.watcher._listed_at == APART * 5
 
 
 def test_a_rolling_update_brings_no_listing_forward(api: KubernetesApi, watch: Watch) -> None:

@@ -79,6 +79,16 @@ def test_a_rollout_is_undone_when_older_pods_with_another_image_are_left(
     assert memory.forget(pod) is is_undone
 
 
+def test_pods_that_have_other_containers_undo_nothing() -> None:
+    """As a Ray cluster's head and its workers, which come and go."""
+    memory, head = Memory(), running("a", created=OLD, name="head")
+    head["status"]["containerStatuses"][0]["name"] = "ray-head"
+    worker = running("b", created=NEW, name="worker")
+    memory.remember(head)
+    memory.remember(worker)
+    assert memory.forget(worker) is False
+
+
 def test_a_new_pod_that_never_ran_undoes_nothing() -> None:
     memory, pod = Memory(), running("b", created=NEW, name="web-5d-new")
     pod["status"]["containerStatuses"][0] |= {"state": {"waiting": {}}, "imageID": ""}

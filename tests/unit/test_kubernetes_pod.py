@@ -485,6 +485,37 @@ def test_a_pod_that_starts_after_the_listing_is_news(intake: Intake) -> None:
     assert intake.take(read_pod(NEW, NAMING, before=starting)) == [Verdict.CHANGED]
 
 
+def starting(pod: dict[str, Any], **metadata: str) -> dict[str, Any]:
+    """Return the pod as one that has yet to start."""
+    pod = copy.deepcopy(pod)
+    pod["metadata"] |= metadata
+    pod["status"]["containerStatuses"][0] |= {"state": {"waiting": {"reason": "ContainerCreating"}}, "imageID": ""}
+    return pod
+
+
+def test_a_listing_undoes_a_pin_that_never_starts(intake: Intake) -> None:
+    created = "2026-03-02T12:30:00Z"
+    pinned = starting(pod_of("", image=f"{WEB}@{B}", name="web-6e-new", created=created))
+    intake.take(read_snapshot([OLD], NAMING, at=datetime(2026, 3, 2, 12, tzinfo=UTC)))
+    assert intake.take(read_pinned(pinned, NAMING)) == [Verdict.CHANGED]
+
+    assert intake.take(read_snapshot([OLD, pinned], NAMING, at=AT)) == [Verdict.CHANGED]
+    assert intake.digest == A
+    ran = pod_of(f"{WEB}@{B}", name="web-6e-new", created=created)
+    assert intake.take(read_pod(ran, NAMING, before=pinned)) == [Verdict.CHANGED]
+
+
+def test_a_sibling_without_room_does_not_keep_a_listing_from_undoing_a_rollout(intake: Intake) -> None:
+    sibling = starting(OLD, creationTimestamp="2026-03-02T10:30:00Z", name="web-5d-pending", uid="pending")
+    for pod in (OLD, NEW):
+        intake.take(read_pod(pod, NAMING))
+    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Verdict.STALE]  # its tag may have moved
+
+    sibling["spec"]["containers"][0]["image"] = f"{WEB}@{A}"
+    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Verdict.CHANGED]
+    assert intake.digest == A
+
+
 def test_a_pod_that_was_evicted_before_it_started_is_not_waited_for() -> None:
     evicted = copy.deepcopy(NEW)
     evicted["status"] = {"phase": "Failed", "reason": "Evicted"}
