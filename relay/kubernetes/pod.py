@@ -53,6 +53,9 @@ _KINDS = (
 #: A pod with more is not read: no pod is like that, and the API server waits for the admission's answer.
 MAX_CONTAINERS = 250
 
+#: Why a container waits whose image is not there.
+_UNPULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
+
 #: Characters of the longest name that Kubernetes gives to anything; every event of a pod repeats its names.
 MAX_NAME_CHARACTERS = 253
 
@@ -86,7 +89,7 @@ def read_pod(
     created = shape.moment(pod, "metadata", "creationTimestamp")
 
     def what_runs(container: _Container) -> _Found | Skipped:
-        if not container.has_started:
+        if not container.has_started or (container.is_unpulled and container.name not in known):
             return Skipped.NOT_RUNNING
         if not container.ran:
             return Skipped.DIGEST_UNAVAILABLE
@@ -142,6 +145,11 @@ class _Container:
         state, last = shape.part(self.status, "state"), shape.part(self.status, "lastState")
         signs = state.get("running"), state.get("terminated"), last.get("terminated")
         return any(isinstance(sign, dict) for sign in signs)
+
+    @property
+    def is_unpulled(self) -> bool:
+        """Whether it waits for its image, which may be another than the one that it ran before."""
+        return shape.text(self.status, "state", "waiting", "reason") in _UNPULLED
 
     @property
     def started(self) -> datetime | None:

@@ -477,6 +477,18 @@ def test_a_listing_undoes_a_rollout_whose_pods_are_gone(intake: Intake) -> None:
     assert intake.digest == A
 
 
+def test_an_image_that_is_not_there_is_not_joined_with_the_digest_of_the_one_before() -> None:
+    """Its image was changed in place: the status is of the old one until the new one is pulled."""
+    pod = copy.deepcopy(OLD)
+    pod["spec"]["containers"][0]["image"] = "ghcr.io/acme/other:2"
+    [status] = pod["status"]["containerStatuses"]
+    status |= {"state": {"waiting": {"reason": "ImagePullBackOff"}}, "lastState": {"terminated": {}}}
+
+    assert skipped(read_snapshot([pod], NAMING, at=AT)) == {"not_running": 1}
+    assert skipped(read_pod(pod, NAMING, before=OLD)) == {"unchanged": 1}
+    assert len(read_pod(pod_of(f"{WEB}@{B}", name="web-5d-old"), NAMING, before=pod).events) == 1
+
+
 def test_a_pod_that_starts_after_the_listing_is_news(intake: Intake) -> None:
     starting = copy.deepcopy(NEW)
     starting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
@@ -503,6 +515,11 @@ def test_a_listing_undoes_a_pin_that_never_starts(intake: Intake) -> None:
     assert intake.digest == A
     ran = pod_of(f"{WEB}@{B}", name="web-6e-new", created=created)
     assert intake.take(read_pod(ran, NAMING, before=pinned)) == [Verdict.CHANGED]
+
+
+def test_a_pod_older_than_who_speaks_is_not_waited_for() -> None:
+    older = starting(pod_of("", name="web-4c-pending", created="2026-03-02T09:00:00Z"))
+    assert time_of(read_snapshot([OLD, older], NAMING, at=AT)) == AT.replace(microsecond=0)
 
 
 def test_a_sibling_without_room_does_not_keep_a_listing_from_undoing_a_rollout(intake: Intake) -> None:
