@@ -23,6 +23,9 @@ ANSWERS = 3
 #: A pause that the API asked for is still what holds things up so long after its end.
 LATELY_SECONDS = 60.0
 
+#: Events that wait because one is tried again: those of its instance, as many as it may have.
+EXPLAINED_BY_A_RETRY = 10
+
 #: An event that waits this long without a reason that is known waits too long.
 LONG_SECONDS = 60.0
 
@@ -201,14 +204,25 @@ def _crashes(seen: Overview) -> Iterator[Finding]:
 def _slowness(seen: Overview) -> Iterator[Finding]:
     """Name what waits too long without a reason that is known."""
     age = _age(seen.inbox_oldest, seen.now)
-    if age > LONG_SECONDS * 1000:
+    if age > LONG_SECONDS * 1000 and seen.intake_at_work:
+        yield Finding(
+            cause=Cause.INBOX_WAITS,
+            level=Level.WARN,
+            what=f"events wait in the inbox for {duration(age)}, though a worker is taking them in",
+            do="wait until it has caught up; if that is too slow, see how busy Redis and the workers' machines are",
+        )
+    elif age > LONG_SECONDS * 1000:
         yield Finding(
             cause=Cause.INBOX_WAITS,
             level=Level.BAD,
             what=f"events wait in the inbox for {duration(age)}: no worker takes them in",
             do="see the workers' logs, and `relay doctor`",
         )
-    moving = [each for each in seen.environments if each.paused_since is None and not each.retrying]
+    moving = [
+        each
+        for each in seen.environments
+        if each.paused_since is None and each.waiting > EXPLAINED_BY_A_RETRY * each.retrying
+    ]
     behind = max(moving, key=lambda each: _age(each.oldest, seen.now), default=None)
     if behind is not None and _age(behind.oldest, seen.now) > LONG_SECONDS * 1000:
         yield Finding(

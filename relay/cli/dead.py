@@ -266,6 +266,11 @@ def _filters(
     ages: tuple[float | None, float | None],
     event_ids: list[str] | None,
 ) -> Filters:
+    """Make the filters; an empty one, of a variable that is not set perhaps, must not mean everything."""
+    ids = [("--id", each) for each in event_ids or ()]
+    for option, given in (("--environment", environment), ("--image", image), *ids):
+        if given is not None and not given.strip():
+            raise typer.BadParameter("is empty", param_hint=option)
     return Filters(
         environment=environment,
         reasons=frozenset(reasons or ()),

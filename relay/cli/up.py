@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.connection import without_secrets
-from relay.errors import ChildFailed
+from relay.errors import ChildFailed, ConfigurationError
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def up(
     """Run everything on this machine: Redis, a worker, the gateway, and an API to deliver to.
 
     Redis is a private one with its data in --data, unless RELAY_REDIS_URL (or redis.url in RELAY_CONFIG's file) is
-    set. The API is a sandbox that checks and records what it gets, unless RELAY_API_URL is set. Ctrl-C stops all of
-    it, and so does SIGTERM; what was accepted stays in --data and goes on at the next start.
+    set. The API is a sandbox that checks and records what it gets, unless RELAY_API_URL is set; with a Redis of your
+    own it must be. Ctrl-C stops all of it, and so does SIGTERM; what was accepted stays in --data and goes on at the
+    next start.
 
     Flower's password is that of FLOWER_BASIC_AUTH (user:password), or a new one that is printed.
 
@@ -53,6 +54,11 @@ def up(
     from relay.stack import Stack  # noqa: PLC0415 - starts processes; only this command needs it
 
     settings = Settings.load()
+    if _is_set(settings, "redis") and not settings.api.url:
+        raise ConfigurationError(
+            "redis.url (RELAY_REDIS_URL) is set and api.url (RELAY_API_URL) is not: what waits there would go to a "
+            "sandbox, and count as delivered. Set RELAY_API_URL too, or unset RELAY_REDIS_URL"
+        )
     stack = Stack(
         data,
         redis_url=settings.redis.url if _is_set(settings, "redis") else None,

@@ -17,6 +17,9 @@ from relay.store import snapshot
 if TYPE_CHECKING:
     from relay.settings import Settings
 
+#: How long Redis may take over one answer; with a second try, within the 10 s that Prometheus waits for a scrape.
+REDIS_SECONDS = 3.0
+
 log = logging.getLogger("relay.metrics")
 
 
@@ -24,7 +27,8 @@ class Exporter:
     """One for the process. Thread-safe: whoever scrapes meanwhile waits, so Redis is read once at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = connect(settings.redis, retries=1)  # within the 10 s that Prometheus waits
+        patient = settings.redis.model_copy(update={"timeout": min(settings.redis.timeout, REDIS_SECONDS)})
+        self._client = connect(patient, retries=1)
         self._keys = Keys(settings.queue.namespace)
         self._environments = settings.metrics.environments
         self._limits = Limits(settings.queue.max_backlog, settings.delivery.max_in_flight)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from relay.store.dead import DeadLetter
     from relay.store.endpoint import Health
 
-#: Environments with retries of which it is looked up what is retried.
-RETRYING = 5
+#: Environments with retries of which it is looked up what is retried: those behind the longest. And how many of each
+#: one's retries are looked at: the last to come, for pauses grow with the attempts.
+RETRYING, RETRIES = 5, 10
 
 
 class Memory(NamedTuple):
@@ -61,12 +62,14 @@ class Overview:
     #: Entries of the inbox, and when the first of them came.
     inbox: int = 0
     inbox_oldest: int | None = None
+    #: Whether a drain of the inbox is under way.
+    intake_at_work: bool = False
     #: Drains of the inbox in a row that died with an entry in hand.
     inbox_deaths: int = 0
     #: Worker → its last sign of life, of those that live.
     workers: dict[str, int]
     environments: Sequence[EnvironmentCounts] = ()
-    #: The first of those that wait for a retry.
+    #: Of some environments the instance that was tried most often among those that wait for a retry.
     retrying: Sequence[Retrying] = ()
     #: The dead letter that died last.
     newest_dead: DeadLetter | None = None
@@ -87,8 +90,9 @@ def read(client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings) ->
     pipeline.xrange(keys.inbox, count=1)
     pipeline.xlen(keys.inbox)
     pipeline.hget(keys.intake_run, "deaths")
+    pipeline.exists(keys.intake_lease)
     pipeline.zrange(keys.workers, 0, -1, withscores=True)
-    (seconds, microseconds), first, inbox, deaths, beats = pipeline.execute()
+    (seconds, microseconds), first, inbox, deaths, lease, beats = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
     environments = counts.read_environments(client, keys, endpoint_name)
     return Overview(
@@ -97,6 +101,7 @@ def read(client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings) ->
         health=endpoint.read(client, keys, endpoint_name),
         inbox=inbox,
         inbox_oldest=int(first[0][0].partition(b"-")[0]) if first else None,
+        intake_at_work=bool(lease),
         inbox_deaths=int(deaths or 0),
         workers=_living(client, keys, {name.decode(): int(at) for name, at in beats}),
         environments=environments,
@@ -118,16 +123,23 @@ def _living(client: Redis, keys: Keys, beats: dict[str, int]) -> dict[str, int]:
 def _retrying(
     client: Redis, keys: Keys, endpoint_name: str, environments: Sequence[EnvironmentCounts]
 ) -> list[Retrying]:
-    some = [keys.of_outbox(endpoint_name, each.environment) for each in environments if each.retrying][:RETRYING]
+    retrying = sorted((each for each in environments if each.retrying), key=lambda each: each.oldest or 0)
+    some = [keys.of_outbox(endpoint_name, each.environment) for each in retrying[:RETRYING]]
     pipeline = client.pipeline(transaction=False)
     for outbox in some:
-        pipeline.zrange(outbox.due, 0, 0)
-    found = [(outbox, due[0]) for outbox, due in zip(some, pipeline.execute(), strict=True) if due]
-    for outbox, instance in found:
-        pipeline.hget(outbox.attempts, instance)
+        pipeline.zrevrange(outbox.due, 0, RETRIES - 1)
+    found = [(outbox, due) for outbox, due in zip(some, pipeline.execute(), strict=True) if due]
+    for outbox, due in found:
+        pipeline.hmget(outbox.attempts, due)
     return [
-        Retrying(outbox.environment, instance.decode(), Trials.decode(trials or b"").answers)
-        for (outbox, instance), trials in zip(found, pipeline.execute(), strict=True)
+        max(
+            (
+                Retrying(outbox.environment, instance.decode(), Trials.decode(trials or b"").answers)
+                for instance, trials in zip(due, each, strict=True)
+            ),
+            key=lambda retrying: retrying.answers,
+        )
+        for (outbox, due), each in zip(found, pipeline.execute(), strict=True)
     ]
 
 

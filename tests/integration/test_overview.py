@@ -13,7 +13,7 @@ from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import QueueSettings
 from relay.store import counts, overview, pausing
 from relay.store.dataset import beat
-from relay.store.overview import Memory, Retrying
+from relay.store.overview import RETRYING, Memory, Retrying
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -57,6 +57,22 @@ def test_an_empty_redis_is_seen_as_it_is(client: Redis) -> None:
     assert seen.max_backlog == 1000
 
 
+def test_a_drain_of_the_inbox_is_seen(client: Redis) -> None:
+    client.set(KEYS.intake_lease, "token", px=60_000)
+    assert look(client).intake_at_work
+
+
+def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redis) -> None:
+    for number in range(2 * RETRYING):
+        outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, f"env-{number}")
+        let_wait(client, f"env-{number}", 1)
+        client.delete(outbox.outbox)
+        client.xadd(outbox.outbox, {"event": "{}"}, f"{2000 - number}-0")
+        client.zadd(outbox.due, {"one": 1})
+    seen = {each.environment for each in look(client).retrying}
+    assert seen == {f"env-{number}" for number in range(RETRYING, 2 * RETRYING)}
+
+
 def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     first = report(client, "a")
     report_image(client, "broken")
@@ -66,8 +82,8 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     let_wait(client, "production", 3)
     pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
     instance = "ghcr.io/acme/api linux/amd64 "
-    client.zadd(PRODUCTION.due, {instance: 5})
-    client.hset(PRODUCTION.attempts, instance, "4 5 1750000000000 0 0")
+    client.zadd(PRODUCTION.due, {instance: 5, "tried less": 1, "and later": 9})
+    client.hset(PRODUCTION.attempts, mapping={instance: "4 5 1750000000000 0 0", "tried less": "1 1 1 0 0"})
     client.hset(PRODUCTION.run, mapping={"token": "t", "deaths": 2})
     client.hset(KEYS.intake_run, mapping={"token": "t", "deaths": 1})
     letter = bury(client, refused("one"), refused("two"))[-1]
@@ -76,13 +92,13 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     assert (seen.inbox, seen.inbox_oldest) == (2, int(first.partition("-")[0]))
     assert list(seen.workers) == ["a@host", "b@host"]
     assert [(each.environment, each.waiting, each.retrying, each.deaths) for each in seen.environments] == [
-        ("production", 3, 1, 2),
+        ("production", 3, 3, 2),
         ("staging", 0, 0, 0),
     ]
     assert seen.environments[0].oldest == 1_750_000_000_000
     assert [each.environment for each in seen.paused] == ["staging"]
     assert list(seen.retrying) == [Retrying("production", instance, 5)]
-    assert seen.inbox_deaths == 1
+    assert (seen.inbox_deaths, seen.intake_at_work) == (1, False)
     assert seen.newest_dead is not None
     assert seen.newest_dead.letter_id == letter
     assert seen.ledger.waiting == 5

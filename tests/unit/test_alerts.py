@@ -101,7 +101,7 @@ TROUBLE: dict[str, tuple[dict[str, str], set[str]]] = {
 }
 
 
-def raised(tmp_path: Path, series: Mapping[str, str], expected: set[str]) -> str:
+def raised(tmp_path: Path, series: Mapping[str, str], expected: set[str], *, minutes: int = 60) -> str:
     """Let promtool compare the alerts after an hour of these series with those expected; return its objections."""
     said = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)]
     test: dict[str, Any] = {
@@ -114,7 +114,7 @@ def raised(tmp_path: Path, series: Mapping[str, str], expected: set[str]) -> str
                 "promql_expr_test": [
                     {
                         "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
-                        "eval_time": "60m",
+                        "eval_time": f"{minutes}m",
                         "exp_samples": said,
                     }
                 ],
@@ -151,6 +151,32 @@ def test_nothing_is_raised_while_all_is_well(tmp_path: Path) -> None:
 def test_trouble_raises_its_alert(alert: str, tmp_path: Path) -> None:
     different, also = TROUBLE[alert]
     assert not raised(tmp_path, {**WELL, **different}, {alert, *also})
+
+
+def test_an_intake_that_stands_still_is_not_delivering(tmp_path: Path) -> None:
+    """Nothing is in an outbox then, and workers whose processes hang give signs of life."""
+    stands = {
+        'relay_events_delivered_total{environment="production"}': "500x60",
+        'relay_events_delivered_total{environment="other"}': "500x60",
+        "relay_events_duplicate_total": "0x60",
+        "relay_events_added_total": "1007x60",
+        'relay_waiting_events{stream="inbox"}': "7x60",
+        'relay_oldest_waiting_timestamp_seconds{stream="inbox"}': "600x60",
+    }
+    assert not raised(tmp_path, {**WELL, **stands}, {"RelayNotDelivering", "RelayBehind"})
+
+
+def test_an_exporter_that_is_gone_is_as_bad_as_a_redis_that_is(tmp_path: Path) -> None:
+    assert not raised(tmp_path, {"up": "0x60"}, {"RelayRedisUnreachable"})
+
+
+def test_what_is_unaccounted_for_a_day_is_known(tmp_path: Path) -> None:
+    for_days = {name: values.replace("x60", "x1600") for name, values in WELL.items()}
+    for_days["relay_events_added_total"] = "1+100x1600"
+    assert not raised(tmp_path, for_days, {"RelayUnaccounted"}, minutes=1400)
+    assert not raised(tmp_path, for_days, set(), minutes=1500)
+    for_days["relay_events_added_total"] = "1+100x1490 149102+100x100"
+    assert not raised(tmp_path, for_days, {"RelayUnaccounted"}, minutes=1510)
 
 
 def test_every_alert_is_tried() -> None:

@@ -82,7 +82,17 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
         (overview(ledger=ledger(waiting=900), environments=BUSY), "queue_full", ["90% full"]),
         (overview(ledger=WAITING, inbox_deaths=1), "workers_die", ["the inbox", "worker_crash"]),
         (overview(environments=[environment(deaths=2)], ledger=WAITING), "workers_die", ["production"]),
-        (overview(inbox_oldest=NOW - 300_000, ledger=WAITING), "inbox_waits", ["5 min"]),
+        (overview(inbox_oldest=NOW - 300_000, ledger=WAITING), "inbox_waits", ["5 min", "no worker takes them in"]),
+        (
+            overview(inbox_oldest=NOW - 300_000, intake_at_work=True, ledger=WAITING),
+            "inbox_waits",
+            ["5 min", "a worker is taking them in"],
+        ),
+        (
+            overview(ledger=WAITING, environments=[environment(waiting=50, retrying=2, oldest=NOW - 300_000)]),
+            "behind",
+            ["production is 5 min behind"],
+        ),
         (
             overview(ledger=WAITING, environments=[environment(waiting=50, oldest=NOW - 300_000)]),
             "behind",
@@ -163,12 +173,13 @@ def test_the_cause_comes_before_what_it_brings_about(seen: Overview, causes: lis
         overview(health=Health(failures=2), ledger=WAITING),
         overview(health=LIMITED._replace(until=NOW - 90_000), ledger=WAITING),
         overview(health=LIMITED),
+        overview(ledger=WAITING, environments=[environment(waiting=20, retrying=2, oldest=NOW - 300_000)]),
         overview(environments=[environment(waiting=1, retrying=1)], retrying=[Retrying("production", "x", 1)]),
         overview(ledger=ledger(waiting=799)),
         overview(inbox=1, inbox_oldest=NOW - 1000, ledger=WAITING),
     ],
     ids=["idle", "at work", "memory left", "no maxmemory", "two failures", "limited long ago", "nothing is limited",
-         "tried once", "room left", "just come"],
+         "tries explain it", "tried once", "room left", "just come"],
 )  # fmt: skip
 def test_nothing_is_said_of_what_is_well(seen: Overview) -> None:
     assert diagnose(seen) == []
