@@ -11,7 +11,6 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from relay.errors import ConfigurationError, QueueUnavailable
-from relay.secrecy import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,6 +116,8 @@ def _backoff() -> ExponentialWithJitterBackoff:
 
 def unavailable(url: str, error: Exception, what: str = "did not answer") -> QueueUnavailable:
     """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
+    from relay.secrecy import without_password  # noqa: PLC0415 - only an error needs it, and producers start often
+
     return QueueUnavailable(f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}")
 
 
