@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -71,6 +72,8 @@ def relay(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),  # noqa: FBT001, FBT003 - typer's way
 ) -> None:
     """Report which image, by digest, now runs in which environment; the relay owes the delivery."""
+    gc.freeze()  # the command's file is imported by now, and all that is imported stays
+    gc.enable()
     if version:
         from importlib.metadata import version as installed_version  # noqa: PLC0415 - rarely wanted
 

@@ -129,6 +129,8 @@ def _shown(value: bytes) -> str:
 
 def printable(text: str) -> str:
     """Leave nothing in a text from outside that a terminal would obey, or that would break the line."""
+    if text.isascii() and text.isprintable():
+        return text
     encoding = sys.stdout.encoding or "utf-8"
     clean = "".join(character if character.isprintable() else "?" for character in text)
     return clean.encode(encoding, "replace").decode(encoding)

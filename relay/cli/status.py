@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic_core import to_json
 
 from relay.cli.letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
@@ -76,13 +78,15 @@ def status(
         if watch:
             _watch(shard, PACE_SECONDS if interval is None else interval, show_all=show_all)
         elif as_json:
-            typer.echo(json.dumps(as_json_object(_look(shard)), indent=2))
+            typer.echo(to_json(as_json_object(_look(shard, whole=True)), indent=2))
         else:
-            _show(_look(shard), show_all=show_all)
+            _show(_look(shard, whole=show_all), show_all=show_all)
 
 
-def _look(shard: Shard) -> Overview:
-    return overview.read(shard.client, shard.keys, DEFAULT_ENDPOINT, shard.settings.queue)
+def _look(shard: Shard, *, whole: bool) -> Overview:
+    """Look; `whole` for the age of each environment's oldest event."""
+    oldest_of = None if whole else overview.OLDEST_OF
+    return overview.read(shard.client, shard.keys, DEFAULT_ENDPOINT, shard.settings.queue, oldest_of=oldest_of)
 
 
 def as_json_object(seen: Overview) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def _watch(shard: Shard, seconds: float, *, show_all: bool) -> None:
     from rich.text import Text  # noqa: PLC0415 - the same
 
     def drawn() -> Text:
-        lines = _lines(_look(shard), show_all=show_all)
+        lines = _lines(_look(shard, whole=show_all), show_all=show_all)
         return Text("\n").join(Text(text, style=_STYLES.get(level, "")) for level, text in lines)
 
     try:
@@ -150,7 +154,8 @@ def _watch(shard: Shard, seconds: float, *, show_all: bool) -> None:
 
 def _show(seen: Overview, *, show_all: bool) -> None:
     colours: dict[Level | None, str] = {Level.BAD: "red", Level.WARN: "yellow"}
-    for level, text in _lines(seen, show_all=show_all):
+    for level, lines in groupby(_lines(seen, show_all=show_all), key=itemgetter(0)):
+        text = "\n".join(text for _, text in lines)
         typer.secho(text, fg=colours.get(level), bold=level is Level.BAD, dim=level is Level.NOTE)
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-    from relay.keys import Keys, OutboxKeys
+    from relay.keys import Keys
 
 _LEDGER = scripts.load("ledger")
 _ENVIRONMENTS = scripts.load("environments")
@@ -66,10 +66,11 @@ class Ledger:
 
 
 class EnvironmentCounts(NamedTuple):
-    """One environment's part; a tuple, because there may be ten thousand. Times are in milliseconds.
+    """One environment's part, as environments.lua answers it; a tuple, because there may be ten thousand.
 
-    `oldest` is when its first waiting entry was accepted, `paused_since` when an operator paused its deliveries, None
-    if they are not paused; `deaths` is how many drains in a row died with one of its events in hand.
+    Times are in milliseconds. `oldest` is when its first waiting entry was accepted, None also if nobody looked;
+    `deaths` is how many drains in a row died with one of its events in hand; `paused_since` is when an operator
+    paused its deliveries, None if they are not paused.
     """
 
     environment: str
@@ -81,24 +82,27 @@ class EnvironmentCounts(NamedTuple):
     stale: int
     superseded: int
     dead: int
-    paused_since: int | None = None
     deaths: int = 0
+    paused_since: int | None = None
 
 
-def read_environments(client: Redis, keys: Keys, endpoint: str) -> list[EnvironmentCounts]:
+def read_environments(
+    client: Redis, keys: Keys, endpoint: str, *, oldest_of: int | None = None
+) -> list[EnvironmentCounts]:
     """Read what is known of each of the `environment_names`, in their order.
 
-    Changes nothing, and a script is short: blocks nobody.
+    To look up the `oldest` takes half of the time: with `oldest_of` that many have it, those with the most waiting,
+    and as many of those with retries. Changes nothing, and a script is short: blocks nobody.
     """
     names = environment_names(client, keys, endpoint)
     paused = pausing.paused(client, keys, endpoint)
-    nameless = keys.of_outbox(endpoint, "")
-    result: list[EnvironmentCounts] = []
-    for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE * _SCRIPTS_AT_ONCE):
-        some = names[start : start + _ENVIRONMENTS_AT_ONCE * _SCRIPTS_AT_ONCE]
-        known = _read_each(client, nameless, some)
-        result += [_environment(name, each, paused.get(name)) for name, each in zip(some, known, strict=True)]
-    return result
+    found = _read_some(client, keys, endpoint, names, with_oldest=oldest_of is None)
+    if oldest_of is not None:
+        again = _read_some(client, keys, endpoint, _most_waiting(found, oldest_of), with_oldest=True)
+        found = list({each.environment: each for each in (*found, *again)}.values())
+    return [
+        each._replace(paused_since=paused[each.environment]) if each.environment in paused else each for each in found
+    ]
 
 
 def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
@@ -110,35 +114,31 @@ def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
     return sorted(name.decode() for name in {*known, *paused})
 
 
-def _read_each(client: Redis, nameless: OutboxKeys, names: Sequence[str]) -> Iterator[list[Any]]:
+def _most_waiting(found: Iterable[EnvironmentCounts], number: int) -> list[str]:
+    waiting = sorted((each for each in found if each.waiting), key=lambda each: -each.waiting)
+    retrying = [each for each in waiting if each.retrying]
+    return [each.environment for each in {*waiting[:number], *retrying[:number]}]
+
+
+def _read_some(
+    client: Redis, keys: Keys, endpoint: str, names: Sequence[str], *, with_oldest: bool
+) -> list[EnvironmentCounts]:
     """Read some. A key ends with its environment: to make all keys of ten thousand costs more than to read these."""
+    nameless = keys.of_outbox(endpoint, "")
     beginnings = (nameless.counts, nameless.outbox, nameless.due, nameless.run)
     calls = [
         scripts.Call(
             _ENVIRONMENTS,
             [beginning + name for name in names[start : start + _ENVIRONMENTS_AT_ONCE] for beginning in beginnings],
-            (),
+            (int(with_oldest),),
         )
         for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE)
     ]
-    return chain.from_iterable(scripts.run_all(client, calls))
-
-
-def _environment(name: str, known: list[Any], paused_since: int | None) -> EnvironmentCounts:
-    waiting, first, retrying, deaths, delivered, duplicate, stale, superseded, dead = known
-    return EnvironmentCounts(
-        environment=name,
-        waiting=waiting,
-        retrying=retrying,
-        oldest=int(first.partition(b"-")[0]) if first else None,
-        delivered=delivered,
-        duplicate=duplicate,
-        stale=stale,
-        superseded=superseded,
-        dead=dead,
-        paused_since=paused_since,
-        deaths=deaths,
+    replies = chain.from_iterable(
+        scripts.run_all(client, calls[start : start + _SCRIPTS_AT_ONCE])
+        for start in range(0, len(calls), _SCRIPTS_AT_ONCE)
     )
+    return [EnvironmentCounts(name, *known) for name, known in zip(names, chain.from_iterable(replies), strict=True)]
 
 
 def read_ledger(client: Redis, keys: Keys) -> Ledger:

@@ -1,18 +1,26 @@
 -- What is known of some environments. Changes nothing.
 -- KEYS  for each environment its counts, outbox, due, run
--- ->    for each {entries, first id or '', instances that wait for a retry, drains that died with an event in hand,
---       delivered, duplicate, stale, superseded, dead}
+-- ARGV  1 to look up since when the first entry waits: that takes as long as all the rest, for the entry comes with it
+-- ->    for each {entries, instances that wait for a retry, when the first entry came in ms or nil, delivered,
+--       duplicate, stale, superseded, dead, drains that died with an event in hand}
 local result = {}
 for key = 1, #KEYS, 4 do
-  local known = {redis.call('XLEN', KEYS[key + 1]), '', 0, 0}
-  if known[1] > 0 then
-    known[2] = redis.call('XRANGE', KEYS[key + 1], '-', '+', 'COUNT', 1)[1][1]
-    known[3] = redis.call('ZCARD', KEYS[key + 2])
-    known[4] = tonumber(redis.call('HGET', KEYS[key + 3], 'deaths') or '0')
+  local entries, retrying, oldest, deaths = redis.call('XLEN', KEYS[key + 1]), 0, false, 0
+  if entries > 0 then
+    if ARGV[1] == '1' then
+      local first = redis.call('XRANGE', KEYS[key + 1], '-', '+', 'COUNT', 1)[1][1]
+      oldest = tonumber(string.match(first, '^%d+'))
+    end
+    if redis.call('EXISTS', KEYS[key + 2], KEYS[key + 3]) > 0 then
+      retrying = redis.call('ZCARD', KEYS[key + 2])
+      deaths = tonumber(redis.call('HGET', KEYS[key + 3], 'deaths') or 0)
+    end
   end
+  local known = {entries, retrying, oldest}
   for i, number in ipairs(redis.call('HMGET', KEYS[key], 'delivered', 'duplicate', 'stale', 'superseded', 'dead')) do
-    known[4 + i] = tonumber(number or '0')
+    known[3 + i] = tonumber(number or 0)
   end
+  known[9] = deaths
   result[#result + 1] = known
 end
 return result

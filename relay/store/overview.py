@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: one's retries are looked at: the last to come, for pauses grow with the attempts.
 RETRYING, RETRIES = 5, 10
 
+#: Of how many environments it is looked up since when their first event waits (`counts.read_environments`).
+OLDEST_OF = 1000
+
 
 class Memory(NamedTuple):
     """Redis's memory in bytes; `most` is 0 without a `maxmemory`, both are 0 where the user may not ask."""
@@ -83,8 +86,10 @@ class Overview:
         return [each for each in self.environments if each.paused_since is not None]
 
 
-def read(client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings) -> Overview:
-    """Look at all of it. A Redis that is away raises `RedisError`."""
+def read(
+    client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings, *, oldest_of: int | None = OLDEST_OF
+) -> Overview:
+    """Look at all of it; a Redis that is away raises `RedisError`. `oldest_of` is `counts.read_environments`'s."""
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.xrange(keys.inbox, count=1)
@@ -94,7 +99,7 @@ def read(client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings) ->
     pipeline.zrange(keys.workers, 0, -1, withscores=True)
     (seconds, microseconds), first, inbox, deaths, lease, beats = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
-    environments = counts.read_environments(client, keys, endpoint_name)
+    environments = counts.read_environments(client, keys, endpoint_name, oldest_of=oldest_of)
     return Overview(
         now=now,
         ledger=counts.read_ledger(client, keys),

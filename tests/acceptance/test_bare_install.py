@@ -99,6 +99,12 @@ def test_the_command_line_answers(site: Path) -> None:
     assert done.stdout.strip() == PROJECT["version"], done.stderr
 
 
+def test_the_garbage_collector_rests_until_the_command_runs(site: Path) -> None:
+    code = "import gc, relay.__main__ as relay\nprint(gc.isenabled())\ntry: relay.main(['--version'])\n"
+    done = run_with(site, f"{code}finally: print(gc.isenabled(), gc.get_freeze_count() > 10_000)")
+    assert done.stdout.split() == ["False", PROJECT["version"], "True", "True"], done.stderr
+
+
 def test_a_worker_says_which_extra_it_needs(site: Path) -> None:
     done = run_with(site, "from relay.cli import main; main(['worker'])")
     assert done.returncode == 2

@@ -73,6 +73,26 @@ def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redi
     assert seen == {f"env-{number}" for number in range(RETRYING, 2 * RETRYING)}
 
 
+def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(client: Redis) -> None:
+    """Where most waits, and where something is tried again: to look it up of all takes as long as all the rest."""
+    waiting = {f"env-{number}": 1 + number for number in range(6)}
+    for name, entries in waiting.items():
+        let_wait(client, name, entries)
+    client.zadd(KEYS.of_outbox(DEFAULT_ENDPOINT, "env-0").due, {"one": 1})
+    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["env-4", "empty"])
+
+    def known(oldest_of: int | None) -> set[str]:
+        seen = overview.read(client, KEYS, DEFAULT_ENDPOINT, QUEUE, oldest_of=oldest_of)
+        assert {each.environment: each.waiting for each in seen.environments} == {**waiting, "empty": 0}
+        assert [each.environment for each in seen.paused] == ["empty", "env-4"]
+        assert {each.oldest for each in seen.environments} <= {None, 1_750_000_000_000}
+        return {each.environment for each in seen.environments if each.oldest is not None}
+
+    assert known(2) == {"env-0", "env-4", "env-5"}
+    assert known(0) == set()
+    assert known(None) == known(100) == set(waiting)
+
+
 def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     first = report(client, "a")
     report_image(client, "broken")
