@@ -8,12 +8,15 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from relay.errors import ConfigurationError, QueueUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from redis.asyncio.connection import AbstractConnection
 
     from relay.settings import RedisSettings
 
@@ -35,14 +38,20 @@ def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     return client_of(redis.Redis, settings.url, options(settings, _Retry(_backoff(), retries)))
 
 
-def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
-    """Return a client for asyncio; like `connect`. Who finds all its connections at work waits for one."""
+def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) -> redis.asyncio.Redis:
+    """Return a client for asyncio; like `connect`. Who finds all its connections at work waits for one.
+
+    A client with one `connection` keeps it, and does without the pool's part of each command.
+    """
     own = options(settings, _AsyncRetry(_backoff(), RETRIES))
     client_of(redis.asyncio.Redis, settings.url, own)  # for what it refuses
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.url, **own, max_connections=CONNECTIONS, timeout=settings.timeout
+        settings.url, **own, max_connections=connections, timeout=settings.timeout
     )
-    return redis.asyncio.Redis.from_pool(pool)
+    pool.connection_class = _packing_in_c(pool.connection_class)
+    client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
+    client.auto_close_connection_pool = True
+    return client
 
 
 def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
@@ -95,6 +104,24 @@ class _AsyncRetry(AsyncRetry):
             return await super().call_with_retry(do, fail, *args, **kwargs)
         finally:
             self._within = False
+
+
+class _PackingInC:
+    """Packs commands as redis-py's synchronous connections do.
+
+    Those for asyncio copy what is packed so far once more for each argument, of which a report of many has thousands.
+    """
+
+    _packer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Pack one command."""
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+
+def _packing_in_c(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    return type(kind.__name__, (_PackingInC, kind), {})
 
 
 def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class AsyncProducer(_Reporter):
         deadline_seconds: float | None = None,
     ) -> None:
         super().__init__(redis_url, settings)
-        self._client = connect_async(self._settings.redis)
+        self._client = connect_async(self._settings.redis, connections=1)  # for there is one round trip at a time
         self._deadline_seconds = deadline_seconds
         self._waiting: deque[_Waiting] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -288,7 +288,9 @@ class AsyncProducer(_Reporter):
 
     async def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        return (await self._send(self._chunk([_with_id(event) if receipt else event], receipts=receipt)))[0]
+        chunk = self._chunk([_with_id(event) if receipt else event], receipts=receipt)
+        await self._taken(chunk)
+        return chunk.ids[0]
 
     async def report_many(
         self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
@@ -297,20 +299,20 @@ class AsyncProducer(_Reporter):
         ids: list[str] = []
         for chunk in self._chunks(events, receipts=receipts):
             try:
-                ids += await self._send(chunk)
+                await self._taken(chunk)
             except (QueueFull, QueueUnavailable) as error:
                 error.enqueued = tuple(ids)
                 raise
+            ids += chunk.ids
         return ids
 
-    async def _send(self, chunk: _Chunk) -> list[str]:
-        """Wait until Redis has it. Who is cancelled meanwhile does not know whether it does."""
+    def _taken(self, chunk: _Chunk) -> asyncio.Future[None]:
+        """Have it sent; Redis has it once this is done. Who is cancelled meanwhile does not know whether it does."""
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(chunk, taken))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_waiting())
-        await taken
-        return chunk.ids
+        return taken
 
     async def _send_waiting(self) -> None:
         """Send what waits, as much as fits in one round trip at a time."""

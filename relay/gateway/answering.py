@@ -12,10 +12,18 @@ if TYPE_CHECKING:
 
     from relay.gateway.answers import Answer
 
+#: The headers that count with reports and reviews: to read the others too takes as long again.
+READ = (
+    *("authorization", "content-encoding", "content-length", "content-type", "expect"),
+    *("idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"),
+)
+
+_READ = {name.encode(): name for name in READ}
+
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Return the headers by their lower-case names; of those that come twice the first counts."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+    """Return the headers `READ` by their lower-case names; of those that come twice the first counts."""
+    return {_READ[name]: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in _READ}
 
 
 async def tell(answer: Answer, send: Send, *, ends: bool = True) -> None:

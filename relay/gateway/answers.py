@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 def taken(event_id: str) -> Answer:
     """Answer for one event that Redis has."""
-    return Answer(status=HTTPStatus.ACCEPTED, document={"id": event_id})
+    return Answer(HTTPStatus.ACCEPTED, {"id": event_id})
 
 
 def taken_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: RelayError | None = None) -> Answer:

@@ -75,6 +75,9 @@ class Media(Enum):
 
 _MEDIA = {media.value: media for media in Media}
 
+#: What a body is that has no content type.
+_DEFAULT_MEDIA = Media.JSON.value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -157,12 +160,12 @@ def media_of(headers: Mapping[str, str]) -> Media:
     """
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
-    given = headers.get("content-type", Media.JSON.value)
+    given = headers.get("content-type", _DEFAULT_MEDIA)
     media = _MEDIA.get(given)  # as it stands, as it mostly does
     if media is not None:
         return media
     given = given.partition(";")[0].strip().lower()
-    media = _MEDIA.get(given or Media.JSON.value)
+    media = _MEDIA.get(given or _DEFAULT_MEDIA)
     if media is not None:
         return media
     if "ce-type" in headers and cloudevents.is_json(given):

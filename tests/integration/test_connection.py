@@ -38,9 +38,10 @@ def test_silence_costs_as_many_time_outs_as_there_are_tries() -> None:
         assert server.connections == RETRIES + 1
 
 
-def test_silence_costs_asyncio_no_more() -> None:
+@pytest.mark.parametrize("connections", [1, CONNECTIONS])
+def test_silence_costs_asyncio_no_more(connections: int) -> None:
     async def ping(server: Server) -> None:
-        async with connect_async(settings_of(server)) as client:
+        async with connect_async(settings_of(server), connections=connections) as client:
             await client.ping()
 
     with Server(at_once=silent) as server:
@@ -57,6 +58,31 @@ def test_who_finds_all_connections_at_work_waits_for_one() -> None:
 
     with EmbeddedRedis(append_only=False) as server:
         assert asyncio.run(ping(server.url)) <= CONNECTIONS
+
+
+def test_a_client_with_one_connection_keeps_it_and_survives_its_loss() -> None:
+    async def ping(url: str) -> None:
+        async with connect_async(RedisSettings(url=url), connections=1) as client:
+            assert all(await asyncio.gather(*[client.ping() for _ in range(30)]))
+            connection = await client.client_id()
+            assert await client.client_id() == connection
+            with redis.Redis.from_url(url) as other:
+                other.client_kill_filter(_id=str(connection))
+            assert await client.client_id() > connection
+            assert len(await client.client_list()) == 1
+
+    with EmbeddedRedis(append_only=False) as server:
+        asyncio.run(ping(server.url))
+
+
+@pytest.mark.parametrize("url", ["redis://queue", "rediss://queue", "unix:///run/redis.sock"])
+@pytest.mark.parametrize(
+    "command", [("XADD", "key", "*", b"\x00\xff", "grün"), ("CONFIG GET", 7, 0.5, "", "x" * 9_000)]
+)
+def test_asyncio_packs_as_redis_py_does(url: str, command: tuple[Any, ...]) -> None:
+    connection = connect_async(RedisSettings(url=url)).connection_pool.make_connection()
+    (ours,) = connection.pack_command(*command)  # in one piece, which theirs never is of nine kilobytes
+    assert ours == b"".join(redis.asyncio.connection.AbstractConnection.pack_command(connection, *command))
 
 
 def test_an_error_repeats_no_password() -> None:
