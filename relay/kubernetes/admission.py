@@ -52,13 +52,13 @@ class Review:
     skipped: Counter[Skipped] = field(default_factory=Counter)
 
 
-def judge(body: bytes, naming: Naming, *, namespace_labels: Mapping[str, Mapping[str, str]] | None = None) -> Review:
+def judge(body: bytes, naming: Naming) -> Review:
     """Answer a request's body and read what it reports; never raises. The body's size is the caller's to bound.
 
-    A review does not carry its namespace's labels: `namespace_labels` has them by namespace, where they are known.
+    A review does not carry its namespace's labels: a template that asks for one skips all of it.
     """
     review = _decoded(body)
-    reading = _read(review, naming, namespace_labels or {})
+    reading = _read(review, naming)
     return Review(response=_allow(review), events=reading.events, skipped=reading.skipped)
 
 
@@ -83,17 +83,11 @@ def _allow(review: object) -> Mapping[str, Any]:
     }
 
 
-def _read(review: object, naming: Naming, namespace_labels: Mapping[str, Mapping[str, str]]) -> PodReading:
+def _read(review: object, naming: Naming) -> PodReading:
     request = shape.part(review, "request")
     if skipped := _skip(request):
         return PodReading(skipped=Counter([skipped]))
-    pod = _pod(request)
-    return _READERS[_asked(request)](
-        pod,
-        naming,
-        before=shape.part(request, "oldObject"),
-        namespace_labels=namespace_labels.get(shape.text(pod, "metadata", "namespace")),
-    )
+    return _READERS[_asked(request)](_pod(request), naming, before=shape.part(request, "oldObject"))
 
 
 def _skip(request: Mapping[str, Any]) -> Skipped | None:

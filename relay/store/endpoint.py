@@ -100,13 +100,6 @@ def hold(client: Redis, keys: Keys, endpoint: str, *, seconds: float, reason: st
     return Hold(int(scripts.run(client, call)), reason)
 
 
-def standing_hold(client: Redis, keys: Keys, endpoint: str) -> Hold | None:
-    """Return the last hold, which may be over; None if there never was one."""
-    names = ["until", "reason", "openings"]
-    until, reason, openings = cast("list[bytes | None]", client.hmget(keys.endpoint(endpoint), names))
-    return Hold(int(until), (reason or b"").decode(), int(openings or 0)) if until else None
-
-
 def read(client: Redis, keys: Keys, endpoint: str) -> Health:
     """Return all that is known of an endpoint; changes nothing."""
     names = ["until", "reason", "openings", "failures", "successes", "window", "circuit", "probe_until"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from rig import TIMERS, TOKEN, Estate
 
 from relay.connection import connect
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, BrowserContext, Page
 
-OPERATOR_TOKEN = "operator-token-of-the-tests"
-
 #: Where the screenshots go that people look at; without it, into the test's own directory.
 SCREENSHOTS = "RELAY_SCREENSHOTS"
 
@@ -30,9 +29,6 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
-
-#: A browser on a loaded machine is slow, and slow is no fault.
-PATIENCE_MILLISECONDS = 40_000
 
 
 @pytest.fixture(scope="session")

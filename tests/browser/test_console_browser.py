@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import requests
-from conftest import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
+from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from letters import body, bury, refused
 from rig import wait_for
 

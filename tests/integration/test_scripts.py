@@ -188,7 +188,7 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
         endpoint.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
         assert admit("another").granted == 4
         held = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=LONG_SECONDS, reason="rate_limited")
-        assert endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT) == held
+        assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == held
         assert schedule.look(client, KEYS, DEFAULT_ENDPOINT, count=5).due == []
 
 

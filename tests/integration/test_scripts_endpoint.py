@@ -38,15 +38,15 @@ def test_hold_is_only_ever_extended(client: Redis) -> None:
     assert first.until == pytest.approx(now_ms(client) + 100_000, abs=1000)
 
     assert hold(client, 1, "circuit_open").until == first.until
-    assert endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT) == first
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == first
 
     longer = hold(client, 200, "unauthorized")
     assert longer.until > first.until
-    assert endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT) == longer == Hold(longer.until, "unauthorized")
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == longer == Hold(longer.until, "unauthorized")
 
 
 def test_endpoint_that_was_never_held_has_no_hold(client: Redis) -> None:
-    assert endpoint.standing_hold(client, KEYS, DEFAULT_ENDPOINT) is None
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) is None
     assert health(client) == Health()
 
 

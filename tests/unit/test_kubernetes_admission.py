@@ -97,15 +97,10 @@ def test_the_request_names_a_pod_that_does_not_say_where_and_what_it_is() -> Non
     assert list(reported(reviewed(changed(create, name="web", namespace="other")))) == ["other/web/nginx"]
 
 
-def test_labels_of_the_namespace_are_used_where_they_are_known() -> None:
-    called, body = (
-        naming(environment_template="{namespace_labels[stage]}"),
-        json.dumps(load("review-status")).encode(),
-    )
-    (event,) = judge(body, called, namespace_labels={"payments": {"stage": "prod"}}).events
-
-    assert event.environment.name == "prod"
-    assert skipped(judge(body, called)) == {"label_missing": 1}
+def test_a_template_that_asks_for_a_label_skips_it_for_a_review_has_none() -> None:
+    called = naming(environment_template="{namespace_labels[stage]}")
+    review = judge(json.dumps(load("review-status")).encode(), called)
+    assert (review.events, skipped(review)) == ((), {"label_missing": 1})
 
 
 # What is not
