@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from benchmarks.rig import ROOT, bare_environment
+from relay.cli.status import OLDEST_OF
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
@@ -95,7 +96,7 @@ def main(environments: int = 10_000, events: int = 1_000_000) -> None:
         queue = Settings.load(redis={"url": server.url}).queue
         before = client.info("persistence")["rdb_changes_since_last_save"]
         print("the look itself")
-        best(client, lambda: overview.read(client, keys, DEFAULT_ENDPOINT, queue))
+        best(client, lambda: overview.read(client, keys, DEFAULT_ENDPOINT, queue, oldest_of=OLDEST_OF))
         environment = {**bare_environment(), "RELAY_REDIS_URL": server.url}
         for options in ([], ["--json"], ["--all"]):
             print(" ".join(["relay status", *options]))

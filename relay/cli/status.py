@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Environments that are shown unless all are asked for.
 SHOWN = 20
 
+#: Environments whose oldest event's age is looked up unless all are asked for (`counts.read_environments`).
+OLDEST_OF = 1000
+
 #: How far apart `--watch` looks unless told.
 PACE_SECONDS = 2.0
 
@@ -85,7 +88,7 @@ def status(
 
 def _look(shard: Shard, *, whole: bool) -> Overview:
     """Look; `whole` for the age of each environment's oldest event."""
-    oldest_of = None if whole else overview.OLDEST_OF
+    oldest_of = None if whole else OLDEST_OF
     return overview.read(shard.client, shard.keys, DEFAULT_ENDPOINT, shard.settings.queue, oldest_of=oldest_of)
 
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 #: one's retries are looked at: the last to come, for pauses grow with the attempts.
 RETRYING, RETRIES = 5, 10
 
-#: Of how many environments it is looked up since when their first event waits (`counts.read_environments`).
-OLDEST_OF = 1000
-
 
 class Memory(NamedTuple):
     """Redis's memory in bytes; `most` is 0 without a `maxmemory`, both are 0 where the user may not ask."""
@@ -87,7 +84,7 @@ class Overview:
 
 
 def read(
-    client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings, *, oldest_of: int | None = OLDEST_OF
+    client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings, *, oldest_of: int | None = None
 ) -> Overview:
     """Look at all of it; a Redis that is away raises `RedisError`. `oldest_of` is `counts.read_environments`'s."""
     pipeline = client.pipeline(transaction=False)
