@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 READY_SECONDS = 30
 
+#: How long Prometheus waits for a scrape unless told otherwise.
+SCRAPE_SECONDS = 10
+
 
 def image(version: object, repository: str = "registry.example.com/app") -> str:
     return f"{repository}@sha256:{sha256(str(version).encode()).hexdigest()}"
@@ -49,7 +52,7 @@ def exporting(redis_url: str, directory: Path, **environment: str) -> Iterator[t
 def get(url: str) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False
-        return session.get(url, timeout=READY_SECONDS)
+        return session.get(url, timeout=SCRAPE_SECONDS)
 
 
 def scrape(url: str) -> Exposed:
@@ -165,7 +168,7 @@ def test_exporter_ends_in_peace(number: int, tmp_path: Path) -> None:
 def test_redis_that_goes_or_hangs_is_told_as_away_and_as_back_when_it_is(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(append_only=False) as server,
-        exporting(server.url, tmp_path, RELAY_REDIS__TIMEOUT="1s") as (_, url),
+        exporting(server.url, tmp_path) as (_, url),
     ):
         assert scrape(url).value("relay_up") == 1
         server.kill()

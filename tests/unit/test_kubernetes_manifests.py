@@ -275,13 +275,8 @@ class TestPods:
 
     @pytest.mark.parametrize("role", sorted(set(PODS) - {"redis"}))
     def test_their_variables_are_settings(self, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in os.environ:
-            if name.startswith(("RELAY_", "ATOMIST_")):
-                monkeypatch.delenv(name)
         [container] = PODS[role]["spec"]["containers"]
-        for name, value in variables(container).items():
-            monkeypatch.setenv(name, value)
-        settings = Settings.load()
+        settings = settings_with(variables(container), monkeypatch)
         if role == "worker":
             assert settings.redis.url == "redis://relay-redis:6379/0"
             assert (settings.api.url, str(settings.api.token_file)) == (
@@ -296,6 +291,14 @@ class TestPods:
             assert (settings.gateway.tls_cert is not None) == (port["name"] == "https") == (role == "admission")
         if role == "metrics":
             assert settings.metrics.port == container["ports"][0]["containerPort"]
+
+    @pytest.mark.parametrize("role", ["admission", "watcher"])
+    def test_the_clusters_name_has_an_effect(self, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        [container] = PODS[role]["spec"]["containers"]
+        given = variables(container)
+        assert given["CLUSTER_NAME"] == ""  # which the page has replaced in the ConfigMap
+        settings = settings_with(given | {"CLUSTER_NAME": "prod-eu-1"}, monkeypatch)
+        assert settings.kubernetes.cluster == "prod-eu-1"
 
     @pytest.mark.parametrize("role", sorted(set(PODS) - {"redis"}))
     def test_no_variable_is_misspelt(self, role: str) -> None:
@@ -326,6 +329,16 @@ def setting_names() -> set[tuple[str, str]]:
         for key in getattr(field.annotation, "model_fields", ()):
             found.add((section, key))
     return found
+
+
+def settings_with(given: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a pod with these variables and no others."""
+    for name in os.environ:
+        if name.startswith(("RELAY_", "ATOMIST_")):
+            monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load()
 
 
 def variables(container: Document) -> dict[str, str]:
