@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 from relay.errors import ConfigurationError, QueueUnavailable
 
@@ -48,7 +49,8 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.url, **own, max_connections=connections, timeout=settings.timeout
     )
-    pool.connection_class = _packing_in_c(pool.connection_class)
+    if HIREDIS_AVAILABLE:  # the bare install does without
+        pool.connection_class = _packing_in_c(pool.connection_class)
     client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
     client.auto_close_connection_pool = True
     return client

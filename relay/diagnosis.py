@@ -253,12 +253,15 @@ def _dead_letters(seen: Overview) -> Iterator[Finding]:
         return
     detail = letter.death.get("detail", "")
     where = f" in {letter.environment}" if letter.environment else ""
+    what = (
+        f"{number:,} dead letter{' waits' if number == 1 else 's wait'} for a decision; the newest, "
+        f"{duration(seen.now - letter.died)} old, is {letter.image or letter.event_id or 'unreadable'}{where}: "
+        f"{letter.reason}{f', {detail}' if detail else ''}"
+    )
     yield Finding(
         cause=Cause.DEAD_LETTERS,
         level=Level.WARN,
-        what=f"{number:,} dead letter{' waits' if number == 1 else 's wait'} for a decision; the newest, "
-        f"{duration(seen.now - letter.died)} old, is {letter.image or letter.event_id or 'unreadable'}{where}: "
-        f"{letter.reason}{f', {detail}' if detail else ''}",
+        what=what.encode(errors="replace").decode(),  # an event that died may name half a surrogate pair
         do=f"`relay dead show {letter.letter_id}`, then mend and redrive, or drop",
     )
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.store import pausing, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -91,14 +91,17 @@ def read_environments(
 ) -> list[EnvironmentCounts]:
     """Read what is known of each of the `environment_names`, in their order.
 
-    To look up the `oldest` takes half of the time: with `oldest_of` that many have it, those with the most waiting,
-    and as many of those with retries. Changes nothing, and a script is short: blocks nobody.
+    To look up the `oldest` takes half of the time. With `oldest_of` that many have it of those with the most waiting,
+    of those with retries, and of those that it was time to look at first, beside those that are paused. Changes
+    nothing, and a script is short: blocks nobody.
     """
     names = environment_names(client, keys, endpoint)
     paused = pausing.paused(client, keys, endpoint)
     found = _read_some(client, keys, endpoint, names, with_oldest=oldest_of is None)
     if oldest_of is not None:
-        again = _read_some(client, keys, endpoint, _most_waiting(found, oldest_of), with_oldest=True)
+        due: Any = client.zrange(keys.schedule(endpoint), 0, oldest_of - 1) if oldest_of else []
+        some = {*_most_waiting(found, oldest_of), *paused, *(name.decode() for name in due)}.intersection(names)
+        again = _read_some(client, keys, endpoint, list(some), with_oldest=True)
         found = list({each.environment: each for each in (*found, *again)}.values())
     return [
         each._replace(paused_since=paused[each.environment]) if each.environment in paused else each for each in found
@@ -114,10 +117,10 @@ def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
     return sorted(name.decode() for name in {*known, *paused})
 
 
-def _most_waiting(found: Iterable[EnvironmentCounts], number: int) -> list[str]:
+def _most_waiting(found: Iterable[EnvironmentCounts], number: int) -> Iterator[str]:
     waiting = sorted((each for each in found if each.waiting), key=lambda each: -each.waiting)
     retrying = [each for each in waiting if each.retrying]
-    return [each.environment for each in {*waiting[:number], *retrying[:number]}]
+    yield from (each.environment for each in (*waiting[:number], *retrying[:number]))
 
 
 def _read_some(

@@ -6,6 +6,7 @@ A bounded number of commands, whatever waits: a few for the shard, and one scrip
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -125,7 +126,7 @@ def _living(client: Redis, keys: Keys, beats: dict[str, int]) -> dict[str, int]:
 def _retrying(
     client: Redis, keys: Keys, endpoint_name: str, environments: Sequence[EnvironmentCounts]
 ) -> list[Retrying]:
-    retrying = sorted((each for each in environments if each.retrying), key=lambda each: each.oldest or 0)
+    retrying = sorted((each for each in environments if each.retrying), key=lambda each: each.oldest or inf)
     some = [keys.of_outbox(endpoint_name, each.environment) for each in retrying[:RETRYING]]
     pipeline = client.pipeline(transaction=False)
     for outbox in some:

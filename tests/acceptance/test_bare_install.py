@@ -20,6 +20,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from relay.embedded import EmbeddedRedis
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -92,6 +94,14 @@ def test_the_extras_are_out_of_reach(site: Path) -> None:
 def test_a_producer_is_there(site: Path) -> None:
     done = run_with(site, "from relay import AsyncProducer, DeploymentEvent, Producer; print(Producer.__module__)")
     assert done.stdout == "relay.producer\n", done.stderr
+
+
+def test_a_producer_of_asyncio_reports(site: Path) -> None:
+    """It packs commands with hiredis, where that is there."""
+    with EmbeddedRedis(append_only=False) as server:
+        call = f"relay.AsyncProducer({server.url!r}).report('ghcr.io/acme/api@sha256:{'0' * 64}', id='job-1')"
+        done = run_with(site, f"import asyncio, relay; print(asyncio.run({call}), 'hiredis' in sys.modules)")
+    assert done.stdout == "job-1 False\n", done.stderr
 
 
 def test_the_command_line_answers(site: Path) -> None:

@@ -113,6 +113,14 @@ def test_list_shows_the_newest_last(redis_server: EmbeddedRedis, client: Redis) 
     assert done.stdout.count("\n") == 1
 
 
+def test_half_a_surrogate_pair_keeps_nobody_from_the_status(redis_server: EmbeddedRedis, client: Redis) -> None:
+    event = b'{"image":{"url":"a\\udfffb"},"environment":{"name":"prod\\ud800"}}'
+    bury(client, invalid({"event": event, "id": "job-half"}))
+    shown, written = run(redis_server.url, "status"), run(redis_server.url, "status", "--json")
+    assert "is a?b in prod?: invalid" in shown.stdout
+    assert "is a?b in prod?: invalid" in json.loads(written.stdout)["findings"][-1]["what"]
+
+
 def test_half_a_surrogate_pair_keeps_no_letter_from_being_seen(
     redis_server: EmbeddedRedis, client: Redis, tmp_path: Path
 ) -> None:

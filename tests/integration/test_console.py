@@ -682,7 +682,7 @@ def test_what_came_from_outside_is_text(operator: Visitor, client: Redis) -> Non
 def test_half_a_character_breaks_no_page(operator: Visitor, client: Redis) -> None:
     event = '{"image": {"url": "a\\ud800b"}, "environment": {"name": "\\udfff"}}'
     (letter,) = bury(client, invalid({"event": event, b"\xff\x00": b"\xfe"}))
-    for path in ("dead", f"dead/letter?id={letter}", f"dead/redrive?id={letter}"):
+    for path in ("", "dead", f"dead/letter?id={letter}", f"dead/redrive?id={letter}"):
         operator.see(path)
 
 

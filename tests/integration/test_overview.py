@@ -74,11 +74,12 @@ def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redi
 
 
 def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(client: Redis) -> None:
-    """Where most waits, and where something is tried again: to look it up of all takes as long as all the rest."""
-    waiting = {f"env-{number}": 1 + number for number in range(6)}
+    """Where most waits, something is tried again, nobody looked for longest, or is paused: all take as long again."""
+    waiting = {f"env-{number}": 1 + number for number in range(9)}
     for name, entries in waiting.items():
         let_wait(client, name, entries)
     client.zadd(KEYS.of_outbox(DEFAULT_ENDPOINT, "env-0").due, {"one": 1})
+    client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"env-1": 0.5, "env-2": 0.7})
     pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["env-4", "empty"])
 
     def known(oldest_of: int | None) -> set[str]:
@@ -88,8 +89,8 @@ def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(clie
         assert {each.oldest for each in seen.environments} <= {None, 1_750_000_000_000}
         return {each.environment for each in seen.environments if each.oldest is not None}
 
-    assert known(2) == {"env-0", "env-4", "env-5"}
-    assert known(0) == set()
+    assert known(2) == {"env-0", "env-1", "env-2", "env-4", "env-7", "env-8"}
+    assert known(0) == {"env-4"}
     assert known(None) == known(100) == set(waiting)
 
 
