@@ -311,7 +311,8 @@ class DeliverySettings(_Section):
     retry_after_max: PositiveDuration = 3600.0
     """The longest `Retry-After` that is honoured."""
     reassert_after: PositiveDuration = 86_400.0
-    """An instance's digest that is reported again this long after its delivery is delivered again."""
+    """An instance's digest that is reported again this long after its delivery is delivered again; or this long after
+    it was accepted, if it is not delivered yet."""
     history: Literal["every", "latest"] = "every"
     """`every` accepted change is delivered, in order; with `latest` a newer event of an instance replaces an older
     one that is not delivered yet."""

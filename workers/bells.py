@@ -30,6 +30,14 @@ ENVIRONMENTS_PER_BELL = 100
 #: may be off by; a bell that is answered late finds that there is nothing to do.
 EXPIRES_SECONDS = 86_400.0
 
+#: Bells for deliveries that may wait for an answer, about. Where so many do, the workers have enough to do, and would
+#: each sweep ring again for what waits longer than a bell counts as under way, there were ever more. One that is not
+#: rung is like one that got lost.
+MOST_WAITING = 300
+
+#: How often they are counted at most.
+COUNT_SECONDS = 1.0
+
 #: How long no bell is tried after one that the broker did not take, in seconds; or twice as long as that one took to
 #: fail, for a broker that hangs.
 SILENCE_SECONDS = 1.0
@@ -57,6 +65,8 @@ class Bells:
         self._app = app
         self._deputy = deputy
         self._silent_until = 0.0
+        self._waiting = 0
+        self._count_at = 0.0
 
     def ring_intake(self) -> None:
         """Call for a drain of the inbox."""
@@ -79,6 +89,8 @@ class Bells:
         if started < self._silent_until:
             return False
         try:
+            if task == DELIVER and self._count() >= MOST_WAITING:
+                return True
             self._app.send_task(
                 task,
                 args=tuple(args),
@@ -94,3 +106,15 @@ class Bells:
             _log.warning("the broker took no bell for %s: %s", task, error)
             return False
         return True
+
+    def _count(self) -> int:
+        """Return how many bells for deliveries wait, or did a moment ago."""
+        now = time.monotonic()
+        if now >= self._count_at:
+            with self._app.pool.acquire(block=True) as connection, connection.channel() as channel:
+                try:
+                    self._waiting = channel.queue_declare(DELIVER, passive=True).message_count
+                except connection.channel_errors:  # there is no such queue, and in Redis there is none that is empty
+                    self._waiting = 0
+            self._count_at = now + COUNT_SECONDS
+        return self._waiting

@@ -59,8 +59,10 @@ LONGEST_TICK_SECONDS = 0.05
 #: The first pause of an entry that may be of an image not known yet.
 SLOW_BACKOFF_SECONDS = 5.0
 
-#: How long a drain that lost Redis goes on trying to record what it did, and the pause between two tries.
+#: How long a drain that lost Redis goes on trying to record what it did, in a worker that stops too, and the pause
+#: between two tries.
 HAND_BACK_SECONDS = 60.0
+HAND_BACK_STOPPING_SECONDS = 3.0
 HAND_BACK_PAUSE_SECONDS = 0.1
 
 _log = get_logger(__name__)
@@ -125,7 +127,8 @@ class _Drain:
         self._started = time.monotonic()
         self._clock_offset_ms = 0.0
         self._unsettled_since: float | None = None
-        self._settling: list[tuple[Batch, Settlement]] = []
+        #: What is being committed, and where another drain must begin reading once that is and nothing after it.
+        self._settling: list[tuple[Batch, Settlement, str]] = []
         self._gate = Gate(runtime)
         self.batches = self._acquire(environments)
         self._turn = deque(self.batches)
@@ -376,7 +379,8 @@ class _Drain:
                 if suspicion.is_forbidden:
                     self._bury(batch, Death(entry, Reason.FORBIDDEN, because, status))
                 else:
-                    batch.park(entry._replace(trials=suspicion.trials), self._pause_before_retry(entry))
+                    tries = max(entry.trials.attempts, entry.trials.forbidden)
+                    batch.park(entry._replace(trials=suspicion.trials), self._pause_before_retry(tries))
                 return suspicion.own_fault
             case Retry():
                 self._retry(batch, entry, outcome)
@@ -386,9 +390,11 @@ class _Drain:
         entry = self._tried(entry, uses_attempt=retry.uses_attempt and not self._gate.is_probing)
         if entry.trials.attempts >= self._delivery.max_attempts:
             self._bury(batch, Death(entry, Reason.EXHAUSTED, retry.because, retry.status))
-        else:
-            batch.park(entry, self._pause_before_retry(entry, slowly=retry.slowly))
-            self.report.retrying += 1
+            return
+        # A probe's answer is the endpoint's, and not the event's to wait longer for.
+        tries = entry.trials.attempts if self._gate.is_probing else entry.trials.answers
+        batch.park(entry, self._pause_before_retry(tries, slowly=retry.slowly))
+        self.report.retrying += 1
 
     def _tried(self, entry: OutboxEntry, *, uses_attempt: bool = True) -> OutboxEntry:
         """Return the entry with one more answer to its name."""
@@ -400,10 +406,10 @@ class _Drain:
         )
         return entry._replace(trials=trials)
 
-    def _pause_before_retry(self, entry: OutboxEntry, *, slowly: bool = False) -> float:
+    def _pause_before_retry(self, tries: int, *, slowly: bool = False) -> float:
         initial = self._delivery.backoff_initial
         return pause_seconds(
-            max(1, entry.trials.attempts, entry.trials.forbidden),
+            max(1, tries),
             initial=max(initial, SLOW_BACKOFF_SECONDS) if slowly else initial,
             maximum=self._delivery.backoff_max,
             random=self._runtime.random,
@@ -430,25 +436,27 @@ class _Drain:
         """Commit what was answered; what a lost connection left undecided before is committed again, harmlessly."""
         self._unsettled_since = None
         asked = time.monotonic()
-        self._settling += [(batch, batch.begin_settling()) for batch in self.batches if batch.settlement]
+        self._settling += [
+            (batch, batch.begin_settling(), batch.cursor) for batch in self.batches if batch.settlement
+        ]
         calls = [
             outbox.settle_call(
                 batch.keys,
                 self._runtime.keys,
                 token=batch.token,
                 lease_seconds=self._lease,
-                cursor=batch.cursor,
+                cursor=cursor,
                 settlement=settlement,
                 receipt_seconds=self._runtime.settings.queue.receipt_for,
             )
-            for batch, settlement in self._settling
+            for batch, settlement, cursor in self._settling
         ]
         observation = self._gate.observation()
         replies = scripts.run_all(self._client, [*calls, observation] if observation else calls)
         settling, self._settling = self._settling, []
         if observation:
             self._gate.learn(Health.decode(replies.pop()), self._now_ms())
-        for (batch, settlement), reply in zip(settling, replies, strict=True):
+        for (batch, settlement, _), reply in zip(settling, replies, strict=True):
             applied = outbox.applied(reply)
             if not applied.recorded:
                 self._lose(batch)
@@ -519,7 +527,10 @@ class _Drain:
                 self._gate.tell_hold()
                 self._release(self.batches)
             except RedisError:
-                if time.monotonic() > give_up_at or is_stopping():
+                now = time.monotonic()
+                if is_stopping():
+                    give_up_at = min(give_up_at, now + HAND_BACK_STOPPING_SECONDS)
+                if now > give_up_at:
                     raise
                 time.sleep(HAND_BACK_PAUSE_SECONDS)
             else:

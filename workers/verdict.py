@@ -127,10 +127,11 @@ def _is_older(time: int | None, state: Accepted) -> bool:
 
 
 def _reassert(state: Accepted, delivered: Delivered | None, arrived: int, reassert_after_ms: float) -> bool:
-    """Tell whether it is time to deliver the same digest again: once, not for each report until that is done."""
-    if delivered is None or delivered.digest != state.digest:
-        return False
-    return arrived - max(delivered.at, state.at) >= reassert_after_ms
+    """Tell whether it is time to deliver the same digest again: once, not for each report until that is done.
+
+    Whether it was delivered does not matter: what was deleted from its outbox would be taken for known for ever.
+    """
+    return arrived - max(delivered.at if delivered else 0, state.at) >= reassert_after_ms
 
 
 def _accepted(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from drains import (
+    KEYS,
     REPOSITORY,
     TOKEN,
     deliver_until,
@@ -27,6 +28,7 @@ from relay.sandbox import Sandbox
 from relay.store import endpoint, inbox, leases, scripts
 from relay.store.counts import read_ledger
 from relay.store.inbox import InboxEntry
+from workers import doorman as doorman_module
 from workers import intake
 from workers.deliver import drain_outboxes
 from workers.doorman import Doorman
@@ -280,17 +282,20 @@ def test_ten_thousand_quiet_environments_cost_tens_of_bells(
     runtime.close()
 
 
+class Heard:
+    """Bells that ring here."""
+
+    def __init__(self) -> None:
+        self.rings: list[str] = []
+
+    def ring_intake(self) -> None:
+        self.rings.append("intake")
+
+    def ring_delivery(self, environments: list[str]) -> None:
+        self.rings += environments
+
+
 def test_the_doorman_rings_again_for_what_lost_its_bell(runtime: Runtime, client: Redis) -> None:
-    class Heard:
-        def __init__(self) -> None:
-            self.rings: list[object] = []
-
-        def ring_intake(self) -> None:
-            self.rings.append("intake")
-
-        def ring_delivery(self, environments: list[str]) -> None:
-            self.rings += environments
-
     heard = Heard()
     doorman = Doorman(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
     doorman.ring_for_what_waits()
@@ -312,6 +317,31 @@ def test_the_doorman_rings_again_for_what_lost_its_bell(runtime: Runtime, client
     client.set(keys.lease, "somebody", px=5000)
     doorman.ring_for_what_waits()
     assert heard.rings == ["production"], "a drain is at it already"
+
+
+def test_doorman_rests_from_many_outboxes_and_not_from_the_inbox(
+    runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorman_module, "FEW", 2)
+    monkeypatch.setattr(doorman_module, "REST_FACTOR", 100)
+    for number in range(3):
+        report(client, "a", f"env-{number}")
+    drain_inbox(runtime)
+    outboxes = [KEYS.of_outbox(DEFAULT_ENDPOINT, f"env-{number}") for number in range(3)]
+    heard = Heard()
+    doorman = Doorman(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
+
+    def ring() -> None:
+        client.delete(KEYS.intake_bell, *(outbox.bell for outbox in outboxes))
+        doorman.ring_for_what_waits()
+
+    ring()
+    assert heard.rings == ["env-0", "env-1", "env-2"]
+    report(client, "b", "env-0")
+    ring()
+    assert heard.rings[3:] == ["intake"]
+    wait_for(lambda: ring() or len(heard.rings) > 10, 10)
+    assert "env-2" in heard.rings[3:]
 
 
 def test_script_flush_in_between_is_survived(runtime: Runtime, client: Redis, api: Sandbox) -> None:

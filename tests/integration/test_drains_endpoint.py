@@ -247,6 +247,26 @@ def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: 
     assert sorted(delivered_images(api)) == sorted(images)
 
 
+def test_429_without_retry_after_uses_no_attempt_and_is_waited_for_ever_longer(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "status": 429, "image": image_of("limited")}]
+    report_image(client, image_of("limited"))
+    pauses = []
+    with running(redis_server, api, delivery={"backoff_initial": 10}) as made:
+        runtime = replace(made, random=Longest())
+        for number in range(4):
+            report_image(client, image_of(f"other-{number}"))  # so that no run of failures opens the circuit
+            drain_inbox(runtime)
+            retries_are_due(client)
+            seconds, microseconds = client.time()
+            drained(runtime)
+            ((_, due),) = client.zrange(PRODUCTION.due, 0, -1, withscores=True)
+            pauses.append(due / 1000 - seconds - microseconds / 1e6)
+        assert {each.attempts for each in trials(client)} == {0}
+    assert pauses == pytest.approx([10, 20, 40, 80], abs=2)
+
+
 def test_404_for_one_is_retried_slowly_until_its_attempts_are_used_up(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:

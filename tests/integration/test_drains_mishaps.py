@@ -28,6 +28,7 @@ from drains import (
     running,
 )
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rig import wait_for
 
 from relay.embedded import EmbeddedRedis
@@ -453,6 +454,67 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
         assert ledger_of(client).delivered == 0
         deliver_until(runtime, lambda: nothing_waits(client))
     assert len(delivered_images(api)) == 2 * len(images)
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["redis is back", "redis stays away"])
+def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
+    runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch, *, is_away: bool
+) -> None:
+    monkeypatch.setattr(deliver, "HAND_BACK_STOPPING_SECONDS", 0.5)
+    images = report_many(client, 5)
+    drain_inbox(runtime)
+    run_all, commits = scripts.run_all, []
+
+    def fail(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
+        if calls[0].script.name == "settle":
+            monkeypatch.setattr(deliver, "is_stopping", lambda: True)
+            commits.append(time.monotonic())
+            if is_away or len(commits) == 1:
+                raise RedisConnectionError
+        return run_all(redis, calls)
+
+    monkeypatch.setattr(scripts, "run_all", fail)
+    if is_away:
+        with pytest.raises(RedisConnectionError):
+            drained(runtime)
+        assert 0.5 <= commits[-1] - commits[0] < 5
+    else:
+        drained(runtime)
+    assert ledger_of(client).delivered == (0 if is_away else len(images))
+    assert sorted(delivered_images(api)) == sorted(images)
+
+
+def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_newer(
+    runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis fails a commit, what was answered meanwhile is the next, and the drain dies between the two."""
+    api.faults = [{"kind": "latency", "seconds": 0.5, "count": 1}]
+    report_image(client, image_of("slow", "1"))
+    report_image(client, image_of("quick"))
+    drain_inbox(runtime)
+    run_all, commits = scripts.run_all, []
+
+    def fail_then_die(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
+        if calls[0].script.name != "settle":
+            return run_all(redis, calls)
+        commits.append([call.script.name for call in calls])
+        if len(commits) == 1:
+            raise RedisConnectionError
+        run_all(redis, calls[:1])
+        raise Killed
+
+    monkeypatch.setattr(scripts, "run_all", fail_then_die)
+    with pytest.raises(Killed):
+        drained(runtime)
+    assert [names.count("settle") for names in commits] == [1, 2]
+
+    monkeypatch.undo()
+    client.delete(PRODUCTION.lease)
+    report_image(client, image_of("slow", "2"))
+    drain_inbox(runtime)
+    deliver_until(runtime, lambda: nothing_waits(client))
+    slow = [image for image in delivered_images(api) if "/slow@" in image]
+    assert slow == [image_of("slow", "1"), image_of("slow", "1"), image_of("slow", "2")]
 
 
 # Deadly events

@@ -150,16 +150,18 @@ def test_eight_ids_are_remembered() -> None:
         (Delivered(A, None, NOW), Event(A, "2", NOW - 5, NOW + DAY), REASSERTED),
         (Delivered(A, None, NOW), Event(A, "2", None, NOW + DAY - 1), DUPLICATE),
         (Delivered(A, None, NOW), Event(A, "1", None, NOW + DAY), DUPLICATE),
-        (Delivered(B, None, NOW), Event(A, "2", None, NOW + DAY), DUPLICATE),
-        (None, Event(A, "2", None, NOW + DAY), DUPLICATE),
+        (Delivered(B, None, NOW), Event(A, "2", None, NOW + DAY), REASSERTED),
+        (None, Event(A, "2", None, NOW + DAY), REASSERTED),
+        (None, Event(A, "2", None, NOW + DAY - 1), DUPLICATE),
     ],
     ids=[
         "delivered that long ago is told again",
         "whatever time it says",
         "delivered not that long ago is a duplicate",
         "a retry asserts nothing",
-        "only what was delivered can be reasserted: another digest was",
-        "only what was delivered can be reasserted: nothing was",
+        "accepted that long ago and never delivered is told again: another digest was",
+        "accepted that long ago and never delivered is told again: nothing was",
+        "accepted not that long ago is a duplicate",
     ],
 )
 def test_digest_reported_long_after_its_delivery_is_reasserted(
@@ -192,7 +194,7 @@ def test_reasserted_event_is_the_state_from_then_on() -> None:
 )
 @pytest.mark.parametrize(
     ("later", "seen"),
-    [(0, NOW), (SEEN_STEP_MS - 1, NOW), (SEEN_STEP_MS, NOW + SEEN_STEP_MS), (DAY, NOW + DAY)],
+    [(0, NOW), (SEEN_STEP_MS - 1, NOW), (SEEN_STEP_MS, NOW + SEEN_STEP_MS), (DAY - 1, NOW + DAY - 1)],
 )
 def test_what_is_no_news_refreshes_only_seen_and_hourly_at_most(event: Event, later: int, seen: int) -> None:
     state = accepted(Event(A, "1", NOW))
@@ -356,9 +358,8 @@ def naive(history: list[Past], delivered: Delivered | None, event: Event, reasse
         return Verdict.DUPLICATE
     current = news[-1].event.digest
     if event.digest == current:
-        since = max(delivered.at, news[-1].event.arrived) if delivered else 0
-        due = delivered and delivered.digest == current and event.arrived - since >= reassert_after_ms
-        return Verdict.REASSERTED if due else Verdict.DUPLICATE
+        since = max(delivered.at if delivered else 0, news[-1].event.arrived)
+        return Verdict.REASSERTED if event.arrived - since >= reassert_after_ms else Verdict.DUPLICATE
     known = [past.time for past in history if past.verdict is not Verdict.STALE and past.time is not None]
     if event.time is not None and known and min(event.time, event.arrived) < max(known):
         return Verdict.STALE
