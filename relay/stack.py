@@ -83,7 +83,7 @@ class Stack:
                 self._embedded = self._start_redis()
                 self.redis_url = self._embedded.url
             self._exits.enter_context(self._children)
-            self.environment["RELAY_REDIS_URL"] = self.redis_url
+            self.environment["RELAY_REDIS__URL"] = self.redis_url  # this name wins over all others
             if not self.api_url:
                 self._start_sandbox()
         except BaseException:
@@ -165,7 +165,7 @@ class Stack:
     def _start_redis(self) -> EmbeddedRedis:
         """Start our Redis, on the port of the last time if it is still free: producers know it."""
         remembered = self.directory / "redis-port"
-        port = int(remembered.read_text(encoding="ascii")) if remembered.exists() else None
+        port = _read_port(remembered)
         if port is not None and not _is_free(port):
             port = None
         embedded = self._exits.enter_context(EmbeddedRedis(self.directory / "redis", port=port))
@@ -178,7 +178,7 @@ class Stack:
         token_file.touch(mode=0o600)
         token_file.write_text(token, encoding="utf-8")
         self.api_url = f"http://127.0.0.1:{free_port()}/"
-        self.environment |= {"RELAY_API_URL": self.api_url, "RELAY_API_TOKEN_FILE": str(token_file)}
+        self.environment |= {"RELAY_API__URL": self.api_url, "RELAY_API__TOKEN_FILE": str(token_file)}
         argv = ["sandbox", "--port", self.api_url.strip("/").rpartition(":")[2], "--token-file", str(token_file)]
         self._start("sandbox", argv, ready=lambda: _answers(f"{self.api_url}_sandbox/healthz"))
 
@@ -203,7 +203,11 @@ class Stack:
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
     """Keep a directory for this process, as long as it lives: two servers on one append-only file would break it."""
-    with (directory / "lock").open("a+", encoding="ascii") as file:
+    try:
+        opened = (directory / "lock").open("a+", encoding="ascii")
+    except OSError as error:
+        raise ConfigurationError(f"the directory {directory} cannot be used: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -216,6 +220,13 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
+def _read_port(remembered: Path) -> int | None:
+    try:
+        return int(remembered.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # there is none, or a loss of power left it empty
+        return None
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -226,8 +237,16 @@ def _is_free(port: int) -> bool:
         return True
 
 
+def local_session() -> requests.Session:
+    """Return a session for what listens on this machine, of which no proxy knows."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 def _answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=PROBE_SECONDS).ok
+        with local_session() as session:
+            return session.get(url, timeout=PROBE_SECONDS).ok
     except requests.RequestException:
         return False

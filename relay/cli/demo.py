@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -39,7 +40,7 @@ def demo(
     Starts a private Redis, two Celery workers and a sandbox API, and replays the log of an estate (clusters, rolling
     updates, restarts, snapshots, rollbacks, malformed entries) from four producers at once. In the middle the API
     fails for a while. At the end every event is delivered, a duplicate, stale, or a dead letter, as an
-    independent reckoning says; exit code 0 only then.
+    independent reckoning says; exit code 0 only then. All of it is the demo's own: it heeds no setting.
 
     \b
     Examples:
@@ -50,8 +51,9 @@ def demo(
     """  # noqa: D301 - \b keeps typer from joining the lines
     from rich.console import Console  # noqa: PLC0415 - only for those who look
 
-    from relay.demo.run import Demo, Plan  # noqa: PLC0415 - the log and the processes are this command's alone
+    from relay.demo.run import Demo, Plan, forget_settings  # noqa: PLC0415 - the log and processes are this command's
 
+    forget_settings(os.environ)
     interrupt_on_sigterm()
     console = Console()
     plan = Plan(events_per_second=rate, outage_seconds=outage, kill_worker=kill_worker)

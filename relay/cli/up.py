@@ -59,6 +59,11 @@ def up(
             "redis.url (RELAY_REDIS_URL) is set and api.url (RELAY_API_URL) is not: what waits there would go to a "
             "sandbox, and count as delivered. Set RELAY_API_URL too, or unset RELAY_REDIS_URL"
         )
+    if settings.broker.url and not _is_set(settings, "redis"):
+        raise ConfigurationError(
+            "broker.url (RELAY_BROKER_URL) is set and redis.url (RELAY_REDIS_URL) is not: what others report through "
+            "that broker would go to a private Redis. Set RELAY_REDIS_URL too, or unset RELAY_BROKER_URL"
+        )
     stack = Stack(
         data,
         redis_url=settings.redis.url if _is_set(settings, "redis") else None,

@@ -10,18 +10,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-import requests
-
 from relay.connection import connect
 from relay.demo.estate import shipped_log
 from relay.demo.ledger import reckon
 from relay.errors import ConfigurationError
 from relay.keys import Keys
-from relay.stack import Stack
+from relay.settings import SHORT_NAMES
+from relay.stack import Stack, local_session
 from relay.store.counts import Ledger, read_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, MutableMapping
     from pathlib import Path
 
     from redis import Redis
@@ -53,6 +52,9 @@ TIMERS = {
     "RELAY_DELIVERY__BACKOFF_MAX": "2s",
     "RELAY_DELIVERY__MAX_ATTEMPTS": "30",
 }
+
+#: How variables begin that are the relay's and no settings: where a Redis server is, and what tests set.
+_NO_SETTINGS = ("RELAY_REDIS_SERVER", "RELAY_TEST_")
 
 #: Bound of one question to the sandbox.
 _ASK_SECONDS = 5.0
@@ -89,6 +91,14 @@ class Verdict:
     api_repeats: int
     api_refusals: int
     faults: list[str] = field(default_factory=list)
+
+
+def forget_settings(environment: MutableMapping[str, str]) -> None:
+    """Take the relay's settings out of an environment: a demo must come near no queue, broker or spool in use."""
+    for name in list(environment):
+        upper = name.upper()
+        if upper in SHORT_NAMES or (upper.startswith("RELAY_") and not upper.startswith(_NO_SETTINGS)):
+            del environment[name]
 
 
 class Demo:
@@ -171,10 +181,13 @@ class Demo:
         yield
 
     def _tell_sandbox(self, faults: list[dict[str, object]]) -> None:
-        requests.put(f"{self.stack.api_url}_sandbox/faults", json=faults, timeout=_ASK_SECONDS).raise_for_status()
+        with local_session() as session:
+            url = f"{self.stack.api_url}_sandbox/faults"
+            session.put(url, json=faults, timeout=_ASK_SECONDS).raise_for_status()
 
     def _judge(self, ledger: Ledger) -> Verdict:
-        counts = requests.get(f"{self.stack.api_url}_sandbox/counts", timeout=_ASK_SECONDS).json()
+        with local_session() as session:
+            counts = session.get(f"{self.stack.api_url}_sandbox/counts", timeout=_ASK_SECONDS).json()
         expected = reckon(self._log)
         distinct, repeats = counts["accepted"] - counts["repeats"], counts["repeats"]
         compared = [
