@@ -112,11 +112,14 @@ def check() -> list[Fault]:
     """Return every fault of the configuration; nothing is raised."""
     found = list(_unknown_variables())
     path = os.environ.get("RELAY_CONFIG")
-    if path and not Path(path).is_file():
-        missing = Fault(where="RELAY_CONFIG", what=f"names {path}, which is no file", do="mend the path, or unset it")
-        return [*found, missing]
     try:
+        if path and not Path(path).is_file():
+            what = f"names {path}, which is no file"
+            return [*found, Fault(where="RELAY_CONFIG", what=what, do="mend the path, or unset it")]
         settings = Settings()
+    except OSError as error:
+        what = f"names {path}, which cannot be read: {error.strerror}"
+        return [*found, Fault(where="RELAY_CONFIG", what=what, do="mend the path or its mode")]
     except ValidationError as error:
         told = {fault.where for fault in found}
         return [*found, *(fault for fault in map(_placed, faults(error)) if fault.where not in told)]

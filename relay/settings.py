@@ -549,11 +549,13 @@ class Settings(BaseSettings):
     def load(cls, **overrides: Any) -> Settings:
         """Read all settings, or raise `ConfigurationError` naming each fault and where to mend it."""
         path = os.environ.get("RELAY_CONFIG")
-        if path and not Path(path).is_file():
-            raise ConfigurationError(f"RELAY_CONFIG names {path}, which is no file")
-        _refuse_unknown_sections(cls)
         try:
+            if path and not Path(path).is_file():
+                raise ConfigurationError(f"RELAY_CONFIG names {path}, which is no file")
+            _refuse_unknown_sections(cls)
             return cls(**overrides)
+        except OSError as error:
+            raise ConfigurationError(f"RELAY_CONFIG names {path}, which cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise ConfigurationError("\n".join(map(str, faults(error)))) from None
         except ValueError as error:  # TOML that does not parse, JSON in a variable that does not

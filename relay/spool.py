@@ -41,6 +41,7 @@ from relay.errors import ConfigurationError, SpoolUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 #: Bytes past which a segment is not appended to: what goes to Redis in one call.
@@ -125,7 +126,7 @@ def _record(line: bytes) -> Record | None:
 
 
 class Spool:
-    """A spool's directory; made if need be, its parents too.
+    """A spool's directory; made if need be, its parents too. One that vanishes later has nothing waiting.
 
     Methods raise `SpoolUnavailable` when the disk refuses, or the lock is not to be had within `patience_seconds`.
     """
@@ -162,7 +163,7 @@ class Spool:
     @contextmanager
     def sending(self) -> Iterator[bool]:
         """Be the one who sends while in the context; or be told, by False, that somebody else is."""
-        with self._disk(), _flock(self.directory / "sending", patience_seconds=0) as ours:
+        with self._disk(), self._lock("sending", patience_seconds=0) as ours:
             yield ours
 
     def first(self) -> tuple[Segment, Content] | None:
@@ -181,7 +182,7 @@ class Spool:
             if kept:
                 self._append_to(self.directory / "damaged", kept)
             crashpoints.passing("before:spool-remove")
-            segment.path.unlink()
+            segment.path.unlink(missing_ok=True)
             _sync(self.directory)
 
     def standing(self) -> Standing:
@@ -198,8 +199,7 @@ class Spool:
             )
 
     def _segments(self) -> list[Segment]:
-        with os.scandir(self.directory) as files:
-            matches = [match for file in files if (match := _SEGMENT.fullmatch(file.name))]
+        matches = [match for file in self._files() if (match := _SEGMENT.fullmatch(file.name))]
         segments = [Segment(self.directory / match[0], int(match[1]), match[2] or "") for match in matches]
         return sorted(segments, key=lambda segment: segment.number)
 
@@ -251,15 +251,28 @@ class Spool:
         return self.directory / (f"{number:010}.{call}.sealed" if call else f"{number:010}.open")
 
     def _size(self) -> int:
-        with os.scandir(self.directory) as files:
-            return sum(_size_of(file) for file in files)
+        return sum(_size_of(file) for file in self._files())
+
+    def _files(self) -> list[os.DirEntry[str]]:
+        """Return the files; of a directory that is gone, none."""
+        try:
+            with os.scandir(self.directory) as files:
+                return list(files)
+        except FileNotFoundError:
+            return []
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._disk(), _flock(self.directory / "lock", patience_seconds=self._patience_seconds) as held:
+        with self._disk(), self._lock("lock", patience_seconds=self._patience_seconds) as held:
             if not held:
                 raise SpoolUnavailable(f"another process holds {self.directory / 'lock'}, and does not let go")
             yield
+
+    def _lock(self, name: str, *, patience_seconds: float) -> AbstractContextManager[bool]:
+        """Hold a lock, if it is to be had in time. Makes the directory anew if it is gone."""
+        if not self.directory.is_dir():
+            _make_directory(self.directory)
+        return _flock(self.directory / name, patience_seconds=patience_seconds)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import typer
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
-from relay.cli.options import positive_duration
+from relay.cli.options import filled, positive_duration
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
 from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
@@ -50,14 +51,18 @@ dead = typer.Typer(
 
 
 _Environment = Annotated[
-    str | None, typer.Option("--environment", "-e", metavar="GLOB", help="Of environments whose name matches.")
+    str | None,
+    typer.Option("--environment", "-e", parser=filled, metavar="GLOB", help="Of environments whose name matches."),
 ]
 _Reasons = Annotated[
     list[Reason] | None,
     typer.Option("--reason", metavar="REASON", help=f"With this reason: {', '.join(Reason)}; may be repeated."),
 ]
 _Image = Annotated[
-    str | None, typer.Option(metavar="TEXT|GLOB", help="With this in the image reference; a glob matches all of it.")
+    str | None,
+    typer.Option(
+        parser=filled, metavar="TEXT|GLOB", help="With this in the image reference; a glob matches all of it."
+    ),
 ]
 _OlderThan = Annotated[
     float | None,
@@ -66,7 +71,9 @@ _OlderThan = Annotated[
 _NewerThan = Annotated[
     float | None, typer.Option(parser=positive_duration, metavar="DURATION", help="That died within that long.")
 ]
-_EventIds = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Of this event; may be repeated.")]
+_EventIds = Annotated[
+    list[str] | None, typer.Option("--id", parser=filled, metavar="ID", help="Of this event; may be repeated.")
+]
 _Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at most, the oldest first.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, though no filter is given.")]
@@ -237,7 +244,10 @@ def export(
     newer_than: _NewerThan = None,
     event_id: _EventIds = None,
     limit: _Limit = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, else standard output.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", parser=filled, metavar="FILE", help="A file, else standard output."),
+    ] = None,
 ) -> None:
     """Write dead letters as JSON lines, the oldest first; nothing is changed.
 
@@ -251,7 +261,7 @@ def export(
     """  # noqa: D301 - \b keeps typer from joining the lines
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
     written = 0
-    with open_shard() as shard, _opened(output) as file:
+    with open_shard() as shard, _opened(Path(output) if output else None) as file:
         for page, _ in limited(walk(shard.client, shard.keys, filters), limit):
             file.writelines(json_line(letter) for letter in page)
             written += len(page)
@@ -266,11 +276,6 @@ def _filters(
     ages: tuple[float | None, float | None],
     event_ids: list[str] | None,
 ) -> Filters:
-    """Make the filters; an empty one, of a variable that is not set perhaps, must not mean everything."""
-    ids = [("--id", each) for each in event_ids or ()]
-    for option, given in (("--environment", environment), ("--image", image), *ids):
-        if given is not None and not given.strip():
-            raise typer.BadParameter("is empty", param_hint=option)
     return Filters(
         environment=environment,
         reasons=frozenset(reasons or ()),
@@ -353,14 +358,30 @@ def _try_again(message: str) -> NoReturn:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Open what is written to: a file, standard output, or what is no file, such as a pipe."""
     if output is None:
         yield sys.stdout.buffer
         return
     try:
-        with output.open("wb") as file:
+        is_file = output.is_file() or not output.exists()
+        with _replacing(output.resolve()) if is_file else output.open("wb") as file:
             yield file
     except OSError as error:
         raise ConfigurationError(f"{output}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file beside its place, and put it there once it is whole; before that, what was there stays."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            if path.exists():
+                shutil.copymode(path, part)
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:

@@ -21,6 +21,9 @@ WINDOW = 1_000
 #: How often to look, in seconds: at first, and at most.
 LOOK_SECONDS = (0.02, 0.5)
 
+#: How long a look may take at least, however little time is left.
+SHORTEST_LOOK_SECONDS = 1.0
+
 #: What is counted of those whose end is not known.
 WAITING, UNKNOWN = "still waiting", "unknown"
 
@@ -64,7 +67,7 @@ class Fates:
         give_up_at = time.monotonic() + self._timeout_seconds
         pause, longest = LOOK_SECONDS
         while len(self._pending) > at_most:
-            self._look()
+            self._look(max(give_up_at - time.monotonic(), SHORTEST_LOOK_SECONDS))
             left = give_up_at - time.monotonic()
             if len(self._pending) <= at_most:
                 break
@@ -74,17 +77,16 @@ class Fates:
             time.sleep(min(pause, left))
             pause = min(longest, pause * 1.5)
 
-    def _look(self) -> None:
+    def _look(self, within_seconds: float) -> None:
         ids = list(self._pending)
         try:
-            receipts = self._way.receipts(ids)
+            for event_id, receipt in zip(ids, self._way.receipts(ids, within_seconds=within_seconds), strict=True):
+                if receipt is None or receipt.status.is_final:
+                    self._end(event_id, receipt)
         except (QueueFull, QueueUnavailable) as error:  # it may come back while there is time
             self.unreachable = str(error)
-            return
-        self.unreachable = ""
-        for event_id, receipt in zip(ids, receipts, strict=True):
-            if receipt is None or receipt.status.is_final:
-                self._end(event_id, receipt)
+        else:
+            self.unreachable = ""
 
     def _end(self, event_id: str, receipt: Receipt | None) -> None:
         labels = self._pending.pop(event_id)

@@ -11,7 +11,7 @@ import typer
 
 from relay.cli import EX_REFUSED
 from relay.cli.letters import printable
-from relay.cli.options import Json  # noqa: TC001 - typer reads it
+from relay.cli.options import Json, name_or_id
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import counts
@@ -36,7 +36,10 @@ _TO_SECONDS = 19
 
 def inventory(
     environment: Annotated[
-        str | None, typer.Argument(metavar="ENV", help="One environment, by name; else all.", show_default=False)
+        str | None,
+        typer.Argument(
+            parser=name_or_id, metavar="ENV", help="One environment, by name; else all.", show_default=False
+        ),
     ] = None,
     *,
     search: Annotated[

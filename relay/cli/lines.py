@@ -43,6 +43,8 @@ def means_file(image: str) -> bool:
 def open_lines(image: str) -> Iterator[BinaryIO]:
     """Open a file, or standard input; `ConfigurationError` if there is none."""
     if image == "-":
+        if sys.stdin is None:
+            raise ConfigurationError("standard input is closed")
         yield sys.stdin.buffer
         return
     path = Path(image)

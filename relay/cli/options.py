@@ -12,6 +12,22 @@ from relay.settings import Duration, PositiveDuration
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def filled(text: str) -> str:
+    """Read what must not be empty, for an empty one is most often a variable of a script that was never set."""
+    if not text.strip():
+        raise typer.BadParameter("is empty; see whether what it should have come from was set")
+    return text
+
+
+def name_or_id(text: str) -> str:
+    """Read an environment's name or an event's id; what is not UTF-8 is nobody's."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("is not UTF-8") from None
+    return filled(text)
+
+
 def duration(text: str) -> float:
     """Read a duration of any length, zero too, in seconds."""
     return _read(text, TypeAdapter(Duration))

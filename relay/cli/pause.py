@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.options import Json  # noqa: TC001 - typer reads it
+from relay.cli.options import Json, name_or_id
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import pausing
 from relay.store.dead import moment
 
-Environments = Annotated[list[str], typer.Argument(metavar="ENV", help="One environment or more, by name.")]
+Environments = Annotated[
+    list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="One environment or more, by name.")
+]
 
 
 def pause(environments: Environments, *, as_json: Json = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from relay.cli import EX_REFUSED, exit_code
 from relay.cli.fates import Fates
 from relay.cli.lines import means_file
+from relay.cli.options import filled
 from relay.cli.reporting import Reporter
 from relay.cli.ways import open_way
 from relay.errors import ConfigurationError, InvalidImage, RelayError
@@ -44,10 +44,11 @@ def report(
         str | None, typer.Option(help="When it was deployed (RFC 3339); leave it out if unknown.")
     ] = None,
     gateway: Annotated[
-        str | None, typer.Option(metavar="URL", help="Report through this gateway, not to Redis.")
+        str | None, typer.Option(parser=filled, metavar="URL", help="Report through this gateway, not to Redis.")
     ] = None,
     gateway_token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Has the gateway's token; or set RELAY_GATEWAY_TOKEN.")
+        str | None,
+        typer.Option(parser=filled, metavar="FILE", help="Has the gateway's token; or set RELAY_GATEWAY_TOKEN."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is delivered, or dead.")] = False,
     timeout: Annotated[
@@ -57,7 +58,10 @@ def report(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print only; contact nobody.")] = False,
     no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit 0 with a warning when reporting fails.")] = False,
     spool: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where events wait on disk while Redis is away (relay spool).")
+        str | None,
+        typer.Option(
+            parser=filled, metavar="DIR", help="Where events wait on disk while Redis is away (relay spool)."
+        ),
     ] = None,
     no_detect: Annotated[
         bool, typer.Option("--no-detect", help="Take neither source nor id from the CI system's variables.")
@@ -109,12 +113,12 @@ def _event(image: str, fields: dict[str, str | None]) -> DeploymentEvent:
     return DeploymentEvent.of(image, **fields)
 
 
-def _settings(gateway: str | None, gateway_token_file: Path | None, spool: Path | None) -> Settings:
+def _settings(gateway: str | None, gateway_token_file: str | None, spool: str | None) -> Settings:
     """Load the settings, those that options give among them."""
     options = {"gateway_url": gateway, "gateway_token_file": gateway_token_file}
     given: dict[str, Any] = {"producer": {name: value for name, value in options.items() if value is not None}}
     if spool is not None:
-        given["spool"] = {"directory": str(spool)}
+        given["spool"] = {"directory": spool}
     settings = Settings.load(**given)
     if spool is not None and settings.producer.gateway_url:
         raise ConfigurationError("a spool keeps what Redis does not take, and these reports go to a gateway")

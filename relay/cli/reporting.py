@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import typer
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.fates import MEANINGS, UNKNOWN, WAITING, WINDOW, Fates
 from relay.cli.lines import open_lines, read_lines
-from relay.errors import InvalidEvent, QueueFull, QueueUnavailable
+from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
 from relay.store.receipts import Status
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class _Tally:
         """Count and name a bad line."""
         self.refused += 1
         typer.echo(f"line {number}: {why}", err=True)
+
+    def interrupt(self, taken: int) -> None:
+        """Say how far it came when an error ends it, and so many of the lines under way are taken: the first ones."""
+        line = next(islice(self.under_way, taken, None), None)
+        rest = "the rest again" if line is None else f"again from line {line} on"
+        typer.echo(f"{self.enqueued + taken} enqueued before this; report {rest}", err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +84,8 @@ class Reporter:
             try:
                 for outcome in self.way.send(events, receipts=self.fates is not None):
                     self._note(outcome, tally)
-            except (QueueFull, QueueUnavailable) as error:
-                enqueued = tally.enqueued + len(error.enqueued)
-                typer.echo(f"{enqueued} enqueued before this; report the rest again", err=True)
+            except (QueueFull, QueueUnavailable, GatewayRefused) as error:
+                tally.interrupt(0 if isinstance(error, GatewayRefused) else len(error.enqueued))
                 raise error from None
         if self.fates is not None:
             self.fates.wait()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.options import Json, duration
+from relay.cli.options import Json, duration, name_or_id
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT
@@ -32,7 +32,7 @@ WAIT_SECONDS = 60.0
 
 
 def resync(
-    environment: Annotated[str, typer.Argument(metavar="ENV", help="An environment, by name.")],
+    environment: Annotated[str, typer.Argument(parser=name_or_id, metavar="ENV", help="An environment, by name.")],
     *,
     wait: Annotated[
         float,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
+from relay.cli.options import filled
 from relay.errors import ConfigurationError, QueueFull, QueueUnavailable
 from relay.producer import Producer
 from relay.settings import Settings
@@ -31,7 +32,8 @@ spool = typer.Typer(
 )
 
 _Directory = Annotated[
-    Path | None, typer.Option("--spool", metavar="DIR", help="The spool; default: the setting spool.directory.")
+    str | None,
+    typer.Option("--spool", parser=filled, metavar="DIR", help="The spool; default: the setting spool.directory."),
 ]
 
 
@@ -41,7 +43,7 @@ def status(
 ) -> None:
     """Show how many events wait, since when, and how much room is left. Asks the disk only.
 
-    Exit codes: 0 done, 2 usage, 69 the directory cannot be used.
+    Exit codes: 0 done, 2 usage, or the directory cannot be used.
     """
     opened = _open(directory)
     standing = opened.standing()
@@ -70,8 +72,8 @@ def flush(*, directory: _Directory = None) -> None:
 
     Damaged lines are passed over, and kept in the spool's file `damaged`: remove it when you have seen it.
 
-    Exit codes: 0 nothing waits any more, 1 the same, but lines were damaged, 2 usage, 69 Redis not reachable, 75 the
-    queue is full or another process is sending (try again).
+    Exit codes: 0 nothing waits any more, 1 the same, but lines were damaged, 2 usage, or the directory cannot be
+    used, 69 Redis not reachable, 75 the queue is full or another process is sending (try again).
     """
     opened = _open(directory)
     with Producer(spool=opened.directory) as producer:
@@ -89,11 +91,12 @@ def flush(*, directory: _Directory = None) -> None:
         sys.exit(EX_REFUSED)
 
 
-def _open(given: Path | None) -> Spool:
+def _open(given: str | None) -> Spool:
     settings = Settings.load()
-    directory = given or (Path(settings.spool.directory) if settings.spool.directory else None)
-    if directory is None:
+    named = given or settings.spool.directory
+    if not named:
         raise ConfigurationError("which spool? give --spool DIR, or set spool.directory (RELAY_SPOOL__DIRECTORY)")
+    directory = Path(named)
     if not directory.is_dir():
         raise ConfigurationError(f"there is no directory {directory}")
     return Spool(directory, max_bytes=settings.spool.max_bytes, patience_seconds=settings.redis.timeout)

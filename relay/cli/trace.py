@@ -10,7 +10,7 @@ import typer
 
 from relay.cli import EX_REFUSED
 from relay.cli.letters import printable
-from relay.cli.options import Json  # noqa: TC001 - typer reads it
+from relay.cli.options import Json, name_or_id
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import tracing
@@ -26,12 +26,17 @@ _TIME_CHARACTERS = len("2025-01-31T12:00:00.000+00:00")
 
 def trace(
     event_id: Annotated[
-        str, typer.Argument(metavar="ID", help="The producer's id, or the one that `relay report` printed.")
+        str,
+        typer.Argument(
+            parser=name_or_id, metavar="ID", help="The producer's id, or the one that `relay report` printed."
+        ),
     ],
     *,
     environment: Annotated[
         list[str] | None,
-        typer.Option("--environment", "-e", metavar="ENV", help="Search only this one; may be repeated."),
+        typer.Option(
+            "--environment", "-e", parser=name_or_id, metavar="ENV", help="Search only this one; may be repeated."
+        ),
     ] = None,
     look_at: Annotated[
         int, typer.Option(min=1, metavar="N", help="Look at so many entries of each kind at most.")

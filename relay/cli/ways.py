@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
@@ -37,8 +38,11 @@ class Way(Protocol):
         taken and not given yet.
         """
 
-    def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
-        """Return what became of events; None where nothing is known."""
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
+        """Give what became of each event, None where nothing is known; may be lazy.
+
+        Raises `QueueFull` and `QueueUnavailable`; through a gateway after so many seconds at most.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -79,7 +83,7 @@ class ToRedis:
             yield event_id
         yield from filter(None, faults)
 
-    def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:  # noqa: ARG002 - Redis has time-outs
         """See `Way`."""
         return self._producer.receipts(ids)
 
@@ -109,9 +113,11 @@ class ThroughGateway:
         while chunk := list(islice(remaining, AT_ONCE)):
             yield from self._producer.report_each(chunk)
 
-    def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
         """See `Way`."""
-        return self._producer.receipts(ids)
+        give_up_at = time.monotonic() + within_seconds
+        for event_id in ids:
+            yield from self._producer.receipts([event_id], within_seconds=give_up_at - time.monotonic())
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +142,7 @@ class Nowhere:
                 typer.echo(_shown(event))
             yield outcome
 
-    def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:  # noqa: ARG002 - nobody is asked
         """See `Way`."""
         return [None for _ in ids]
 

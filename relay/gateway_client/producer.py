@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import random
 import re
@@ -10,6 +11,7 @@ import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
@@ -38,6 +40,7 @@ RETRY_AFTER_MAX_SECONDS = 15.0
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 
 _READ_BYTES = 65_536
+_CA_FILE = "producer.gateway_ca_file (RELAY_PRODUCER__GATEWAY_CA_FILE)"
 _RANDOM = random.Random()  # noqa: S311 - jitter is no secret
 
 #: What may stand in a header behind "Bearer".
@@ -54,8 +57,9 @@ class GatewayProducer:
             producer.report("ghcr.io/acme/api@sha256:…", environment="production")
 
     URL and token are those of the settings unless given: RELAY_GATEWAY_URL, and RELAY_GATEWAY_TOKEN or
-    RELAY_GATEWAY_TOKEN_FILE. Proxies and certificates follow the environment as `requests` has it; a netrc file does
-    not replace the token, and no redirect is followed with it.
+    RELAY_GATEWAY_TOKEN_FILE. For https:// proxies and certificates follow the environment as `requests` has it; http://
+    goes through no proxy, which would see the token. A netrc file does not replace the token, and no redirect is
+    followed with it.
 
     What fails for now is repeated with the same ids for `producer.gateway_timeout` in all. Then raises `QueueFull` or
     `QueueUnavailable`; after the last, events may be enqueued or not: report them again with the same `id`, and they
@@ -77,6 +81,7 @@ class GatewayProducer:
             raise ConfigurationError("the gateway's token has characters that no token has; is it another file?")
         self._bearer = _Bearer(found)
         self._ca_file = str(self._settings.gateway_ca_file) if self._settings.gateway_ca_file else None
+        self._authorities_from = _CA_FILE if self._ca_file else "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
         self._session = self._new_session()
 
     def report(self, image_url: str, **fields: Any) -> str:
@@ -106,9 +111,13 @@ class GatewayProducer:
                 raise
         return outcomes
 
-    def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
-        """Return what became of events, None for those that nothing is known of (any more)."""
-        return [self._receipt(event_id) for event_id in ids]
+    def receipts(self, ids: Sequence[str], *, within_seconds: float = math.inf) -> list[Receipt | None]:
+        """Return what became of events, None for those that nothing is known of (any more).
+
+        To ask for each takes `producer.gateway_timeout` at most, or `within_seconds` if that is less.
+        """
+        seconds = min(within_seconds, self._settings.gateway_timeout)
+        return [self._receipt(event_id, seconds) for event_id in ids]
 
     def _report(self, lines: Sequence[bytes]) -> list[str | InvalidEvent]:
         """Send lines until the gateway has dealt with each."""
@@ -124,13 +133,13 @@ class GatewayProducer:
             return read if isinstance(read, TryAgain) and None in outcomes else None
 
         try:
-            self._until_done(attempt)
+            self._until_done(attempt, self._settings.gateway_timeout)
         except (QueueFull, QueueUnavailable) as error:
             error.enqueued = tuple(outcome for outcome in outcomes if isinstance(outcome, str))
             raise
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _receipt(self, event_id: str) -> Receipt | None:
+    def _receipt(self, event_id: str, within_seconds: float) -> Receipt | None:
         found: Receipt | None = None
 
         def attempt(seconds: float) -> TryAgain | None:
@@ -142,26 +151,29 @@ class GatewayProducer:
             found = read
             return None
 
-        self._until_done(attempt)
+        self._until_done(attempt, within_seconds)
         return found
 
-    def _until_done(self, attempt: Callable[[float], TryAgain | None]) -> None:
+    def _until_done(self, attempt: Callable[[float], TryAgain | None], within_seconds: float) -> None:
         """Make attempts, each with its seconds, until one returns None; when time is over, raise the last's error."""
-        give_up_at = time.monotonic() + self._settings.gateway_timeout
+        give_up_at = time.monotonic() + within_seconds
         initial, maximum = PAUSE_SECONDS
-        again: TryAgain | None = None
+        again = TryAgain(error=self._unreachable(TimeoutError("there was no time to ask it")))
         for attempts in itertools.count(1):
             left = give_up_at - time.monotonic()
-            if again is not None and left <= 0:  # the pause took longer than it was to
+            if left <= 0:  # as well if the pause took longer than it was to
                 raise again.error
             try:
-                again = attempt(min(ATTEMPT_SECONDS, left))
+                answered = attempt(min(ATTEMPT_SECONDS, left))
             except _PASSING as error:
-                again = TryAgain(error=self._unreachable(error))
+                answered = TryAgain(error=self._unreachable(error))
             except requests.RequestException as error:
                 raise self._unreachable(error) from None
-            if again is None:
+            except OSError as error:  # requests' own, for certificates that are not where they are said to be
+                raise ConfigurationError(f"{error}: mend {self._authorities_from}") from error
+            if answered is None:
                 return
+            again = answered
             pause = pause_seconds(attempts, initial=initial, maximum=maximum, random=_RANDOM)
             pause = max(pause, min(again.after_seconds, RETRY_AFTER_MAX_SECONDS))
             if pause >= give_up_at - time.monotonic():
@@ -195,6 +207,8 @@ class GatewayProducer:
         session = requests.Session()
         session.auth = self._bearer
         session.headers["Accept-Encoding"] = "identity"
+        if urlsplit(self._settings.gateway_url).scheme == "http":
+            session.trust_env = False  # a proxy of the environment would see the token
         return session
 
     def _unreachable(self, error: Exception) -> QueueUnavailable:
@@ -258,10 +272,7 @@ def _lasts(error: Exception) -> bool:
 def _because(error: Exception) -> str:
     """Say in a few words why a request failed: the end of the chain that requests and urllib3 wrap it in."""
     if _lasts(error):
-        return (
-            "its certificate is not trusted: name its authority with producer.gateway_ca_file "
-            "(RELAY_PRODUCER__GATEWAY_CA_FILE) or REQUESTS_CA_BUNDLE"
-        )
+        return f"its certificate is not trusted: name its authority with {_CA_FILE} or REQUESTS_CA_BUNDLE"
     inner = error.args[0] if error.args else error
     reason = str(getattr(inner, "reason", None) or inner)
     return reason.rpartition(": ")[2].strip("()'\"") or type(error).__name__

@@ -94,9 +94,16 @@ def test_report_names_bad_lines_and_lets_the_good_ones_through(redis_server: Emb
             "did not answer",
         ),
         (["up"], {"RELAY_REDIS_URL": "redis://127.0.0.1:1/0"}, 2, "RELAY_API_URL) is not"),
+        (["up"], {"RELAY_BROKER_URL": "redis://127.0.0.1:1/0"}, 2, "RELAY_REDIS_URL) is not"),
         (["dead", "drop", "--image", ""], {}, 2, "is empty"),
         (["dead", "redrive", "--environment", " "], {}, 2, "is empty"),
         (["dead", "drop", "--id", ""], {}, 2, "is empty"),
+        (["dead", "export", "--output", ""], {}, 2, "'-o': is empty"),
+        (["report", f"nginx@{DIGEST}", "--spool", ""], {}, 2, "'--spool': is empty"),
+        (["report", f"nginx@{DIGEST}", "--gateway", " "], {}, 2, "'--gateway': is empty"),
+        (["report", f"nginx@{DIGEST}", "--gateway-token-file", "", "--no-fail"], {}, 2, "is empty"),
+        (["spool", "flush", "--spool", ""], {}, 2, "'--spool': is empty"),
+        (["spool", "status", "--spool", ""], {}, 2, "'--spool': is empty"),
         (["nonsense"], {}, 2, "No such command"),
         (["report", f"nginx@{DIGEST}"], {"RELAY_REDIS_URL": "redis://127.0.0.1:1/0"}, 69, "did not take it"),
         (["report", f"nginx@{DIGEST}"], {"RELAY_REDIS_URL": "http://x"}, 2, "RELAY_REDIS_URL"),
@@ -114,6 +121,14 @@ def test_errors_say_what_to_do_and_exit_as_documented(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_stream_from_an_input_that_is_closed_is_refused() -> None:
+    command = [sys.executable, "-m", "relay", "report", "-"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "relay: standard input is closed\n")
 
 
 def test_a_full_queue_is_exit_code_75(redis_server: EmbeddedRedis) -> None:
@@ -201,8 +216,21 @@ def test_the_demo_begins_with_an_empty_directory(tmp_path: Path) -> None:
     assert "is not empty" in done.stderr
 
 
-def test_the_demo_accounts_for_every_event_though_a_worker_is_killed(tmp_path: Path) -> None:
-    done = relay("demo", "--rate", "4000", "--outage", "2", "--kill-worker", "--logs", str(tmp_path / "logs"))
+def test_the_demo_accounts_for_every_event_though_a_worker_is_killed(
+    tmp_path: Path, redis_server: EmbeddedRedis
+) -> None:
+    """And it comes near nothing that this machine is set up for: no queue, no broker, no spool."""
+    away, in_use = {"RELAY_REDIS_URL": "redis://127.0.0.1:1/0"}, {"RELAY_REDIS__URL": redis_server.url}
+    spool = {"RELAY_SPOOL__DIRECTORY": str(tmp_path / "spool")}
+    relay("report", f"nginx@{DIGEST}", **away, **spool)
+    relay("report", f"nginx@{DIGEST}", **in_use)
+    settings = {**in_use, **spool, "RELAY_BROKER_URL": redis_server.url, "http_proxy": "http://127.0.0.1:1"}
+    arguments = ("--rate", "4000", "--outage", "2", "--kill-worker", "--logs", str(tmp_path / "logs"))
+    done = relay("demo", *arguments, **settings)
+    with Redis.from_url(redis_server.url) as client:
+        assert client.xlen("{relay:0}:inbox") == 1
+        assert not client.exists("celery", "_kombu.binding.celery")
+    assert "1 events wait" in relay("spool", "status", **spool).stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every event is accounted for." in done.stdout
     assert "the API answers 503" in done.stdout

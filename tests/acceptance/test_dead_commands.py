@@ -195,6 +195,36 @@ def test_export_loses_not_a_byte(redis_server: EmbeddedRedis, client: Redis, tmp
     assert client.xlen(KEYS.dead) == 4
 
 
+def test_export_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "dead.jsonl"
+    for before in (None, "kept\n"):
+        if before:
+            file.write_text(before)
+        assert run("redis://127.0.0.1:1/0", "dead", "export", "--output", str(file)).returncode == 69
+        assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == (
+            [(file.name, before)] if before else []
+        )
+
+
+def test_export_replaces_a_file_and_keeps_its_mode(
+    redis_server: EmbeddedRedis, client: Redis, tmp_path: Path
+) -> None:
+    some_letters(client)
+    file, link = tmp_path / "dead.jsonl", tmp_path / "link"
+    file.write_text("before\n" * 1000)
+    file.chmod(0o640)
+    link.symlink_to(file)
+    assert run(redis_server.url, "dead", "export", "-o", str(link)).returncode == 0
+    assert (len(file.read_text().splitlines()), file.stat().st_mode & 0o777) == (3, 0o640)
+    assert (link.is_symlink(), {each.name for each in tmp_path.iterdir()}) == (True, {"dead.jsonl", "link"})
+
+
+def test_export_writes_to_what_is_no_file_directly(redis_server: EmbeddedRedis, client: Redis) -> None:
+    some_letters(client)
+    done = run(redis_server.url, "dead", "export", "-o", "/dev/stdout")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+
+
 def as_bytes(text: str | dict[str, str]) -> bytes:
     return text.encode() if isinstance(text, str) else base64.b64decode(text["base64"])
 

@@ -330,6 +330,14 @@ def test_the_completion_script_calls_the_relay(shell: str) -> None:
         (["resync"], 2, "Missing argument"),
         (["resync", "x", "--wait", "soon"], 2, "not a duration"),
         (["config", "show", "--json", "--toml"], 2, "choose one"),
+        (["trace", "pr\udcfcfung"], 2, "'ID': is not UTF-8"),
+        (["trace", "x", "-e", "pr\udcfcfung"], 2, "'-e': is not UTF-8"),
+        (["inventory", "pr\udcfcfung"], 2, "'ENV': is not UTF-8"),
+        (["resync", "pr\udcfcfung", "--yes"], 2, "'ENV': is not UTF-8"),
+        (["pause", "production", "pr\udcfcfung"], 2, "'ENV': is not UTF-8"),
+        (["resume", "pr\udcfcfung"], 2, "'ENV': is not UTF-8"),
+        (["trace", ""], 2, "'ID': is empty"),
+        (["pause", ""], 2, "'ENV': is empty"),
     ],
 )
 def test_errors_say_what_to_do_and_exit_as_documented(arguments: list[str], code: int, message: str) -> None:

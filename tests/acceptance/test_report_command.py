@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 from rig import TIMERS, TOKEN, Estate
+from servers import Server, answer, hang
 
 from relay.connection import connect
 from relay.keys import DEFAULT_ENDPOINT
@@ -21,6 +23,8 @@ from relay.store import pausing
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from servers import Step
 
 GATEWAY_TOKEN = "canary-token-of-the-gateway"
 PAYMENTS_TOKEN = "canary-token-of-payments"
@@ -170,6 +174,27 @@ def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_
     assert "line 4: environment.name: the token of payments may not report for the environment shop" in done.stderr
     assert "2 enqueued, 2 refused, 2 delivered" in done.stderr
     assert received(estate, "payments-1") == [digest("a"), digest("b")]
+
+
+def test_a_gateway_that_refuses_later_on_leaves_no_doubt_what_went_through() -> None:
+    ids = [str(number) for number in range(600)]
+    lines = ["no json", *(line("a", "shop", id=each) for each in ids)]
+    taken = json.dumps({"ids": ids[:500]}).encode()
+    with Server(answer(202, taken), answer(403)) as server:
+        done = report("-", "--gateway", server.url, stdin="\n".join(lines))
+    assert done.returncode == 1
+    assert "500 enqueued before this; report again from line 502 on" in done.stderr
+
+
+@pytest.mark.parametrize("step", [answer(503), hang])
+def test_wait_is_over_in_time_though_the_gateway_does_not_tell_what_became_of_it(step: Step) -> None:
+    begun = time.monotonic()
+    with Server(answer(202, b'{"ids": ["a"]}'), step) as server:
+        patient = {"RELAY_PRODUCER__GATEWAY_TIMEOUT": "60s"}
+        done = report(image("a"), "--id", "a", "--gateway", server.url, "--wait", "--timeout", "1", **patient)
+    assert done.returncode == 75
+    assert "still waiting" in done.stderr
+    assert time.monotonic() - begun < 30, "half of the gateway's time-out"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,15 @@ def test_full_spool_is_an_error_and_what_waits_stays(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "flush"])
+def test_spool_that_cannot_be_used_is_a_usage_error(command: str, directory: Path) -> None:
+    (directory / "lock").mkdir(parents=True)
+    done = relay("spool", command, "--spool", str(directory))
+    assert (done.returncode, "cannot be used" in done.stderr) == (2, True)
+    told = " ".join(relay("spool", command, "--help").stdout.split())
+    assert "2 usage, or the directory cannot be used" in told
+
+
+@pytest.mark.parametrize("command", ["status", "flush"])
 def test_spool_that_is_nowhere_is_a_usage_error(command: str, tmp_path: Path) -> None:
     missing = relay("spool", command, "--spool", str(tmp_path / "typo"))
     assert (missing.returncode, "there is no directory" in missing.stderr) == (2, True)

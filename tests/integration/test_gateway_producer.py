@@ -161,14 +161,27 @@ def test_a_netrc_file_does_not_replace_the_token(tmp_path: Path, monkeypatch: py
             assert request.headers.get("authorization") == (f"Bearer {TOKEN}" if token else None)
 
 
-def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving() as proxy:
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+def test_a_proxy_of_the_environment_makes_a_tunnel_for_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(answer(403)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "")
-        given = {"gateway_url": "http://relay.invalid:8080", "gateway_allow_insecure": True, "gateway_token": TOKEN}
-        with GatewayProducer(settings=Settings.load(producer=given)) as reports:
+        given = {"gateway_url": "https://relay.invalid", "gateway_timeout": 1, "gateway_token": TOKEN}
+        with GatewayProducer(settings=Settings.load(producer=given)) as reports, pytest.raises(QueueUnavailable):
             reports.report(IMAGE)
-        assert proxy.received[0].line == "POST http://relay.invalid:8080/ HTTP/1.1"
+    assert {request.line.rpartition(" ")[0] for request in proxy.received} == {"CONNECT relay.invalid:443"}
+    assert not any("authorization" in request.headers for request in proxy.received)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_no_proxy_of_the_environment_sees_what_goes_in_the_clear(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server, serving() as proxy, producer(server) as reports:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "")
+        reports.report(IMAGE)
+        assert not proxy.received
+        assert [request.headers["authorization"] for request in server.received] == [f"Bearer {TOKEN}"]
 
 
 def test_connections_are_kept() -> None:
@@ -215,6 +228,17 @@ def test_an_authority_of_ones_own_is_trusted_whatever_the_environment_names(
         producer(server, gateway_ca_file=authority.file) as reports,
     ):
         assert reports.report(IMAGE, id="a") == "a"
+
+
+@pytest.mark.parametrize("variable", ["RELAY_PRODUCER__GATEWAY_CA_FILE", "REQUESTS_CA_BUNDLE"])
+def test_authorities_that_are_missing_are_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "missing.pem"))
+    with GatewayProducer("https://127.0.0.1:1") as reports, pytest.raises(ConfigurationError) as refused:
+        reports.report(IMAGE)
+    assert str(tmp_path / "missing.pem") in str(refused.value)
+    assert variable in str(refused.value)
 
 
 def test_a_certificate_that_proves_nothing_gets_no_token_and_no_second_try(authority: Authority) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,6 +125,23 @@ def test_directory_of_the_settings_is_used(directory: Path, monkeypatch: pytest.
     with producing(NOWHERE, directory.parent / "other") as producer:
         producer.report(APP)
         assert spool_of(producer).directory.name == "other", "what is given beats the settings"
+
+
+def test_directory_that_is_gone_keeps_nothing_from_redis_and_is_made_anew_when_needed(
+    server: EmbeddedRedis, directory: Path
+) -> None:
+    """As after a cleaner of temporary files, while a producer lives."""
+    with producing(server.url, directory) as producer:
+        shutil.rmtree(directory)
+        ids = [producer.report(APP), *producer.report_many(events(3))]
+        assert producer.flush_spool() == (0, 0)
+        shutil.rmtree(directory)
+        server.kill()
+        ids.append(producer.report(APP))
+        assert producer.spooled == spool_of(producer).standing().events == 1
+        server.restart()
+        producer.flush_spool()
+    assert arrived(server.url) == ids
 
 
 def test_flushing_without_a_spool_says_what_is_missing() -> None:

@@ -220,6 +220,9 @@ def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, t
     assert "No such file" in faults["RELAY_API__CA_FILE"]
     monkeypatch.setenv("RELAY_CONFIG", str(tmp_path / "nothing.toml"))
     assert "which is no file" in configuration.check()[-1].what
+    for unreadable in ("/proc/self/mem", f"/{'x' * 300}"):  # for root too
+        monkeypatch.setenv("RELAY_CONFIG", unreadable)
+        assert f"names {unreadable}, which cannot be read: " in configuration.check()[-1].what
 
 
 def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str], Path]) -> None:

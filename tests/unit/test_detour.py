@@ -125,6 +125,7 @@ def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: S
 def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool, tmp_path: Path) -> None:
     detour = Detour(spool, queue.enqueue, patience_seconds=30)
     spool.directory.rename(tmp_path / "elsewhere")
+    spool.directory.write_text("")
     with pytest.raises(SpoolUnavailable) as refused:
         report(detour, "new")
     assert str(refused.value).count("cannot be used") == 1

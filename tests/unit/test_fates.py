@@ -6,7 +6,7 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
-from relay.cli.fates import UNKNOWN, WAITING, WINDOW, Fates
+from relay.cli.fates import SHORTEST_LOOK_SECONDS, UNKNOWN, WAITING, WINDOW, Fates
 from relay.cli.reporting import Reporter
 from relay.errors import QueueUnavailable
 from relay.store.receipts import Receipt, Status
@@ -29,6 +29,8 @@ class InMemory:
 
     def __init__(self, away: int = 0, fates: dict[str, Status | None] | None = None) -> None:
         self.most_waited_for = 0
+        #: How long each look might take.
+        self.looks: list[float] = []
         self._away = away
         self._fates = fates or {}
 
@@ -38,8 +40,9 @@ class InMemory:
             assert event.id
             yield event.id
 
-    def receipts(self, ids: Sequence[str]) -> Sequence[Receipt | None]:
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
         self.most_waited_for = max(self.most_waited_for, len(ids))
+        self.looks.append(within_seconds)
         if self._away:
             self._away -= 1
             raise QueueUnavailable("away")
@@ -79,6 +82,29 @@ def test_when_the_time_is_over_nothing_more_is_waited_for() -> None:
     fates.follow("d")
     fates.wait()
     assert fates.counts == {WAITING: 2, UNKNOWN: 1, Status.DELIVERED: 1}
+
+
+def test_a_look_takes_no_longer_than_there_is_time() -> None:
+    way = InMemory(fates={"a": Status.QUEUED})
+    fates = Fates(way, 1.5)
+    fates.follow("a")
+    fates.wait()
+    assert 1.4 < way.looks[0] <= 1.5
+    assert way.looks == sorted(way.looks, reverse=True)
+    assert way.looks[-1] == SHORTEST_LOOK_SECONDS
+
+
+def test_what_a_look_that_fails_has_seen_is_known() -> None:
+    class HalfAway(InMemory):
+        def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
+            yield from super().receipts(ids[:1], within_seconds=within_seconds)
+            raise QueueUnavailable("away")
+
+    fates = Fates(HalfAway(), 0)
+    for event_id in "ab":
+        fates.follow(event_id)
+    fates.wait()
+    assert (fates.counts, fates.unreachable) == ({Status.DELIVERED: 1, WAITING: 1}, "away")
 
 
 def test_two_lines_with_one_id_have_one_fate_and_count_twice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,16 @@ def test_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert refusal() == f"RELAY_CONFIG names {path}, which is no file"
 
 
+@pytest.mark.parametrize(
+    ("path", "why"), [("/proc/self/mem", "Input/output error"), (f"/{'x' * 300}", "File name too long")]
+)
+def test_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, path: str, why: str) -> None:
+    """Whoever runs the test: what may not be read, root may."""
+    monkeypatch.setenv("RELAY_CONFIG", path)
+
+    assert refusal() == f"RELAY_CONFIG names {path}, which cannot be read: {why}"
+
+
 def test_file_that_is_no_toml_is_refused(config: Callable[[str], Path]) -> None:
     config("[api\nurl = 1")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigurationError, QueueUnavailable, SpoolUnavailable
-from relay.spool import SEGMENT_BYTES, Content, Record, Spool, decode, encode
+from relay.spool import SEGMENT_BYTES, Content, Record, Spool, Standing, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,8 +276,35 @@ def test_directory_that_cannot_be_used_is_said_at_once(tmp_path: Path) -> None:
             open_spool(path)
 
 
-def test_directory_that_is_gone_is_an_error_and_no_loss_unseen(spool: Spool, tmp_path: Path) -> None:
-    spool.directory.rename(tmp_path / "elsewhere")
+def test_directory_that_is_gone_has_nothing_waiting_and_is_made_anew(spool: Spool) -> None:
+    spool.append([entry("lost")])
+    shutil.rmtree(spool.directory)
+    assert spool.is_empty()
+    assert spool.standing() == Standing(events=0, bytes=0, oldest=None, damaged=0)
+    assert not spool.append_behind([entry("1")])
+
+    shutil.rmtree(spool.directory)
+    assert drained(spool) == []
+
+    shutil.rmtree(spool.directory)
+    spool.append([entry("1")])
+    assert drained(spool) == ["1"]
+    assert spool.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_directory_that_goes_while_its_segment_is_sent_is_no_error(spool: Spool) -> None:
+    spool.append([entry("1")])
+    with spool.sending():
+        first = spool.first()
+        assert first
+        shutil.rmtree(spool.directory)
+        spool.remove(first[0])
+    assert spool.is_empty()
+
+
+def test_file_in_the_directorys_place_is_an_error(spool: Spool) -> None:
+    shutil.rmtree(spool.directory)
+    spool.directory.write_text("")
     for use in (spool.is_empty, spool.standing, spool.first, lambda: spool.append([entry("1")])):
         with pytest.raises(QueueUnavailable, match="cannot be used"):
             use()

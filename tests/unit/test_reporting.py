@@ -1,0 +1,102 @@
+"""What `relay report FILE` says of a report that ends in the middle."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from relay.cli.fates import WINDOW, Fates
+from relay.cli.reporting import Reporter
+from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from relay.errors import RelayError
+    from relay.event import DeploymentEvent
+    from relay.store.receipts import Receipt
+
+#: Events that `Ending` takes together.
+CHUNK = 10
+
+IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
+
+
+class Ending:
+    """A way that takes so many chunks, refuses the third event of each, and then ends in an error."""
+
+    done = "enqueued"
+
+    def __init__(self, chunks: int, error: RelayError) -> None:
+        self._chunks = chunks
+        self._error = error
+
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
+        for _ in range(self._chunks):
+            for place, event in enumerate(list(islice(events, CHUNK))):
+                yield InvalidEvent("", "no") if place == 2 else event.id or "new"
+        assert list(islice(events, CHUNK))
+        raise self._error
+
+    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:  # noqa: ARG002 - whatever is asked
+        raise self._error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class OneByOne(Ending):
+    """One that takes each event as it comes, all of them."""
+
+    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
+        for event in events:
+            yield event.id or "new"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Of a hundred events; every fourth line, the first among them, is none."""
+    lines = ["no json" if number % 4 == 0 else json.dumps({"image": {"url": IMAGE}}) for number in range(132)]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    return tmp_path / "events.jsonl"
+
+
+def said(way: Ending, file: Path, capsys: pytest.CaptureFixture[str], fates: Fates | None = None) -> str:
+    with pytest.raises(type(way._error)):
+        Reporter(way=way, origin=None, fates=fates).report_file(str(file))
+    return next(line for line in capsys.readouterr().err.splitlines() if "enqueued before this" in line)
+
+
+@pytest.mark.parametrize("error", [QueueFull, QueueUnavailable, GatewayRefused])
+def test_error_in_the_middle_says_what_is_enqueued_and_where_to_go_on(
+    error: type[RelayError], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The 21st event, behind two chunks of which each has one that is refused, is on line 28."""
+    assert said(Ending(0, error("no more")), file, capsys) == "0 enqueued before this; report again from line 2 on"
+    assert said(Ending(2, error("no more")), file, capsys) == "18 enqueued before this; report again from line 28 on"
+
+
+def test_what_was_taken_of_the_last_chunk_is_not_to_be_reported_again(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = QueueFull("no more")
+    full.enqueued = ("a", "b", "c")
+    assert said(Ending(2, full), file, capsys) == "21 enqueued before this; report again from line 32 on"
+
+
+def test_error_while_nothing_is_under_way_says_how_much_is_enqueued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway that takes reports and refuses to tell what became of them."""
+    file = tmp_path / "events.jsonl"
+    file.write_text(f"{json.dumps({'image': {'url': IMAGE}})}\n" * 2 * WINDOW)
+    way = OneByOne(0, GatewayRefused("no more"))
+    assert said(way, file, capsys, Fates(way, 60)) == f"{WINDOW} enqueued before this; report the rest again"
