@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
-from relay.cli.options import filled, positive_duration
+from relay.cli.options import filled, positive_duration, somebody_can_answer
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError, LeaseLost
 from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
@@ -328,7 +328,7 @@ def _confirm(shard: Shard, filters: Filters, what: str, *, yes: bool) -> None:
     """Ask before all dead letters are meant; where nobody can answer, --yes is asked for."""
     if yes or filters != EVERYTHING:
         return
-    if not sys.stdin.isatty():
+    if not somebody_can_answer():
         raise ConfigurationError(f"to {what} all dead letters, say --yes; or give a filter (--help)")
     typer.confirm(f"{what.capitalize()} all {count(shard.client, shard.keys)} dead letters?", abort=True, err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from relay.settings import Duration, PositiveDuration
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def somebody_can_answer() -> bool:
+    """Tell whether standard input is a terminal; closed, it is none."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def filled(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.options import Json, duration, name_or_id
+from relay.cli.options import Json, duration, name_or_id, somebody_can_answer
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT
@@ -81,7 +81,7 @@ def resync(
 def _confirm(environment: str, total: int, *, yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not somebody_can_answer():
         raise ConfigurationError(f"to deliver all of {environment} again, say --yes")
     typer.confirm(f"Deliver the {total:,} instances of {environment} again?", abort=True, err=True)
 

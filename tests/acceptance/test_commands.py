@@ -123,12 +123,19 @@ def test_errors_say_what_to_do_and_exit_as_documented(
     assert "secret" not in done.stderr
 
 
-def test_a_stream_from_an_input_that_is_closed_is_refused() -> None:
-    command = [sys.executable, "-m", "relay", "report", "-"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "-"], "standard input is closed"),
+        (["dead", "drop"], "to drop all dead letters, say --yes; or give a filter (--help)"),
+    ],
+)
+def test_an_input_that_is_closed_is_no_stream_and_answers_nothing(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "relay", *arguments]
     done = subprocess.run(
         ["/bin/sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, timeout=90, check=False
     )
-    assert (done.returncode, done.stderr) == (2, "relay: standard input is closed\n")
+    assert (done.returncode, done.stderr) == (2, f"relay: {message}\n")
 
 
 def test_a_full_queue_is_exit_code_75(redis_server: EmbeddedRedis) -> None:
