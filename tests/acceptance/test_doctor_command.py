@@ -117,7 +117,7 @@ def test_a_broker_elsewhere_is_found(estate: Estate) -> None:
 
 @pytest.mark.parametrize("url", ["redis://:redis-secret@127.0.0.1:1/0", "redis://nowhere.invalid:6379/0"])
 def test_a_redis_that_is_away_is_found_and_all_else_looked_at(estate: Estate, url: str) -> None:
-    done = relay(estate, "doctor", RELAY_REDIS_URL=url)
+    done = relay(estate, "doctor", RELAY_REDIS__URL=url)
     assert done.returncode == 1
     assert "is not reachable" in done.stdout
     assert "accepts the token" in done.stdout
