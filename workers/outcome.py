@@ -98,8 +98,9 @@ def outcome_of(answer: Answer) -> Outcome:
         return Refused(_because(_redirect(answer), answer.excerpt), status)
     if status in RETRIED_SLOWLY:
         return Retry(because, status, slowly=True)
-    if status in RETRIED or status >= 500 or (status == 403 and answer.retry_after_seconds is not None):
-        return _later(status, because, answer.retry_after_seconds)
+    asked = answer.used_up_seconds if answer.retry_after_seconds is None else answer.retry_after_seconds
+    if status in RETRIED or status >= 500 or (status == 403 and asked is not None):
+        return _later(status, because, asked)
     if status in UNAUTHORIZED:
         return Unauthorized(because, status)
     return Refused(because, status)

@@ -515,3 +515,17 @@ def test_deliveries_begin_slowly_after_an_outage(runtime: Runtime, client: Redis
         assert in_flight * (in_flight - 1) // 2 <= answered, f"{in_flight} at once after {answered} successes"
     assert max(in_flight for _, in_flight in watched.seen) > 5
     assert circuit(client) == ""
+
+
+def test_every_second_request_answered_403_by_a_used_up_limit_throttles_and_kills_nothing(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [
+        {"kind": "status", "sequence": [403, 202], "repeat": True, "headers": {"X-RateLimit-Remaining": "0"}}
+    ]
+    images = report_many(client, 20)
+    drain_inbox(runtime)
+    assert drained(runtime).held.startswith("rate_limited (HTTP 403")
+    deliver_until(runtime, lambda: nothing_waits(client))
+    assert (sorted(delivered_images(api)), client.xlen(KEYS.dead)) == (sorted(images), 0)
+    assert api.counts().by_status[403] >= 1

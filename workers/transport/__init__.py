@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from relay.errors import ConfigurationError
-from workers.transport.retry_after import retry_after_seconds
+from workers.transport import rate_limit
+from workers.transport.retry_after import date_of, retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ MAX_BODY_BYTES = 65_536
 
 #: Bytes of an answer's body that are kept, for a dead letter's detail.
 EXCERPT_BYTES = 200
+
+#: Statuses with which an API whose rate limit is used up answers.
+RATE_LIMITING = frozenset({403, 429, 503})
 
 #: A part of the token that is no longer than this gives nothing away.
 MIN_SECRET_BYTES = 3
@@ -68,6 +72,8 @@ class Answer(NamedTuple):
     retry_after_seconds: float | None = None
     excerpt: str = ""
     redirects_to: str = ""
+    #: How long an API whose rate limit is used up asks to be spared, by other headers or the body of a 403.
+    used_up_seconds: float | None = None
 
 
 class Request(NamedTuple, Generic[T]):
@@ -120,14 +126,26 @@ def bearer(api: ApiSettings) -> str:
 def answer_of(status: int, headers: Headers, body: bytes | bytearray, authorization: str) -> Answer:
     """Return what an answer tells that is no success: `headers` gives a header's values by its name."""
     dates = headers("Date")
+    now = datetime.now(UTC)
+    date = dates[0] if dates else None
     return Answer(
         status=status,
-        retry_after_seconds=retry_after_seconds(
-            headers("Retry-After"), date=dates[0] if dates else None, now=datetime.now(UTC)
-        ),
+        retry_after_seconds=retry_after_seconds(headers("Retry-After"), date=date, now=now),
+        used_up_seconds=_used_up_seconds(status, headers, body, date_of(date) or now),
         excerpt=excerpt_of(body, authorization),
         redirects_to=_host(headers("Location"), authorization) if 300 <= status < 400 else "",
     )
+
+
+def _used_up_seconds(status: int, headers: Headers, body: bytes | bytearray, since: datetime) -> float | None:
+    if status not in RATE_LIMITING:
+        return None
+    seconds = rate_limit.used_up_seconds(headers, since=since)
+    if seconds is None and status == 429:
+        return rate_limit.reset_seconds(headers, since=since)
+    if status == 403 and rate_limit.says_used_up(body):
+        return rate_limit.UNSAID_SECONDS if seconds is None else seconds
+    return seconds
 
 
 def excerpt_of(text: bytes | bytearray, authorization: str) -> str:

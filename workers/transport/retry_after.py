@@ -25,12 +25,17 @@ def retry_after_seconds(lines: Iterable[str], *, date: str | None, now: datetime
     None for what is in the past, zero, or neither seconds nor a date: then our own back-off holds. Not capped;
     that is the caller's to do.
     """
-    since = _date(date[:MAX_CHARACTERS]) if date else None
+    since = date_of(date)
     # A date's comma divides it too: what is before it is a weekday and says nothing.
     values = (value.strip() for line in lines if len(line) <= MAX_CHARACTERS for value in line.split(","))
     seconds = [_seconds(value, since or now) for value in values]
     longest = max(seconds, default=0.0)
     return min(longest, MAX_SECONDS) if longest > 0 else None
+
+
+def date_of(value: str | None) -> datetime | None:
+    """Return the time that a `Date` header names, None for none or for one that cannot be read."""
+    return _date(value[:MAX_CHARACTERS]) if value else None
 
 
 def _seconds(value: str, since: datetime) -> float:
