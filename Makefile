@@ -51,12 +51,8 @@ lint: $(READY) ## Style, types, and the layers of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What failed beside other tests is tried once more alone, and told twice: processes that wait for a processor are not
-# what a test is about. The fault suite, where time is, has one scenario at a time and no second try.
 test: $(READY) ## Run the tests, with a real Redis and real workers
-	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist worksteal || { \
-		echo "==> Once more, alone: what failed"; \
-		$(BIN)/python -m pytest -m "not faults" --last-failed --last-failed-no-failures none; }
+	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist worksteal
 
 faults: $(READY) ## Kill, stop, cut, and see that nothing is lost: the fault suite, without its slow part
 	$(BIN)/python -m pytest tests/faults -m "faults and not slow"
