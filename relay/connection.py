@@ -13,6 +13,7 @@ from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
 from relay.errors import ConfigurationError, QueueUnavailable
+from relay.failover import WrongServer, follow_role, follow_role_async
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,7 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.url, **own, max_connections=connections, timeout=settings.timeout
     )
+    pool.connection_class = follow_role_async(pool.connection_class)
     if HIREDIS_AVAILABLE:  # the bare install does without
         pool.connection_class = _packing_in_c(pool.connection_class)
     client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
@@ -65,6 +67,8 @@ def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
     try:
         client = kind.from_url(url, **own)
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+        if isinstance(client, redis.Redis):
+            client.connection_pool.connection_class = follow_role(client.connection_pool.connection_class)
     except (AttributeError, TypeError, ValueError, redis.RedisError):
         raise ConfigurationError(
             "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
@@ -88,6 +92,10 @@ class _Retry(Retry):
         self._within = True
         try:
             return super().call_with_retry(do, fail, *args, **kwargs)
+        except WrongServer:
+            if self._retries:
+                raise
+            return do()  # the connection is closed, so this makes a new one
         finally:
             self._within = False
 

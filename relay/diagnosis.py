@@ -36,6 +36,7 @@ NEARLY_FULL = 0.8
 class Cause(StrEnum):
     """What it is."""
 
+    READ_ONLY = "read_only"
     NO_WORKERS = "no_workers"
     UNAUTHORIZED = "unauthorized"
     WRONG_URL = "wrong_url"
@@ -83,7 +84,7 @@ def diagnose(seen: Overview) -> list[Finding]:
 def _findings(seen: Overview) -> Iterator[Finding]:
     """Look from the cause to the consequence: workers that are away let the queue run full, and not the reverse."""
     explained = False
-    for find in (_workers, _endpoint, _pauses, _room, _crashes):
+    for find in (_role, _workers, _endpoint, _pauses, _room, _crashes):
         for finding in find(seen):
             explained = explained or finding.level is Level.BAD
             yield finding
@@ -97,6 +98,16 @@ def _findings(seen: Overview) -> Iterator[Finding]:
             level=Level.BAD,
             what=f"{_events(lost)} unaccounted for",
             do="report this defect, with the output of `relay status --json`",
+        )
+
+
+def _role(seen: Overview) -> Iterator[Finding]:
+    if seen.is_replica:
+        yield Finding(
+            cause=Cause.READ_ONLY,
+            level=Level.WARN if seen.workers else Level.BAD,  # workers that live write to the primary
+            what="this Redis is a replica: it takes no writes, so nothing is reported or delivered through it",
+            do="let RELAY_REDIS_URL name the primary; after a failover see whether a replica was promoted",
         )
 
 

@@ -36,6 +36,7 @@ environment; endpoint names have no colon, so the first one ends them.
                                            the outbox emptied last, milliseconds
     latency                        hash    histogram bucket → deliveries (relay/store/latency.py)
     appended:<call>                string  mark of a call that added events, against its retry; expires
+    appended:probe                 string  never exists: what tests whether Redis takes writes (relay/store/probe.py)
     receipt:<event id>             string  what became of an event that asked for it (relay/store/receipts.py);
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
@@ -84,6 +85,8 @@ class Keys:
         self.redrive_lease = self.prefix + "lease:redrive"
         self.counts = self.prefix + "counts"
         self.latency = self.prefix + "latency"
+        #: Beside the marks of calls, where each producer's ACL user may write.
+        self.probe = self.prefix + "appended:probe"
         self.dataset = self.prefix + "dataset"
         self.workers = self.prefix + "workers"
         self.forgetting = self.prefix + "forgetting"

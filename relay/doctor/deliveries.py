@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONG_PAUSE_SECONDS = 86_400.0
 
 #: What other checks look into deeper.
-_ELSEWHERE = frozenset({Cause.NO_WORKERS, Cause.REDIS_FULL})
+_ELSEWHERE = frozenset({Cause.READ_ONLY, Cause.NO_WORKERS, Cause.REDIS_FULL})
 
 _GRADES = {Level.BAD: Grade.FAULT, Level.WARN: Grade.WARNING, Level.NOTE: Grade.NOTE}
 

@@ -18,6 +18,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from relay.connection import without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
 from relay.embedded import OLDEST_VERSION
+from relay.failover import WrongServer
+from relay.keys import Keys
+from relay.store import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +111,7 @@ def unreachable(where: str, error: RedisError) -> Result:
 def examine(client: Redis, settings: Settings, clock: Callable[[], float] = time.time) -> Iterator[Result]:
     """Look and judge."""
     yield from judge(read(client), settings.queue)
+    yield writes(client, Keys(settings.queue.namespace))
     yield skew(*_times(client, clock))
 
 
@@ -148,6 +152,24 @@ def judge(server: Server, queue: QueueSettings) -> Iterator[Result]:
     yield from _failed_writes(server)
     yield _eviction(server)
     yield _memory(server, queue)
+
+
+def writes(client: Redis, keys: Keys) -> Result:
+    """Try a write that changes nothing. A replica answers, and so does a Redis whose disk is full."""
+    check = "redis.writes"
+    try:
+        probe.write(client, keys)
+    except NoPermissionError:
+        return note(check, "this user may not write, so it was not tried", "see the gateway's /readyz, which writes")
+    except WrongServer as error:
+        return fault(
+            check,
+            f"Redis takes no writes: {error}",
+            "let RELAY_REDIS_URL lead to the primary; after a failover see whether a replica was promoted",
+        )
+    except ResponseError as error:
+        return fault(check, f"Redis takes no writes: {error}", "see Redis's log: this names what it waits for")
+    return ok(check, "Redis takes writes")
 
 
 def _version(server: Server) -> Result:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis import exceptions as redis_errors
 
 from relay.errors import InvalidEvent, QueueFull, QueueUnavailable, RelayError
+from relay.failover import WrongServer
 from relay.gateway.reports import NotPermitted, Refused
 from relay.store.dead import moment
 from relay.store.receipts import Status
@@ -29,7 +30,7 @@ _UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
     (redis_errors.NoPermissionError, "Redis does not permit it to the relay's user"),
     (redis_errors.BusyLoadingError, "Redis is loading its data"),
     (redis_errors.OutOfMemoryError, "Redis is out of memory"),
-    (redis_errors.ReadOnlyError, "this Redis is a read-only replica"),
+    (WrongServer, "this Redis takes no writes: it is a read-only replica, or a failover is under way"),
     (redis_errors.TimeoutError, "Redis did not answer in time"),
     (TimeoutError, "Redis did not answer in time"),
     (redis_errors.ConnectionError, "Redis cannot be reached"),

@@ -31,7 +31,7 @@ from relay.keys import Keys
 from relay.metrics.exporter import Exporter
 from relay.metrics.exposition import CONTENT_TYPE
 from relay.producer import AsyncProducer
-from relay.store import receipts
+from relay.store import probe, receipts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from relay.gateway.console.site import Console
     from relay.settings import Settings
 
-#: How long Redis may take to answer the PING of `/readyz`.
+#: How long Redis may take to answer the write of `/readyz`.
 READY_SECONDS = 2.0
 
 #: Where events are reported.
@@ -132,10 +132,10 @@ class _Gateway:
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
-        """Tell whether Redis answers, and so whether a report would be taken."""
+        """Answer whether Redis takes a write, and so a report: a replica would answer a PING."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                await self._client.ping()
+                await probe.write_async(self._client, self._keys)
         except (RedisError, TimeoutError) as error:
             return response_of(answers.unavailable(error))
         return JSONResponse({"status": "ready"})

@@ -75,6 +75,8 @@ class Overview:
     #: The dead letter that died last.
     newest_dead: DeadLetter | None = None
     memory: Memory = UNKNOWN
+    #: Whether this Redis is a replica, which takes no writes; False where the user may not ask.
+    is_replica: bool = False
     max_backlog: int = 1_000_000
     memory_watermark: float = 1.0
 
@@ -111,6 +113,7 @@ def read(
         retrying=_retrying(client, keys, endpoint_name, environments),
         newest_dead=dead.newest_of_all(client, keys),
         memory=_memory(client),
+        is_replica=_is_replica(client),
         max_backlog=queue.max_backlog,
         memory_watermark=queue.memory_watermark,
     )
@@ -153,3 +156,10 @@ def _memory(client: Redis) -> Memory:
         return UNKNOWN
     used = int(said.get("used_memory", 0)) - int(said.get("mem_not_counted_for_evict", 0))
     return Memory(used, int(said.get("maxmemory", 0)))
+
+
+def _is_replica(client: Redis) -> bool:
+    try:
+        return bool(client.info("replication").get("role") == "slave")
+    except ResponseError:
+        return False

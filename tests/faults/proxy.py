@@ -5,6 +5,7 @@
         link.stall(Way.REPLIES, new=False)    only what the server says, only on connections that are open now
         link.cut_reply(b"EVALSHA", nth=3)     the third such command runs, its reply never arrives
         assert link.cuts == 1                 the evidence
+        link.retarget(other_port)             new connections lead elsewhere, as after a failover by name
 
 Every spoiled connection ends in a reset: that a close is slow or half is `slow_close`.
 """
@@ -88,6 +89,14 @@ class Proxy:
                     gate.set()
 
         self._call(resume)
+
+    def retarget(self, port: int, host: str = "127.0.0.1") -> None:
+        """Lead new connections to another server; those that are open stay where they are."""
+
+        def retarget() -> None:
+            self._upstream = (host, port)
+
+        self._call(retarget)
 
     def reset_all(self) -> int:
         """Reset every connection that is open; return how many."""

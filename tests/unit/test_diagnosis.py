@@ -57,6 +57,7 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
 @pytest.mark.parametrize(
     ("seen", "cause", "words"),
     [
+        (overview(is_replica=True), "read_only", ["replica", "promoted"]),
         (overview(workers={}, ledger=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
         (overview(workers={}), "no_workers", ["nothing is waiting"]),
         (overview(health=EXPIRED, ledger=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
@@ -221,3 +222,11 @@ def test_an_endpoints_health_is_said_in_words(health: Health, words: list[str]) 
 )  # fmt: skip
 def test_durations_are_short(milliseconds: int, written: str) -> None:
     assert duration(milliseconds) == written
+
+
+def test_a_replica_is_the_worst_where_no_worker_lives() -> None:
+    """Workers whose signs of life are replicated write to the primary: then only this client reads from a replica."""
+    worst = diagnose(overview(workers={}, is_replica=True))[0]
+    assert (worst.cause, worst.level) == (Cause.READ_ONLY, Level.BAD)
+    [found] = diagnose(overview(is_replica=True))
+    assert (found.cause, found.level) == (Cause.READ_ONLY, Level.WARN)

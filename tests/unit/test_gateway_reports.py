@@ -14,6 +14,7 @@ pytest.importorskip("packageurl")
 
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.event import DeploymentEvent
+from relay.failover import WrongServer
 from relay.gateway import answers, cloudevents, reports
 from relay.gateway.auth import Caller, Stranger, Tokens
 from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
@@ -288,7 +289,7 @@ def caused_by(cause: BaseException | None) -> QueueUnavailable:
         (caused_by(redis_errors.NoPermissionError("hunter2")), 503, "permit", {"Retry-After": "2"}),
         (caused_by(redis_errors.BusyLoadingError("hunter2")), 503, "loading", {"Retry-After": "2"}),
         (caused_by(redis_errors.OutOfMemoryError("hunter2")), 503, "memory", {"Retry-After": "2"}),
-        (caused_by(redis_errors.ReadOnlyError("hunter2")), 503, "read-only", {"Retry-After": "2"}),
+        (caused_by(WrongServer("hunter2")), 503, "read-only", {"Retry-After": "2"}),
         (caused_by(redis_errors.TimeoutError("hunter2")), 503, "in time", {"Retry-After": "2"}),
         (caused_by(TimeoutError()), 503, "in time", {"Retry-After": "2"}),
         (caused_by(redis_errors.ConnectionError("hunter2")), 503, "reached", {"Retry-After": "2"}),
