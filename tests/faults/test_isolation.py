@@ -1,4 +1,4 @@
-"""One event, one environment, or a slow and hanging API: who else has to wait for it?"""
+"""One event, many busy environments, or a slow and hanging API: the others are not delayed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pytest
 from faults.api import OK, STALL, Answer
 from faults.ground import TIMEOUT_SECONDS, digest, scenario
 
@@ -24,13 +25,21 @@ BUSY_LATENCY_SECONDS = 0.1
 #: Beyond its deadline, how long an attempt may last.
 DEADLINE_MARGIN_SECONDS = 0.1
 
-#: By how much one event that fails, and one environment's backlog, may slow others down.
+#: By how much one event that fails may slow others down.
 SLOWER_FOR_AN_EVENT = 1.2
-SLOWER_FOR_A_BACKLOG = 2.0
 
 #: Failures of an event until it is mended, and of one until its attempts are used up; each is followed by a pause of
 #: a quarter of a second on average, in which a drain that waited would hold up everybody.
 MENDED_AFTER, USED_UP_AFTER = 5, 6
+
+#: Of scenario 39: processes of the pool, events of the busy environments together (more than those
+#: processes deliver meanwhile), and for how long the quiet one reports.
+PROCESSES = 2
+BUSY_EVENTS = 8_000
+QUIET_SECONDS = 8.0
+
+#: What a delivery run has of time by default, where the ground's timers are scaled down.
+DEFAULT_TIMERS = {"RELAY_WORKER__LEASE": "15s", "RELAY_WORKER__BUDGET": "5s", "RELAY_WORKER__SWEEP": "5s"}
 
 #: Time-outs after which not one slot may be lost.
 TIME_OUTS = 500
@@ -193,27 +202,39 @@ def test_no_slot_is_lost_to_an_api_that_hangs(ground: Ground) -> None:
     )
 
 
-@scenario(30, "10,000 waiting in one environment at a slow API, 10 events/s in another", bound="the small one's "
-          "median and p90 within 2 times (undisturbed + 0.1 s)")  # fmt: skip
-def test_a_backlog_holds_up_its_own_environment_alone(ground: Ground) -> None:
+class IsolationError(AssertionError):
+    """The quiet environment was slowed down by more than is promised."""
+
+
+@pytest.mark.xfail(
+    raises=IsolationError,
+    strict=True,
+    reason="a delivery run keeps its process until its budget ends: of the quiet environment, measured with default "
+    "timers, p50 0.13, 0.13 and 1.97 s and p90 0.14, 1.24 and 4.76 s beside 0, 3 and 20 busy environments",
+)
+@scenario(39, "busy environments: one more than processes, then ten times as many, at an API of 100 ms; one quiet "
+          "environment with an event each half second", bound="the quiet one's p50 within 1.2 times and p90 within 2 "
+          "times of undisturbed, intake included", timeout=180)  # fmt: skip
+def test_busy_environments_hold_up_themselves_alone(ground: Ground) -> None:
     ground.api.behave(Answer(delay=0.1))
-    ground.start_workers(1, concurrency=2)
-    pulse = Pulse(ground, 10, "small")
-    pulse.latencies(pulse.beat(0.5))  # so that all connections are there
-    alone = pulse.latencies(pulse.beat(4))
-    ground.report(10_000, environments=1)
-    ground.wait(lambda: not ground.client.xlen(ground.keys.inbox), seen=ground.ledger)  # which all share, in order
-    disturbed = pulse.latencies(pulse.beat(4))
-    waiting = ground.ledger().waiting
-    ground.bit(waiting > 1000, "the other environment had a backlog all the time")
-    check_not_slower(SLOWER_FOR_A_BACKLOG, disturbed, alone)
+    ground.start_workers(1, concurrency=PROCESSES, **DEFAULT_TIMERS)
+    pulse = Pulse(ground, 2, "quiet")
+    pulse.latencies(pulse.beat(1))  # so that all connections are there
+    alone = pulse.latencies(pulse.beat(QUIET_SECONDS))
+    beside: dict[int, list[float]] = {}
+    for busy in (PROCESSES + 1, 10 * PROCESSES):
+        ground.report(BUSY_EVENTS, environments=busy)
+        beside[busy] = pulse.latencies(pulse.beat(QUIET_SECONDS))
+        ground.bit(ground.ledger().waiting > BUSY_EVENTS / 10, f"{busy} environments had a backlog all the time")
     ground.api.behave(OK)
     ground.rest(60)
     ground.check()
-    ground.observed(
-        f"10,000 to {waiting} waiting; the small one's median/p90/p99: {told(alone)} ms alone, "
-        f"{told(disturbed)} ms beside it"
-    )
+    for busy, disturbed in beside.items():
+        ground.observed(f"median/p90/p99 {told(alone)} ms alone, {told(disturbed)} ms beside {busy} busy ones")
+    for disturbed in beside.values():
+        for part, factor in ((0.5, 1.2), (0.9, 2.0)):
+            if share(disturbed, part) > factor * share(alone, part) + BUSY_LATENCY_SECONDS:
+                raise IsolationError("; ".join(ground.observations))
 
 
 @scenario(30, "an endpoint that hangs with 200 environments", bound="each attempt ends by the deadline + 0.1 s, "
