@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 from pydantic_core import from_json, to_json
 
+from relay.encoding import other_encoding, restored, without_mark
 from relay.errors import InvalidEvent, InvalidImage
 from relay.image import parse_image
 from relay.platform import Platform, parse_platform, platform_of
@@ -48,9 +49,12 @@ LINUX_AMD64 = Platform(os="linux", architecture="amd64")
 #: Control characters, line separators, and lone surrogates, which UTF-8 cannot carry.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-#: RFC 3339, section 5.6; the space between date and time is its note's.
-_RFC3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+#: RFC 3339, section 5.6, and what is as unambiguous: the space between date and time (its note), ISO 8601's comma
+#: before fractions (`date -Ins`), the offset as `date +%z` writes it (+0100), to the hour only (PostgreSQL, +01),
+#: after a space (GitLab's web hooks, `git log --format=%ci`) or as UTC or GMT, and a zone's name after it (Go, Helm).
+_MOMENT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]+))?"
+    r"(?: ?(?:([Zz]|[Uu][Tt][Cc]|GMT)|([+-][0-9]{2})(?::?([0-5][0-9]))?(?: [A-Z]{1,5}| [+-][0-9]{2,4})?))?"
 )
 #: More fraction digits than this are no clock's.
 _MAX_TIME_CHARACTERS = 64
@@ -63,10 +67,12 @@ def _text(given: object, max_bytes: int) -> str | None:
     if not isinstance(given, str):
         raise ValueError("must be a string")  # noqa: TRY004 - pydantic turns only a ValueError into a fault
     text = given.strip()
-    if len(text) > max_bytes:  # before it is looked at: it may be megabytes
-        raise _too_long(text, max_bytes)
-    if text.isascii() and text.isprintable():
+    if text.isascii() and len(text) <= max_bytes and text.isprintable():
         return text or None  # as nearly all are
+    if len(text) <= max_bytes:  # more is too long in any encoding, and may be megabytes
+        text = restored(text).strip()
+    if len(text) > max_bytes:
+        raise _too_long(text, max_bytes)
     if _UNPRINTABLE.search(text):
         raise ValueError("must not have control characters or line breaks")
     if len(text.encode()) > max_bytes:
@@ -96,10 +102,10 @@ def _image_url(given: object) -> str:
 
 
 def _utc(given: object) -> datetime | None:
-    """Read an aware `datetime` or RFC 3339 text into UTC; digits beyond microseconds are cut off."""
+    """Read an aware `datetime`, or text as `_MOMENT` has it, into UTC; digits beyond microseconds are cut off."""
     if given is None or given == "":
         return None
-    moment = given if isinstance(given, datetime) else _rfc3339(given)
+    moment = given if isinstance(given, datetime) else _moment(given)
     if moment.utcoffset() is None:
         raise ValueError("must have an offset from UTC, such as Z or +02:00")
     try:
@@ -108,12 +114,15 @@ def _utc(given: object) -> datetime | None:
         raise ValueError("is outside the years 1 to 9999 in UTC") from None
 
 
-def _rfc3339(given: object) -> datetime:
+def _moment(given: object) -> datetime:
     text = given.strip() if isinstance(given, str) else ""
-    if len(text) > _MAX_TIME_CHARACTERS or not _RFC3339.fullmatch(text):
+    parts = _MOMENT.fullmatch(text) if len(text) <= _MAX_TIME_CHARACTERS else None
+    if parts is None:
         raise ValueError("must be RFC 3339 text, such as 2025-01-31T12:00:00Z")
+    day, time, fraction, zone, hours, minutes = parts.groups()
+    offset = "+00:00" if zone else f"{hours}:{minutes or '00'}" if hours else ""
     try:
-        return datetime.fromisoformat(text.upper())
+        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0')[:6]:0<6}{offset}")
     except ValueError:
         raise ValueError("names a day, a time or an offset that does not exist") from None
 
@@ -213,9 +222,10 @@ class DeploymentEvent(BaseModel):
         of an array); what stands beside wins. The body's size is the caller's to bound.
         """
         try:
-            document = from_json(body.encode() if isinstance(body, str) else body)
+            content = body.encode() if isinstance(body, str) else body
+            document = from_json(without_mark(content))
         except ValueError as error:
-            raise InvalidEvent("", f"the event is not valid JSON ({_json_fault(error)})") from None
+            raise InvalidEvent("", f"the event is not valid JSON ({_json_fault(error, body)})") from None
         if not isinstance(document, dict):
             raise InvalidEvent("", "the event must be a JSON object")
         for part, beside in (("id", id), ("source", source), ("time", time)):
@@ -381,7 +391,10 @@ def _shown_field(field: str) -> str:
     return _UNPRINTABLE.sub("?", shown)
 
 
-def _json_fault(error: ValueError) -> str:
+def _json_fault(error: ValueError, body: bytes | str) -> str:
+    encoding = other_encoding(body) if isinstance(body, bytes) else None
+    if encoding is not None:
+        return f"it is {encoding}: write it in UTF-8"
     if isinstance(error, UnicodeError):
         return "it is not UTF-8"
     return _UNPRINTABLE.sub("?", str(error))

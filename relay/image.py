@@ -58,6 +58,15 @@ _PATH = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _LOWER_HEX = re.compile(r"[0-9a-f]+")
 
+#: What a digest begins with, alone or before what stands for its digits.
+_ALGORITHM = re.compile(r"sha(?:256|512)(?::|$)")
+#: How shells, JavaScript, Go, Python, Ruby and Helm write what has no value, in lower case.
+_NOTHING = frozenset(
+    {"", "null", "undefined", "none", "nil", "<nil>", "<no value>", "<none>", "<null>", "[object object]"}
+)
+#: How a variable begins that was not replaced: shell, Tekton, Argo, GitHub, Helm, Octopus, Windows, a placeholder.
+_VARIABLE = re.compile(r"\$|\{\{|#\{|%[A-Za-z_{]|<[A-Za-z]")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReference:
@@ -88,10 +97,28 @@ def parse_image(text: str) -> ImageReference:
 @lru_cache(maxsize=REFERENCES_REMEMBERED)
 def _parsed(text: str) -> ImageReference:
     reference = text.removeprefix(_PULLABLE)
+    name, at, digest = reference.partition("@")
+    if at and name and is_unset(digest):
+        raise InvalidImage(unset_digest(digest))
     _refuse_unwritable(reference)
     _refuse_without_digest(reference)
-    name, _, digest = reference.partition("@")
     return ImageReference(repository=_repository(name), digest=_digest(digest))
+
+
+def is_unset(digest: str) -> bool:
+    """Return whether what stands for a digest is none because the variable that it comes from had no value.
+
+    That is nothing at all, what programs write for nothing (`null`, `<no value>`), or the variable itself
+    (`$(tasks.build.results.DIGEST)`, `${DIGEST}`, `{{ .Digest }}`), each with or without `sha256:` before it.
+    """
+    value = _ALGORITHM.sub("", digest.strip().strip("\"'"), count=1).strip().strip("\"'")
+    return value.lower() in _NOTHING or bool(_VARIABLE.match(value))
+
+
+def unset_digest(digest: str) -> str:
+    """Say what is wrong with a digest that `is_unset`."""
+    written = f" It reads {_shown(digest.strip())}" if digest.strip() else ""
+    return f"the digest is empty: was the output it comes from set?{written}"
 
 
 def _refuse_unwritable(reference: str) -> None:

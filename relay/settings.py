@@ -31,7 +31,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from relay.errors import ConfigurationError
+from relay.errors import ConfigurationError, InvalidImage
+from relay.image import parse_image
 from relay.template import Template
 
 if TYPE_CHECKING:
@@ -352,6 +353,25 @@ class LogSettings(_Section):
     """The least that is written. INFO has a line for each drain, DEBUG one for each attempt at an event."""
 
 
+def _registry(text: str) -> str:
+    """Check a registry, and a path in it, by an image that would be of it."""
+    registry = text.strip().strip("/")
+    if not registry:
+        return ""
+    url = f"{registry}/app@sha256:{'0' * 64}"
+    try:
+        read = parse_image(url).url
+    except InvalidImage as error:
+        raise ValueError(f"is not a registry such as ghcr.io/acme: an image of it {error.reason}") from None
+    if not read.startswith(f"{registry.lower()}/"):
+        raise ValueError("must begin with a registry's host, such as ghcr.io/acme")
+    return registry
+
+
+#: A registry, and a path in it if there is one: `ghcr.io/acme`.
+Registry = Annotated[str, AfterValidator(_registry)]
+
+
 class GatewaySettings(_Section):
     """The HTTP side."""
 
@@ -369,6 +389,9 @@ class GatewaySettings(_Section):
     or nobody."""
     metrics: Literal["open", "token", "off"] = "open"
     """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
+    default_registry: Registry = ""
+    """The registry, and a path in it, of CDEvents' artifacts that name none, such as `ghcr.io/acme`; empty refuses
+    them. A token of the `tokens_file` may have its own, `registry`."""
     tls_cert: Path | None = None
     """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
     tls_key: Path | None = None

@@ -86,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     To look for pydantic's plug-ins among all that is installed would cost each command up to a tenth of a second.
     """
+    if arguments is None:
+        _ensure_utf8()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(args=arguments, prog_name="relay")
@@ -93,6 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in str(error).splitlines():
             typer.echo(f"relay: {line}", err=True)
         sys.exit(exit_code(error))
+
+
+def _ensure_utf8() -> None:
+    """Replace this process by one in UTF-8 mode where Python takes the locale for ASCII.
+
+    Under LC_ALL=POSIX with PYTHONUTF8=0, `produktion-ö` on the command line, in a variable or in a file's name is
+    otherwise a text that UTF-8 cannot carry. The process keeps its id and its open files.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1" and sys.executable:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606 - our own command line
 
 
 def exit_code(error: RelayError) -> int:

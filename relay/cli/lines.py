@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from relay.encoding import other_encoding
 from relay.errors import ConfigurationError, InvalidEvent
 from relay.event import DeploymentEvent
 
@@ -69,6 +70,8 @@ def read_lines(lines: BinaryIO, advance: Callable[[int], object]) -> Iterator[Li
             _skip_to_line_end(lines, line)
         elif line.strip():
             yield Line(number, _event(line))
+            if number == 1 and other_encoding(line):
+                return  # its line ends are not where they seem to be
 
 
 def _event(line: bytes) -> DeploymentEvent | InvalidEvent:

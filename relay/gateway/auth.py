@@ -13,6 +13,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 
 from relay.errors import ConfigurationError
+from relay.settings import Registry  # noqa: TC001 - pydantic reads it
 
 _SCHEME = "bearer"
 
@@ -23,6 +24,8 @@ class Caller:
 
     name: str
     environments: tuple[str, ...] = ("*",)
+    #: The registry of the CDEvents' artifacts that name none; '' is the gateway's default.
+    registry: str = ""
 
     def may_report_for(self, environment: str) -> bool:
         """Tell whether one of the globs matches."""
@@ -81,6 +84,7 @@ class _Grant(BaseModel):
     token: SecretStr | None = None
     token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     environments: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    registry: Registry = ""
 
     @model_validator(mode="after")
     def _has_one(self) -> Self:
@@ -102,6 +106,7 @@ def parse_tokens(text: str) -> Tokens:
     [payments-pipeline]
     token_sha256 = "…"                      # of `printf %s "$TOKEN" | sha256sum`; or token = "…"
     environments = ["payments-*", "shared"]    # left out: all
+    registry = "ghcr.io/acme"                  # of CDEvents' artifacts that name none
     """
     try:
         grants = _GRANTS.validate_python(tomllib.loads(text))
@@ -114,7 +119,10 @@ def parse_tokens(text: str) -> Tokens:
     if not grants:
         raise ConfigurationError("it has no token: a table for each, such as [pipeline] and in it token = …")
     return Tokens(
-        tuple((grant.hash, Caller(name=name, environments=grant.environments)) for name, grant in grants.items())
+        tuple(
+            (grant.hash, Caller(name=name, environments=grant.environments, registry=grant.registry))
+            for name, grant in grants.items()
+        )
     )
 
 

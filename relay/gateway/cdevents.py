@@ -51,6 +51,7 @@ _FIELDS = {
     "environment.name": f"{_ENVIRONMENT}.id",
     "platform.os": _ARTIFACT,
     "platform.architecture": _ARTIFACT,
+    "platform.variant": _ARTIFACT,
 }
 
 
@@ -77,10 +78,12 @@ def read(
     id: str | None = None,  # noqa: A002 - the same
     source: str | None = None,
     time: Any = None,
+    registry: str = "",
 ) -> DeploymentEvent | Ignored:
     """Read a CDEvent, and beside it the CloudEvent's attributes; else raise `InvalidEvent`.
 
-    The fields of faults are paths in the document; `type`, `id`, `source` and `time` are the CloudEvent's.
+    The fields of faults are paths in the document; `type`, `id`, `source` and `time` are the CloudEvent's. A purl
+    without a registry is of `registry`.
     """
     if not isinstance(document, Mapping):
         raise InvalidEvent("", "a CDEvent must be a JSON object")
@@ -88,7 +91,7 @@ def read(
     context = _Context.of(given, type=type, id=id, source=source, time=time)
     if why := _IGNORED.get(context.predicate):
         return Ignored(id=context.id, type=context.type, why=why)
-    return _deployment(_object(document, "subject"), context)
+    return _deployment(_object(document, "subject"), context, registry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +143,18 @@ def _predicate(kind: str, field: str) -> str:
     return found[1]
 
 
-def _deployment(subject: Mapping[str, Any], context: _Context) -> DeploymentEvent:
+def _deployment(subject: Mapping[str, Any], context: _Context, registry: str) -> DeploymentEvent:
     content = _object(subject, "content", "subject.content")
     environment = _object(content, "environment", _ENVIRONMENT)
     purl = required(content.get("artifactId"), _ARTIFACT)
     try:
-        artifact = read_purl(purl)
+        artifact = read_purl(purl, registry=registry)
     except ValueError as error:
         raise InvalidEvent(_ARTIFACT, str(error)) from None
     report = {
         "image": {"url": artifact.reference, "name": required(subject.get("id"), "subject.id")},
         "environment": {"name": required(environment.get("id"), f"{_ENVIRONMENT}.id")},
-        "platform": {"os": artifact.os, "architecture": artifact.architecture},
+        "platform": {"os": artifact.os, "architecture": artifact.architecture, "variant": artifact.variant},
         "id": context.id,
         "source": context.source,
         "time": context.time,

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from relay.encoding import without_mark
 from relay.errors import InvalidEvent
 from relay.event import DeploymentEvent
 from relay.gateway import cdevents
@@ -32,8 +33,11 @@ from relay.gateway.attributes import event_id, required
 SPECVERSION = "1.0"
 
 
-def read(document: object) -> DeploymentEvent | cdevents.Ignored:
-    """Read a CloudEvent in structured mode; else raise `InvalidEvent` with the path in the document at fault."""
+def read(document: object, *, registry: str = "") -> DeploymentEvent | cdevents.Ignored:
+    """Read a CloudEvent in structured mode; else raise `InvalidEvent` with the path in the document at fault.
+
+    A CDEvent's artifact without a registry is of `registry`.
+    """
     if not isinstance(document, Mapping):
         raise InvalidEvent("", "a CloudEvent must be a JSON object")
     if required(document.get("specversion"), "specversion") != SPECVERSION:
@@ -42,7 +46,7 @@ def read(document: object) -> DeploymentEvent | cdevents.Ignored:
     time, data = document.get("time"), _data(document)
     try:
         if cdevents.is_cdevent(kind):
-            return cdevents.read(data, type=kind, source=source, id=own_id, time=time)
+            return cdevents.read(data, type=kind, source=source, id=own_id, time=time, registry=registry)
         return _plain(data, id=event_id(source, own_id), source=source, time=time)
     except InvalidEvent as error:
         raise InvalidEvent(_path(error.field, kind), error.reason) from None
@@ -80,6 +84,6 @@ def _data(document: Mapping[str, Any]) -> object:
         raise InvalidEvent("data_base64", "must not stand beside data")
     text = required(encoded, "data_base64")
     try:
-        return from_json(b64decode(text, validate=True))
+        return from_json(without_mark(b64decode(text, validate=True)))
     except ValueError:
         raise InvalidEvent("data_base64", "must be the base64 of a JSON text") from None

@@ -5,11 +5,15 @@
     pkg:oci/ghcr.io/team/app@sha256%3A…                         the same, though the type has no namespaces
     pkg:docker/team/app@sha256%3A…?repository_url=ghcr.io       the same
     pkg:docker/nginx@sha256%3A…                                 docker.io/library/nginx@sha256:…
+    pkg:docker/ghcr.io/team/app@v2?digest=sha256:…&platform=linux%2Farm64    as BuildKit writes it
 
 Both spellings of `repository_url` are in use (https://github.com/package-url/purl-spec, types/oci-definition.json
 and docker-definition.json): the name is added unless the path ends with it, and so an image `ghcr.io/app/app` needs
-both in it. An oci purl is "registry agnostic by default", and an image that is nowhere cannot be reported. A docker
-purl is of Docker Hub by default.
+both in it. An oci purl is "registry agnostic by default", and an image that is nowhere cannot be reported: its
+registry is then the gateway's default, if there is one. A docker purl is of Docker Hub by default.
+
+The digest is the version, or the qualifier `digest` beside a tag. The platform is `platform`, or `os`, `arch` and
+`variant`. Where two of them say different things, the purl is refused. Other qualifiers, such as `tag`, are ignored.
 
 Not promised: that a docker purl's version is the manifest's digest. The definition has it as the image's id, which
 nobody can tell from a digest; those who write such purls mean the manifest's.
@@ -22,6 +26,10 @@ from dataclasses import dataclass
 
 from packageurl import PackageURL
 
+from relay.errors import InvalidEvent
+from relay.image import is_unset, unset_digest
+from relay.platform import normalise
+
 _EXAMPLE = "pkg:oci/app@sha256%3A<64 hex digits>?repository_url=registry.example.com/team"
 
 #: Definitions ask for none, people write them.
@@ -29,6 +37,9 @@ _URL_SCHEME = re.compile(r"(?:https?|oci|docker)://", re.IGNORECASE)
 
 #: What docker's definition has as its default is the site; this is the registry.
 _DOCKER_HUB_SITE, _DOCKER_HUB = "hub.docker.com", "docker.io"
+
+#: Parts of a platform: operating system, architecture, variant.
+_Platform = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +49,78 @@ class Artifact:
     reference: str
     os: str | None
     architecture: str | None
+    variant: str | None
 
 
-def read_purl(text: str) -> Artifact:
-    """Read a purl of an image by digest; else raise a `ValueError` that says what to write."""
+def read_purl(text: str, *, registry: str = "") -> Artifact:
+    """Read a purl of an image by digest; else raise a `ValueError` that says what to write.
+
+    An oci purl without a registry is of `registry` (`ghcr.io/team`), and refused if that is empty.
+    """
     try:
         purl = PackageURL.from_string(text)
     except ValueError:
         raise ValueError(f"is not a purl: write {_EXAMPLE}") from None
     if purl.type not in ("oci", "docker"):
         raise ValueError(f"is a purl of the type {_shown(purl.type)}, and images are oci or docker")
-    if not purl.version or ":" not in purl.version:
+    digest = _digest(text, purl)
+    os, architecture, variant = _platform(purl)
+    repository = _repository(purl, registry)
+    return Artifact(reference=f"{repository}@{digest}", os=os, architecture=architecture, variant=variant)
+
+
+def _digest(text: str, purl: PackageURL) -> str:
+    """Return the manifest's digest, as the version or the qualifier has it."""
+    version, qualifier = purl.version or "", purl.qualifiers.get("digest") or ""
+    if ":" in version and qualifier and version != qualifier:
+        raise ValueError("has one digest as its version and another as its qualifier digest: leave one out")
+    found = qualifier or (version if ":" in version else "")
+    path, _, qualifiers = text.partition("?")
+    never_came = is_unset(found) if found else "digest=" in qualifiers or ("@" in path and is_unset(version))
+    if never_came:
+        raise ValueError(unset_digest(found or version))
+    if not found:
         raise ValueError(f"has no digest as its version, and a tag can move: write {_EXAMPLE}")
-    return Artifact(
-        reference=f"{_repository(purl)}@{purl.version}",
-        os=purl.qualifiers.get("os"),
-        architecture=purl.qualifiers.get("arch"),
-    )
+    return found
 
 
-def _repository(purl: PackageURL) -> str:
+def _platform(purl: PackageURL) -> _Platform:
+    """Return what the qualifiers say of the platform, `platform=linux/arm/v7` or a qualifier for each part."""
+    qualifiers = purl.qualifiers
+    apart = qualifiers.get("os"), qualifiers.get("arch"), qualifiers.get("variant")
+    whole = qualifiers.get("platform")
+    if not whole:
+        return apart
+    parts = whole.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"has the platform {_shown(whole)}: write os/architecture or os/architecture/variant")
+    together = parts[0], parts[1], parts[2] if len(parts) > 2 else None  # noqa: PLR2004 - with a variant
+    if any(one and one != other for one, other in zip(_normal(apart), _normal(together), strict=True)):
+        raise ValueError("has a platform and another os, arch or variant: leave one out")
+    return together
+
+
+def _normal(platform: _Platform) -> _Platform:
+    """Return a platform as containerd spells it, so that two spellings can be compared."""
+    try:
+        return normalise(*platform)
+    except InvalidEvent as error:
+        raise ValueError(f"has a platform that {error.reason}") from None
+
+
+def _repository(purl: PackageURL, registry: str) -> str:
     path = f"{purl.namespace}/{purl.name}" if purl.namespace else purl.name
     given = purl.qualifiers.get("repository_url")
     if purl.namespace and _names_registry(purl.namespace):
         return path
     if given is None and purl.type == "docker":
         return path
+    if given is None and registry:
+        return f"{registry}/{path}"
     if given is None:
-        raise ValueError(f"has no repository_url, and so no registry: write {_EXAMPLE}")
+        raise ValueError(
+            f"has no repository_url, and so no registry: write {_EXAMPLE}, or set gateway.default_registry"
+        )
     base = _URL_SCHEME.sub("", given, count=1).strip("/")
     if base.partition("/")[0] == _DOCKER_HUB_SITE:
         base = base.replace(_DOCKER_HUB_SITE, _DOCKER_HUB, 1)

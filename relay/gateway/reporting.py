@@ -41,6 +41,7 @@ class Reporting:
         self._keys = Keys(settings.queue.namespace)
         self._limits = Limits.of(settings.queue.max_event_bytes)
         self._environment = settings.defaults.environment
+        self._registry = settings.gateway.default_registry
         # One attempt's time-outs: a producer that retries within them does; waiting for others' reports counts.
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
@@ -63,7 +64,8 @@ class Reporting:
         content = await body.read(media, self._limits)
         if reports.is_many(media, content):
             return await self._take_many(media, reports.split(media, content), envelope, caller)
-        item = reports.checked_environment(reports.read(media, content, envelope), caller, self._environment)
+        given = reports.read(media, content, envelope, caller.registry or self._registry)
+        item = reports.checked_environment(given, caller, self._environment)
         if isinstance(item, Ignored):
             await self._count_ignored(1)
             return answers.taken(item.id)
@@ -76,8 +78,11 @@ class Reporting:
         ids_of: dict[int, str] = {}
         faults: list[Fault] = []
         stopped: RelayError | None = None
+        registry = caller.registry or self._registry
         for first in range(0, len(texts), CHUNK):
-            chunk = reports.read_many(media, texts[first : first + CHUNK], first, envelope, self._limits)
+            chunk = reports.read_many(
+                media, texts[first : first + CHUNK], first, envelope, self._limits, registry=registry
+            )
             chunk = reports.checked_environments(chunk, first, caller, self._environment)
             faults += [item for item in chunk if isinstance(item, Fault)]
             valid = {first + at: item for at, item in enumerate(chunk) if not isinstance(item, Fault)}

@@ -33,6 +33,7 @@ A CDEvent may be `Ignored`: accepted with its id, like all others, and not enque
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -108,6 +109,11 @@ _NO_ENVELOPE = Envelope()
 _ENVELOPE = frozenset({"idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"})
 
 
+#: A quoted string of HTTP (RFC 7230, section 3.2.6), and what is escaped in it.
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """Why the event in this place, counted from 0, is not taken."""
@@ -176,7 +182,8 @@ def media_of(headers: Mapping[str, str]) -> Media:
 def envelope_of(headers: Mapping[str, str]) -> Envelope:
     """Read the envelope from headers with lower-case names; `ce-id` wins over `Idempotency-Key`.
 
-    Values with `ce-` are percent-encoded UTF-8 (CloudEvents' HTTP binding, section 3.1.3.2); a key is as it is.
+    Values with `ce-` are percent-encoded UTF-8, in double quotes or not (CloudEvents' HTTP binding, section 3.1.3.2);
+    a key is as it is.
     """
     if _ENVELOPE.isdisjoint(headers):
         return _NO_ENVELOPE
@@ -221,14 +228,16 @@ def is_many(media: Media, body: bytes | bytearray) -> bool:
     return body.lstrip(_BLANK).startswith(b"[")
 
 
-def read(media: Media, body: bytes, envelope: Envelope) -> DeploymentEvent | Ignored:
-    """Read a body of one event in any form; 400 if it is not JSON, `InvalidEvent` if it is no event."""
+def read(media: Media, body: bytes, envelope: Envelope, registry: str = "") -> DeploymentEvent | Ignored:
+    """Read a body of one event in any form; 400 if it is not JSON, `InvalidEvent` if it is no event.
+
+    A CDEvent's artifact without a registry is of `registry`.
+    """
     if media is Media.CLOUDEVENT:
-        return cloudevents.read(_json(body))
+        return cloudevents.read(_json(body), registry=registry)
     if media is Media.CDEVENT or cdevents.is_cdevent(envelope.type):
-        return cdevents.read(
-            _json(body), type=envelope.type, id=envelope.id, source=envelope.source, time=envelope.time
-        )
+        around = {"type": envelope.type, "id": envelope.id, "source": envelope.source, "time": envelope.time}
+        return cdevents.read(_json(body), **around, registry=registry)
     return read_one(body, envelope)
 
 
@@ -255,11 +264,11 @@ def split(media: Media, body: bytes) -> list[bytes]:
 
 
 def read_many(
-    media: Media, texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits
+    media: Media, texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits, *, registry: str = ""
 ) -> list[DeploymentEvent | Ignored | Fault]:
     """Read the texts of many's events in any form, of which the first is in this place of the request."""
     if media is Media.CLOUDEVENTS:
-        return [_read_cloudevent(text, first + place, limits.one) for place, text in enumerate(texts)]
+        return [_read_cloudevent(text, first + place, limits.one, registry) for place, text in enumerate(texts)]
     return [*read_each(texts, first, envelope, limits)]
 
 
@@ -278,8 +287,12 @@ def checked_environments(
 
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:
-    given = headers.get(f"ce-{name}")
-    return _utf8(unquote_to_bytes(given.encode("latin-1")), name) if given else None
+    given = headers.get(f"ce-{name}", "").strip()
+    if not given:
+        return None
+    if given[0] == '"' and (quoted := _QUOTED.fullmatch(given)):
+        given = _ESCAPE.sub(r"\1", quoted[1])
+    return _utf8(unquote_to_bytes(given.encode("latin-1")), name)
 
 
 def _utf8(value: bytes, field: str) -> str | None:
@@ -312,11 +325,11 @@ def _read_item(text: bytes, index: int, envelope: Envelope, max_bytes: int) -> D
     return event if size <= max_bytes else _too_large(size, index, max_bytes)
 
 
-def _read_cloudevent(text: bytes, index: int, max_bytes: int) -> DeploymentEvent | Ignored | Fault:
+def _read_cloudevent(text: bytes, index: int, max_bytes: int, registry: str) -> DeploymentEvent | Ignored | Fault:
     if len(text) > max_bytes:  # as above
         return _too_large(len(text), index, max_bytes)
     try:
-        event = cloudevents.read(from_json(text))
+        event = cloudevents.read(from_json(text), registry=registry)
     except InvalidEvent as error:
         return Fault(index=index, field=error.field, reason=error.reason)
     size = 0 if isinstance(event, Ignored) else len(event.body())

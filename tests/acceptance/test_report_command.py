@@ -340,3 +340,29 @@ def test_a_report_imports_only_what_it_needs(estate: Estate) -> None:
         packages = {name.partition(".")[0] for name in imported}
         assert "pydantic" in packages
         assert not packages & unwanted
+
+
+def test_ascii_locale_without_utf_8_mode_changes_no_text(tmp_path: Path) -> None:
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}
+    name = "produktion-ö"
+    (tmp_path / f"{name}.jsonl").write_text(line(1, name), encoding="utf-8-sig")
+
+    from_option = report(image(1), "-e", name, "--source", name, "--dry-run", **posix)
+    from_file = report(str(tmp_path / f"{name}.jsonl"), "--dry-run", "--no-detect", **posix)
+
+    assert (from_option.returncode, from_file.returncode) == (0, 0), from_option.stderr + from_file.stderr
+    assert json.loads(from_option.stdout)["event"]["environment"] == {"name": name}
+    assert json.loads(from_option.stdout)["source"] == name
+    assert json.loads(from_file.stdout)["event"]["environment"] == {"name": name}
+
+
+def test_byte_order_mark_is_no_fault_and_utf_16_is_named(tmp_path: Path) -> None:
+    marked, wide = tmp_path / "marked.jsonl", tmp_path / "wide.jsonl"
+    marked.write_text(f"{line(1, 'shop')}\n\ufeff{line(2, 'shop')}\n", encoding="utf-8-sig")
+    wide.write_text(f"{line(1, 'shop')}\n{line(2, 'shop')}\n", encoding="utf-16")
+
+    assert report(str(marked), "--dry-run").returncode == 0
+    refused = report(str(wide), "--dry-run")
+    assert refused.returncode == 1
+    assert "line 1: the event is not valid JSON (it is UTF-16: write it in UTF-8)" in refused.stderr
+    assert "line 2" not in refused.stderr

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from gateways import IMAGE, Running, running
+from gateways import IMAGE, TOKEN, Running, running
 
 from relay.keys import Keys
 from relay.store.counts import read_ledger
@@ -99,6 +99,24 @@ def test_a_batch_of_cloudevents_is_many(gateway: Running, client: Redis) -> None
     assert [(each["index"], each["field"]) for each in answer.json()["errors"]] == [(1, "data.subject")]
     assert [fields[b"id"].decode() for fields in inbox(client)] == [ids[2]]
     assert read_ledger(client, Keys()).ignored == 1
+
+
+def test_artifact_without_a_registry_is_of_the_tokens_or_the_gateways(
+    redis_server: EmbeddedRedis, client: Redis, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[payments]\ntoken = "of-payments"\nregistry = "quay.io/payments"\n')
+    document = cdevent("deployed-0.3.0")
+    purl = document["subject"]["content"]["artifactId"]
+    document["subject"]["content"]["artifactId"] = purl.partition("?")[0]
+    bare, structured = json.dumps(document), json.dumps([carrier(document)])
+    settings = {"port": 0, "token": TOKEN, "tokens_file": tokens, "default_registry": "ghcr.io/acme"}
+    with running(redis_server.url, gateway=settings) as gateway:
+        gateway.post(bare, Content_Type="application/cdevents+json")
+        batch = "application/cloudevents-batch+json"
+        gateway.post(structured, Content_Type=batch, Authorization="Bearer of-payments")
+    urls = [json.loads(entry[b"event"])["image"]["url"].partition("@")[0] for entry in inbox(client)]
+    assert urls == ["ghcr.io/acme/checkout", "quay.io/payments/checkout"]
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,13 @@ def test_faults_of_the_cloudevent_around_are_named_as_its_own(around: dict[str, 
         (f"pkg:docker/nginx@{DIGEST}", "docker.io/library/nginx"),
         (f"pkg:docker/nginx@{DIGEST}?repository_url=https://hub.docker.com", "docker.io/library/nginx"),
         (f"pkg:oci/debian@{DIGEST}?repository_url=docker.io/library/debian", "docker.io/library/debian"),
+        (f"pkg:docker/ghcr.io/team/app@v2?digest=sha256:{HEX}&platform=linux%2Farm64", "ghcr.io/team/app"),
+        (f"pkg:docker/ghcr.io/team/app@v2?platform=linux%2Farm64&digest={DIGEST}", "ghcr.io/team/app"),
+        (f"pkg:docker/ghcr.io/team/app?digest={DIGEST}", "ghcr.io/team/app"),
+        (f"pkg:docker/alpine@3.20?digest={DIGEST}", "docker.io/library/alpine"),
+        (f"pkg:docker/localhost%3A5000/app@v2?digest={DIGEST}", "localhost:5000/app"),
+        (f"pkg:oci/app@v2?digest={DIGEST}&repository_url=ghcr.io/team&tag=v2", "ghcr.io/team/app"),
+        (f"pkg:oci/app@{DIGEST}?digest={DIGEST}&repository_url=ghcr.io/team", "ghcr.io/team/app"),
     ],
 )
 def test_which_repository_a_purl_names(purl: str, repository: str) -> None:
@@ -261,6 +268,25 @@ def test_which_repository_a_purl_names(purl: str, repository: str) -> None:
         (f"pkg:oci/app@{DIGEST}?repository_url=team", "no registry"),
         (f"pkg:oci/app@{DIGEST}?repository_url=https://", "no registry"),
         (f"pkg:docker/app@{DIGEST}?repository_url=team", "no registry"),
+        (f"pkg:docker/app@{DIGEST}?digest=sha256:{HEX[::-1]}", "one digest as its version and another"),
+        (f"pkg:docker/app@v2?digest={DIGEST}&platform=linux", "platform 'linux'"),
+        (f"pkg:docker/app@v2?digest={DIGEST}&platform=linux/arm/v7/x", "platform 'linux/arm/v7/x'"),
+        (f"pkg:docker/app@v2?digest={DIGEST}&platform=linux/arm64&arch=amd64", "platform and another"),
+        (f"pkg:docker/app@v2?digest={DIGEST}&platform=linux/arm64&variant=v7", "platform and another"),
+        *(
+            (purl, "the digest is empty: was the output it comes from set")
+            for purl in (
+                "pkg:oci/app@?repository_url=ghcr.io",
+                "pkg:oci/app@sha256%3A?repository_url=ghcr.io",
+                "pkg:oci/app@sha256:null?repository_url=ghcr.io",
+                "pkg:oci/app@undefined?repository_url=ghcr.io",
+                "pkg:oci/app@<no value>?repository_url=ghcr.io",
+                "pkg:oci/app@$(tasks.build.results.DIGEST)?repository_url=ghcr.io",
+                "pkg:oci/app@${DIGEST}?repository_url=ghcr.io",
+                "pkg:docker/app@v2?digest=&platform=linux%2Farm64",
+                "pkg:docker/app@v2?digest=sha256:",
+            )
+        ),
     ],
 )
 def test_purls_that_name_no_image_by_digest_say_what_to_write(purl: str, says: str) -> None:
@@ -274,6 +300,50 @@ def test_a_purl_may_say_the_platform() -> None:
     assert (read_purl(f"pkg:docker/app@{DIGEST}").os, read_purl(f"pkg:docker/app@{DIGEST}").architecture) == (
         None,
         None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("qualifiers", "platform"),
+    [
+        ("platform=linux%2Farm64", ("linux", "arm64", None)),
+        ("platform=linux/arm/v7", ("linux", "arm", "v7")),
+        ("platform=linux%2Famd64&arch=x86_64&os=linux", ("linux", "amd64", None)),
+        ("arch=arm&os=linux&variant=v6", ("linux", "arm", "v6")),
+    ],
+)
+def test_platform_of_a_purl_is_whole_or_in_parts(qualifiers: str, platform: tuple[str | None, ...]) -> None:
+    artifact = read_purl(f"pkg:docker/app@v2?digest={DIGEST}&{qualifiers}")
+    assert (artifact.os, artifact.architecture, artifact.variant) == platform
+
+
+def test_variant_of_a_purl_is_reported() -> None:
+    purl = f"pkg:docker/ghcr.io/acme/app@v2?digest={DIGEST}&platform=linux%2Farm%2Fv7"
+    event = cdevents.read(changed("subject.content.artifactId", purl))
+    assert isinstance(event, DeploymentEvent)
+    assert str(event.platform) == "linux/arm/v7"
+
+
+@pytest.mark.parametrize("registry", ["ghcr.io", "ghcr.io/team", "localhost:5000"])
+@pytest.mark.parametrize("path", ["app", "team/app"])
+def test_purl_without_a_registry_is_of_the_default_one(registry: str, path: str) -> None:
+    purl = f"pkg:oci/{path}@{DIGEST}"
+    event = cdevents.read(changed("subject.content.artifactId", purl), registry=registry)
+    assert isinstance(event, DeploymentEvent)
+    assert event.image.url == f"{registry}/{path}@sha256:{HEX}"
+
+
+@pytest.mark.parametrize(
+    ("purl", "repository"),
+    [
+        (f"pkg:oci/app@{DIGEST}?repository_url=quay.io/other", "quay.io/other/app"),
+        (f"pkg:docker/app@{DIGEST}", "docker.io/library/app"),
+        (f"pkg:oci/quay.io/other/app@{DIGEST}", "quay.io/other/app"),
+    ],
+)
+def test_the_default_registry_is_for_purls_without_one(purl: str, repository: str) -> None:
+    assert read_purl(purl, registry="ghcr.io/team").reference.startswith(
+        f"{repository.removeprefix('docker.io/library/')}@"
     )
 
 

@@ -140,6 +140,20 @@ def test_last_of_doubled_fields_counts() -> None:
             datetime(2025, 1, 31, 12, tzinfo=timezone(timedelta(hours=-3))),
             datetime(2025, 1, 31, 15, tzinfo=UTC),
         ),
+        ("2025-01-31T12:00:00+0000", datetime(2025, 1, 31, 12, tzinfo=UTC)),  # date +%FT%T%z
+        ("2025-01-31 12:00:00 +0130", datetime(2025, 1, 31, 10, 30, tzinfo=UTC)),  # git log --format=%ci
+        ("2025-01-31 12:00:00 -02:00", datetime(2025, 1, 31, 14, tzinfo=UTC)),
+        ("2025-01-31 12:00:00 UTC", datetime(2025, 1, 31, 12, tzinfo=UTC)),  # GitLab's web hooks
+        ("2025-01-31T12:00:00UTC", datetime(2025, 1, 31, 12, tzinfo=UTC)),
+        ("2025-01-31 12:00:00 GMT", datetime(2025, 1, 31, 12, tzinfo=UTC)),
+        ("2025-01-31 12:00:00 Z", datetime(2025, 1, 31, 12, tzinfo=UTC)),
+        ("2025-01-31 12:00:00.25+01", datetime(2025, 1, 31, 11, 0, 0, 250_000, tzinfo=UTC)),  # PostgreSQL
+        ("2025-01-31T12:00:00,123456789+01:00", datetime(2025, 1, 31, 11, 0, 0, 123_456, tzinfo=UTC)),  # date -Ins
+        (
+            "2025-01-31 12:00:00.123456789 +0100 CET",
+            datetime(2025, 1, 31, 11, 0, 0, 123_456, tzinfo=UTC),
+        ),  # helm list
+        ("2025-01-31 12:00:00 -0300 -03", datetime(2025, 1, 31, 15, tzinfo=UTC)),  # Go, of a zone without a name
     ],
 )
 def test_time_is_aware_utc(text: str | datetime, moment: datetime) -> None:
@@ -164,6 +178,11 @@ def test_time_is_aware_utc(text: str | datetime, moment: datetime) -> None:
         (1_738_324_800, "must be RFC 3339"),
         ("٢٠٢٥-01-31T12:00:00Z", "must be RFC 3339"),
         ("2025-01-31T12:00:00." + "1" * 100 + "Z", "must be RFC 3339"),
+        ("2025-01-31 12:00:00 CET", "must be RFC 3339"),
+        ("2025-01-31 12:00:00 +1", "must be RFC 3339"),
+        ("2025-01-31 12:00:00  +0100", "must be RFC 3339"),
+        ("2025-01-31 12:00:00 +0160", "must be RFC 3339"),
+        ("2025-01-31 12:00:00 +2400", "does not exist"),
         ("2025-02-30T12:00:00Z", "does not exist"),
         ("2025-01-31T12:00:60Z", "does not exist"),
         ("2025-01-31T12:00:00+99:00", "does not exist"),
@@ -174,6 +193,36 @@ def test_time_is_aware_utc(text: str | datetime, moment: datetime) -> None:
 def test_time_that_is_no_moment_is_refused(text: Any, expected: str) -> None:
     with pytest.raises(InvalidEvent, match=f"^time: .*{expected}"):
         DeploymentEvent.of(APP, time=text)
+
+
+# How text is encoded
+
+
+@pytest.mark.parametrize("raw", [b"\xef\xbb\xbf" + body(), "\ufeff" + body().decode()])
+def test_byte_order_mark_is_skipped(raw: bytes | str) -> None:
+    assert DeploymentEvent.parse(raw) == DeploymentEvent.parse(body())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named(encoding: str) -> None:
+    assert reason(body().decode().encode(encoding)) == (
+        f"the event is not valid JSON (it is {encoding[:6].upper()}: write it in UTF-8)"
+    )
+
+
+def test_text_of_an_ascii_locale_is_read_as_the_utf_8_that_it_was() -> None:
+    escaped = "produktion-ö".encode().decode("ascii", errors="surrogateescape")
+
+    event = DeploymentEvent.of(APP, environment=escaped, name=escaped, id=escaped, source=escaped)
+
+    assert event == DeploymentEvent.of(
+        APP, environment="produktion-ö", name="produktion-ö", id="produktion-ö", source="produktion-ö"
+    )
+
+
+def test_bytes_that_are_no_utf_8_are_said_to_be_none() -> None:
+    with pytest.raises(InvalidEvent, match=r"^environment\.name: is not UTF-8$"):
+        DeploymentEvent.of(APP, environment="produktion-\udcf6")
 
 
 # What is refused

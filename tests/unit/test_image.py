@@ -70,6 +70,30 @@ def test_repository_is_fully_qualified_without_tag(name: str, repository: str) -
     assert parse_image(f"{name}@{SHA256}") == ImageReference(repository=repository, digest=SHA256)
 
 
+@pytest.mark.parametrize("algorithm", ["", "sha256:", "sha512:"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", " ", '""', "null", "undefined", "None", "nil", "<nil>", "<no value>", "<none>", "[object Object]"),
+        *("$(tasks.build.results.DIGEST)", "${DIGEST}", "$DIGEST", "$env:DIGEST", "{{ .Values.digest }}", "%DIGEST%"),
+        *("${{ steps.build.outputs.digest }}", "{{inputs.parameters.digest}}", "#{digest}", "<DIGEST>"),
+    ],
+)
+def test_digest_that_never_came_is_said_to_be_empty(algorithm: str, value: str) -> None:
+    for name in ("ghcr.io/acme/api", "nginx:1.27", "ghcr.io/acme/api:v1"):
+        with pytest.raises(InvalidImage) as refused:
+            parse_image(f"{name}@{algorithm}{value}")
+        assert refused.value.reason.startswith("the digest is empty: was the output it comes from set?")
+        assert not value.strip() or value[:10] in refused.value.reason
+
+
+def test_algorithm_alone_is_an_empty_digest() -> None:
+    with pytest.raises(
+        InvalidImage, match="the digest is empty: was the output it comes from set\\? It reads 'sha256'"
+    ):
+        parse_image("nginx@sha256")
+
+
 def test_sha512_is_taken() -> None:
     assert parse_image(f"nginx@{SHA512}").digest == SHA512
 
@@ -94,9 +118,7 @@ def test_sha512_is_taken() -> None:
         (f"https://registry.example.com/app@{SHA256}", "starts with the URL scheme 'https://'"),
         (f"nginx@{SHA256}@{SHA256}", "more than one '@'"),
         (f"user:secret@registry.example.com/app@{SHA256}", "more than one '@'"),
-        ("nginx@", "algorithm ''"),
-        ("nginx@sha256", "digest of 0 hex digits, not 64"),
-        ("nginx@sha256:", "digest of 0 hex digits, not 64"),
+        ("nginx@md5", "algorithm 'md5'"),
         (f"nginx@{SHA256[:-1]}", "sha256 digest of 63 hex digits, not 64"),
         (f"nginx@{SHA256}0", "sha256 digest of 65 hex digits, not 64"),
         (f"nginx@{SHA512[:-64]}", "sha512 digest of 64 hex digits, not 128"),

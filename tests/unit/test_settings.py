@@ -437,3 +437,16 @@ def test_secrets_are_masked_when_shown(overrides: dict[str, Any]) -> None:
 )
 def test_secrets_are_not_told_by_faults(overrides: dict[str, Any]) -> None:
     assert "hunter2" not in refusal(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("given", "registry"), [("", ""), (" ghcr.io/acme/ ", "ghcr.io/acme"), ("localhost:5000", "localhost:5000")]
+)
+def test_default_registry_may_have_a_path(given: str, registry: str) -> None:
+    assert Settings.load(gateway={"default_registry": given}).gateway.default_registry == registry
+
+
+@pytest.mark.parametrize("given", ["acme", "https://ghcr.io", "ghcr.io/Acme", "ghcr.io/acme@x", "ghcr.io acme"])
+def test_default_registry_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(ConfigurationError, match="default_registry"):
+        Settings.load(gateway={"default_registry": given})

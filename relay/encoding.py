@@ -1,0 +1,53 @@
+"""Text as other programs hand it over: byte order marks, other encodings, and bytes that Python could not decode."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+#: Byte order marks of encodings that are not taken. UTF-32 first: its little-endian mark begins with that of UTF-16.
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+#: The bytes that Python decodes to a lone surrogate each (PEP 383) where they do not fit the locale's encoding.
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+def without_mark(body: bytes) -> bytes:
+    """Return a body without the byte order mark of UTF-8 that some programs write before it."""
+    return body[3:] if body.startswith(codecs.BOM_UTF8) else body
+
+
+def other_encoding(body: bytes) -> str | None:
+    """Return the name of the encoding of a JSON text that is not UTF-8, None if nothing says that it is another.
+
+    A JSON text begins with an ASCII character: a NUL among its first two bytes is half of a character of UTF-16
+    (RFC 4627, section 3).
+    """
+    for mark, name in _OTHER_MARKS:
+        if body.startswith(mark):
+            return name
+    start = body[:4]
+    if len(start) > 1 and 0 in start[:2]:
+        return "UTF-32" if start.count(0) == 3 else "UTF-16"  # noqa: PLR2004 - of four bytes
+    return None
+
+
+def restored(text: str) -> str:
+    """Return text of the command line or the environment as the UTF-8 that it was given in.
+
+    Where the locale is ASCII (LC_ALL=POSIX) and UTF-8 mode is off, Python escapes every byte above it. A `ValueError`
+    if the bytes are not UTF-8.
+    """
+    if not _ESCAPED.search(text):
+        return text
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text
