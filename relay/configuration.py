@@ -125,7 +125,7 @@ def check() -> list[Fault]:
         return [*found, *(fault for fault in map(_placed, faults(error)) if fault.where not in told)]
     except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
         return [*found, Fault(where=path or "environment", what=f"cannot be read: {_parse_fault(error)}")]
-    return [*found, *_files(settings), *_urls(settings)]
+    return [*found, *_files(settings), *_urls(settings), *_cluster_name(settings)]
 
 
 def hints(settings: Settings) -> Iterator[str]:
@@ -134,6 +134,8 @@ def hints(settings: Settings) -> Iterator[str]:
         yield "no API to deliver to is set (RELAY_API_URL): a worker does not start without one"
     elif not (settings.api.token_file or settings.api.token.get_secret_value()):
         yield "no token for the API is set (RELAY_API_TOKEN_FILE): a worker does not start without one"
+    if settings.kubernetes != type(settings.kubernetes)() and not settings.kubernetes.cluster:
+        yield "no cluster name is set (CLUSTER_NAME): `relay watch kubernetes` does not start without one"
 
 
 def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:
@@ -234,6 +236,16 @@ def _urls(settings: Settings) -> Iterator[Fault]:
         connect(settings.redis).close()
     except ConfigurationError as error:
         yield Fault(where="", what=str(error))
+
+
+def _cluster_name(settings: Settings) -> Iterator[Fault]:
+    """Yield that a gateway which expects reviews does not start, because the cluster has no name."""
+    if not settings.expects_reviews:
+        return
+    try:
+        _ = settings.kubernetes.cluster_name
+    except ConfigurationError as error:
+        yield Fault(where="", what=f"gateway.admission is {settings.gateway.admission!r}, and {error}")
 
 
 def _files(settings: Settings) -> Iterator[Fault]:

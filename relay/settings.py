@@ -442,7 +442,7 @@ _KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "contain
 
 def kubernetes_template(text: str) -> Template:
     """Read a template of `[kubernetes]`; a `ValueError` that names the placeholders there are, if it has another."""
-    return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels",))
+    return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels", "pod_labels"))
 
 
 def _kubernetes_template(text: str) -> str:
@@ -452,24 +452,46 @@ def _kubernetes_template(text: str) -> str:
 
 KubernetesTemplate = Annotated[str, AfterValidator(_kubernetes_template)]
 
+#: The `kubernetes.cluster` of a cluster that has no name on purpose.
+NO_CLUSTER_NAME = "none"
+
+#: Longest `kubernetes.cluster`, in bytes of UTF-8: it is the `source` of events.
+_MAX_CLUSTER_BYTES = 255
+
+
+def _cluster(name: str) -> str:
+    """Check a cluster's name: the `source` of each of its events, and a part of their environments' names."""
+    name = name.strip()
+    if not name.isprintable():
+        raise ValueError("must not have control characters or line breaks")
+    if len(name.encode()) > _MAX_CLUSTER_BYTES:
+        raise ValueError(f"must have at most {_MAX_CLUSTER_BYTES} bytes in UTF-8")
+    return NO_CLUSTER_NAME if name.lower() == NO_CLUSTER_NAME else name
+
 
 class KubernetesSettings(_Section):
     """What is reported of a cluster's pods, by the admission webhook and the watcher alike.
 
-    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}` and
-    `{namespace_labels[KEY]}`.
+    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}`,
+    `{namespace_labels[KEY]}` and `{pod_labels[KEY]}`.
     """
 
-    cluster: str = ""
-    """The cluster's name: the `source` of its events, and `{cluster}`."""
+    cluster: Annotated[str, AfterValidator(_cluster)] = ""
+    """The cluster's name, another one for each cluster: the `source` of its events, and `{cluster}`. The watcher and
+    the webhook need it: clusters that share a name overwrite each other's reports. `none` is for the only cluster of
+    a relay: its events have no source, and its environments are called by their namespaces alone."""
     name_template: KubernetesTemplate = "{namespace}/{workload}/{container}"
     """The `image.name` of a container's event. What it does not tell apart is one instance, if the image's repository
     is the same too."""
     environment_template: KubernetesTemplate = ""
-    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` for a cluster without a name."""
+    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` where `cluster` is `none`."""
     ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
     """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
     JSON array."""
+    ignore_kinds: tuple[str, ...] = ()
+    """Kinds of workloads of which nothing is reported: `["Workflow", "TaskRun", "Job"]`. Compared, in any case, with
+    the kind of the pod's controller and with `{kind}`; `Pod` is a pod without a controller. The variable is a JSON
+    array."""
     namespace: str = ""
     """The one namespace that the watcher looks at; empty is all of them."""
     selector: str = ""
@@ -489,7 +511,17 @@ class KubernetesSettings(_Section):
     @property
     def derived_environment_template(self) -> str:
         """What an empty `environment_template` means."""
-        return "{cluster}/{namespace}" if self.cluster else "{namespace}"
+        return "{cluster}/{namespace}" if self.cluster_name else "{namespace}"
+
+    @property
+    def cluster_name(self) -> str:
+        """The cluster's name, "" if it has none on purpose; `ConfigurationError` if none was set."""
+        if not self.cluster:
+            raise ConfigurationError(
+                "the cluster has no name: set CLUSTER_NAME (kubernetes.cluster) to a name that no other cluster has, "
+                f"or to {NO_CLUSTER_NAME!r} if this is the only cluster that reports to this relay"
+            )
+        return "" if self.cluster == NO_CLUSTER_NAME else self.cluster
 
 
 class Settings(BaseSettings):
@@ -542,6 +574,21 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """Celery's broker: its own, or the queue's Redis. kombu has its own name for a Unix socket."""
         return re.sub("^unix://", "redis+socket://", self.broker.url or self.redis.url)
+
+    @property
+    def expects_reviews(self) -> bool:
+        """Whether reviews were meant to report: by a setting of the gateway's admission, or a template's `{cluster}`.
+
+        The defaults alone do not say so: a gateway without Kubernetes has them too.
+        """
+        if self.gateway.admission == "off":
+            return False
+        is_chosen = any(
+            getattr(self.gateway, name) != field.default
+            for name, field in GatewaySettings.model_fields.items()
+            if name.startswith("admission")
+        )
+        return is_chosen or "{cluster}" in self.kubernetes.name_template + self.kubernetes.environment_template
 
     def require_api(self) -> ApiSettings:
         """Return the API's settings, or say what is missing to deliver anything."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "data" / "kubernetes"
 
 #: With nothing set but what is given.
-NAMING = Naming.of(KubernetesSettings())
+NAMING = Naming.of(KubernetesSettings(cluster="none"))
 
 
 def load(name: str) -> Any:
@@ -28,7 +28,7 @@ def load(name: str) -> Any:
 
 
 def naming(**settings: Any) -> Naming:
-    return Naming.of(KubernetesSettings(**settings))
+    return Naming.of(KubernetesSettings(**{"cluster": "none"} | settings))
 
 
 def digest_of(seed: str) -> str:

@@ -44,6 +44,9 @@ def kubernetes(
     pod's service account, elsewhere the kubeconfig. Failures of the API server, of Redis and of the queue are waited
     out, nothing is lost. SIGTERM ends it with 0.
 
+    CLUSTER_NAME must be set, to a name that no other cluster has: clusters that share one overwrite each other's
+    reports. `none` is for the only cluster that reports to a relay. Without it, it ends with 2.
+
     With --once it tries once, and ends with 69 when the API server or Redis is away, 75 when the queue is full.
 
     \b

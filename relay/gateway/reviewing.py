@@ -1,5 +1,9 @@
 """Kubernetes' admission reviews: always allowed, and in time, whatever becomes of the report.
 
+A cluster must have a name before anything of it is reported (`kubernetes.cluster`), because clusters that share one
+overwrite each other's reports. Where `gateway.admission` was chosen, a gateway without the name does not start. With
+the default, which a gateway without Kubernetes has too, it starts, and reviews are allowed and counted.
+
 A review that waits holds up a deployment. So the answer goes out once Redis has the events or `ANSWER_SECONDS` are
 over, and a report that is not through by then goes on without it. What is lost while Redis is away for long, the
 watcher's next snapshot reports (docs/kubernetes.md).
@@ -69,7 +73,10 @@ class Reviewing:
         self._producer = producer
         self._client = client
         self._keys = Keys(settings.queue.namespace)
-        self._naming = Naming.of(settings.kubernetes) if self._door != "off" else None
+        is_named = bool(settings.kubernetes.cluster)
+        self._naming = Naming.of(settings.kubernetes) if is_named or settings.expects_reviews else None
+        #: Whether reviews would report, had the cluster a name.
+        self._is_nameless = self._naming is None and self._door != "off"
         self._environment = settings.defaults.environment
         #: Reports under way, and those among them that outlasted the answers to their reviews.
         self._behind: set[asyncio.Task[None]] = set()
@@ -100,6 +107,8 @@ class Reviewing:
         await body.answer(Answer(status=HTTPStatus.OK, document=document), send)
 
     async def _review(self, caller: Caller | None, content: bytes) -> Mapping[str, Any]:
+        if caller is not None and self._is_nameless:
+            self._note_nameless()
         if caller is None or self._naming is None:
             return allow(content[:UID_BYTES])
         review = judge(content, self._naming)
@@ -146,6 +155,13 @@ class Reviewing:
             if not self._skipped[Skipped.NOT_REPORTED]:  # once each time that it is counted, not for each review
                 _log.warning("what admission reviews deploy is not reported: %s", type(error).__name__)
             self._note(Counter({Skipped.NOT_REPORTED: len(events)}))
+
+    def _note_nameless(self) -> None:
+        if not self._skipped[Skipped.CLUSTER_UNNAMED]:  # once each time that it is counted, not for each review
+            _log.warning(
+                "admission reviews are allowed and not reported: set CLUSTER_NAME, or gateway.admission = off"
+            )
+        self._note(Counter([Skipped.CLUSTER_UNNAMED]))
 
     def _note(self, skipped: Counter[Skipped]) -> None:
         """Gather what is to be counted, so that not each review costs a round trip of its own."""

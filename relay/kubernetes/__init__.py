@@ -5,6 +5,7 @@
     pod.py        what one pod reports: one event for each container             pure
     naming.py     how a container's environment and image name are called        pure
     workload.py   whose pod it is                                                pure
+    origin.py     whether an image's name is one of a registry                   pure
     node.py       on which platform it runs                                      pure
     skipped.py    why something is not reported
     shape.py      reading objects that may have any shape                        pure

@@ -60,13 +60,14 @@ class Memory:
         """Drop a pod that is gone; tell whether it leaves older ones of its workload that run something else instead.
 
         Then its rollout was undone: what it said is not so any more, and those that are left said theirs long ago.
+        Pods that are runs end by themselves: no rollout is undone by that.
         """
         self._pods.pop(_uid(pod), None)
         workload = self._workloads.get(_workload(pod), {})
         gone = workload.pop(_uid(pod), None)
         if not workload:
             self._workloads.pop(_workload(pod), None)
-        return gone is not None and any(map(gone.is_undone, workload.values()))
+        return gone is not None and not workload_of(pod).is_run and any(map(gone.is_undone, workload.values()))
 
 
 def _gist(pod: Mapping[str, Any]) -> Mapping[str, Any]:

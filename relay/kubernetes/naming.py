@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Self
 
 from relay.errors import ConfigurationError
+from relay.event import MAX_NAME_BYTES
 from relay.settings import kubernetes_template
 
 if TYPE_CHECKING:
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 
     from relay.settings import KubernetesSettings
     from relay.template import Template
+
+#: Hex digits that replace the end of a name over `MAX_NAME_BYTES`: 80 bits of its SHA-256.
+HASH_DIGITS = 20
+
+#: Longest label value that a template takes; Kubernetes allows 63 characters. A longer one counts as absent, because
+#: each of a pod's containers would repeat it.
+MAX_LABEL_CHARACTERS = 253
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +35,7 @@ class Place:
     kind: str
     container: str
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +50,26 @@ class Naming:
     environment: Template
     #: Globs (`fnmatch.fnmatchcase`).
     ignore_namespaces: tuple[str, ...]
+    #: Kinds of workloads and of pods' controllers, case-folded.
+    ignore_kinds: frozenset[str]
 
     @classmethod
     def of(cls, settings: KubernetesSettings) -> Self:
-        """Read the settings; `ConfigurationError` if a template asks for the cluster's name and it has none.
+        """Read the settings; `ConfigurationError` if the cluster has no name, or a template needs more than `none`.
 
         That is not the settings' own check, because workers share them and need not know which cluster reports.
         """
         naming = cls(
-            cluster=settings.cluster,
+            cluster=settings.cluster_name,
             name=kubernetes_template(settings.name_template),
             environment=kubernetes_template(settings.environment_template or settings.derived_environment_template),
             ignore_namespaces=settings.ignore_namespaces,
+            ignore_kinds=frozenset(kind.casefold() for kind in settings.ignore_kinds),
         )
-        if not settings.cluster and "cluster" in naming.placeholders:
-            raise ConfigurationError("a template asks for {cluster}: set kubernetes.cluster, or CLUSTER_NAME")
+        if not naming.cluster and "cluster" in naming.placeholders:
+            raise ConfigurationError(
+                "a template asks for {cluster}: set CLUSTER_NAME (kubernetes.cluster) to its name"
+            )
         return naming
 
     @property
@@ -71,14 +86,38 @@ class Naming:
         """Tell whether nothing of this namespace is reported."""
         return any(fnmatchcase(namespace, glob) for glob in self.ignore_namespaces)
 
+    def ignores_kind(self, *kinds: str) -> bool:
+        """Return whether nothing is reported of pods of one of these kinds."""
+        return bool(self.ignore_kinds) and any(kind.casefold() in self.ignore_kinds for kind in kinds)
+
     def of_container(self, place: Place) -> tuple[str, str] | None:
-        """Return environment and image name; None if a template asks for a label that the namespace does not have."""
+        """Return environment and image name; None if a template asks for a label that is missing."""
         values = {
             "cluster": self.cluster,
             "namespace": place.namespace,
             "workload": place.workload,
             "kind": place.kind,
             "container": place.container,
-        } | {f"namespace_labels[{key}]": value for key, value in place.namespace_labels.items()}
+        }
+        for asked in self.placeholders:
+            kind, _, key = asked.rstrip("]").partition("[")
+            if key:
+                labels = place.pod_labels if kind == "pod_labels" else place.namespace_labels
+                value = labels.get(key, "")
+                values[asked] = value if len(value) <= MAX_LABEL_CHARACTERS else ""
         environment, name = self.environment.fill(values), self.name.fill(values)
-        return None if environment is None or name is None else (environment, name)
+        return None if environment is None or name is None else (shortened(environment), shortened(name))
+
+
+def shortened(name: str) -> str:
+    """Return a name of at most `MAX_NAME_BYTES` of UTF-8: a longer one's beginning, `-`, and a hash of the whole.
+
+    The same name is always shortened to the same one, and two names to different ones.
+    """
+    # A review may say anything, lone surrogates too; the event refuses them where they are left.
+    encoded = name.encode(errors="surrogatepass")
+    if len(encoded) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:HASH_DIGITS]
+    beginning = encoded[: MAX_NAME_BYTES - 1 - HASH_DIGITS].decode(errors="ignore")
+    return f"{beginning}-{digest}"

@@ -6,7 +6,8 @@
 
 **The repository is the specification's, the digest the status's.** `imageID` is written by the container runtime:
 its repository may be a mirror's, and without `@algorithm:hex` it is an image id of that node (a configuration's
-digest), which names nothing in a registry.
+digest), which names nothing in a registry. Nor does the digest of an image that was loaded into the node or built on
+it: its name says so (`origin.py`).
 
 **The time of what runs is its pod's creation**, not the container's start, so that pods of an old ReplicaSet,
 whatever they still say and however often they still restart, are older than those of the new one; and it comes from
@@ -33,6 +34,7 @@ from relay.event import DeploymentEvent
 from relay.kubernetes import shape
 from relay.kubernetes.naming import Place
 from relay.kubernetes.node import platform_of_pod
+from relay.kubernetes.origin import is_local, is_nameless
 from relay.kubernetes.skipped import Skipped
 from relay.kubernetes.workload import workload_of
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from relay.kubernetes.naming import Naming
+    from relay.kubernetes.workload import Workload
     from relay.platform import Platform
 
 #: Containers, init containers (sidecars among them) and ephemeral ones, each beside where their statuses stand.
@@ -95,11 +98,15 @@ def read_pod(
             return Skipped.DIGEST_UNAVAILABLE
         if container.ran == known.get(container.name):
             return Skipped.UNCHANGED
+        if container.is_of_the_node:
+            return Skipped.DIGEST_UNAVAILABLE
         came_later = container.is_ephemeral or known.get(container.name)
         times = [created, container.started] if came_later else [created or container.started]
         return _Found(digest=container.ran, time=max(filter(None, times), default=None))
 
-    return _read(pod, naming, what_runs, node_platform, namespace_labels)
+    return _read(
+        pod, naming, what_runs, before=before, node_platform=node_platform, namespace_labels=namespace_labels
+    )
 
 
 def read_pinned(
@@ -117,9 +124,13 @@ def read_pinned(
         if container.image == known.get(container.name):
             return Skipped.UNCHANGED
         _, pinned, digest = container.image.partition("@")
-        return _Found(digest=digest, time=None) if pinned else Skipped.NOT_PINNED
+        if not pinned:
+            return Skipped.NOT_PINNED
+        return Skipped.DIGEST_UNAVAILABLE if is_local(container.image) else _Found(digest=digest, time=None)
 
-    return _read(pod, naming, what_is_pinned, node_platform, namespace_labels)
+    return _read(
+        pod, naming, what_is_pinned, before=before, node_platform=node_platform, namespace_labels=namespace_labels
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +172,19 @@ class _Container:
         )
 
     @property
+    def image_id(self) -> str:
+        """What the runtime calls the image that it runs or ran."""
+        return shape.text(self.status, "imageID")
+
+    @property
+    def is_of_the_node(self) -> bool:
+        """Whether its image was loaded into the node or built on it, as its name says."""
+        return is_local(self.image_id) or is_nameless(self.image_id) or is_local(self.image)
+
+    @property
     def ran(self) -> str:
         """The digest of the manifest that it runs or ran, "" if its status names none."""
-        image_id = shape.text(self.status, "imageID")
-        return image_id.rpartition("@")[2] if "@" in image_id and self.has_started else ""
+        return self.image_id.rpartition("@")[2] if "@" in self.image_id and self.has_started else ""
 
 
 def _containers(pod: Mapping[str, Any]) -> Iterator[_Container]:
@@ -192,15 +212,20 @@ def _read(
     pod: Mapping[str, Any],
     naming: Naming,
     find: Callable[[_Container], _Found | Skipped],
+    *,
+    before: Mapping[str, Any] | None,
     node_platform: Platform | None,
     namespace_labels: Mapping[str, str] | None,
 ) -> PodReading:
     """Make an event of each container in which something is found."""
     namespace, workload = shape.text(pod, "metadata", "namespace"), workload_of(pod)
-    if skipped := _skip_whole(pod, naming, namespace, workload.name):
+    if skipped := _skip_whole(pod, naming, namespace, workload):
         return PodReading(skipped=Counter([skipped]))
     platform = platform_of_pod(pod, node_platform)
-    outcomes = []
+    pod_labels = shape.labels(pod, "metadata", "labels")
+    outcomes: list[DeploymentEvent | Skipped] = []
+    if not _same_pod(before, pod):  # volumes are of the specification, and stay as they are
+        outcomes += [Skipped.IMAGE_VOLUME for each in shape.each(pod, "spec", "volumes") if shape.part(each, "image")]
     for container in _containers(pod):
         place = Place(
             namespace=namespace,
@@ -208,6 +233,7 @@ def _read(
             kind=workload.kind,
             container=container.name,
             namespace_labels=namespace_labels or {},
+            pod_labels=pod_labels,
         )
         found = find(container)
         outcomes.append(found if isinstance(found, Skipped) else _event(container, found, naming, place, platform))
@@ -217,11 +243,13 @@ def _read(
     )
 
 
-def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload: str) -> Skipped | None:
-    if not all(0 < len(name) <= MAX_NAME_CHARACTERS for name in (namespace, workload)):
+def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload: Workload) -> Skipped | None:
+    if not all(0 < len(name) <= MAX_NAME_CHARACTERS for name in (namespace, workload.name)):
         return Skipped.NOT_A_POD
     if naming.ignores(namespace):
         return Skipped.NAMESPACE_IGNORED
+    if naming.ignores_kind(workload.kind, workload.owner_kind):
+        return Skipped.KIND_IGNORED
     if shape.part(pod, "metadata").get("deletionTimestamp"):
         return Skipped.TERMINATING
     return Skipped.TOO_MANY_CONTAINERS if _has_too_many(pod) else None

@@ -8,7 +8,8 @@ from enum import StrEnum
 class Skipped(StrEnum):
     """One reason each; of a container unless it says otherwise. Also the metric's label."""
 
-    #: It runs, and its `imageID` names no manifest: an image id of the node, or nothing.
+    #: It runs, and its `imageID` names no manifest of a registry: an image id of the node, an image that was loaded
+    #: into the node or built on it, or nothing. Also an image that its specification pins and that no registry has.
     DIGEST_UNAVAILABLE = "digest_unavailable"
     #: It did not run yet, and its specification has no digest.
     NOT_PINNED = "not_pinned"
@@ -20,12 +21,18 @@ class Skipped(StrEnum):
     NOT_RUNNING = "not_running"
     #: Its image is no reference that the API takes.
     INVALID_IMAGE = "invalid_image"
-    #: Its image name or environment, as the templates give them, is too long or not printable.
+    #: Its image name or environment, as the templates give them, is not printable.
     INVALID_NAME = "invalid_name"
-    #: A template asks for a label that its namespace does not have, or that is not known here.
+    #: A template asks for a label that its namespace or pod does not have, or that is not known here.
     LABEL_MISSING = "label_missing"
     #: The pod is in one of `kubernetes.ignore_namespaces`.
     NAMESPACE_IGNORED = "namespace_ignored"
+    #: The pod, or its controller, is of one of `kubernetes.ignore_kinds`.
+    KIND_IGNORED = "kind_ignored"
+    #: A volume of the pod is an image: a mounted file system, which the pod's status tells no digest of.
+    IMAGE_VOLUME = "image_volume"
+    #: The gateway has no cluster name (`kubernetes.cluster`); of a whole review.
+    CLUSTER_UNNAMED = "cluster_unnamed"
     #: The pod is being deleted.
     TERMINATING = "terminating"
     #: The pod has more containers than any pod has, `pod.MAX_CONTAINERS`.

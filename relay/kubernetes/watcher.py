@@ -75,11 +75,11 @@ class Watcher:
         self._cluster = cluster
         self._producer = producer
         self._settings = settings
+        self._heartbeat = _Heartbeat(settings.heartbeat_file)
         self._naming = Naming.of(settings)
         self._surroundings = Surroundings(
             cluster, namespace=settings.namespace, needs_labels=self._naming.needs_namespace_labels
         )
-        self._heartbeat = _Heartbeat(settings.heartbeat_file)
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
         self._memory = Memory()
         #: Empty: a listing is due.

@@ -310,6 +310,15 @@ def test_no_cluster_is_a_usage_error_that_says_what_to_do() -> None:
     assert (done.returncode, "set KUBECONFIG" in done.stderr) == (2, True)
 
 
+def test_a_cluster_without_a_name_is_a_usage_error_that_says_what_to_do(
+    cluster: KubernetesApi, tmp_path: Path
+) -> None:
+    kubeconfig = str(cluster.kubeconfig(tmp_path / "kubeconfig"))
+    done = relay("watch", "kubernetes", "--once", KUBECONFIG=kubeconfig, CLUSTER_NAME="")
+    assert (done.returncode, "set CLUSTER_NAME" in done.stderr, "'none'" in done.stderr) == (2, True, True)
+    assert cluster.count("list") == 0
+
+
 def test_a_heartbeat_that_cannot_be_written_is_a_usage_error(cluster: KubernetesApi, tmp_path: Path) -> None:
     kubeconfig = str(cluster.kubeconfig(tmp_path / "kubeconfig"))
     done = relay("watch", "kubernetes", "--heartbeat", "/nowhere/alive", KUBECONFIG=kubeconfig)

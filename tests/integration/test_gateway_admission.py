@@ -19,7 +19,7 @@ from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
 from relay.gateway import reviewing, server
 from relay.keys import Keys
-from relay.settings import Settings
+from relay.settings import GatewaySettings, Settings
 
 if TYPE_CHECKING:
     import requests
@@ -29,6 +29,8 @@ REVIEWS = Path(__file__).parents[1] / "data" / "kubernetes"
 
 #: What the design grants a review, and a loaded machine on top.
 IN_TIME_SECONDS = 0.2 + 1.0
+
+NAMED = {"cluster": "kind-1"}
 
 
 def review(name: str, **changes: Any) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def is_allowed(answer: requests.Response, uid: str) -> bool:
 
 @pytest.fixture(scope="module")
 def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
-    with running(redis_server.url, kubernetes={"cluster": "kind-1"}) as gateway:
+    with running(redis_server.url, kubernetes=NAMED) as gateway:
         yield gateway
 
 
@@ -129,7 +131,7 @@ def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
-    with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
+    with EmbeddedRedis(append_only=False) as away, running(away.url, kubernetes=NAMED) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
         if number is signal.SIGKILL:
@@ -147,7 +149,8 @@ def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
 
 
 def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_server: EmbeddedRedis) -> None:
-    with running(redis_server.url, redis={"url": redis_server.url, "timeout": 20}) as gateway:
+    redis = {"url": redis_server.url, "timeout": 20}
+    with running(redis_server.url, redis=redis, kubernetes=NAMED) as gateway:
         client.execute_command("CLIENT", "PAUSE", "700", "ALL")
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
@@ -172,7 +175,7 @@ def test_no_more_reports_than_allowed_are_behind(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviewing, "MAX_BEHIND", 0)
-    with running(redis_server.url) as gateway:
+    with running(redis_server.url, kubernetes=NAMED) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     assert inbox(client) == []
@@ -184,7 +187,8 @@ def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client
     uid = asked["request"]["uid"]
     for admission, taken in (("token", True), ("off", False)):
         client.flushall()
-        with running(redis_server.url, gateway={"port": 0, "token": TOKEN, "admission": admission}) as gateway:
+        door = {"port": 0, "token": TOKEN, "admission": admission}
+        with running(redis_server.url, gateway=door, kubernetes=NAMED) as gateway:
             assert is_allowed(ask(gateway, asked), uid)
             assert is_allowed(ask(gateway, asked, Authorization="Bearer guessed"), uid)
             assert inbox(client) == []
@@ -198,7 +202,7 @@ def test_what_comes_to_a_shut_door_is_not_read_to_its_end(
 ) -> None:
     monkeypatch.setattr(reviewing, "BODY_SECONDS", 60)
     body = json.dumps(asked := review("create")).encode().ljust(reviewing.UID_BYTES)
-    sections = {"gateway": {"port": 0, "token": TOKEN, "admission": admission}}
+    sections = {"gateway": {"port": 0, "token": TOKEN, "admission": admission}, "kubernetes": NAMED}
     with running(redis_server.url, **sections) as gateway, gateway.connect() as connection:
         connection.sendall(b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: 4000000\r\n\r\n" + body)
         with HTTPResponse(connection) as answer:
@@ -212,13 +216,37 @@ def test_token_of_other_environments_reports_nothing(
     file = tmp_path / "tokens.toml"
     file.write_text('[one]\ntoken = "of-one"\nenvironments = ["elsewhere"]\n')
     asked = review("create")
-    with running(redis_server.url, gateway={"port": 0, "tokens_file": file, "admission": "token"}) as gateway:
+    door = {"port": 0, "tokens_file": file, "admission": "token"}
+    with running(redis_server.url, gateway=door, kubernetes=NAMED) as gateway:
         assert is_allowed(ask(gateway, asked, Authorization="Bearer of-one"), asked["request"]["uid"])
     assert inbox(client) == []
     assert client.hget(Keys().counts, "skipped:not_permitted")
 
 
-def test_template_that_lacks_the_clusters_name_is_refused_at_the_start() -> None:
-    settings = Settings.load(kubernetes={"environment_template": "{cluster}/{namespace}"})
-    with pytest.raises(ConfigurationError, match="CLUSTER_NAME"):
-        server.create_server(settings)
+def test_cluster_without_a_name_is_refused_at_the_start_where_reviews_are_expected() -> None:
+    default = GatewaySettings.model_fields["admission"].default
+    chosen = "open" if default == "token" else "token"
+    for sections in (
+        {"kubernetes": {"environment_template": "{cluster}/{namespace}"}},
+        {"gateway": {"token": TOKEN, "admission": chosen}},
+    ):
+        with pytest.raises(ConfigurationError, match="CLUSTER_NAME"):
+            server.create_server(Settings.load(**sections))
+
+
+def test_cluster_without_a_name_is_allowed_and_counted_where_no_reviews_are_expected(
+    redis_server: EmbeddedRedis, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(redis_server.url) as gateway:
+        for _ in range(3):
+            assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
+    assert inbox(client) == []
+    assert client.hget(Keys().counts, "skipped:cluster_unnamed") == b"3"
+    assert "set CLUSTER_NAME" in caplog.text
+
+
+def test_cluster_that_has_no_name_on_purpose_reports(redis_server: EmbeddedRedis, client: Redis) -> None:
+    with running(redis_server.url, kubernetes={"cluster": "none"}) as gateway:
+        assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
+    assert [event["environment"]["name"] for event in inbox(client)] == [asked["request"]["namespace"]]
+    assert [b"source" in fields for _, fields in client.xrange(Keys().inbox)] == [False]

@@ -17,7 +17,9 @@ import pytest
 import yaml
 from commands import GATEWAY, SERVICES, WATCHER
 
+from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.kubernetes.naming import Naming
 from relay.settings import SHORT_NAMES, Settings
 
 if TYPE_CHECKING:
@@ -296,9 +298,10 @@ class TestPods:
     def test_the_clusters_name_has_an_effect(self, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
         [container] = PODS[role]["spec"]["containers"]
         given = variables(container)
-        assert given["CLUSTER_NAME"] == ""  # which the page has replaced in the ConfigMap
-        settings = settings_with(given | {"CLUSTER_NAME": "prod-eu-1"}, monkeypatch)
-        assert settings.kubernetes.cluster == "prod-eu-1"
+        assert settings_with(given, monkeypatch).kubernetes.cluster_name == "trial"
+        settings = settings_with(given | {"CLUSTER_NAME": ""}, monkeypatch)  # as the base has it
+        with pytest.raises(ConfigurationError, match="CLUSTER_NAME"):
+            Naming.of(settings.kubernetes)
 
     @pytest.mark.parametrize("role", sorted(set(PODS) - {"redis"}))
     def test_no_variable_is_misspelt(self, role: str) -> None:

@@ -111,6 +111,52 @@ def test_an_image_id_with_a_manifests_digest_is_reported_under_the_specification
     assert reported(read_pod(pod_of(image_id), NAMING)) == {"shop/web/app": f"{WEB}@{A}"}
 
 
+@pytest.mark.parametrize(
+    ("image", "image_id"),
+    [
+        ("web:1.2", f"docker.io/library/import-2026-10-05@{A}"),
+        ("ghcr.io/acme/web:1", f"docker-pullable://import-2026-10-05@{A}"),
+        ("ghcr.io/acme/web:1", f"registry.example.com/import-2026-10-05:latest@{A}"),
+        ("ghcr.io/acme/web:1", f"localhost/web@{A}"),
+        ("web:1.2", f"localhost/acme/web@{A}"),
+        ("kind.local/web:1", f"docker.io/library/web@{A}"),
+        (
+            "ko.local/web-5d41402abc4b2a76b9719d911017c592:latest",
+            f"ko.local/web-5d41402abc4b2a76b9719d911017c592@{A}",
+        ),
+        ("dev.local/web:1", f"dev.local/web@{A}"),
+        ("ghcr.io/acme/web:1", f"{B}@{A}"),
+        ("ghcr.io/acme/web:1", f"<none>@{A}"),
+        ("ghcr.io/acme/web:1", f"docker-pullable://<none>:<none>@{A}"),
+    ],
+)
+def test_an_image_that_was_loaded_into_the_node_has_no_digest_of_a_registry(image: str, image_id: str) -> None:
+    reading = read_pod(pod_of(image_id, image=image), NAMING)
+
+    assert not reading.events
+    assert skipped(reading) == {"digest_unavailable": 1}
+
+
+@pytest.mark.parametrize("image", ["localhost/web", "kind.local/web", "ko.local/web", "dev.local/web"])
+def test_an_image_that_no_registry_has_is_not_reported_as_pinned_either(image: str) -> None:
+    assert skipped(read_pinned(pod_of("", image=f"{image}@{A}"), NAMING)) == {"digest_unavailable": 1}
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    [
+        f"mirror.internal/proxy/acme/web@{A}",
+        f"localhost:5000/acme/web@{A}",
+        f"docker.io/acme/import-service@{A}",
+        f"docker.io/import-2026-10-05/web@{A}",
+        f"registry.local/acme/web@{A}",
+        f"localhost.example.com/web@{A}",
+    ],
+)
+def test_an_image_of_a_mirror_or_a_registry_on_the_node_is_reported(image_id: str) -> None:
+    assert reported(read_pod(pod_of(image_id), NAMING)) == {"shop/web/app": f"{WEB}@{A}"}
+
+
 @pytest.mark.parametrize("image_id", [A, f"docker://{A}", A.removeprefix("sha256:"), "", None, 7, {}])
 def test_an_image_id_without_one_is_counted(image_id: Any) -> None:
     reading = read_pod(pod_of(image_id), NAMING)
@@ -144,9 +190,40 @@ def test_an_image_that_is_no_reference_is_counted(image: Any, image_id: str) -> 
     assert skipped(reading) == {"invalid_image": 1}
 
 
-def test_names_that_are_too_long_are_counted() -> None:
-    called = naming(name_template="{container}" * 100)
-    assert skipped(read_pod(pod_of(f"{WEB}@{A}"), called)) == {"invalid_name": 1}
+def test_names_that_are_too_long_are_shortened() -> None:
+    called = naming(name_template="{container}" * 100, environment_template="{namespace}" * 100)
+    (event,) = read_pod(pod_of(f"{WEB}@{A}"), called).events
+    assert event.image.name is not None
+    assert event.environment.name is not None
+    assert (len(event.image.name), len(event.environment.name)) == (255, 255)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\x00b", "\ud800"])
+def test_a_label_that_no_name_may_have_is_counted(value: str) -> None:
+    pod = pod_of(f"{WEB}@{A}")
+    pod["metadata"]["labels"]["team"] = value
+    assert skipped(read_pod(pod, naming(name_template="{pod_labels[team]}"))) == {"invalid_name": 1}
+
+
+@pytest.mark.parametrize("label", [None, 7, {}, "", "x" * 100_000])
+def test_a_label_that_is_none_is_missing(label: Any) -> None:
+    pod = pod_of(f"{WEB}@{A}")
+    pod["metadata"]["labels"]["team"] = label
+    assert skipped(read_pod(pod, naming(name_template="{pod_labels[team]}"))) == {"label_missing": 1}
+
+
+def test_kinds_that_are_ignored_report_nothing() -> None:
+    assert skipped(read_pod(pod_of(f"{WEB}@{A}"), naming(ignore_kinds=["replicaset"]))) == {"kind_ignored": 1}
+    assert skipped(read_pod(pod_of(f"{WEB}@{A}"), naming(ignore_kinds=["Deployment"]))) == {"kind_ignored": 1}
+    assert read_pod(pod_of(f"{WEB}@{A}"), naming(ignore_kinds=["Job", "Pod"])).events
+
+
+def test_volumes_that_are_images_are_counted_once() -> None:
+    volumes = [{"name": "model", "image": {"reference": f"ghcr.io/acme/model@{B}"}}, {"name": "tmp", "emptyDir": {}}]
+    pod = pod_of(f"{WEB}@{A}", spec={"volumes": volumes})
+    assert skipped(read_pod(pod, NAMING)) == {"image_volume": 1}
+    assert skipped(read_pod(pod, NAMING, before=pod)) == {"unchanged": 1}
+    assert skipped(read_pinned(pod, NAMING)) == {"image_volume": 1, "not_pinned": 1}
 
 
 def test_the_source_is_the_cluster() -> None:
@@ -581,6 +658,70 @@ def owned(kind: str, name: str, **metadata: Any) -> dict[str, Any]:
         ({"metadata": {"name": "p", "ownerReferences": [{"kind": "ReplicaSet", "name": "x"}]}}, "Pod", "p"),
         ({"metadata": {"name": "p", "ownerReferences": [{"controller": True}]}}, "Pod", "p"),
         ({}, "Pod", ""),
+        # Runs, by what they are made from
+        (owned("Job", "backup-x7k2p"), "Job", "backup"),
+        (owned("Job", "backup-tests"), "Job", "backup-tests"),
+        (owned("Workflow", "build-x7k2p"), "Workflow", "build"),
+        (owned("Workflow", "nightly-1614733200"), "CronWorkflow", "nightly"),
+        (
+            owned("Workflow", "a-1", labels={"workflows.argoproj.io/cron-workflow": "nightly"}),
+            "CronWorkflow",
+            "nightly",
+        ),
+        (owned("Workflow", "a-1", labels={"workflows.argoproj.io/workflow-template": "t"}), "WorkflowTemplate", "t"),
+        (
+            owned("Workflow", "a-1", labels={"workflows.argoproj.io/cluster-workflow-template": "c"}),
+            "ClusterWorkflowTemplate",
+            "c",
+        ),
+        (owned("Workflow", "a-1", labels={"workflows.argoproj.io/cron-workflow": ""}), "Workflow", "a-1"),
+        (owned("Workflow", "a-1", labels={"workflows.argoproj.io/cron-workflow": "x" * 254}), "Workflow", "a-1"),
+        (owned("Workflow", "a-1", labels={"workflows.argoproj.io/cron-workflow": 7}), "Workflow", "a-1"),
+        (
+            owned("TaskRun", "r-x7k2p-b", labels={"tekton.dev/pipeline": "ci", "tekton.dev/pipelineTask": "build"}),
+            "PipelineTask",
+            "ci-build",
+        ),
+        (
+            owned(
+                "TaskRun",
+                "run-x7k2p-build",
+                labels={
+                    "tekton.dev/pipeline": "run-x7k2p",
+                    "tekton.dev/pipelineRun": "run-x7k2p",
+                    "tekton.dev/pipelineTask": "build",
+                },
+            ),
+            "PipelineTask",
+            "run-build",
+        ),
+        (owned("TaskRun", "build-x7k2p", labels={"tekton.dev/task": "buildah"}), "Task", "buildah"),
+        (owned("TaskRun", "build-x7k2p", labels={"tekton.dev/pipelineTask": "build"}), "PipelineTask", "build"),
+        (owned("TaskRun", "build-x7k2p"), "TaskRun", "build"),
+        (
+            owned(
+                "ReplicaSet",
+                "web-00007-deployment-6d4c",
+                labels={"pod-template-hash": "6d4c", "serving.knative.dev/service": "web"},
+            ),
+            "Service",
+            "web",
+        ),
+        (owned("StatefulSet", "db", labels={"serving.knative.dev/service": "web"}), "StatefulSet", "db"),
+        (
+            owned("EphemeralRunner", "r-x7k2p-runner-9zlqs", labels={"actions.github.com/scale-set-name": "arc"}),
+            "AutoscalingRunnerSet",
+            "arc",
+        ),
+        ({"metadata": {"name": "runner-x7k2p", "generateName": "runner-"}}, "Pod", "runner"),
+        ({"metadata": {"name": "other", "generateName": "runner-"}}, "Pod", "other"),
+        ({"metadata": {"name": "-x7k2p", "generateName": "-"}}, "Pod", "-x7k2p"),
+        (
+            {"metadata": {"name": "runner-t1-project-42-concurrent-0-9zlqs2x7"}},
+            "Pod",
+            "runner-t1-project-42-concurrent-0",
+        ),
+        ({"metadata": {"name": "maven-x7k2p", "labels": {"jenkins/label": "maven"}}}, "Pod", "maven"),
     ],
 )
 def test_a_pod_belongs_to_the_workload_that_people_know(pod: dict[str, Any], kind: str, name: str) -> None:
