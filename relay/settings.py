@@ -319,9 +319,10 @@ class DeliverySettings(_Section):
     one that is not delivered yet."""
     max_age: PositiveDuration = 2_592_000.0
     """An event that could not be delivered for this long becomes a dead letter, `expired`."""
-    forget_after: PositiveDuration = 7_776_000.0
-    """What an instance last ran is forgotten when nothing was heard of it for this long, and so is an environment
-    of which no instance is left: status, console and metrics name it no more."""
+    forget_after: PositiveDuration = 34_560_000.0
+    """An instance is forgotten when it was not reported for this long, and so is an environment of which no instance
+    is left: inventory, status, console and metrics name it no more. Longer than the longest time between two
+    deployments of a service that only its pipeline reports; `relay forget` is for what is known to be gone."""
 
 
 class WorkerSettings(_Section):

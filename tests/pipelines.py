@@ -60,17 +60,19 @@ def gitlab(inputs: dict[str, str], outer: dict[str, str], run: dict[str, str]) -
 
 
 def argo(parameters: dict[str, str], secret: dict[str, str], workflow: dict[str, str]) -> Step:
+    """`workflow` has Argo's own `workflow.` variables, and as `pod` the uid of the step's pod."""
     document = yaml.safe_load((PIPELINES / "argo" / "workflow-template.yaml").read_text())
     assert (document["apiVersion"], document["kind"]) == ("argoproj.io/v1alpha1", "WorkflowTemplate")
     [template] = document["spec"]["templates"]
     specs = {each["name"]: each.get("value") for each in template["inputs"]["parameters"]}
     values = {f"inputs.parameters.{name}": value for name, value in _given(parameters, specs).items()}
-    values |= {f"workflow.{name}": value for name, value in workflow.items()}
+    pod = {"metadata.uid": workflow["pod"]}
+    values |= {f"workflow.{name}": value for name, value in workflow.items() if name != "pod"}
     script = template["script"]
     assert "{{" not in script["source"]
     container = _replaced({**script, "source": ""}, r"\{\{([a-z.-]+)\}\}", values)
     assert container["image"] == values["inputs.parameters.relay-image"]
-    return Step(script["source"], tuple(script["command"]), _kubernetes(container["env"], secret))
+    return Step(script["source"], tuple(script["command"]), _kubernetes(container["env"], secret | pod))
 
 
 def tekton(parameters: dict[str, str], secret: dict[str, str], task_run: dict[str, str]) -> Step:
@@ -104,13 +106,18 @@ def _replaced(document: Any, pattern: str, values: dict[str, str]) -> Any:
 
 
 def _kubernetes(env: list[dict[str, Any]], secret: dict[str, str]) -> dict[str, str]:
-    """Give a container's variables as the kubelet does: $(NAME) in a value is a variable's, if that stands above."""
+    """Give a container's variables as the kubelet does: $(NAME) in a value is a variable's, if that stands above.
+
+    `secret` has the pod's fields too, by their path.
+    """
     variables: dict[str, str] = {}
     for each in env:
         if "value" in each:
             variables[each["name"]] = re.sub(
                 r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)", lambda tag: variables.get(tag[1], tag[0]), each["value"]
             )
+        elif "fieldRef" in each["valueFrom"]:
+            variables[each["name"]] = secret[each["valueFrom"]["fieldRef"]["fieldPath"]]
         elif each["valueFrom"]["secretKeyRef"]["key"] in secret:
             variables[each["name"]] = secret[each["valueFrom"]["secretKeyRef"]["key"]]
         else:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import forgetting
+from relay.store.state import SEEN_STEP_MS
 from workers.stopping import is_stopping
-from workers.verdict import SEEN_STEP_MS
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime

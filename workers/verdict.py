@@ -6,13 +6,10 @@ from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
-from relay.store.state import REMEMBERED_IDS, Accepted, Delivered, written_arrival
+from relay.store.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered, written_arrival
 
 if TYPE_CHECKING:
     from relay.store.inbox import Redriven
-
-#: A duplicate refreshes "last seen" only when that is older than this, so that a snapshot writes little.
-SEEN_STEP_MS = 3_600_000
 
 
 class Verdict(StrEnum):

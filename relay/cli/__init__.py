@@ -35,6 +35,7 @@ COMMANDS = {
     "pause": "Hold environments' deliveries; events keep queueing.",
     "resume": "Release what was paused.",
     "resync": "Deliver an environment's whole current state again.",
+    "forget": "Forget instances that no longer run.",
     "config": "Check and show the configuration.",
 }
 

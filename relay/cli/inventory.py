@@ -17,6 +17,7 @@ from relay.keys import DEFAULT_ENDPOINT
 from relay.store import counts
 from relay.store import inventory as store
 from relay.store.dead import moment
+from relay.store.forgetting import now_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Rows of one table; a terminal gets one after the other, so that nothing is held until the last row is known.
 ROWS = 200
+
+#: How long before an instance is forgotten standard error has it; with a short `delivery.forget_after` half of that.
+FORGET_NOTICE_SECONDS = 30 * 86_400.0
 
 #: Characters of a digest that tell it from others, with its algorithm.
 _TELLING = len("sha256:") + 12
@@ -50,8 +54,11 @@ def inventory(
     """Show what runs where, as far as it was reported: each instance's digest, since when, and whether the API knows.
 
     A table on a terminal; piped, a line each with tabs between: environment, repository, name, platform, digest,
-    since, delivered (yes or no), what the API was told last, and when. With --json a line of JSON each. An instance
-    may come twice while others come and go.
+    since, delivered (yes or no), what the API was told last, when, and when the instance was last seen. With --json a
+    line of JSON each. An instance may come twice while others come and go.
+
+    An instance is last seen when it is reported, as a duplicate too; that is noted once an hour. It is forgotten
+    delivery.forget_after later; standard error has how many are within a month of that.
 
     Exit codes: 0 done, 1 nothing was found, 2 usage, 69 Redis not reachable.
 
@@ -68,8 +75,40 @@ def inventory(
             what = f"nothing like {search} was" if search else "nothing was"
             typer.echo(f"{what} reported{f' in {environment}' if environment else ''}", err=True)
             raise typer.Exit(EX_REFUSED)
+        soon = _Soon(shard)
+        running = map(soon.noted, chain([first], running))
         show = _show_json if as_json else _show_tables if sys.stdout.isatty() else _show_lines
-        show(chain([first], running))
+        show(running)
+    if soon.count:
+        typer.echo(soon.message, err=True)
+
+
+class _Soon:
+    """Counts the instances that are forgotten soon unless they are reported again."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.count = 0
+        self._forget_after = shard.settings.delivery.forget_after
+        self._notice = min(FORGET_NOTICE_SECONDS, self._forget_after / 2)
+        self._seen_before = now_ms(shard.client) - round((self._forget_after - self._notice) * 1000)
+
+    def noted(self, running: Running) -> Running:
+        """Count an instance, and return it."""
+        self.count += not running.was_seen_since(self._seen_before)
+        return running
+
+    @property
+    def message(self) -> str:
+        """Return what to do about them."""
+        instances = "1 instance is" if self.count == 1 else f"{self.count:,} instances are"
+        return (
+            f"{instances} forgotten within {_days(self._notice)}, because delivery.forget_after is "
+            f"{_days(self._forget_after)}: report those that still run, or raise delivery.forget_after"
+        )
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86_400:.3g} days"
 
 
 def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
@@ -97,6 +136,7 @@ def _as_json(running: Running) -> dict[str, Any]:
         "since": moment(running.since),
         "delivered": running.delivered,
         "told": {"digest": told.digest, "at": moment(told.at)} if told else None,
+        "last_seen_at": moment(running.last_seen_at),
     }
 
 
@@ -106,6 +146,7 @@ def _show_lines(running: Iterable[Running]) -> None:
         columns = [instance.environment, instance.repository, instance.name, instance.platform, each.digest]
         columns += [moment(each.since), "yes" if each.delivered else "no"]
         columns += [told.digest, moment(told.at)] if told else ["", ""]
+        columns.append(moment(each.last_seen_at))
         typer.echo("\t".join(map(printable, columns)))
 
 
@@ -121,12 +162,13 @@ def _draw(rows: list[Running]) -> None:
     from rich.text import Text  # noqa: PLC0415 - the same
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("environment", "repository", "name", "platform", "digest", "since", "delivered"):
-        table.add_column(column, overflow="fold", no_wrap=column in {"digest", "since"})
+    for column in ("environment", "repository", "name", "platform", "digest", "since", "last seen", "delivered"):
+        table.add_column(column, overflow="fold", no_wrap=column in {"digest", "since", "last seen"})
     for each in rows:
         instance = each.instance
         columns = [instance.environment, instance.repository, instance.name, instance.platform]
-        columns += [each.digest[:_TELLING], moment(each.since)[:_TO_SECONDS], _delivered(each)]
+        columns += [each.digest[:_TELLING], moment(each.since)[:_TO_SECONDS]]
+        columns += [moment(each.last_seen_at)[:_TO_SECONDS], _delivered(each)]
         table.add_row(*(Text(printable(text)) for text in columns))
     Console().print(table)
 

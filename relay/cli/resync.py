@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.options import Json, duration, name_or_id, somebody_can_answer
+from relay.cli.options import Json, duration, name_or_id, positive_duration, somebody_can_answer
 from relay.cli.shard import open_shard
 from relay.errors import ConfigurationError
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import inventory
+from relay.store.forgetting import now_ms
 from relay.store.resyncing import Progress, rehearse, resync_all
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ WAIT_SECONDS = 60.0
 def resync(
     environment: Annotated[str, typer.Argument(parser=name_or_id, metavar="ENV", help="An environment, by name.")],
     *,
+    seen_within: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive_duration,
+            metavar="DURATION",
+            help="Only instances reported within DURATION, as duplicates too: 90m, 24h, 30d.",
+        ),
+    ] = None,
     wait: Annotated[
         float,
         typer.Option(parser=duration, metavar="DURATION", help="How long to wait for room while the queue is full."),
@@ -48,6 +57,10 @@ def resync(
     what is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the
     same things once more.
 
+    An instance that no longer runs is known until `relay forget` or delivery.forget_after. Where everything that runs
+    is reported regularly, as by `relay watch`, --seen-within leaves out what no longer runs. The time of the last
+    report is kept to the hour, so an instance may be included for up to an hour more.
+
     Exit codes: 0 done, 1 nothing is known of that environment, or you said no, 2 usage, 69 Redis not reachable, 75
     the queue stayed full (try again).
 
@@ -55,6 +68,7 @@ def resync(
     Examples:
       relay resync production --dry-run
       relay resync production --yes
+      relay resync production --seen-within 24h --yes
       relay resync staging --yes --wait 10m
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as shard:
@@ -64,7 +78,7 @@ def resync(
             raise typer.Exit(EX_REFUSED)
         if not dry_run:
             _confirm(environment, total, yes=yes)
-        done = _walk(shard, environment, total, wait_seconds=wait, dry_run=dry_run)
+        done = _walk(shard, environment, total, wait_seconds=wait, seen_within_seconds=seen_within, dry_run=dry_run)
     if as_json:
         typer.echo(json.dumps({"environment": environment, "dry_run": dry_run, **done._asdict()}))
     else:
@@ -86,12 +100,16 @@ def _confirm(environment: str, total: int, *, yes: bool) -> None:
     typer.confirm(f"Deliver the {total:,} instances of {environment} again?", abort=True, err=True)
 
 
-def _walk(shard: Shard, environment: str, total: int, *, wait_seconds: float, dry_run: bool) -> Progress:
+def _walk(
+    shard: Shard, environment: str, total: int, *,
+    wait_seconds: float, seen_within_seconds: float | None, dry_run: bool,
+) -> Progress:  # fmt: skip
     """Go through the environment; what is returned says `full` if it ended because there was no room for so long."""
     client, keys, settings = shard
     queue = settings.queue
+    seen_since = None if seen_within_seconds is None else now_ms(client) - round(seen_within_seconds * 1000)
     steps: Iterator[Progress] = (
-        rehearse(client, keys, DEFAULT_ENDPOINT, environment)
+        rehearse(client, keys, DEFAULT_ENDPOINT, environment, seen_since=seen_since)
         if dry_run
         else resync_all(
             client,
@@ -100,6 +118,7 @@ def _walk(shard: Shard, environment: str, total: int, *, wait_seconds: float, dr
             environment,
             max_backlog=queue.max_backlog,
             memory_watermark=queue.memory_watermark,
+            seen_since=seen_since,
         )
     )
     done = Progress()
@@ -120,7 +139,9 @@ def _walk(shard: Shard, environment: str, total: int, *, wait_seconds: float, dr
 
 def _outcome(done: Progress, *, dry_run: bool) -> str:
     again = f"{done.added} {'would be ' if dry_run else ''}delivered again"
-    return f"{again}, {done.on_their_way} on their way anyhow" if done.on_their_way else again
+    on_their_way = f"{done.on_their_way} on their way anyhow" if done.on_their_way else ""
+    not_seen = f"{done.not_seen} left out, not seen within that time" if done.not_seen else ""
+    return ", ".join(filter(None, (again, on_their_way, not_seen)))
 
 
 def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:

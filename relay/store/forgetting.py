@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import OutOfMemoryError
 
 from relay.store import counts, scripts
-from relay.store.state import Accepted
+from relay.store.state import SEEN_STEP_MS, Accepted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
     from relay.keys import Keys, OutboxKeys
@@ -84,6 +86,47 @@ def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_befor
     )  # fmt: skip
     call = scripts.Call(_FORGET_ENVIRONMENT, script_keys, (outbox.environment, seen_before))
     return bool(scripts.run(client, call))
+
+
+class Forgotten(NamedTuple):
+    """Count what a deliberate forgetting has done so far, in instances."""
+
+    looked_at: int = 0
+    forgotten: int = 0
+    #: Meant, and not forgotten: an event of theirs waits in the outbox, or was accepted at this very moment.
+    kept: int = 0
+
+
+def forget_some(
+    client: Redis,
+    outbox: OutboxKeys,
+    *,
+    is_meant: Callable[[str], bool],
+    seen_before: int | None = None,
+    dry_run: bool = False,
+) -> Forgotten:
+    """Forget an environment's instances whose keys are meant, a page at a time, and return how many.
+
+    With `seen_before`, only those that were not seen since then. In a dry run `forgotten` are those that are meant,
+    whether or not an event of theirs waits.
+    """
+    done = Forgotten()
+    cursor = 0
+    while True:
+        reply: Any = client.hscan(outbox.accepted, cursor, count=PAGE)
+        cursor, states = int(reply[0]), reply[1]
+        args: list[scripts.Argument] = [MAX_WAITING]
+        for instance, state in states.items():
+            seen_until = Accepted.decode(state.decode()).seen + SEEN_STEP_MS
+            if is_meant(instance.decode()) and (seen_before is None or seen_until < seen_before):
+                args += (instance, state)
+        meant = forgotten = len(args) // 2
+        if meant and not dry_run:
+            call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered), args)
+            forgotten = int(scripts.run(client, call))
+        done = Forgotten(done.looked_at + len(states), done.forgotten + forgotten, done.kept + meant - forgotten)
+        if not cursor:
+            return done
 
 
 def now_ms(client: Redis) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from relay.event import Instance
-from relay.store.state import Accepted, Delivered
+from relay.store.state import SEEN_STEP_MS, Accepted, Delivered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,14 @@ class Running:
     digest: str
     #: When that was deployed, if its producer said so, else when it was accepted.
     since: int
+    #: When it was reported last, as a duplicate or not; up to `SEEN_STEP_MS` earlier than that was.
+    last_seen_at: int
     #: What the API was last told; None if nothing yet.
     told: Delivered | None
+
+    def was_seen_since(self, moment_ms: int) -> bool:
+        """Return whether it may have been reported since then: what its state does not say exactly counts for it."""
+        return self.last_seen_at + SEEN_STEP_MS >= moment_ms
 
     @property
     def delivered(self) -> bool:
@@ -105,5 +111,6 @@ def _running(environment: str, key: str, accepted: Accepted, told: bytes | None)
         instance=Instance.from_key(environment, key),
         digest=accepted.digest,
         since=accepted.at if accepted.time is None else accepted.time,
+        last_seen_at=accepted.seen,
         told=Delivered.decode(told.decode()) if told else None,
     )

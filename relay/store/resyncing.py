@@ -31,36 +31,51 @@ class Progress(NamedTuple):
     #: Accepted and not delivered yet: there is nothing to repeat.
     on_their_way: int = 0
     full: str = ""
+    #: Left out, because they were not seen for as long as was given.
+    not_seen: int = 0
 
 
-def rehearse(client: Redis, keys: Keys, endpoint: str, environment: str) -> Iterator[Progress]:
+def rehearse(
+    client: Redis, keys: Keys, endpoint: str, environment: str, *, seen_since: int | None = None
+) -> Iterator[Progress]:
     """Go through an environment's instances and add nothing; `added` are those that would be."""
     done = Progress()
     for running in inventory.pages(client, keys, endpoint, environment):
-        done = _after(done, running)
+        done = _after(done, running, seen_since)
         yield done
 
 
 def resync_all(
-    client: Redis, keys: Keys, endpoint: str, environment: str, *, max_backlog: int, memory_watermark: float
-) -> Iterator[Progress]:
-    """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page."""
+    client: Redis, keys: Keys, endpoint: str, environment: str, *,
+    max_backlog: int, memory_watermark: float, seen_since: int | None = None,
+) -> Iterator[Progress]:  # fmt: skip
+    """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page.
+
+    With `seen_since`, in milliseconds of Redis's clock, only for those that were reported since then.
+    """
     done = Progress()
     for running in inventory.pages(client, keys, endpoint, environment):
-        entries = [_entry(each) for each in running if each.delivered]
+        entries = [_entry(each) for each in running if each.delivered and _is_there(each, seen_since)]
         call = inbox.append_call(keys, entries, max_backlog, memory_watermark)
         while entries and (why := _full(client, call)):
             yield done._replace(full=why)
-        done = _after(done, running)
+        done = _after(done, running, seen_since)
         yield done
 
 
-def _after(done: Progress, running: Sequence[Running]) -> Progress:
-    delivered = sum(each.delivered for each in running)
+def _is_there(running: Running, seen_since: int | None) -> bool:
+    """Return whether an instance may still run; the API must not be told again of one that does not."""
+    return seen_since is None or running.was_seen_since(seen_since)
+
+
+def _after(done: Progress, running: Sequence[Running], seen_since: int | None) -> Progress:
+    there = [each for each in running if _is_there(each, seen_since)]
+    delivered = sum(each.delivered for each in there)
     return Progress(
         looked_at=done.looked_at + len(running),
         added=done.added + delivered,
-        on_their_way=done.on_their_way + len(running) - delivered,
+        on_their_way=done.on_their_way + len(there) - delivered,
+        not_seen=done.not_seen + len(running) - len(there),
     )
 
 

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+#: A duplicate refreshes "last seen" only when that is older than this, so that a snapshot writes little: an instance
+#: may have been seen that much later than its state says.
+SEEN_STEP_MS = 3_600_000
+
 #: Ids of accepted events that an instance remembers, against producers' late retries.
 REMEMBERED_IDS = 8
 

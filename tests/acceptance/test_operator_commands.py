@@ -18,6 +18,9 @@ from redis import Redis
 from rig import TOKEN, wait_for
 
 from relay.embedded import EmbeddedRedis
+from relay.store import forgetting
+from relay.store.dead import moment
+from relay.store.state import Accepted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +152,84 @@ def test_inventory_shows_what_runs_and_whether_the_api_knows(estate: Estate) -> 
     nothing = ask(estate, "inventory", "production", "--search", "acme")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "nothing like acme was reported in production" in nothing.stderr
+
+
+# Forget
+
+
+def remember(client: Redis, name: str, *, seen_days_ago: float = 0, environment: str = "production") -> None:
+    """Write an instance's state as intake and delivery would have left it."""
+    seen = forgetting.now_ms(client) - round(seen_days_ago * 86_400_000)
+    outbox = KEYS.of_outbox("default", environment)
+    key = f"ghcr.io/acme/{name} linux/amd64 "
+    client.hset(outbox.accepted, key, Accepted(digest("1"), None, seen, seen, ("id",)).encode())
+    client.hset(outbox.delivered, key, f"{digest('1')}\n\n{seen}\n{seen}")
+    client.zadd(KEYS.environments("default"), {environment: 1})
+    client.hset(outbox.counts, mapping={"delivered": 1, "outbox": 0, "seen": seen})
+
+
+def test_forget_drops_what_is_meant_asks_first_and_may_be_repeated(
+    redis_server: EmbeddedRedis, client: Redis
+) -> None:
+    for name in ("api", "api-v2", "web", "old"):
+        remember(client, name)
+    remember(client, "ancient", seen_days_ago=60)
+    remember(client, "api", environment="staging")
+    url = redis_server.url
+
+    unanswered = run(url, "forget", "production")
+    assert (unanswered.returncode, "--yes" in unanswered.stderr) == (2, True)
+    assert run(url, "forget", "production", "--dry-run").stdout == "5 would be forgotten\n"
+    outcome = json.loads(run(url, "forget", "production", "--unseen-for", "30d", "--yes", "--json").stdout)
+    assert outcome == {
+        "environment": "production",
+        "dry_run": False,
+        "looked_at": 5,
+        "forgotten": 1,
+        "kept": 0,
+        "environment_forgotten": False,
+    }
+    instances = ["-i", "ghcr.io/acme/api", "-i", "ghcr.io/acme/old linux/amd64", "-i", "ghcr.io/acme/web linux/arm64"]
+    for count in (2, 0):
+        done = run(url, "forget", "production", *instances, "--yes")
+        assert (done.returncode, done.stdout) == (0, f"{count} forgotten\n")
+    assert {line.split("\t")[1] for line in run(url, "inventory", "production").stdout.splitlines()} == {
+        "ghcr.io/acme/api-v2",
+        "ghcr.io/acme/web",
+    }
+    assert run(url, "forget", "production", "--yes").stdout == "2 forgotten, and the environment\n"
+    again = run(url, "forget", "production", "--yes")
+    assert (again.returncode, again.stdout) == (0, "0 forgotten\n")
+    assert "nothing is known of production" in again.stderr
+    assert [each["environment"] for each in json.loads(run(url, "status", "--json").stdout)["environments"]] == [
+        "staging"
+    ]
+
+
+def test_forget_keeps_what_waits(redis_server: EmbeddedRedis, client: Redis) -> None:
+    remember(client, "api")
+    remember(client, "web")
+    outbox = KEYS.of_outbox("default", "production").outbox
+    client.xadd(outbox, {"event": "{}", "instance": "ghcr.io/acme/api linux/amd64 "})
+    done = run(redis_server.url, "forget", "production", "--yes")
+    assert (done.returncode, done.stdout) == (75, "1 forgotten\n")
+    assert "1 kept, because their events wait" in done.stderr
+
+
+def test_inventory_shows_when_each_was_last_seen_and_what_is_forgotten_soon(
+    redis_server: EmbeddedRedis, client: Redis
+) -> None:
+    remember(client, "stable", seen_days_ago=380)
+    remember(client, "busy", seen_days_ago=100)
+    done = run(redis_server.url, "inventory", "--json")
+    seen = {row["repository"]: row["last_seen_at"] for row in map(json.loads, done.stdout.splitlines())}
+    assert seen["ghcr.io/acme/stable"] < seen["ghcr.io/acme/busy"] < moment(forgetting.now_ms(client))
+    assert "1 instance is forgotten within 30 days, because delivery.forget_after is 400 days" in done.stderr
+    assert {line.split("\t")[-1] for line in run(redis_server.url, "inventory").stdout.splitlines()} == set(
+        seen.values()
+    )
+    done = run(redis_server.url, "resync", "production", "--seen-within", "200d", "--dry-run")
+    assert done.stdout == "1 would be delivered again, 1 left out, not seen within that time\n"
 
 
 # Trace
@@ -326,6 +407,12 @@ def test_the_completion_script_calls_the_relay(shell: str) -> None:
         (["trace", "x"], 69, "did not answer"),
         (["status"], 69, "did not answer"),
         (["resync", "production", "--yes"], 69, "did not answer"),
+        (["forget", "production", "--yes"], 69, "did not answer"),
+        (["forget"], 2, "Missing argument"),
+        (["forget", "x", "--instance", ""], 2, "is empty"),
+        (["forget", "x", "--instance", "Not An Image"], 2, "instance"),
+        (["forget", "x", "--unseen-for", "0"], 2, "unseen-for"),
+        (["resync", "x", "--seen-within", "soon"], 2, "not a duration"),
         (["trace"], 2, "Missing argument"),
         (["resync"], 2, "Missing argument"),
         (["resync", "x", "--wait", "soon"], 2, "not a duration"),

@@ -70,8 +70,8 @@ SYSTEMS = {
     ),
     "argo": System(
         pipelines.argo,
-        {"namespace": "ci", "name": "deploy-x7k2p", "uid": "0f5c1a4e-6d43-4b9c-9d0c-2a9a4a1f3b11"},
-        {"uid": "6b0e3a52-5a53-4f9b-8a53-8f3d7a2cbb07"},
+        {"namespace": "ci", "name": "deploy-x7k2p", "uid": "0f5c1a4e-6d43-4b9c-9d0c-2a9a4a1f3b11", "pod": "0f5c-a"},
+        {"pod": "6b0e-b"},
         "argo:ci/deploy-x7k2p",
         "redis-url",
         "gateway-token",

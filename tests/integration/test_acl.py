@@ -400,4 +400,5 @@ class TestAWholeRelay:
                 wait_for(lambda: estate.ledger().dead == 2 and not estate.ledger().waiting, 60, seen)
                 assert relay(guarded, "relay-operator", "dead", "drop", "--yes").returncode == 0
                 assert (estate.ledger().delivered, estate.ledger().unaccounted) == (2, 0)
+                assert "1 forgotten" in relay(guarded, "relay-operator", "forget", "staging", "--yes").stdout
         assert not guarded.refused()

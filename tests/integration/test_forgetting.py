@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from drains import TOKEN, drained, ledger_of, report, running
@@ -11,7 +11,7 @@ from outboxes import everything
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.sandbox import Sandbox
 from relay.store import counts, dataset, forgetting, pausing, scripts
-from relay.store.state import Accepted
+from relay.store.state import SEEN_STEP_MS, Accepted
 from workers import forget
 from workers.intake import drain_inbox
 
@@ -104,6 +104,49 @@ def test_environments_are_those_of_which_anything_is_known(client: Redis) -> Non
     client.zadd(INDEX, {"production": 7, "without instances": 0})
     found = forgetting.environments(client, KEYS, DEFAULT_ENDPOINT)
     assert found == ["*[x]", "a:b", "production", "without instances"]
+
+
+# By hand
+
+
+def forget_some(client: Redis, *instances: str, **how: Any) -> forgetting.Forgotten:
+    return forgetting.forget_some(client, OUTBOX, is_meant=lambda key: not instances or key in instances, **how)
+
+
+def test_what_is_meant_is_forgotten_however_lately_it_was_seen(client: Redis) -> None:
+    for name in ("a", "b", "c"):
+        remember(client, name, forgetting.now_ms(client))
+    assert forget_some(client, "a", "b", dry_run=True) == (3, 2, 0)
+    assert len(known(client)[0]) == 3
+    assert forget_some(client, "a", "b") == (3, 2, 0)
+    assert known(client) == ({b"c"}, {b"c"})
+    assert forget_some(client, "a", "b") == (1, 0, 0)
+    assert forget_some(client) == (1, 1, 0)
+
+
+def test_by_hand_too_an_instance_with_an_event_waiting_is_kept(client: Redis) -> None:
+    remember(client, "waits", OLD)
+    remember(client, "old", OLD)
+    client.xadd(OUTBOX.outbox, {"event": "{}", "instance": "waits"})
+    assert forget_some(client) == (2, 1, 1)
+    assert known(client)[0] == {b"waits"}
+
+
+def test_a_time_spares_what_may_have_been_seen_since(client: Redis) -> None:
+    """A duplicate refreshes the time only once an hour."""
+    now = forgetting.now_ms(client)
+    remember(client, "old", now - SEEN_STEP_MS - 1)
+    remember(client, "perhaps", now - SEEN_STEP_MS)
+    assert forget_some(client, seen_before=now) == (2, 1, 0)
+    assert known(client)[0] == {b"perhaps"}
+
+
+def test_many_are_forgotten_in_pages(client: Redis) -> None:
+    for number in range(3 * forgetting.PAGE):
+        remember(client, f"{number}", NOW)
+    done = forget_some(client)
+    assert (done.forgotten, done.kept) == (3 * forgetting.PAGE, 0)
+    assert known(client) == (set(), set())
 
 
 # Environments

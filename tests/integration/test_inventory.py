@@ -51,6 +51,7 @@ def test_each_instance_with_its_digest_and_what_the_api_was_told(client: Redis) 
     page = read(client)
     assert [each.instance for each in page.running] == [instance("a"), instance("b"), instance("c with a space")]
     a, b, c = page.running
+    assert {each.last_seen_at for each in page.running} == {NOW + 1}
     assert (a.digest, a.since, a.delivered) == (digest("1"), NOW, True)
     assert (b.digest, b.since, b.delivered) == (digest("2"), NOW - 5000, False)
     assert b.told == Delivered(digest("1"), NOW, NOW + 9, f"{NOW}-3")

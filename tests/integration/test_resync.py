@@ -26,7 +26,7 @@ from rig import wait_for
 
 from relay.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.store import inventory
+from relay.store import forgetting, inventory
 from relay.store.dead import walk
 from relay.store.redriving import Redrive
 from relay.store.resyncing import Progress, rehearse, resync_all
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from relay.embedded import EmbeddedRedis
     from workers.runtime import Runtime
 
+DAY_MS = 86_400_000
 INSTANCE = f"{REPOSITORY} linux/amd64 "
 
 
@@ -57,9 +58,16 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
     made.close()
 
 
-def resync(client: Redis, *, max_backlog: int = 1_000_000) -> list[Progress]:
-    steps = resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=max_backlog, memory_watermark=1.0)
+def resync(client: Redis, *, max_backlog: int = 1_000_000, seen_since: int | None = None) -> list[Progress]:
+    steps = resync_all(
+        client, KEYS, DEFAULT_ENDPOINT, "production",
+        max_backlog=max_backlog, memory_watermark=1.0, seen_since=seen_since,
+    )  # fmt: skip
     return list(steps)
+
+
+def instance_of(image: str) -> str:
+    return f"{image.partition('@')[0]} linux/amd64 "
 
 
 def redrive(client: Redis) -> None:
@@ -107,6 +115,27 @@ def test_every_instance_is_told_once_more_and_the_ledger_adds_up(
     assert set(after.values()) == {2}
     ledger = ledger_of(client)
     assert (ledger.added, ledger.delivered, ledger.unaccounted) == (901, 901, 0)
+
+
+def test_only_what_was_seen_lately_is_told_again_if_that_is_asked_for(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """Of two instances one was taken down a month ago, and was reported by nothing since."""
+    gone, there = report_many(client, 2)
+    deliver(runtime)
+    now = forgetting.now_ms(client)
+    state = client.hget(PRODUCTION.accepted, instance_of(gone))
+    month_ago = Accepted.decode(state.decode())._replace(seen=now - 30 * DAY_MS)
+    client.hset(PRODUCTION.accepted, instance_of(gone), month_ago.encode())
+
+    expected = Progress(looked_at=2, added=1, on_their_way=0, not_seen=1)
+    since = now - DAY_MS
+    assert list(rehearse(client, KEYS, DEFAULT_ENDPOINT, "production", seen_since=since))[-1] == expected
+    assert resync(client, seen_since=since)[-1] == expected
+    deliver(runtime)
+    assert delivered_images(api).count(there) == 2
+    assert delivered_images(api).count(gone) == 1
+    assert resync(client, seen_since=now - 31 * DAY_MS)[-1].added == 2
 
 
 def test_a_body_says_all_of_its_instance(runtime: Runtime, client: Redis, api: Sandbox) -> None:

@@ -21,6 +21,7 @@ GITHUB = {
     "GITHUB_RUN_ATTEMPT": "1",
     "GITHUB_JOB": "deploy",
     "GITHUB_ACTION": "__run_2",
+    "GITHUB_OUTPUT": "/home/runner/work/_temp/_runner_file_commands/set_output_6d43",
 }
 GITLAB = {
     "CI": "true",
@@ -47,6 +48,7 @@ JENKINS = {
     "STAGE_NAME": "Deploy",
 }
 ARGO = {"RELAY_ARGO_NAMESPACE": "ci", "RELAY_ARGO_WORKFLOW": "deploy-x7k2p", "RELAY_ARGO_RUN": "0f5c1a4e"}
+ARGO["RELAY_ARGO_POD"] = "2a9a4a1f"
 TEKTON = {"RELAY_TEKTON_NAMESPACE": "ci", "RELAY_TEKTON_TASKRUN": "report-1", "RELAY_TEKTON_RUN": "5d0e4a52"}
 
 
@@ -118,6 +120,8 @@ def test_a_step_that_reports_once_more_says_the_same_id(environ: dict[str, str])
         (GITHUB, {"GITHUB_JOB": "rollback"}),
         (GITHUB, {"GITHUB_ACTION": "__run_3"}),
         (GITHUB, {"GITHUB_REPOSITORY": "acme/other"}),
+        (GITHUB, {"GITHUB_OUTPUT": "/home/runner/work/_temp/_runner_file_commands/set_output_9d0c"}),
+        (GITHUB | {"GITHUB_REPOSITORY": "x" * 300}, {"GITHUB_REPOSITORY": "y" * 300}),
         (GITLAB, {"CI_JOB_ID": "4712"}),
         (CIRCLECI, {"CIRCLE_WORKFLOW_JOB_ID": "8f1c3c2e-1d2b-4e58-9f0e-222222222222"}),
         (CIRCLECI, {"CIRCLE_NODE_INDEX": "1"}),
@@ -125,12 +129,52 @@ def test_a_step_that_reports_once_more_says_the_same_id(environ: dict[str, str])
         (JENKINS, {"STAGE_NAME": "Roll back"}),
         (JENKINS, {"BUILD_URL": "https://another.example.com/job/acme/job/shop/job/main/12/"}),
         (ARGO, {"RELAY_ARGO_RUN": "6b0e3a52"}),
+        (ARGO, {"RELAY_ARGO_POD": "6b0e3a52"}),
         (TEKTON, {"RELAY_TEKTON_RUN": "9c0e3a52"}),
     ],
 )
 def test_another_run_attempt_job_or_step_says_another_id(environ: dict[str, str], change: dict[str, str]) -> None:
     """Or a rollback to an image of that job would pass for a retry of its report."""
     assert key(environ) != key(environ | change)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param(without(GITHUB, "GITHUB_RUN_ATTEMPT"), id="a Gitea that has no attempt"),
+        pytest.param(
+            GITHUB | {"GITEA_ACTIONS": "true", "GITHUB_RUN_ATTEMPT": ""}, id="a Gitea whose attempt is empty"
+        ),
+        pytest.param(without(GITHUB, "GITHUB_JOB"), id="github, no job"),
+        pytest.param(without(GITHUB, "GITHUB_ACTION"), id="github, no step"),
+        pytest.param(without(GITHUB, "GITHUB_REPOSITORY"), id="github, no repository"),
+        pytest.param(GITHUB | {"GITHUB_RUN_ID": "1", "ACT": "true"}, id="act, whose runs are all number 1"),
+        pytest.param(without(GITLAB, "CI_JOB_URL", "CI_PROJECT_PATH"), id="gitlab, nothing but a number"),
+        pytest.param(without(CIRCLECI, "CIRCLE_NODE_INDEX"), id="circleci, no parallel node"),
+        pytest.param(
+            without(CIRCLECI, "CIRCLE_WORKFLOW_JOB_ID", "CIRCLE_BUILD_URL", "CIRCLE_PROJECT_REPONAME"),
+            id="circleci, a number of no project",
+        ),
+        pytest.param(without(JENKINS, "STAGE_NAME"), id="jenkins, no stage"),
+        pytest.param(without(JENKINS, "BUILD_URL"), id="jenkins, no address"),
+        pytest.param(without(ARGO, "RELAY_ARGO_POD"), id="argo, a template that does not set the pod"),
+    ],
+)
+def test_a_step_that_is_not_told_whole_gives_a_source_and_no_id(environ: dict[str, str]) -> None:
+    """Run 41 reports A, run 42 B, and run 41 once more A: with an id of the run alone the third would be dropped."""
+    origin = detect(environ)
+    assert origin is not None
+    event = origin.credit(DeploymentEvent.of(IMAGE))
+    assert event.id is None
+    assert event.source == origin.source
+    assert origin.credit(DeploymentEvent.of(IMAGE, id="mine")).id == "mine"
+    with pytest.raises(ValueError, match="not known"):
+        origin.id_for(event)
+
+
+def test_giteas_runner_that_tells_the_attempt_gives_an_id() -> None:
+    gitea = GITHUB | {"ACT": "true", "GITEA_ACTIONS": "true"}
+    assert key(gitea) != key(gitea | {"GITHUB_RUN_ATTEMPT": "2"})
 
 
 def test_a_steps_reports_have_an_id_each() -> None:

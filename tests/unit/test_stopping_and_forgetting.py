@@ -7,10 +7,10 @@ import signal
 import pytest
 from celery.worker import state
 
+from relay.store.state import SEEN_STEP_MS
 from workers import stopping
 from workers.echo import Hearing
 from workers.forget import every_seconds, seen_before
-from workers.verdict import SEEN_STEP_MS
 
 DAY = 86_400.0
 

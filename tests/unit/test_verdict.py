@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.store.inbox import Redriven
-from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
-from workers.verdict import SEEN_STEP_MS, Verdict, judge
+from relay.store.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
+from workers.verdict import Verdict, judge
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000

@@ -1,0 +1,123 @@
+"""`relay forget`: drop what is known of instances that no longer run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relay.cli import EX_TEMPFAIL
+from relay.cli.options import Json, filled, name_or_id, positive_duration, somebody_can_answer
+from relay.cli.shard import open_shard
+from relay.errors import ConfigurationError, InvalidImage
+from relay.image import parse_image
+from relay.keys import DEFAULT_ENDPOINT
+from relay.store import forgetting, inventory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from relay.cli.shard import Shard
+    from relay.store.forgetting import Forgotten
+
+#: A digest that makes a reference of a repository, so that the parser of images can read it.
+_ANY_DIGEST = f"sha256:{'0' * 64}"
+
+
+def instance_prefix(text: str) -> str:
+    """Return what the keys of the instances meant begin with: a repository, or one with a platform, and a name."""
+    repository, *rest = filled(text).strip().split(" ", 2)
+    try:
+        repository = parse_image(f"{repository.partition('@')[0]}@{_ANY_DIGEST}").repository
+    except InvalidImage as error:
+        raise typer.BadParameter(f"{text}: {error}") from None
+    return " ".join((repository, *rest, "")) if len(rest) < 2 else " ".join((repository, *rest))  # noqa: PLR2004 - all
+
+
+def forget(
+    environment: Annotated[str, typer.Argument(parser=name_or_id, metavar="ENV", help="An environment, by name.")],
+    *,
+    instance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--instance",
+            "-i",
+            parser=instance_prefix,
+            metavar="'REPOSITORY [PLATFORM [NAME]]'",
+            help="Only this instance, or those of this repository; may be repeated.",
+        ),
+    ] = None,
+    unseen_for: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive_duration, metavar="DURATION", help="Only instances not reported for DURATION: 12h, 30d."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget instances that no longer run: inventory and resync leave them out from then on.
+
+    Nothing is sent to the API, which keeps what it was told. An instance that is reported again is new, and is
+    delivered. An instance with an event in the outbox is kept: run the command again once that is delivered or dead.
+    Without --instance and --unseen-for the environment goes too, with its counters, unless it is paused; dead letters
+    stay (`relay dead drop -e ENV`). Forgetting twice does no harm.
+
+    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable, 75 some were kept (try again).
+
+    \b
+    Examples:
+      relay forget pr-1234 --yes
+      relay forget production --instance ghcr.io/acme/old-api
+      relay forget production --instance 'ghcr.io/acme/api linux/arm64 sidecar'
+      relay forget production --unseen-for 30d --dry-run
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    prefixes = tuple(instance or ())
+
+    def is_meant(key: str) -> bool:
+        return not prefixes or any(
+            key.startswith(prefix) if prefix.endswith(" ") else key == prefix for prefix in prefixes
+        )
+
+    with open_shard() as shard:
+        total = inventory.count(shard.client, shard.keys, DEFAULT_ENDPOINT, environment)
+        seen_before = None if unseen_for is None else forgetting.now_ms(shard.client) - round(unseen_for * 1000)
+        if total and not dry_run and not yes:
+            _confirm(shard, environment, is_meant, seen_before)
+        outbox = shard.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+        done = forgetting.forget_some(
+            shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=dry_run
+        )
+        is_whole = not prefixes and unseen_for is None and not dry_run and not done.kept
+        environment_forgotten = is_whole and forgetting.forget_environment(
+            shard.client, shard.keys, outbox, forgetting.now_ms(shard.client) + 1
+        )
+    if as_json:
+        outcome = {"environment": environment, "dry_run": dry_run, **done._asdict()}
+        typer.echo(json.dumps({**outcome, "environment_forgotten": environment_forgotten}))
+    else:
+        typer.echo(_outcome(done, dry_run=dry_run, environment_forgotten=environment_forgotten))
+    if not total and not environment_forgotten:
+        typer.echo(f"relay: nothing is known of {environment}; `relay inventory` shows what is", err=True)
+    if done.kept:
+        typer.echo(
+            f"relay: {done.kept:,} kept, because their events wait to be delivered, or were accepted just now; "
+            "try again once they are delivered (`relay status`)",
+            err=True,
+        )
+        raise typer.Exit(EX_TEMPFAIL)
+
+
+def _confirm(shard: Shard, environment: str, is_meant: Callable[[str], bool], seen_before: int | None) -> None:
+    if not somebody_can_answer():
+        raise ConfigurationError(f"to forget instances of {environment}, say --yes; --dry-run counts them")
+    outbox = shard.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+    meant = forgetting.forget_some(shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=True)
+    typer.confirm(f"Forget {meant.forgotten:,} instances of {environment}?", abort=True, err=True)
+
+
+def _outcome(done: Forgotten, *, dry_run: bool, environment_forgotten: bool) -> str:
+    would = "would be " if dry_run else ""
+    return f"{done.forgotten} {would}forgotten{', and the environment' if environment_forgotten else ''}"
