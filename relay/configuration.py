@@ -125,7 +125,8 @@ def check() -> list[Fault]:
         return [*found, *(fault for fault in map(_placed, faults(error)) if fault.where not in told)]
     except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
         return [*found, Fault(where=path or "environment", what=f"cannot be read: {_parse_fault(error)}")]
-    return [*found, *_files(settings), *_urls(settings), *_cluster_name(settings)]
+    files = list(_files(settings))
+    return [*found, *files, *([] if files else _urls(settings)), *_cluster_name(settings)]
 
 
 def hints(settings: Settings) -> Iterator[str]:
@@ -231,9 +232,10 @@ def _parse_fault(error: ValueError) -> str:
 
 
 def _urls(settings: Settings) -> Iterator[Fault]:
-    """Yield a Redis URL that is none."""
+    """Yield a Redis URL that is none, and files of TLS that are none."""
     try:
         connect(settings.redis).close()
+        settings.check_broker_files()
     except ConfigurationError as error:
         yield Fault(where="", what=str(error))
 

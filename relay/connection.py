@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
@@ -12,6 +13,7 @@ from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
+from relay import addresses
 from relay.errors import ConfigurationError, QueueUnavailable
 from relay.failover import WrongServer, follow_role, follow_role_async
 
@@ -32,12 +34,15 @@ RETRY_PAUSE_SECONDS = (0.02, 0.5)
 #: Connections of a client for asyncio: redis-py's own pool refuses who comes when all are at work.
 CONNECTIONS = 16
 
+#: What `CLIENT LIST` calls our connections.
+CLIENT_NAME = "relay"
+
 Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
 
 
 def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
     """Return a client that has not connected yet; its pool belongs to this process alone."""
-    return client_of(redis.Redis, settings.url, options(settings, _Retry(_backoff(), retries)))
+    return client_of(redis.Redis, settings, options(settings, _Retry(_backoff(), retries)))
 
 
 def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) -> redis.asyncio.Redis:
@@ -46,9 +51,10 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     A client with one `connection` keeps it, and does without the pool's part of each command.
     """
     own = options(settings, _AsyncRetry(_backoff(), RETRIES))
-    client_of(redis.asyncio.Redis, settings.url, own)  # for what it refuses
+    client_of(redis.asyncio.Redis, settings, own)  # for what it refuses
+    url, of_url = address(settings)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.url, **own, max_connections=connections, timeout=settings.timeout
+        url, **own, **of_url, max_connections=connections, timeout=settings.timeout
     )
     pool.connection_class = follow_role_async(pool.connection_class)
     if HIREDIS_AVAILABLE:  # the bare install does without
@@ -58,14 +64,15 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     return client
 
 
-def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
+def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any]) -> Client:
     """Make a client of redis-py, or turn its fault of a URL into ours and drop its words: they may repeat a password.
 
-    The settings refuse what cannot be split, so what is left are its options. redis-py looks at their names when it
-    makes a connection, so one is made here, and connects to nothing.
+    The settings refuse what cannot be split, and options that are not on their list. redis-py looks at the rest when
+    it makes a connection, so one is made here, and connects to nothing.
     """
+    url, of_url = address(settings)
     try:
-        client = kind.from_url(url, **own)
+        client = kind.from_url(url, **own, **of_url)
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         if isinstance(client, redis.Redis):
             client.connection_pool.connection_class = follow_role(client.connection_pool.connection_class)
@@ -74,6 +81,16 @@ def client_of(kind: type[Client], url: str, own: Mapping[str, Any]) -> Client:
             "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
         ) from None
     return client
+
+
+def address(settings: RedisSettings) -> addresses.ForRedis:
+    """Return the URL without its options, and these with those of TLS; check that the files of TLS can be read."""
+    try:
+        found = addresses.for_redis(settings.url, settings)
+        addresses.check_files(settings.url, settings, "redis")
+    except ValueError as error:  # settings that were not validated
+        raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from None
+    return found
 
 
 class _Retry(Retry):
@@ -142,8 +159,27 @@ def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
         **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
         "health_check_interval": 15,
         "retry": retry,
-        "client_name": "relay",
+        "redis_connect_func": _on_connect_async if isinstance(retry, AsyncRetry) else _on_connect,
     }
+
+
+def _on_connect(connection: Any) -> None:
+    """Authenticate and select the database as redis-py does, and name the connection where Redis permits that.
+
+    redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
+    """
+    connection.on_connect_check_health(check_health=False)
+    with contextlib.suppress(redis.ResponseError):
+        connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
+        connection.read_response()
+
+
+async def _on_connect_async(connection: Any) -> None:
+    """Do the same, for asyncio."""
+    await connection.on_connect_check_health(check_health=False)
+    with contextlib.suppress(redis.ResponseError):
+        await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
+        await connection.read_response()
 
 
 def _backoff() -> ExponentialWithJitterBackoff:

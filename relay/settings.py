@@ -31,6 +31,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from relay import addresses
 from relay.errors import ConfigurationError, InvalidImage
 from relay.image import parse_image
 from relay.template import Template
@@ -59,9 +60,6 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 #: How those brokers' URLs begin that are common URLs; others have grammars of their own, and `;` parts a list.
 _COMMON_BROKERS = (*REDIS_SCHEMES, "amqp://", "amqps://", "pyamqp://")
-
-#: What is said of a URL that cannot be read. Nothing of it is repeated: any part may be one of a password.
-_UNREADABLE = "cannot be read as a URL; a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)"
 
 #: The lease must outlive the longest request by this much, or a paused drain's request could still be in
 #: flight when its successor sends the same instance.
@@ -97,25 +95,29 @@ def _readable_url(url: str) -> str:
     try:
         _ = urlsplit(url).port  # the port is read only when it is asked for
     except ValueError:
-        raise ValueError(_UNREADABLE) from None
+        raise ValueError(addresses.UNREADABLE) from None
     return url
 
 
 def _redis_url(url: str) -> str:
     if not url.startswith(REDIS_SCHEMES):
         raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
-    return _with_whole_password(url)
+    addresses.check(_with_whole_password(url))
+    return url
 
 
 def _broker_url(url: str) -> str:
-    return _with_whole_password(url) if url.startswith(_COMMON_BROKERS) and ";" not in url else url
+    if url.startswith(_COMMON_BROKERS) and ";" not in url:
+        _with_whole_password(url)
+    addresses.check_list(url)
+    return url
 
 
 def _with_whole_password(url: str) -> str:
     """Refuse a URL that its password cuts short: the rest would be taken for a path, and another host be asked."""
     parts = urlsplit(_readable_url(url))
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError(_UNREADABLE)
+        raise ValueError(addresses.UNREADABLE)
     return url
 
 
@@ -149,6 +151,21 @@ class RedisSettings(_Section):
     """How long to wait for a connection."""
     timeout: PositiveDuration = 5.0
     """How long to wait for an answer. Blocking reads of the workers stay below it."""
+    ca_file: Path | None = None
+    """Certificate authorities to trust beside the system's, in PEM. A `rediss://` server must have a certificate of
+    one of them, for the host of the URL, before anything is sent to it."""
+    cert_file: Path | None = None
+    """The certificate (with its chain, in PEM) that we present to a `rediss://` server that asks for one."""
+    key_file: Path | None = None
+    """The private key of `cert_file`, if that file does not have it."""
+    allow_insecure: bool = False
+    """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`: any server that answers then gets the
+    password."""
+
+    @model_validator(mode="after")
+    def _tls_is_safe(self) -> Self:
+        addresses.check_tls(self.url, self)
+        return self
 
 
 class BrokerSettings(_Section):
@@ -159,6 +176,22 @@ class BrokerSettings(_Section):
     report_queue: Annotated[str, Field(min_length=1)] = "celery"
     """The queue that `relay.report` is read from; "celery" is where `send_task` sends to unless told otherwise.
     On a broker shared with other Celery apps it must be a name of its own."""
+    ca_file: Path | None = None
+    """Certificate authorities to trust of a `rediss://` or `amqps://` broker, in PEM: beside the system's for
+    `rediss://`, instead of them for `amqps://`. Its certificate is verified as that of `redis.url`."""
+    cert_file: Path | None = None
+    """The certificate (with its chain, in PEM) that we present to a broker that asks for one."""
+    key_file: Path | None = None
+    """The private key of `cert_file`, if that file does not have it."""
+    allow_insecure: bool = False
+    """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`. With an empty `url`, what is not set of
+    these four is taken from `redis`."""
+
+    @model_validator(mode="after")
+    def _tls_is_safe(self) -> Self:
+        if self.url:
+            addresses.check_tls(self.url, self)
+        return self
 
 
 class QueueSettings(_Section):
@@ -558,6 +591,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _broker_tls_is_safe(self) -> Self:
+        try:
+            addresses.check_tls(self._broker_url(), self.broker_tls)
+        except ValueError as error:
+            raise ValueError(f"broker: {error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _waits_fit(self) -> Self:
         if self.delivery.linger > self.worker.budget / 2:
             raise ValueError(
@@ -573,8 +614,29 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """Celery's broker: its own, or the queue's Redis. kombu has its own name for a Unix socket."""
-        return re.sub("^unix://", "redis+socket://", self.broker.url or self.redis.url)
+        """Celery's broker as kombu is given it: its own, or the queue's Redis."""
+        return self.broker_address.url
+
+    @property
+    def broker_address(self) -> addresses.ForKombu:
+        """Celery's broker, with the TLS options of every connection to it."""
+        return addresses.for_kombu(self._broker_url(), self.broker_tls)
+
+    @property
+    def broker_tls(self) -> addresses.Section:
+        """The broker's TLS settings: with an empty `broker.url`, those of `redis` and what differs for Celery."""
+        if self.broker.url:
+            return self.broker
+        own = self.broker.model_dump(include={"ca_file", "cert_file", "key_file"}, exclude_none=True)
+        without = {"key_file": None} if "cert_file" in own else {}
+        return self.redis.model_copy(update={**without, **own})
+
+    def check_broker_files(self) -> None:
+        """Raise `ConfigurationError` if a file of the broker's TLS cannot be read."""
+        addresses.check_files(self._broker_url(), self.broker_tls, "broker" if self.broker.url else "redis")
+
+    def _broker_url(self) -> str:
+        return self.broker.url or self.redis.url.replace(";", "%3B")  # kombu splits a list at ;
 
     @property
     def expects_reviews(self) -> bool:

@@ -10,6 +10,8 @@ from celery import Celery
 from celery.signals import worker_process_init
 from kombu.entity import Queue
 
+from relay import addresses
+from relay.errors import ConfigurationError
 from relay.settings import Settings
 from workers import logs, stopping, tasks
 from workers.bells import DELIVER, FORGET, INTAKE
@@ -31,6 +33,9 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
         super().__init__("relay", broker=settings.broker_url, set_as_current=False)
         self.relay_settings = settings
         self.conf.update(configuration(settings))
+        settings.check_broker_files()
+        # Celery prefers CELERY_BROKER_URL and -b. Flower reads the TLS options from here.
+        self.conf.broker_use_ssl = self._address(self.conf.broker_url).ssl
         self.steps["worker"] |= {DoormanStep, stopping.StoppingStep}
         tasks.register(self)
         logs.begin_with_worker()
@@ -39,6 +44,25 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
     def __reduce__(self) -> tuple[type[RelayApp], tuple[Settings]]:
         """Travel to a spawned child as settings: Celery's own way would leave the tasks behind."""
         return RelayApp, (self.relay_settings,)
+
+    def _connection(self, url: str, *args: Any, ssl: Any = None, **options: Any) -> Any:
+        """Connect to a broker with the TLS options of the settings, wherever its URL comes from.
+
+        All that Celery and Flower send goes through here; left to itself, kombu verifies no certificate.
+        """
+        bare, own = self._address(url)
+        return super()._connection(bare, *args, ssl=own if ssl is None else ssl, **options)
+
+    def _address(self, url: str) -> addresses.ForKombu:
+        """Return the broker's URL without options, and its TLS options."""
+        settings = self.relay_settings
+        if url == settings.broker_url:  # the options of a URL in the settings are with these
+            return settings.broker_address
+        try:
+            addresses.check_list(url)
+            return addresses.for_kombu(url, settings.broker_tls)
+        except ValueError as error:
+            raise ConfigurationError(f"the broker's URL (CELERY_BROKER_URL, or celery -b): {error}") from None
 
     def _warm_up(self, **_: Any) -> None:
         """Connect and import in a child before its first bell, not at it.
@@ -121,5 +145,4 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "interval_start": 0,
         "interval_step": 0.1,
         "interval_max": 0.2,
-        "client_name": "relay-celery",
     }

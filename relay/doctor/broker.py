@@ -7,7 +7,6 @@ kombu (a bare install) a Redis is asked for a sign of life, and no more.
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 
 from relay.connection import connect, without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
+from relay.settings import REDIS_SCHEMES
 from relay.wording import some_of
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterat
 def _without_kombu(settings: Settings, where: str) -> Result:
     if not settings.broker.url:
         return ok("broker", "the broker is the queue's Redis")
-    if not re.match(r"(redis|rediss|unix)://", settings.broker.url):
+    if not settings.broker.url.startswith(REDIS_SCHEMES):
         return note("broker", f"the broker at {where} was not looked at: it takes the extra `workers`")
-    redis = settings.redis.model_copy(update={"url": settings.broker.url})
+    files = {name: getattr(settings.broker, name) for name in ("ca_file", "cert_file", "key_file", "allow_insecure")}
+    redis = settings.redis.model_copy(update={"url": settings.broker.url, **files})
     try:
         with connect(redis, retries=0) as client:
             client.ping()
@@ -83,8 +84,10 @@ def listen(settings: Settings, beating: Callable[[], frozenset[str]]) -> Heard:
 
     seconds = settings.redis.timeout
     options = {"socket_timeout": seconds, "socket_connect_timeout": settings.redis.connect_timeout, "max_retries": 1}
+    settings.check_broker_files()
+    url, ssl = settings.broker_address
     with Connection(  # type: ignore[no-untyped-call]  # kombu types little
-        settings.broker_url, connect_timeout=seconds, transport_options=options
+        url, ssl=ssl, connect_timeout=seconds, transport_options=options
     ) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0.2, timeout=seconds)
         waiting = {name: size for name in BELL_QUEUES if (size := _size(connection, name)) is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +11,7 @@ from servers import Server
 
 from relay.connection import CONNECTIONS, RETRIES, connect, connect_async, unavailable
 from relay.embedded import EmbeddedRedis
-from relay.errors import ConfigurationError
-from relay.gateway.console.shard import Shard
-from relay.settings import RedisSettings, Settings
+from relay.settings import RedisSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,15 +105,3 @@ def test_a_socket_in_the_file_system_is_connected_to(
         assert client.ping() if connecting is connect else asyncio.run(ping())
         if connecting is connect:
             client.close()
-
-
-@pytest.mark.parametrize("option", ["socket_timeout=hunter2", "hunter2=1", "protocol=hunter2"])
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
-@pytest.mark.parametrize("connecting", [connect, connect_async, lambda its: Shard(Settings(redis=its))])
-def test_an_option_that_makes_no_connection_is_refused_and_not_repeated(
-    connecting: Callable[[RedisSettings], object], scheme: str, option: str
-) -> None:
-    its = RedisSettings(url=f"{scheme}://127.0.0.1:6379/0?{option}")
-    with pytest.raises(ConfigurationError, match="has an option that is unknown or cannot be read") as refused:
-        connecting(its)
-    assert "hunter2" not in "".join(traceback.format_exception(refused.value))

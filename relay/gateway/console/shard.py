@@ -42,7 +42,7 @@ class Shard:
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)
         own["socket_connect_timeout"] = min(settings.redis.connect_timeout, COMMAND_SECONDS)
         self._url = settings.redis.url
-        self._client = client_of(redis.Redis, settings.redis.url, own)
+        self._client = client_of(redis.Redis, settings.redis, own)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="console")
 
     async def ask(self, question: Callable[[redis.Redis, Keys], Reply]) -> Reply:

@@ -1,0 +1,367 @@
+"""URLs of Redis and of Celery's broker: the options that they may have, and the TLS options of every client.
+
+Each client library reads options from a URL by rules of its own, and prefers them to what it is given: redis-py takes
+`?decode_responses=true`, kombu takes a `rediss://` without options for "do not verify". Therefore no library gets a
+URL with options. They are read here, against a list, and each library is given what it calls them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from relay.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from urllib.parse import SplitResult
+
+#: Options of TLS, by the names that redis-py and Celery give them. The settings `ca_file`, `cert_file` and `key_file`
+#: are the other way to name the files.
+TLS_OPTIONS = ("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+#: Scheme → the options that a URL of it may have. Brokers of other schemes have options of their own.
+OPTIONS = {
+    "redis": ("db", "username", "password"),
+    "rediss": ("db", "username", "password", *TLS_OPTIONS),
+    "unix": ("db", "username", "password"),
+    "redis+socket": ("virtual_host",),  # kombu's name for unix://, and for its db
+    "amqp": ("heartbeat", "login_method"),
+    "pyamqp": ("heartbeat", "login_method"),
+    "amqps": ("heartbeat", "login_method", *TLS_OPTIONS),
+}
+
+#: Schemes with TLS that the relay makes the options of.
+TLS_SCHEMES = ("rediss", "amqps")
+
+#: Option → the setting that says it; all clients get that.
+_BY_SETTING = {
+    "socket_timeout": "redis.timeout",
+    "timeout": "redis.timeout",
+    "socket_connect_timeout": "redis.connect_timeout",
+    "connect_timeout": "redis.connect_timeout",
+}
+
+#: What `ssl_cert_reqs` may be, as redis-py and as Celery write it → whether the certificate is verified. Python's
+#: `optional` is `required`, for a client.
+_CERT_REQS = {
+    "required": True,
+    "cert_required": True,
+    "optional": True,
+    "cert_optional": True,
+    "none": False,
+    "cert_none": False,
+}
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+#: An option's name as a message may repeat it: what is none may be a part of a password.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+
+
+#: What is said of a URL that cannot be read. Nothing of it is repeated: any part may be one of a password.
+UNREADABLE = "cannot be read as a URL; a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)"
+
+
+class Section(Protocol):
+    """A section of the settings that has a URL and TLS files."""
+
+    @property
+    def ca_file(self) -> Path | None: ...  # noqa: D102 - docs/settings.md
+    @property
+    def cert_file(self) -> Path | None: ...  # noqa: D102 - the same
+    @property
+    def key_file(self) -> Path | None: ...  # noqa: D102 - the same
+    @property
+    def allow_insecure(self) -> bool: ...  # noqa: D102 - the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a client requires of a server's certificate, and the certificate that it presents itself."""
+
+    is_verified: bool = True
+    is_name_checked: bool = True
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def for_redis(self) -> dict[str, Any]:
+        """Return the options as redis-py, kombu's Redis transport and Flower take them, defaults included."""
+        return {
+            "ssl_cert_reqs": "required" if self.is_verified else "none",
+            "ssl_check_hostname": self.is_name_checked,
+            "ssl_ca_certs": self.ca_file,
+            "ssl_certfile": self.cert_file,
+            "ssl_keyfile": self.key_file,
+        }
+
+    def for_amqp(self, host: str | None) -> dict[str, Any]:
+        """Return the options as py-amqp takes them; without a host, kombu fills in the one that it connects to."""
+        import ssl  # noqa: PLC0415 - producers start often, and few need it here
+
+        kind = dict if host or not self.is_name_checked else _OfEachHost
+        options = kind(
+            cert_reqs=ssl.CERT_REQUIRED if self.is_verified else ssl.CERT_NONE,
+            ca_certs=self.ca_file,
+            certfile=self.cert_file,
+            keyfile=self.key_file,
+        )
+        if self.is_name_checked:
+            options["server_hostname"] = host
+        return options
+
+    def check_files(self, section: str) -> None:
+        """Raise `ConfigurationError` if a file cannot be read or is none of its kind: the libraries name no file."""
+        if not (self.ca_file or self.cert_file):
+            return
+        import ssl  # noqa: PLC0415 - the same
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ca_file:
+                context.load_verify_locations(self.ca_file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{section}.ca_file: {self.ca_file} cannot be read: {_reason(error)}; "
+                "it must have certificates, in PEM"
+            ) from error
+        try:
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{section}.cert_file: {self.cert_file} and its key cannot be read: {_reason(error)}; they must be a "
+                "certificate and its private key, in PEM and without a password"
+            ) from error
+
+
+class _OfEachHost(dict[str, Any]):
+    """py-amqp's options for a broker of several hosts.
+
+    kombu writes the name of a host into them where there is none, and would compare the certificate of the next host
+    with the name of the first. Read through `[]`, as kombu does, there is never one.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        return None if name == "server_hostname" else super().__getitem__(name)
+
+
+class ForRedis(NamedTuple):
+    """A URL without options, and the options as redis-py takes them."""
+
+    url: str
+    options: dict[str, Any]
+
+
+class ForKombu(NamedTuple):
+    """A URL without options that kombu would take for TLS, and its `ssl`: False where there is no TLS."""
+
+    url: str
+    ssl: dict[str, Any] | bool
+
+
+def check(url: str) -> None:
+    """Raise `ValueError` about a URL's options or database; values are not repeated, they may be secret."""
+    _options(url)
+
+
+def check_list(urls: str) -> None:
+    """Do the same for a broker's URL, or a list of them: kombu has the same TLS options for all."""
+    ones = urls.split(";")
+    for one in ones:
+        check(one)
+    schemes = {_scheme(one) for one in ones} - {""}  # kombu takes a host alone, too
+    if len(schemes) > 1 and not schemes.isdisjoint(TLS_SCHEMES):
+        raise ValueError("the brokers of a list must all be rediss://, or all amqps://, or none of them")
+    if len({tuple(sorted(_tls(_options(one)).items())) for one in ones if "://" in one}) > 1:
+        raise ValueError("the brokers of a list must have the same ssl_ options")
+
+
+def check_tls(url: str, section: Section) -> None:
+    """Raise `ValueError` if a section says of TLS what contradicts its URL, or what is unsafe and not permitted."""
+    given = [name for name in ("ca_file", "cert_file", "key_file") if getattr(section, name) is not None]
+    if given and _scheme(url) not in TLS_SCHEMES:
+        raise ValueError(f"{given[0]} is set, and url is neither rediss:// nor amqps://: it has no TLS")
+    trust(url, section)
+
+
+def trust(url: str, section: Section) -> Trust:
+    """Return what is required of the server of a URL; raise `ValueError` if that is unsafe and not permitted."""
+    options = _tls(_options(url.partition(";")[0]))
+    is_verified = _CERT_REQS[options.get("ssl_cert_reqs", "required").lower()]
+    is_name_checked = _BOOLEANS[options.get("ssl_check_hostname", "true").lower()]
+    if not section.allow_insecure:
+        for name, is_safe in (("ssl_cert_reqs", is_verified), ("ssl_check_hostname", is_name_checked)):
+            if not is_safe:
+                value = "none" if name == "ssl_cert_reqs" else "false"
+                raise ValueError(
+                    f"url has {name}={value}, so the password would be sent to any server that answers: take it out "
+                    "and name the server's authority in ca_file, or set allow_insecure = true if the network is trusted"
+                )
+    found = Trust(
+        is_verified=is_verified,
+        is_name_checked=is_verified and is_name_checked,
+        ca_file=_one_of(section.ca_file, options, "ca_file", "ssl_ca_certs"),
+        cert_file=_one_of(section.cert_file, options, "cert_file", "ssl_certfile"),
+        key_file=_one_of(section.key_file, options, "key_file", "ssl_keyfile"),
+    )
+    if found.key_file and not found.cert_file:
+        raise ValueError("key_file is set, and cert_file is not: set both, or neither for no client certificate")
+    return found
+
+
+def check_files(url: str, section: Section, name: str) -> None:
+    """Raise `ConfigurationError` if a file that a URL with TLS takes cannot be read; `name` is the section's."""
+    if _scheme(url) in TLS_SCHEMES:
+        trust(url, section).check_files(name)
+
+
+def for_redis(url: str, section: Section) -> ForRedis:
+    """Return what redis-py is to be given for a `redis://`, `rediss://` or `unix://` URL."""
+    options = _options(url)
+    own: dict[str, Any] = {name: options[name] for name in ("username", "password") if name in options}
+    if "db" in options:
+        own["db"] = int(options["db"])
+    if _scheme(url) == "rediss":
+        own |= trust(url, section).for_redis()
+    return ForRedis(_without_options(url), own)
+
+
+def for_kombu(url: str, section: Section) -> ForKombu:
+    """Return what kombu is to be given for a broker's URL, whatever its scheme, or a list of them."""
+    ones = url.split(";")
+    scheme = _scheme(ones[0])
+    bare = ";".join(map(_kombu_url, ones))
+    if scheme not in TLS_SCHEMES:
+        return ForKombu(bare, ssl=False)
+    required = trust(url, section)
+    if scheme == "rediss":
+        return ForKombu(bare, required.for_redis())
+    hosts = {_split(one).hostname or "localhost" if "://" in one else one for one in ones}
+    return ForKombu(bare, required.for_amqp(unquote(hosts.pop()) if len(hosts) == 1 else None))
+
+
+def _kombu_url(url: str) -> str:
+    """Write a URL as kombu reads it: it has a name of its own for a Unix socket, and takes a user before the host."""
+    scheme = _scheme(url)
+    if scheme not in OPTIONS or "?" not in url:
+        return re.sub("^unix://", "redis+socket://", url)
+    parts, options = _split(url), _options(url)
+    if scheme not in {"redis", "rediss", "unix"}:
+        kept = [f"{name}={quote(value)}" for name, value in options.items() if name not in TLS_OPTIONS]
+        return "?".join([_without_options(url), *(["&".join(kept)] if kept else [])])
+    place = parts.netloc
+    if "username" in options or "password" in options:
+        user = quote(options.get("username") or unquote(parts.username or ""), safe="")
+        password = quote(options.get("password") or unquote(parts.password or ""), safe="")
+        place = f"{user}{':' if password else ''}{password}@{place.rpartition('@')[2]}"
+    if scheme == "unix":
+        database = f"?virtual_host={int(options['db'])}" if "db" in options else ""
+        return f"redis+socket://{place}{parts.path}{database}"
+    path = f"/{int(options['db'])}" if "db" in options else parts.path
+    return f"{scheme}://{place}{path}"
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ValueError(UNREADABLE) from None
+
+
+def _without_options(url: str) -> str:
+    return url.partition("?")[0].partition("#")[0]
+
+
+def _scheme(url: str) -> str:
+    """Return the scheme as the libraries read it, which care for neither case nor blanks before it."""
+    return _split(url).scheme
+
+
+def _options(url: str) -> dict[str, str]:
+    """Return a URL's options; raise `ValueError` for one that is not on the list, cannot be read, or comes twice."""
+    parts = _split(url)
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(pairs)
+    for name in options:
+        if sum(name == each for each, _ in pairs) > 1:
+            raise ValueError(f"has {_named(name)} twice: keep one")
+    if parts.scheme in OPTIONS:
+        for name in options:
+            _check_name(name, parts.scheme)
+    for name, value in options.items():
+        if fault := _fault(name, value):
+            raise ValueError(f"{name} must be {fault}")
+    if parts.scheme in {"redis", "rediss"}:
+        _check_database(unquote(parts.path), options)
+    for name, before in (("username", parts.username), ("password", parts.password)):
+        if (
+            parts.scheme in {"redis", "rediss", "unix"}
+            and before
+            and options.get(name, unquote(before)) != unquote(before)
+        ):
+            raise ValueError(f"has one {name} before the @ and another as an option: keep one")
+    return options
+
+
+def _check_name(name: str, scheme: str) -> None:
+    if name in OPTIONS[scheme]:
+        return
+    if name in TLS_OPTIONS:
+        raise ValueError(f"{name} is an option of TLS, and {scheme}:// has none: write {_with_tls(scheme)}://")
+    setting = _BY_SETTING.get(name)
+    what = f"is set by {setting}, not by the URL" if setting else "is not an option that the URL may have"
+    raise ValueError(f"{_named(name)} {what}; {scheme}:// takes {', '.join(OPTIONS[scheme])}")
+
+
+def _with_tls(scheme: str) -> str:
+    return "amqps" if "amqp" in scheme else "rediss"
+
+
+def _fault(name: str, value: str) -> str:
+    """Return what an option must be, if it is not."""
+    if not value:
+        return "given a value, or left out"
+    match name:
+        case "db" | "virtual_host" | "heartbeat" if not re.fullmatch(r"[0-9]{1,9}", value):
+            return "a number"
+        case "ssl_cert_reqs" if value.lower() not in _CERT_REQS:
+            return "required or none (CERT_REQUIRED or CERT_NONE)"
+        case "ssl_check_hostname" if value.lower() not in _BOOLEANS:
+            return "true or false"
+    return ""
+
+
+def _check_database(path: str, options: Mapping[str, str]) -> None:
+    """Refuse a path that redis-py and kombu read as different databases."""
+    if not re.fullmatch(r"(/[0-9]{0,9})?", path):
+        raise ValueError("the part after the host must be a database's number, as in redis://host:6379/0")
+    if "db" in options and path.strip("/") and int(path.strip("/")) != int(options["db"]):
+        raise ValueError("has one database after the host and another as db: keep one")
+
+
+def _tls(options: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if name in TLS_OPTIONS}
+
+
+def _one_of(file: Path | None, options: Mapping[str, str], setting: str, option: str) -> str | None:
+    if file is not None and option in options:
+        raise ValueError(f"{setting} is set, and url has {option}: keep one")
+    return options.get(option) if file is None else str(file)
+
+
+def _named(name: str) -> str:
+    return name if _NAME.fullmatch(name) else "an option whose name is no word"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
+
+
+def _no_password() -> str:
+    """Stand in for OpenSSL's own prompt, which would wait at the terminal."""
+    raise ValueError("the key has a password")
