@@ -181,12 +181,11 @@ def check_list(urls: str) -> None:
         raise ValueError("the brokers of a list must have the same ssl_ options")
 
 
-def check_tls(url: str, section: Section) -> None:
-    """Raise `ValueError` if a section says of TLS what contradicts its URL, or what is unsafe and not permitted."""
-    given = [name for name in ("ca_file", "cert_file", "key_file") if getattr(section, name) is not None]
-    if given and _scheme(url) not in TLS_SCHEMES:
-        raise ValueError(f"{given[0]} is set, and url is neither rediss:// nor amqps://: it has no TLS")
-    trust(url, section)
+def unused(url: str, section: Section) -> list[str]:
+    """Return the settings of TLS that are set, where the URL has none: what they are for travels in the clear."""
+    if _scheme(url) in TLS_SCHEMES:
+        return []
+    return [name for name in ("ca_file", "cert_file", "key_file") if getattr(section, name) is not None]
 
 
 def trust(url: str, section: Section) -> Trust:
@@ -200,7 +199,7 @@ def trust(url: str, section: Section) -> Trust:
                 value = "none" if name == "ssl_cert_reqs" else "false"
                 raise ValueError(
                     f"url has {name}={value}, so the password would be sent to any server that answers: take it out "
-                    "and name the server's authority in ca_file, or set allow_insecure = true if the network is trusted"
+                    "and name the server's authority in ca_file, or set allow_insecure = true on a trusted network"
                 )
     found = Trust(
         is_verified=is_verified,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr, ValidationError
 
+from relay import addresses
 from relay.connection import connect, without_secrets
 from relay.errors import ConfigurationError
 from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, faults
@@ -137,6 +138,12 @@ def hints(settings: Settings) -> Iterator[str]:
         yield "no token for the API is set (RELAY_API_TOKEN_FILE): a worker does not start without one"
     if settings.kubernetes != type(settings.kubernetes)() and not settings.kubernetes.cluster:
         yield "no cluster name is set (CLUSTER_NAME): `relay watch kubernetes` does not start without one"
+
+    broker_url = settings.broker.url or settings.redis.url
+    parts = (("redis", settings.redis.url, settings.redis), ("broker", broker_url, settings.broker))
+    for section, url, part in parts:
+        if files := addresses.unused(url, part):
+            yield f"{section}.{files[0]} is set, and the URL is neither rediss:// nor amqps://: nothing is encrypted"
 
 
 def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:

@@ -164,7 +164,7 @@ class RedisSettings(_Section):
 
     @model_validator(mode="after")
     def _tls_is_safe(self) -> Self:
-        addresses.check_tls(self.url, self)
+        addresses.trust(self.url, self)
         return self
 
 
@@ -190,7 +190,7 @@ class BrokerSettings(_Section):
     @model_validator(mode="after")
     def _tls_is_safe(self) -> Self:
         if self.url:
-            addresses.check_tls(self.url, self)
+            addresses.trust(self.url, self)
         return self
 
 
@@ -593,7 +593,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _broker_tls_is_safe(self) -> Self:
         try:
-            addresses.check_tls(self._broker_url(), self.broker_tls)
+            addresses.trust(self._broker_url(), self.broker_tls)
         except ValueError as error:
             raise ValueError(f"broker: {error}") from None
         return self
