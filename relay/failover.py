@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 import time
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -145,13 +144,11 @@ def _says_replica(info: Any) -> bool:
     return b"role:slave" in info if isinstance(info, bytes) else "role:slave" in str(info)
 
 
-@cache
 def follow_refusals(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """Return the connection class with `follow_refusals`' ability alone: for a client that only writes and blocks."""
     return type(kind.__name__, (_FollowsRefusals, kind), {})
 
 
-@cache
 def follow_role(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """Return the connection class with both abilities."""
     return type(kind.__name__, (_FollowsRefusals, _FollowsRole, kind), {})

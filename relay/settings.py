@@ -375,6 +375,9 @@ class WorkerSettings(_Section):
     deaf_after: PositiveDuration = 60.0
     """A worker that hears nothing from a broker that takes its messages leaves after this long, so that its
     supervisor starts another."""
+    read_only_after: PositiveDuration = 60.0
+    """Exit with code 70, to be restarted by the supervisor, if Redis refuses writes on every new connection for this
+    long: a replica, a primary without its replicas, a cluster node without the slot."""
 
 
 class LogSettings(_Section):

@@ -21,14 +21,17 @@ _AT_ONCE = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
 class Pair:
     """Two servers and the address that clients know; `a` is the primary at first."""
 
-    def __init__(self, *, append_only: bool = False) -> None:
-        self.a = EmbeddedRedis(append_only=append_only, options=_AT_ONCE)
+    def __init__(self, a: EmbeddedRedis | None = None, *, append_only: bool = False) -> None:
+        """`a` is a server that runs already, and goes on after this."""
+        self._own = a is None
+        self.a = a or EmbeddedRedis(append_only=append_only, options=_AT_ONCE)
         self.b = EmbeddedRedis(append_only=append_only, options=_AT_ONCE)
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:
-            exits.enter_context(self.a)
+            if self._own:
+                exits.enter_context(self.a)
             exits.enter_context(self.b)
             self.address = exits.enter_context(Proxy(self.a.port))
             self.to_a = exits.enter_context(Redis(port=self.a.port, socket_timeout=10))
@@ -81,8 +84,8 @@ class Pair:
 
     def fail_back(self) -> None:
         """Make A the primary again, with all data, for the next test."""
-        self.address.retarget(self.a.port)
         self.to_a.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+        self.address.retarget(self.a.port)
         self.replicate(self.to_b, self.a)
 
 

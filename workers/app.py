@@ -15,6 +15,7 @@ from relay.errors import ConfigurationError
 from relay.settings import Settings
 from workers import logs, stopping, tasks
 from workers.bells import DELIVER, FORGET, INTAKE
+from workers.broker import follow_failovers
 from workers.doorman import DoormanStep
 from workers.streams import make_sturdy
 
@@ -30,6 +31,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
     log_cls = "workers.logs:WorkerLogging"
 
     def __init__(self, settings: Settings) -> None:
+        follow_failovers()
         super().__init__("relay", broker=settings.broker_url, set_as_current=False)
         self.relay_settings = settings
         self.conf.update(configuration(settings))

@@ -20,6 +20,7 @@ from celery import bootsteps
 from redis.exceptions import RedisError
 
 from relay.connection import connect
+from relay.failover import WrongServer
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.store import dataset, forgetting, inbox, leases
 from relay.store.leases import Why
@@ -70,6 +71,13 @@ class Deaf(Exception):  # noqa: N818 - says what happened
         super().__init__(f"nothing was heard for {seconds:g} s from a broker that takes this worker's messages")
 
 
+class ReadOnly(Exception):  # noqa: N818 - says what happened
+    """Redis refuses writes, on each new connection, for too long."""
+
+    def __init__(self, seconds: float, refusal: WrongServer) -> None:
+        super().__init__(f"Redis refused writes for {seconds:g} s ({refusal})")
+
+
 class Doorman:
     """One look after the other, until told to stop."""
 
@@ -87,13 +95,16 @@ class Doorman:
         #: Until when only the inbox is looked at, on the monotonic clock.
         self._rest_until = 0.0
         self._leaving = False
+        self._read_only_after = settings.worker.read_only_after
+        #: Since when each sign of life was refused by a Redis that takes no writes, on the monotonic clock.
+        self._read_only_since: float | None = None
 
     def stop(self) -> None:
         """Stop after the look under way."""
         self._stopping.set()
 
     def watch(self, echo: Echo) -> None:
-        """Look until stopped; Redis being away is waited out. Raises `Deaf` when the worker is."""
+        """Look until stopped; Redis being away is waited out. Raises `Deaf` when the worker is, and `ReadOnly`."""
         while not self._stopping.is_set() and not is_stopping():
             started = time.monotonic()
             try:
@@ -102,11 +113,22 @@ class Doorman:
                 pause = self.ring_for_what_waits()
                 inbox.wait(self._client, self._keys, self._seen, pause)
             except RedisError as error:
+                self._note_refusal(error)
                 _log.warning("Redis is away, looking again soon: %s", error)
                 self._stopping.wait(REDIS_PAUSE_SECONDS)
             if echo.is_deaf():
                 raise Deaf(echo.deaf_after_seconds)
             self._stopping.wait(max(0.0, PACE_SECONDS - (time.monotonic() - started)))
+
+    def _note_refusal(self, error: RedisError) -> None:
+        """Raise `ReadOnly` if Redis has refused writes for too long. A Redis that is away is none that refuses."""
+        now = time.monotonic()
+        if not isinstance(error, WrongServer):
+            self._read_only_since = None
+        elif self._read_only_since is None:
+            self._read_only_since = now
+        elif now - self._read_only_since > self._read_only_after:
+            raise ReadOnly(self._read_only_after, error) from error
 
     def hand_on(self) -> None:
         """Ring for whatever waits, though a bell may be under way: this worker may have taken it along."""
@@ -164,6 +186,7 @@ class Doorman:
         found = dataset.beat(
             self._client, self._keys, self._name, keep_seconds=HEARTBEAT_SECONDS, known=self._dataset
         )
+        self._read_only_since = None
         if self._dataset not in {"", found}:
             _log.error(dataset.LOST)
             self._seen = "0-0"
@@ -210,8 +233,8 @@ class DoormanStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ship
         assert self._doorman is not None  # noqa: S101 - `start` made it
         try:
             self._doorman.watch(self._echo)
-        except Deaf as deaf:
-            _log.critical("%s: this worker leaves, so that its supervisor starts another", deaf)
+        except (Deaf, ReadOnly) as because:
+            _log.critical("%s: this worker leaves, so that its supervisor starts another", because)
             leave(EX_SOFTWARE)
         except Exception:  # noqa: BLE001 - a thread's end is silent; whatever ended it must be seen
             _log.exception("the doorman failed; this worker stops, so that its supervisor starts another")

@@ -183,6 +183,19 @@ def test_a_deaf_worker_leaves_and_says_why(estate: Estate, link: DeafeningProxy,
         assert not [member for member in bound if b"echo" in member], "a binding is left behind for each worker"
 
 
+def test_a_worker_whose_redis_stays_read_only_exits_and_says_why(estate: Estate) -> None:
+    """A demoted server that its address still leads to: new connections do not help."""
+    estate.stack.environment["RELAY_WORKER__READ_ONLY_AFTER"] = "2s"
+    worker = estate.start_worker(concurrency=1)
+    report(estate, range(1))
+    estate.wait_until_done(1)
+    estate.client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    end = worker.wait(60)
+    assert end is not None, log(estate)[-3000:]
+    assert end.code == 70
+    assert "Redis refused writes for 2 s (READONLY You can't write against a read only replica." in log(estate)
+
+
 def test_a_lost_data_set_raises_an_alarm_and_the_worker_goes_on(estate: Estate) -> None:
     worker = estate.start_worker()
     report(estate, range(10))

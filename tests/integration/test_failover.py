@@ -11,6 +11,7 @@ import pytest
 from failovers import Pair
 from gateways import running
 from redis.exceptions import ResponseError
+from rig import wait_for
 
 from relay import AsyncProducer, Producer, failover
 from relay.connection import connect, connect_async
@@ -22,6 +23,8 @@ from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
 from relay.store import overview, scripts
 from relay.store.inbox import append_call
+from workers.app import RelayApp
+from workers.bells import DELIVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,6 +176,26 @@ def test_the_console_follows(pair: Pair) -> None:
     assert pair.to_b.get("n") == b"2"
 
 
+def test_wake_ups_go_to_the_new_primary(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu keeps the connections of its pools as redis-py does, and a count of what waits is a read."""
+    monkeypatch.setattr(failover, "ROLE_SECONDS", 0.2)
+    app = RelayApp(settings_of(pair))
+
+    def waiting_at_the_broker() -> int:
+        with app.pool.acquire(block=True) as connection, connection.channel() as channel:
+            return int(channel.queue_declare(DELIVER, passive=True).message_count)
+
+    for _ in range(3):
+        app.send_task(DELIVER, ("production",), retry=False)
+    assert waiting_at_the_broker() == 3
+    pair.fail_over(cut_off=True)
+    for _ in range(2):
+        app.send_task(DELIVER, ("production",), retry=False)
+    assert pair.to_b.llen(DELIVER) == 5
+    wait_for(lambda: waiting_at_the_broker() == 5)
+    app.close()
+
+
 def test_the_gateway_reports_to_the_new_primary_and_is_ready(pair: Pair) -> None:
     with running(pair.url) as gateway:
         assert gateway.post().status_code == 202
@@ -185,12 +208,8 @@ def test_the_gateway_reports_to_the_new_primary_and_is_ready(pair: Pair) -> None
 @pytest.mark.parametrize(
     ("spoil", "restore", "says"),
     [
-        (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"], "read-only replica"),
-        (
-            ["CONFIG", "SET", "min-replicas-to-write", "5"],
-            ["CONFIG", "SET", "min-replicas-to-write", "0"],
-            "no writes",
-        ),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "read-only replica"),
+        ("CONFIG SET min-replicas-to-write 5", "CONFIG SET min-replicas-to-write 0", "no writes"),
     ],
     ids=["replica", "lost replicas"],
 )
