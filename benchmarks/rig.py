@@ -79,9 +79,9 @@ class Api:
         return Counts(**json.loads(self._get("/counts")))
 
     def receipts(self) -> dict[str, float]:
-        """Return when each key came first, in Unix seconds."""
+        """Return when each event came first, in Unix seconds, by its id: what its key begins with."""
         lines = (line.split("\t") for line in self._get("/receipts").decode().splitlines())
-        return {key: float(seconds) for key, seconds in lines}
+        return {key.rpartition(".")[0]: float(seconds) for key, seconds in lines}
 
     def _get(self, path: str) -> bytes:
         self._connection.request("GET", path)

@@ -41,7 +41,10 @@ environment; endpoint names have no colon, so the first one ends them.
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
     workers                        zset    worker that gives signs of life → the last, milliseconds
-    dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua)
+    internal                       hash    inbox entry that a redrive or a resync added → 1, until intake has it: of
+                                           other entries the fields `redriven` and `resync` are ignored
+    dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua). Beside
+                                           it `internal_after`: entries up to this id are from before `internal` was
     forgetting                     string  a walk over what is remembered was made lately; expires
 """
 
@@ -87,6 +90,7 @@ class Keys:
         self.latency = self.prefix + "latency"
         #: Beside the marks of calls, where each producer's ACL user may write.
         self.probe = self.prefix + "appended:probe"
+        self.internal = self.prefix + "internal"
         self.dataset = self.prefix + "dataset"
         self.workers = self.prefix + "workers"
         self.forgetting = self.prefix + "forgetting"

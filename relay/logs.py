@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,25 @@ def get_logger(name: str) -> BoundLogger:
         logging.getLogger(name), processors=_TO_THE_STANDARD_LIBRARY, wrapper_class=BoundLogger
     )
     return logger
+
+
+class LineLimit:
+    """Let a line through once in so many seconds, and count those that were left out."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._next_at = 0.0
+        self._counted = 0
+
+    def add(self, number: int) -> int:
+        """Count; return the number to log now, with all that was counted since the last line, or 0 for no line."""
+        self._counted += number
+        now = time.monotonic()
+        if not self._counted or now < self._next_at:
+            return 0
+        self._next_at = now + self._seconds
+        counted, self._counted = self._counted, 0
+        return counted
 
 
 def configure(

@@ -109,9 +109,10 @@ def acquire(client: Redis, token: str = TOKEN) -> Lease | None:
         token,
         LEASE_MS / 1000,
         counts=KEYS.counts,
-        cursor=PRODUCTION.cursor,
+        outbox=(PRODUCTION.cursor, KEYS.dataset),
     )
-    return leases.acquired(scripts.run(client, call))
+    lease = leases.acquired(scripts.run(client, call))
+    return lease and lease._replace(dataset="")
 
 
 def take(

@@ -28,6 +28,7 @@ from relay.store.outbox import Death, OutboxEntry, Settlement
 from workers.batch import Batch
 from workers.breaker import suspect
 from workers.gate import Gate
+from workers.idempotency import IdempotencyKeys
 from workers.outcome import Delivered, Refused, Retry, Unauthorized, code_of, outcome_of
 from workers.stopping import is_stopping
 from workers.transport import Request
@@ -130,6 +131,8 @@ class _Drain:
         #: What is being committed, and where another drain must begin reading once that is and nothing after it.
         self._settling: list[tuple[Batch, Settlement, str]] = []
         self._gate = Gate(runtime)
+        #: Of the data set that the leases lie in. One that is lost takes the leases with it.
+        self._idempotency = IdempotencyKeys("")
         self.batches = self._acquire(environments)
         self._turn = deque(self.batches)
         self.report = DeliveryReport([batch.keys.environment for batch in self.batches])
@@ -178,7 +181,7 @@ class _Drain:
                 token,
                 self._lease,
                 counts=self._runtime.keys.counts,
-                cursor=keys.cursor,
+                outbox=(keys.cursor, self._runtime.keys.dataset),
             )
             for keys, token in zip(outboxes, tokens, strict=True)
         ]
@@ -186,6 +189,7 @@ class _Drain:
         for keys, token, reply in zip(outboxes, tokens, scripts.run_all(self._client, calls), strict=True):
             lease = leases.acquired(reply)
             if lease is not None:
+                self._idempotency = IdempotencyKeys(lease.dataset)
                 batch = Batch(keys, token, lease.cursor, latest_only=self._delivery.history == "latest")
                 batch.renewed_at = self._started
                 batch.one_at_a_time = lease.unfinished > 0
@@ -303,7 +307,8 @@ class _Drain:
             return False
         crashpoints.handling("deliver", entry.event_id)
         sent = _Sent(batch, entry, self._gate.successes, time.monotonic())
-        self._transport.send(Request(sent, entry.body, entry.event_id))
+        key = self._idempotency.of(batch.keys.environment, entry)
+        self._transport.send(Request(sent, entry.body, key))
         crashpoints.passing("after:post")
         return True
 

@@ -19,7 +19,7 @@ from relay import crashpoints
 from relay.errors import InvalidEvent, LeaseLost
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
-from relay.logs import get_logger
+from relay.logs import LineLimit, get_logger
 from relay.store import inbox, leases, scripts
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
@@ -55,10 +55,14 @@ COUNT_GROWTH = 4
 #: The pause between two tries to let go of the inbox while Redis is away.
 LET_GO_PAUSE_SECONDS = 0.1
 
+#: Entries that one log line names.
+MAX_NAMED = 5
+
 #: Characters of a fault's message that a dead letter keeps.
 _DETAIL_CHARACTERS = 500
 
 _log = get_logger(__name__)
+_forged_lines = LineLimit()
 
 
 class Unreadable(NamedTuple):
@@ -196,7 +200,7 @@ def take_in(
 
     An entry that is `crashing` becomes a dead letter unread.
     """
-    unreadable, readable = _read(entries, runtime)
+    unreadable, readable = _read(_without_forged_fields(entries, runtime), runtime)
     if crashing:
         unreadable.append(crashing)
     by_environment: dict[str, list[Readable]] = defaultdict(list)
@@ -291,6 +295,26 @@ def _read(entries: list[InboxEntry], runtime: Runtime) -> tuple[list[Unreadable]
     return unreadable, readable
 
 
+def _without_forged_fields(entries: list[InboxEntry], runtime: Runtime) -> list[InboxEntry]:
+    """Return the entries without internal fields that a producer wrote: its event counts as any other report."""
+    internal = [entry.entry_id for entry in entries if _REDRIVEN in entry.fields or _RESYNC in entry.fields]
+    if not internal:
+        return entries
+    forged = set(internal) - inbox.authentic(runtime.client, runtime.keys, internal)
+    if number := _forged_lines.add(len(forged)):
+        _log.warning(
+            "%d entries had the field `redriven` or `resync`, which only a redrive or a resync may write: ignored",
+            number,
+            entries=sorted(forged)[:MAX_NAMED],
+        )
+    return [_reported(entry) if entry.entry_id in forged else entry for entry in entries]
+
+
+def _reported(entry: InboxEntry) -> InboxEntry:
+    fields = {name: value for name, value in entry.fields.items() if name not in {_REDRIVEN, _RESYNC}}
+    return entry._replace(fields=fields)
+
+
 def _judge(
     runtime: Runtime, outboxes: list[OutboxKeys], by_environment: dict[str, list[Readable]]
 ) -> list[list[Judged]]:
@@ -363,7 +387,7 @@ def _accept_call(
 ) -> scripts.Call:
     keys, settings = runtime.keys, runtime.settings
     script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
-    script_keys += [keys.receipts, keys.environments(DEFAULT_ENDPOINT)]
+    script_keys += [keys.receipts, keys.environments(DEFAULT_ENDPOINT), keys.internal, keys.dataset]
     seconds = (
         settings.worker.lease,
         settings.worker.sweep,

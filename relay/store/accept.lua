@@ -6,7 +6,7 @@
 -- is passed over whole; its entries stay in the inbox and are judged again.
 --
 -- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with, 7 environments,
---       then for each environment its accepted state, outbox, counts, lease, bell
+--       8 internal, 9 dataset, then for each environment its accepted state, outbox, counts, lease, bell
 -- ARGV  token, lease in ms, bell in ms, ms to keep a receipt while its event waits, and after,
 --       number of entries that ask for a receipt, for each: inbox id, event id
 --       number of unreadable entries, for each: inbox id, reason, detail
@@ -23,8 +23,22 @@ end
 local waiting_ms, done_ms = ARGV[4], ARGV[5]
 local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,000
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
+local FIRST = 10           -- key of the first environment
+local KEYS_EACH = 5        -- keys of an environment
 local NEWS_ARGUMENTS = 7   -- that follow the verdict of an entry that is news
 local news = {new = true, changed = true, reasserted = true}
+
+-- Return a producer's fields without those that only a redrive or a resync may write.
+local function without_internal_fields(fields)
+  local kept = {}
+  for i = 1, #fields, 2 do
+    if fields[i] ~= 'redriven' and fields[i] ~= 'resync' then
+      kept[#kept + 1] = fields[i]
+      kept[#kept + 1] = fields[i + 1]
+    end
+  end
+  return kept
+end
 
 -- Read first, then delete, then write: at maxmemory a script may write once its first write frees memory.
 -- An entry that is news is noted as the position of its id among the arguments.
@@ -41,8 +55,12 @@ for _ = 1, tonumber(ARGV[at - 1]) do
   local id = ARGV[at]
   local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
   if entry then
-    local most = MAX_DEAD_FIELDS + (entry[2][1] == 'redriven' and 2 or 0)
-    local fields = {unpack(entry[2], 1, math.min(#entry[2], most))}
+    local given = entry[2]
+    if redis.call('HEXISTS', KEYS[8], id) == 0 then
+      given = without_internal_fields(given)
+    end
+    local most = MAX_DEAD_FIELDS + (given[1] == 'redriven' and 2 or 0)
+    local fields = {unpack(given, 1, math.min(#given, most))}
     for _, extra in ipairs({'reason', ARGV[at + 1], 'detail', ARGV[at + 2], 'entry', id}) do
       fields[#fields + 1] = extra
     end
@@ -55,7 +73,7 @@ for _ = 1, tonumber(ARGV[at - 1]) do
   end
   at = at + 3
 end
-for key = 8, #KEYS, 5 do
+for key = FIRST, #KEYS, KEYS_EACH do
   local environment = {name = ARGV[at], counts = {}, states = {}, positions = {}, instances = {}}
   local n = tonumber(ARGV[at + 1])
   local first = at + 2
@@ -93,8 +111,12 @@ for key = 8, #KEYS, 5 do
 end
 
 local deleted = 0
+local has_internal = redis.call('EXISTS', KEYS[8]) == 1
 for i = 1, #ids, MAX_UNPACKED do
   deleted = deleted + redis.call('XDEL', KEYS[2], unpack(ids, i, math.min(i + MAX_UNPACKED - 1, #ids)))
+  if has_internal then
+    redis.call('HDEL', KEYS[8], unpack(ids, i, math.min(i + MAX_UNPACKED - 1, #ids)))
+  end
 end
 redis.call('PEXPIRE', KEYS[1], lease_ms)
 if deleted == 0 then
@@ -109,13 +131,24 @@ if #dead > 0 then
     redis.call('HINCRBY', KEYS[4], 'dead:' .. reason, n)
   end
 end
+if redis.call('HEXISTS', KEYS[9], 'internal_after') == 0 then
+  -- The first batch with this version. In a data set that is older, what lies there may be from an older redrive.
+  local last = '0-0'
+  if redis.call('HEXISTS', KEYS[4], 'taken') == 1 then
+    local stream = redis.call('XINFO', 'STREAM', KEYS[2])
+    for i = 1, #stream, 2 do
+      last = stream[i] == 'last-generated-id' and stream[i + 1] or last
+    end
+  end
+  redis.call('HSET', KEYS[9], 'internal_after', last)
+end
 redis.call('HINCRBY', KEYS[4], 'taken', #ids)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local result = {1, passed_over, #ids}
 local newest = 0
 for number, environment in ipairs(environments) do
-  local key = 3 + 5 * number
+  local key = FIRST + KEYS_EACH * (number - 1)
   local states = environment.states
   for i = 1, #states, MAX_UNPACKED do
     redis.call('HSET', KEYS[key], unpack(states, i, math.min(i + MAX_UNPACKED - 1, #states)))

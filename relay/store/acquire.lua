@@ -3,9 +3,10 @@
 -- A drain leaves a mark of its run until it lets go. One that finds another's mark knows that a drain died at its
 -- work, or lost its lease: from then until a drain lets go in peace, entries are handled one at a time, and the
 -- mark says which (handle.lua). Each death with an entry in hand is counted against that entry.
--- KEYS  bell, lease, run, counts, and for an outbox its cursor
--- ARGV  token, lease in milliseconds
--- ->    {1, cursor or '', drains that did not let go} taken (or held already by this token), {0} held by another
+-- KEYS  bell, lease, run, counts, and for an outbox its cursor and the data set
+-- ARGV  token, lease in milliseconds, for an outbox the id of the data set if it has none yet
+-- ->    {1, cursor or '', drains that did not let go, the data set's id or ''} taken (or held already by this token),
+--       {0} held by another
 redis.call('DEL', KEYS[1])
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
@@ -22,4 +23,9 @@ if run[1] and run[1] ~= ARGV[1] then
   end
 end
 redis.call('HSET', KEYS[3], 'token', ARGV[1])
-return {1, KEYS[5] and redis.call('GET', KEYS[5]) or '', unfinished}
+local dataset = ''
+if KEYS[6] then
+  redis.call('HSETNX', KEYS[6], 'id', ARGV[3])
+  dataset = redis.call('HGET', KEYS[6], 'id')
+end
+return {1, KEYS[5] and redis.call('GET', KEYS[5]) or '', unfinished, dataset}

@@ -2,16 +2,19 @@
 -- Applied twice (a retry whose answer was lost) it adds once: the call leaves its mark for a while.
 -- Memory is counted as Redis counts it against maxmemory, at this very moment. Where the user may not INFO, or
 -- there is no maxmemory, there is no watermark.
--- KEYS  inbox, counts, the call's mark, then the receipts of the events that ask for one
+-- KEYS  inbox, counts, the call's mark, for a resync `internal`, then the receipts of the events that ask for one
 -- ARGV  max_backlog, watermark (part of maxmemory), milliseconds to keep the mark, and a receipt while it waits,
+--       1 for a resync, whose entries are noted as internal, else 0,
 --       then for each event: its number of fields and values, then these
 -- ->    number of events added; or an error QUEUEFULL or MEMORYFULL, counted as far as Redis still writes
 local added = redis.call('GET', KEYS[3])
 if added then
   return tonumber(added)
 end
+local FIRST = 6 -- argument of the first event
+local is_internal = ARGV[5] == '1'
 local function refuse(reason, message)
-  local events, i = 0, 5
+  local events, i = 0, FIRST
   while ARGV[i] do
     events = events + 1
     i = i + ARGV[i] + 1
@@ -37,18 +40,22 @@ if type(memory) == 'string' then
     end
   end
 end
-local n, i = 0, 5
+local n, i = 0, FIRST
 while ARGV[i] do
   local fields = tonumber(ARGV[i])
-  redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, i + fields))
+  local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, i + fields))
+  if is_internal then
+    redis.call('HSET', KEYS[4], id, '1')
+  end
   n = n + 1
   i = i + fields + 1
 end
 redis.call('SET', KEYS[3], n, 'PX', ARGV[3])
-if #KEYS > 3 then
+local first_receipt = is_internal and 5 or 4
+if #KEYS >= first_receipt then
   local clock = redis.call('TIME')
   local queued = 'queued\n' .. clock[1] * 1000 + math.floor(clock[2] / 1000)
-  for key = 4, #KEYS do
+  for key = first_receipt, #KEYS do
     -- An event that is reported again while it is on its way, or was delivered, is a duplicate: its receipt stands.
     local status = string.match(redis.call('GET', KEYS[key]) or '', '^%l*')
     if status ~= 'accepted' and status ~= 'delivered' then

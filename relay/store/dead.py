@@ -173,9 +173,8 @@ def revived(letter: DeadLetter, *, force: bool) -> list[tuple[bytes, bytes]]:
 def _next_redrive(letter: DeadLetter, *, force: bool) -> Redriven:
     before = letter.redriven
     if before is not None:
-        return Redriven(before.times + 1, before.arrived, before.sequence, force)
-    arrived, sequence = letter.arrival
-    return Redriven(1, arrived, sequence, force)
+        return Redriven(before.times + 1, *min(before.arrival, letter.arrival), force)
+    return Redriven(1, *letter.arrival, force)
 
 
 @dataclass(frozen=True, kw_only=True)

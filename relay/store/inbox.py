@@ -3,7 +3,8 @@
 An entry's fields are the contract with every producer: `event` (the API's JSON body), and optionally `id`,
 `source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. An entry with an `id` may have a
 field `receipt`, and then what became of it can be asked for (relay/store/receipts.py). What a redrive puts back has
-a field more, `redriven`, and what a resync adds has `resync`; neither is for producers.
+a field more, `redriven`, and what a resync adds has `resync`. Both are internal: they are believed only of an entry
+whose id is noted in the hash `internal`, which a producer's Redis user cannot write.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from redis.exceptions import OutOfMemoryError
 from relay.store import scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from redis import Redis
 
@@ -98,15 +99,19 @@ def append_call(
     *,
     call: str = "",
     mark_milliseconds: int | None = None,
+    internal: bool = False,
 ) -> Call:
     """Return the call that adds entries as they are, all or none, once even if it is applied twice.
 
     A receipt that an entry asks for is kept that long while the event waits. `full_because` reads the error of a
-    queue that is full. Calls of one name, made within the time of their mark, are one.
+    queue that is full. Calls of one name, made within the time of their mark, are one. `internal` has intake believe
+    the internal fields of the entries; a producer's Redis user may not say so.
     """
     script_keys = [keys.inbox, keys.counts, keys.appended(call or secrets.token_hex(8))]
     mark = MARK_MILLISECONDS if mark_milliseconds is None else mark_milliseconds
-    args: list[Argument] = [max_backlog, memory_watermark, mark, round(receipt_seconds * 1000)]
+    if internal:
+        script_keys.append(keys.internal)
+    args: list[Argument] = [max_backlog, memory_watermark, mark, round(receipt_seconds * 1000), int(internal)]
     for fields in entries:
         args.append(2 * len(fields))
         for name, value in fields.items():
@@ -148,6 +153,29 @@ def head(client: Redis, keys: Keys, count: int) -> list[InboxEntry]:
     """Return the first entries, oldest first."""
     reply: Any = client.xrange(keys.inbox, count=count)
     return [InboxEntry(entry_id.decode(), fields or {}) for entry_id, fields in reply]
+
+
+def authentic(client: Redis, keys: Keys, entry_ids: Sequence[str]) -> set[str]:
+    """Return those of these entries whose internal fields a redrive or a resync wrote, and no producer.
+
+    Those that were there before the first batch of this version count as authentic, because older versions noted
+    none. Later entries cannot have such ids: Redis refuses an id that is not above the last one.
+    """
+    pipeline = client.pipeline(transaction=False)
+    pipeline.hmget(keys.internal, entry_ids)
+    pipeline.hget(keys.dataset, "internal_after")
+    pipeline.hexists(keys.counts, "taken")
+    noted, after, was_in_use = pipeline.execute()
+    known = {entry_id for entry_id, is_noted in zip(entry_ids, noted, strict=True) if is_noted}
+    if after is None:
+        return set(entry_ids) if was_in_use else known
+    last = _order(after.decode())
+    return known | {entry_id for entry_id in entry_ids if _order(entry_id) <= last}
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence)
 
 
 def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:

@@ -36,23 +36,34 @@ def new_token() -> str:
 
 
 class Lease(NamedTuple):
-    """A lease that was taken. `cursor` is an outbox's, '' for none yet; `unfinished` drains before did not let go."""
+    """A lease that was taken. `cursor` is an outbox's, '' for none yet; `unfinished` drains before did not let go.
+
+    `dataset` is the id of the data set that an outbox lies in.
+    """
 
     cursor: str
     unfinished: int
+    dataset: str = ""
 
 
 def acquire_call(
-    bell: str, lease: str, run: str, token: str, lease_seconds: float, *, counts: str, cursor: str | None = None
+    bell: str,
+    lease: str,
+    run: str,
+    token: str,
+    lease_seconds: float,
+    *,
+    counts: str,
+    outbox: tuple[str, str] | None = None,
 ) -> Call:
-    """Return the call that takes a lease; `acquired` reads its reply. An outbox's names its cursor's key."""
-    keys = (bell, lease, run, counts) if cursor is None else (bell, lease, run, counts, cursor)
-    return scripts.Call(_ACQUIRE, keys, (token, round(lease_seconds * 1000)))
+    """Return the call that takes a lease; `acquired` reads its reply. `outbox` is the keys of cursor and data set."""
+    keys = (bell, lease, run, counts, *(outbox or ()))
+    return scripts.Call(_ACQUIRE, keys, (token, round(lease_seconds * 1000), secrets.token_hex(8) if outbox else ""))
 
 
 def acquired(reply: list[Any]) -> Lease | None:
     """Read the reply of an acquisition; None when another drain is at it."""
-    return Lease(reply[1].decode(), int(reply[2])) if reply[0] else None
+    return Lease(reply[1].decode(), int(reply[2]), reply[3].decode()) if reply[0] else None
 
 
 def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> int:

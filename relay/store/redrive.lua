@@ -1,7 +1,8 @@
 -- Move dead letters back to the inbox, as many as fit in it, each as the fields that are given for it. Atomic, fenced
 -- by the redrive's lease, and harmless when applied twice: a letter that is not there any more is passed over.
 -- Without letters it renews the lease; with 0 ms it lets go of it.
--- KEYS  lease, dead, inbox, counts
+-- Each entry is noted as internal: of no other does intake believe what its fields say of a redrive.
+-- KEYS  lease, dead, inbox, counts, internal
 -- ARGV  token, lease in ms, max_backlog, then for each letter: its id, number of fields and values, then these
 -- ->    {0} when the lease is lost; else {1, letters moved, 1 if the inbox is full}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -10,6 +11,9 @@ end
 local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[3])
              - tonumber(redis.call('HGET', KEYS[4], 'outbox') or '0')
 local moved, full = 0, 0
+if redis.call('XLEN', KEYS[3]) == 0 then
+  redis.call('DEL', KEYS[5]) -- notes of entries that were trimmed or deleted by hand
+end
 local at = 4
 while ARGV[at] do
   local fields = tonumber(ARGV[at + 1])
@@ -19,7 +23,8 @@ while ARGV[at] do
   end
   -- Each letter begins with its delete: at maxmemory a script may write once it began with one.
   if redis.call('XDEL', KEYS[2], ARGV[at]) == 1 then
-    redis.call('XADD', KEYS[3], '*', unpack(ARGV, at + 2, at + 1 + fields))
+    local id = redis.call('XADD', KEYS[3], '*', unpack(ARGV, at + 2, at + 1 + fields))
+    redis.call('HSET', KEYS[5], id, '1')
     moved = moved + 1
   end
   at = at + 2 + fields

@@ -91,7 +91,7 @@ class Redrive:
             fields = revived(letter, force=self._force)
             args += [letter.letter_id, 2 * len(fields)]
             args += [text for field in fields for text in field]
-        return scripts.Call(_REDRIVE, (keys.redrive_lease, keys.dead, keys.inbox, keys.counts), args)
+        return scripts.Call(_REDRIVE, (keys.redrive_lease, keys.dead, keys.inbox, keys.counts, keys.internal), args)
 
 
 def redrive_all(

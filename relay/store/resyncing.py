@@ -56,7 +56,7 @@ def resync_all(
     done = Progress()
     for running in inventory.pages(client, keys, endpoint, environment):
         entries = [_entry(each) for each in running if each.delivered and _is_there(each, seen_since)]
-        call = inbox.append_call(keys, entries, max_backlog, memory_watermark)
+        call = inbox.append_call(keys, entries, max_backlog, memory_watermark, internal=True)
         while entries and (why := _full(client, call)):
             yield done._replace(full=why)
         done = _after(done, running, seen_since)

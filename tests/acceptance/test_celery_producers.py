@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rig import event_of
 
 if TYPE_CHECKING:
     from rig import Estate
@@ -73,7 +74,9 @@ def test_the_snippets_report_and_a_retry_with_the_same_id_counts_once(
     run(only_kombu, WITH_KOMBU, url, absent=("celery", "relay", "workers"))
     ledger = estate.wait_until_done(3)
     assert (ledger.delivered, ledger.duplicate, ledger.dead) == (2, 1, 0)
-    assert [(request.idempotency_key, request.event["image"]["url"][-1]) for request in estate.api.requests] == [
+    assert [
+        (event_of(request.idempotency_key), request.event["image"]["url"][-1]) for request in estate.api.requests
+    ] == [
         ("deploy-1042", "b"),
         ("deploy-1041", "a"),
     ]
@@ -87,4 +90,4 @@ def test_without_an_id_it_is_the_messages_own(estate: Estate, only_kombu: Path) 
     run(only_kombu, snippet, estate.stack.redis_url, absent=("celery", "relay", "workers"))
     estate.start_worker()
     estate.wait_until_done(1)
-    assert [request.idempotency_key for request in estate.api.requests] == ["message-7"]
+    assert [event_of(request.idempotency_key) for request in estate.api.requests] == ["message-7"]

@@ -352,7 +352,8 @@ class _Connection(asyncio.Protocol):
         if len(rest) < length:
             return
         self._buffer = rest[length:]
-        event_id, authorization = headers.get("idempotency-key", ""), headers.get("authorization", "")
+        key, authorization = headers.get("idempotency-key", ""), headers.get("authorization", "")
+        event_id = key.rpartition(".")[0] or key  # what a worker's key begins with
         self.attempt, answer = self._api._note(self, event_id, authorization, rest[:length])
         if answer.is_plain:
             self._write_whole(answer)

@@ -126,7 +126,7 @@ end
 
 _FENCE_OF_TAKE = "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV[1]) then"
 
-_SEND = "        self._transport.send(Request(sent, entry.body, entry.event_id))\n"
+_SEND = "        self._transport.send(Request(sent, entry.body, key))\n"
 
 _IN_ORDER = """\
             if entry.instance in self._behind:
@@ -303,6 +303,26 @@ MUTANTS = (
             ),
         ),
         tests=(REDRIVE,),
+    ),
+    Mutant(
+        "forged-redrive",
+        "a producer's own field `redriven` is believed",
+        edits=(
+            Edit(
+                "workers/intake.py",
+                "    forged = set(internal) - inbox.authentic(runtime.client, runtime.keys, internal)\n",
+                "    forged: set[str] = set()\n",
+            ),
+        ),
+        tests=("tests/integration/test_internal_fields.py::test_what_a_producer_writes_delivers_no_duplicate",),
+    ),
+    Mutant(
+        "entry-id-as-key",
+        "the idempotency key is the event's id, which two Redis servers give to different events",
+        edits=(Edit("workers/deliver.py", "entry.body, key)", "entry.body, entry.event_id)"),),
+        tests=(
+            "tests/integration/test_idempotency_keys.py::test_several_images_under_one_id_have_keys_of_their_own",
+        ),
     ),
     Mutant(
         "redrives-together",

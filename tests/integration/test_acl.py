@@ -174,6 +174,8 @@ FORBIDDEN = [
     ("XADD", KEYS.dead, "*", "event", "x"),
     ("XLEN", KEYS.dead),
     ("XADD", KEYS.of_outbox("default", "production").outbox, "*", "event", "x"),
+    ("HSET", KEYS.internal, "1-0", "1"),
+    ("HSET", KEYS.dataset, "internal_after", "9999999999999-0"),
     ("GET", KEYS.intake_lease),
     ("SET", KEYS.intake_lease, "mine"),
     ("LPUSH", "celery", "x"),

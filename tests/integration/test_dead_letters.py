@@ -407,19 +407,6 @@ def test_mended_configuration_lets_a_redriven_entry_in(
     assert_all_accounted_for(client)
 
 
-@pytest.mark.parametrize("value", [b"", b"1", b"1 2 3", b"\xff", b"1 2-0 3 forced", b"-1 2-0 3"])
-def test_redriven_field_that_no_redrive_wrote_is_a_dead_letter(runtime: Runtime, client: Redis, value: bytes) -> None:
-    client.xadd(KEYS.inbox, {b"event": body("a").encode(), b"redriven": value})
-    drain_inbox(runtime)
-    [letter] = letters(client)
-
-    assert letter.reason == "invalid"
-    assert "redriven" in letter.death["detail"]
-    redrive(client)
-    drain_inbox(runtime)
-    assert client.xlen(PRODUCTION.outbox) == 1, "a redrive mends it"
-
-
 def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
     client.set(KEYS.intake_lease, "token")
     ids = [client.xadd(KEYS.inbox, {"event": "{"}).decode() for _ in range(3)]
@@ -427,6 +414,7 @@ def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
     for entry_id, reason in zip(ids, (Reason.INVALID, Reason.WORKER_CRASH, Reason.WORKER_CRASH), strict=True):
         args += [entry_id, reason, "why"]
     keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_ENDPOINT), KEYS.receipts]
+    keys += [KEYS.environments(DEFAULT_ENDPOINT), KEYS.internal, KEYS.dataset]
     scripts.run(client, scripts.Call(scripts.load("accept"), keys, args))
 
     ledger = read_ledger(client, KEYS)

@@ -29,7 +29,7 @@ from drains import (
 )
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from rig import wait_for
+from rig import event_of, wait_for
 
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT
@@ -535,7 +535,7 @@ class Deadly:
         return getattr(self._transport, name)
 
     def send(self, request: Request[Any]) -> None:
-        if request.idempotency_key in self._deadly:
+        if event_of(request.idempotency_key) in self._deadly:
             raise Killed
         self._transport.send(request)
 
@@ -574,7 +574,7 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
     assert {letter["attempts"] for letter in letters} == {"0"}
     # The first has many in hand and nobody knows of which it died.
     assert deaths == 1 + leases.MAX_DEATHS * len(deadly)
-    arrived = {request.idempotency_key for request in api.requests if request.processed}
+    arrived = {event_of(request.idempotency_key) for request in api.requests if request.processed}
     assert arrived == {f"event-{number}" for number in range(30)} - set(deadly)
     assert api.counts().repeats <= runtime.settings.delivery.max_in_flight
     assert ledger_of(client).unaccounted == 0
@@ -600,7 +600,7 @@ def test_deadly_event_takes_none_of_other_environments_with_it(runtime: Runtime,
         assert deaths <= 1 + leases.MAX_DEATHS
 
     assert [letter["id"] for letter in dead_letters(client)] == ["evil"]
-    arrived = {request.idempotency_key for request in api.requests if request.processed}
+    arrived = {event_of(request.idempotency_key) for request in api.requests if request.processed}
     assert len(arrived) == 8 * len(environments) - 1
     assert ledger_of(client).unaccounted == 0
 
@@ -633,7 +633,7 @@ def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time
     monkeypatch.setattr(runtime.transport, "send", send_and_note)
     deliver_until(runtime, lambda: nothing_waits(client))
 
-    assert [request.idempotency_key for request in api.requests] == ["event"]
+    assert [event_of(request.idempotency_key) for request in api.requests] == ["event"]
     assert next(slow, None) is None, "Redis took its time"
     assert min(left) >= 1000 * runtime.settings.api.timeout - ROUNDING_MS
 
@@ -669,7 +669,9 @@ def test_worker_that_dies_for_another_reason_condemns_no_event(runtime: Runtime,
     deliver_until(runtime, lambda: nothing_waits(client))
 
     assert client.xlen(KEYS.dead) == 0
-    assert {request.idempotency_key for request in api.requests} == {f"event-{number}" for number in range(30)}
+    assert {event_of(request.idempotency_key) for request in api.requests} == {
+        f"event-{number}" for number in range(30)
+    }
 
 
 def test_deadly_events_are_found_where_only_the_latest_counts(

@@ -14,7 +14,6 @@ from drains import (
     delivered_digests,
     delivered_images,
     digest,
-    drained,
     image_of,
     ledger_of,
     make_runtime_for,
@@ -263,17 +262,3 @@ def test_a_full_queue_is_said_and_tried_again(runtime: Runtime, client: Redis) -
     deliver(runtime)
     *_, last = steps
     assert (last.added, last.full) == (250, "")
-
-
-def test_a_producer_that_says_resync_of_what_nobody_reported_is_stale(
-    runtime: Runtime, client: Redis, api: Sandbox
-) -> None:
-    report(client, "a", resync="1")
-    deliver(runtime)
-    assert ledger_of(client).stale == 1
-    assert not api.requests
-    assert not client.exists(PRODUCTION.accepted)
-    report(client, "a")
-    deliver(runtime)
-    assert drained(runtime).delivered == 0
-    assert delivered_digests(api) == [digest("a")]

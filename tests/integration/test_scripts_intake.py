@@ -65,7 +65,7 @@ def accept(
     token: str = TOKEN,
 ) -> list[Any]:
     script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
-    script_keys.append(KEYS.environments(DEFAULT_ENDPOINT))
+    script_keys += [KEYS.environments(DEFAULT_ENDPOINT), KEYS.internal, KEYS.dataset]
     args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
     for inbox_id, detail in unreadable:
         args += [inbox_id, "invalid", detail]

@@ -1,0 +1,112 @@
+"""Idempotency keys on the wire: what the API gets with each attempt of an event."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from drains import (
+    KEYS,
+    TOKEN,
+    digest,
+    drained,
+    ledger_of,
+    make_runtime_for,
+    report,
+    retries_are_due,
+)
+from outboxes import now_ms
+from rig import event_of
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.sandbox import Sandbox
+from relay.store import dataset
+from relay.store.dead import walk
+from relay.store.redriving import Redrive
+from relay.store.resyncing import resync_all
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    made = make_runtime_for(redis_server, api)
+    yield made
+    made.close()
+
+
+def keys_of(api: Sandbox) -> list[str]:
+    return [request.idempotency_key or "" for request in api.requests]
+
+
+def test_two_data_sets_give_different_keys_to_events_with_the_same_entry_id(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    body = json.dumps({"image": {"url": f"nginx@{digest('a')}"}, "environment": {"name": "production"}})
+    entry_id = f"{now_ms(client)}-0"
+    for _ in range(2):
+        client.flushall()
+        client.xadd(KEYS.inbox, {"event": body}, id=entry_id)
+        drain_inbox(runtime)
+        drained(runtime)
+    one, other = keys_of(api)
+    assert one != other
+    assert event_of(one) == event_of(other) == entry_id
+
+
+def test_several_images_under_one_id_have_keys_of_their_own(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    for name in ("api", "worker"):
+        image = {"url": f"ghcr.io/acme/{name}@{digest('a')}"}
+        event = json.dumps({"image": image, "environment": {"name": "production"}})
+        client.xadd(KEYS.inbox, {"event": event, "id": "release-7"})
+    drain_inbox(runtime)
+    drained(runtime)
+    assert len(set(keys_of(api))) == 2
+
+
+def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    api.faults = [{"kind": "status", "sequence": [503, 503, 422, 422, 202]}]
+    report(client, "a")
+    drain_inbox(runtime)
+    for _ in range(3):
+        retries_are_due(client)
+        drained(runtime)
+    for _ in range(2):
+        dataset.beat(client, KEYS, "a worker", keep_seconds=10)
+        moving = Redrive(client, KEYS, max_backlog=100)
+        assert moving.begin()
+        for page in walk(client, KEYS):
+            moving.move(page.letters)
+        moving.end()
+        drain_inbox(runtime)
+        drained(runtime)
+    assert ledger_of(client).delivered == 1
+    assert len(keys_of(api)) == 5
+    assert len(set(keys_of(api))) == 1
+
+
+def test_what_is_told_again_on_purpose_carries_another_key(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    """An API that honours the key must take a resync for a request of its own."""
+    report(client, "a", id="job-7")
+    drain_inbox(runtime)
+    drained(runtime)
+    list(resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
+    drain_inbox(runtime)
+    drained(runtime)
+    assert len(set(keys_of(api))) == 2
