@@ -32,7 +32,11 @@ class Secrets:
         self._fixed = sorted(set(_in_settings(settings)))
         self._files = [
             _File(path, read)
-            for path, read in ((settings.api.token_file, _whole), (settings.gateway.tokens_file, _tokens))
+            for path, read in (
+                (settings.api.token_file, _whole),
+                (settings.gateway.tokens_file, _tokens),
+                (settings.gateway.admission_secret_file, _lines),
+            )
             if path is not None
         ]
         self._pattern = self._compile()
@@ -92,6 +96,10 @@ class _File:
 
 def _whole(text: str) -> list[str]:
     return [text.strip()]
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
 
 
 def _tokens(text: str) -> list[str]:

@@ -33,6 +33,7 @@ from pydantic_settings import (
 
 from relay import addresses
 from relay.errors import ConfigurationError, InvalidImage
+from relay.hosts import is_loopback
 from relay.image import parse_image
 from relay.template import Template
 
@@ -81,15 +82,6 @@ def _seconds(value: object) -> object:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def _readable_url(url: str) -> str:
     """Refuse a URL that cannot be split, in words of our own: urllib's repeat what may be half a password."""
     try:
@@ -119,6 +111,15 @@ def _with_whole_password(url: str) -> str:
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         raise ValueError(addresses.UNREADABLE)
     return url
+
+
+def _network(text: str) -> str:
+    """Refuse what is neither an address nor a network (CIDR)."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
+    return text
 
 
 def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
@@ -245,7 +246,7 @@ class ProducerSettings(_Section):
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("gateway_url must be http:// or https:// with a host, and no query")
         has_token = bool(self.gateway_token.get_secret_value() or self.gateway_token_file)
-        is_clear = parts.scheme == "http" and not _is_loopback(parts.hostname)
+        is_clear = parts.scheme == "http" and not is_loopback(parts.hostname)
         if has_token and is_clear and not self.gateway_allow_insecure:
             raise ValueError(
                 f"gateway_url is http:// to {parts.hostname}, so the token would travel in the clear; use https:// "
@@ -291,7 +292,7 @@ class ApiSettings(_Section):
             raise ValueError("url must not carry a user or password; use token or token_file")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("url must be http:// or https:// with a host")
-        if parts.scheme == "http" and not self.allow_insecure and not _is_loopback(parts.hostname):
+        if parts.scheme == "http" and not self.allow_insecure and not is_loopback(parts.hostname):
             raise ValueError(
                 f"url is http:// to {parts.hostname}, so the token would travel in the clear; "
                 "use https://, or set allow_insecure = true (RELAY_API__ALLOW_INSECURE) if the network is trusted"
@@ -413,7 +414,7 @@ class GatewaySettings(_Section):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; `*` is every address of the machine, IPv4 and IPv6."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""
     token: SecretStr = SecretStr("")
@@ -421,11 +422,21 @@ class GatewaySettings(_Section):
     `tokens_file`."""
     tokens_file: Path | None = None
     """A TOML file with more tokens, each with the environments it may report for; read again when it changes."""
-    admission: Literal["open", "token", "off"] = "open"
-    """Who may send admission reviews: whoever reaches the gateway, as Kubernetes sends no token; only who has one;
-    or nobody."""
-    metrics: Literal["open", "token", "off"] = "open"
-    """Who may read `/metrics`, which names environments: whoever reaches the gateway, who has a token, or nobody."""
+    admission: Literal["open", "token", "off"] = "token"
+    """Which admission reviews are reported: with `token` those that have a token or `admission_secret_file`'s secret
+    (all of them on loopback, without a token or secret), with `open` all of them, with `off` none."""
+    admission_secret_file: Path | None = None
+    """A file with a secret for `/admission/SECRET`, because Kubernetes' API server sends no token. At least 16
+    letters, digits or `-._~`; a second line may have a second secret. Read again when it changes."""
+    metrics: Literal["open", "token", "off"] = "token"
+    """Who may read `/metrics`, which names environments: with `token` clients that have a token (every client on
+    loopback, without a token), with `open` every client, with `off` none."""
+    hosts: tuple[str, ...] = ()
+    """Further names under which the gateway is reached, those of a proxy before it. On loopback without a token,
+    requests to other names than these and this machine's are refused. The variable is a JSON array."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    """Addresses or networks of the proxies whose `X-Forwarded-For` names the client, for the console's lock-out and
+    log. The variable is a JSON array."""
     default_registry: Registry = ""
     """The registry, and a path in it, of CDEvents' artifacts that name none, such as `ghcr.io/acme`; empty refuses
     them. A token of the `tokens_file` may have its own, `registry`."""
@@ -439,11 +450,24 @@ class GatewaySettings(_Section):
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
-        if not self.token.get_secret_value() and self.tokens_file is None and not _is_loopback(self.host):
+        if not self.asks_for_tokens and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} is reachable from elsewhere: set a token for producers, or a tokens_file"
             )
         return self
+
+    @model_validator(mode="after")
+    def _secret_has_an_effect(self) -> Self:
+        if self.admission_secret_file is not None and self.admission != "token":
+            raise ValueError(
+                f'admission = "{self.admission}" makes admission_secret_file useless: remove one of them'
+            )
+        return self
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether producers have tokens; without any, every client on this machine may report."""
+        return bool(self.token.get_secret_value() or self.tokens_file)
 
     @model_validator(mode="after")
     def _operators_have_a_key_of_their_own(self) -> Self:
@@ -465,7 +489,8 @@ class MetricsSettings(_Section):
     """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
 
     host: str = "127.0.0.1"
-    """Address that `relay metrics` listens on. Whoever reaches it may read it: environments' names, but no events."""
+    """Address that `relay metrics` listens on; `*` is every address of the machine, IPv4 and IPv6. Every client that
+    reaches it may read it: environments' names, but no events."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9780
     """Port that `relay metrics` listens on; 0 picks a free one."""
     environments: Annotated[int, Field(ge=1, le=1000)] = 50

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from relay.gateway import server
+from relay.hosts import url_of
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 IMAGE = "registry.example.com/app@sha256:" + "0123456789abcdef" * 4
 BODY = json.dumps({"image": {"url": IMAGE}, "environment": {"name": "production"}}, separators=(",", ":")).encode()
 TOKEN = "the-producers-token"
+HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 DEADLINE_SECONDS = 10.0
 
 
@@ -31,7 +33,7 @@ class Running:
 
     def post(self, body: Any = BODY, path: str = "/", **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.ask("POST", path, data=body, headers={"Authorization": f"Bearer {TOKEN}", **named})
+        return self.ask("POST", path, data=body, headers={**HEADERS, **named})
 
     def ask(self, method: str, path: str, **request: Any) -> requests.Response:
         with requests.Session() as session:
@@ -56,7 +58,7 @@ def running(redis_url: str, *, token: str = TOKEN, **sections: dict[str, Any]) -
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield Running(url=server.url_of(listening))
+            yield Running(url=url_of(listening))
         finally:
             serving.should_exit = True
             thread.join(DEADLINE_SECONDS)

@@ -8,7 +8,9 @@
     purl.py         which image a CDEvent's artifact is                 pure
     attributes.py   what names an event that others made                pure
     openapi.py      all of it, for machines                             pure
-    tokens.py       the tokens that count now
+    browsers.py     requests of other sites' pages                      pure
+    tokens.py       the tokens and secrets that count now
+    counted.py      log lines of what any client can cause
     heads.py        a connection: what a request's head may be
     body.py         a request's body as it comes in, and its answer
     answering.py    between ASGI's messages and the values

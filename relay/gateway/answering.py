@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 READ = (
     *("authorization", "content-encoding", "content-length", "content-type", "expect"),
     *("idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"),
+    *("host", "origin", "sec-fetch-site"),
 )
 
 _READ = {name.encode(): name for name in READ}

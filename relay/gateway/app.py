@@ -24,6 +24,8 @@ from relay.connection import connect_async
 from relay.errors import RelayError
 from relay.gateway import answers, openapi, reports
 from relay.gateway.answering import response_of
+from relay.gateway.auth import EVERYBODY
+from relay.gateway.browsers import Hosts
 from relay.gateway.reporting import Reporting
 from relay.gateway.reviewing import Reviewing
 from relay.gateway.tokens import TokenSource
@@ -48,6 +50,9 @@ READY_SECONDS = 2.0
 #: Where events are reported.
 REPORT_PATHS = ("/", "/v1/deployments")
 
+#: Where admission reviews come to, the second with a secret (`gateway.admission_secret_file`).
+REVIEW_PATHS = ("/admission", "/admission/{secret}")
+
 log = logging.getLogger("relay.gateway")
 
 
@@ -57,7 +62,7 @@ def create_app(settings: Settings, console: Console) -> ASGIApp:
     app = Starlette(
         routes=[
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
-            Route("/admission", gateway.reviewing, methods=["POST"]),
+            *(Route(path, gateway.reviewing, methods=["POST"]) for path in REVIEW_PATHS),
             Route("/events/{event_id:path}", gateway.receipt, methods=["GET"]),
             Route("/metrics", gateway.metrics, methods=["GET"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
@@ -78,13 +83,15 @@ class _Gateway:
     def __init__(self, settings: Settings, console: Console) -> None:
         self._console = console
         self._tokens = TokenSource(settings.gateway)
+        self._hosts = Hosts.of(settings.gateway)
         self._keys = Keys(settings.queue.namespace)
         self._client = connect_async(settings.redis)
         # One attempt's time-outs: a producer that retries within them does.
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
         self._producer = AsyncProducer(settings=settings, deadline_seconds=self._deadline_seconds)
-        self.reporting = Reporting(settings, self._tokens, self._producer, self._client)
-        self.reviewing = Reviewing(settings, self._tokens, self._producer, self._client)
+        self.reporting = Reporting(settings, self._tokens, self._hosts, self._producer, self._client)
+        self.reviewing = Reviewing(settings, self._tokens, self._hosts, self._producer, self._client)
+        self._asks_for_tokens = settings.gateway.asks_for_tokens
         self._metrics = settings.gateway.metrics
         self._exporter = Exporter(settings)
 
@@ -114,18 +121,23 @@ class _Gateway:
         return response_of(answers.of_receipt(event_id, found))
 
     def metrics(self, request: Request) -> Response:
-        """Tell what Prometheus scrapes; Starlette runs this in a thread, for it waits for Redis."""
+        """Answer a scrape; Starlette runs this in a thread, because it waits for Redis."""
         if self._metrics == "off":
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        if self._metrics == "token":
-            try:
+        try:
+            if self._metrics == "token":
                 self._admit(request)
-            except RelayError as error:
-                return response_of(answers.of_error(error))
+            else:
+                self._hosts.check_host(request.headers)
+        except RelayError as error:
+            return response_of(answers.of_error(error))
         return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
 
     def _admit(self, request: Request) -> None:
-        reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
+        """Refuse a request without a token, or, where there are no tokens, one to a name that is not ours."""
+        caller = reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
+        if caller is EVERYBODY:
+            self._hosts.check_host(request.headers)
 
     async def healthz(self, _request: Request) -> Response:
         """Tell that the process is alive, which says nothing of Redis."""
@@ -140,8 +152,13 @@ class _Gateway:
             return response_of(answers.unavailable(error))
         return JSONResponse({"status": "ready"})
 
-    async def openapi(self, _request: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
         """Describe all of this."""
+        if not self._asks_for_tokens:
+            try:
+                self._hosts.check_host(request.headers)
+            except RelayError as error:
+                return response_of(answers.of_error(error))
         return JSONResponse(openapi.DOCUMENT)
 
 

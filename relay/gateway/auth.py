@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import tomllib
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,9 @@ from relay.errors import ConfigurationError
 from relay.settings import Registry  # noqa: TC001 - pydantic reads it
 
 _SCHEME = "bearer"
+
+#: A secret that is one segment of a path: nothing in it needs to be encoded, and it is too long to be guessed.
+_PATH_SECRET = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,26 @@ class Tokens:
         given = given.strip()
         if not given or scheme.lower() != _SCHEME:
             return Stranger.WITHOUT_TOKEN
-        given_hash = _hash(given.encode("latin-1"))
-        found: Caller | Stranger = Stranger.WITH_WRONG_TOKEN
+        return self.match(given.encode("latin-1")) or Stranger.WITH_WRONG_TOKEN
+
+    def match(self, token: bytes) -> Caller | None:
+        """Return whose token this is, in the same time whether it is one or not."""
+        given_hash = _hash(token)
+        found: Caller | None = None
         for known_hash, caller in self.known:
             if hmac.compare_digest(given_hash, known_hash):
                 found = caller
         return found
+
+
+def parse_secrets(text: str) -> Tokens:
+    """Parse the text of an admission secret's file, a secret a line; `ConfigurationError` repeats none of them."""
+    secrets = [line.strip() for line in text.splitlines() if line.strip()]
+    if not secrets or not all(_PATH_SECRET.fullmatch(secret) for secret in secrets):
+        raise ConfigurationError(
+            "each line must be a secret of 16 to 256 letters, digits or -._~ (make one with: openssl rand -hex 24)"
+        )
+    return Tokens(tuple((_hash(secret.encode()), Caller(name="admission")) for secret in secrets))
 
 
 class _Grant(BaseModel):

@@ -177,7 +177,7 @@ def _refusal(description: str, *, later: bool = False) -> dict[str, Any]:
 
 _REFUSALS = {
     "401": _refusal("A bearer token is missing."),
-    "403": _refusal("The token is wrong, or not for that environment."),
+    "403": _refusal("The token is wrong, or not for that environment; or a page of another site sent it."),
     "503": _refusal("Redis is away; report again with the same id.", later=True),
 }
 
@@ -217,11 +217,28 @@ def _report(name: str) -> dict[str, Any]:
             "400": _refusal("The body is not JSON."),
             "408": _refusal("The body did not arrive in time."),
             "413": _refusal("The body is too large."),
-            "415": _refusal("The content type is not taken."),
+            "415": _refusal("There is no content type, or one that is not taken."),
+            "421": _refusal("On loopback without a token, the host is none of this machine's."),
             "422": _refusal("No event is valid; `field` names the first fault."),
             "429": _refusal("The queue is full.", later=True),
             **_REFUSALS,
         },
+    }
+
+
+def _review(name: str) -> dict[str, Any]:
+    """Describe the one request under its two paths."""
+    return {
+        "operationId": name,
+        "summary": "Report what Kubernetes admits.",
+        "description": "Always allows, within 200 ms, whatever the API server sends. `gateway.admission` says which "
+        "reviews are reported.",
+        "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
+        "responses": {
+            "200": {"description": "Allowed.", "content": _json(_ref("AdmissionReview"))},
+            "403": _refusal("A page of another site sent it."),
+        },
+        "security": [],
     }
 
 
@@ -255,28 +272,36 @@ DOCUMENT: dict[str, Any] = {
                 "responses": {
                     "200": {"description": "What is known.", "content": _json(_ref("Receipt"))},
                     "404": _refusal("Nothing is known, or not any more."),
+                    "421": _refusal("On loopback without a token, the host is none of this machine's."),
                     **_REFUSALS,
                 },
             }
         },
-        "/admission": {
+        "/admission": {"post": _review("review")},
+        "/admission/{secret}": {
             "post": {
-                "operationId": "review",
-                "summary": "Report what Kubernetes admits.",
-                "description": "Always allows, within 200 ms, whatever it is sent. `gateway.admission` says who may.",
-                "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
-                "responses": {"200": {"description": "Allowed.", "content": _json(_ref("AdmissionReview"))}},
-                "security": [],
+                **_review("reviewWithSecret"),
+                "parameters": [
+                    {
+                        "name": "secret",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string", "minLength": 1},
+                        "description": "That of `gateway.admission_secret_file`, in place of a token.",
+                    }
+                ],
             }
         },
         "/metrics": {
             "get": {
                 "operationId": "metrics",
-                "summary": "The whole relay in numbers, for Prometheus. `gateway.metrics` says who may.",
+                "summary": "The whole relay in numbers, for Prometheus. `gateway.metrics` says which clients may.",
                 "responses": {
                     "200": {"description": "All of it.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    "401": _refusal("A bearer token is missing."),
+                    "403": _refusal("The token is wrong."),
+                    "421": _refusal("On loopback, the host is none of this machine's."),
                 },
-                "security": [],
             }
         },
         "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},

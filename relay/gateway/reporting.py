@@ -12,6 +12,7 @@ from relay.errors import QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import answers, reports
 from relay.gateway.answering import headers_of
+from relay.gateway.auth import EVERYBODY
 from relay.gateway.body import Body
 from relay.gateway.cdevents import Ignored
 from relay.gateway.reports import Fault, Limits
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from relay.gateway.answers import Answer
     from relay.gateway.auth import Caller
+    from relay.gateway.browsers import Hosts
     from relay.gateway.tokens import TokenSource
     from relay.settings import Settings
 
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
 class Reporting:
     """An ASGI app for `POST` with one event or many."""
 
-    def __init__(self, settings: Settings, tokens: TokenSource, producer: AsyncProducer, client: Redis) -> None:
+    def __init__(
+        self, settings: Settings, tokens: TokenSource, hosts: Hosts, producer: AsyncProducer, client: Redis
+    ) -> None:
         self._tokens = tokens
+        self._hosts = hosts
         self._producer = producer
         self._client = client
         self._keys = Keys(settings.queue.namespace)
@@ -58,7 +63,10 @@ class Reporting:
         await body.answer(answer, send)
 
     async def _take(self, headers: Mapping[str, str], body: Body) -> Answer:
+        self._hosts.check_page(headers)
         caller = reports.admitted(self._tokens.current().identify(headers.get("authorization")))
+        if caller is EVERYBODY:
+            self._hosts.check_host(headers)
         media = reports.media_of(headers)
         envelope = reports.envelope_of(headers)
         content = await body.read(media, self._limits)

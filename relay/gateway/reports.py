@@ -76,8 +76,12 @@ class Media(Enum):
 
 _MEDIA = {media.value: media for media in Media}
 
-#: What a body is that has no content type.
-_DEFAULT_MEDIA = Media.JSON.value
+#: What to do about a content type that is not taken. A browser sends other types for a page of any site without
+#: asking first (CORS), so none of them may be read as JSON.
+_ADD_A_CONTENT_TYPE = (
+    "add the header 'Content-Type: application/json' for one event or an array "
+    f"(with curl: -H 'Content-Type: application/json'); the other types are {', '.join(list(_MEDIA)[1:])}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,23 +164,24 @@ def checked_environment(item: DeploymentEvent | Ignored, caller: Caller, default
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """Read the content type, JSON where there is none; parameters are ignored. 415 for others, and for encodings.
+    """Read the content type; parameters are ignored. 415 for none, for others than JSON, and for encodings.
 
-    A CloudEvent in headers may have any type of JSON, as its data's own.
+    A CloudEvent in headers may have any type of JSON, as its data's own, or none.
     """
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
-    given = headers.get("content-type", _DEFAULT_MEDIA)
+    given = headers.get("content-type", "")
     media = _MEDIA.get(given)  # as it stands, as it mostly does
     if media is not None:
         return media
     given = given.partition(";")[0].strip().lower()
-    media = _MEDIA.get(given or _DEFAULT_MEDIA)
+    media = _MEDIA.get(given)
     if media is not None:
         return media
-    if "ce-type" in headers and cloudevents.is_json(given):
+    if cloudevents.is_json(given) or ("ce-type" in headers and not given):
         return Media.JSON
-    raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be one of {', '.join(_MEDIA)}")
+    what = f"Content-Type {given[:100]} is not taken" if given else "Content-Type is missing"
+    raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{what}: {_ADD_A_CONTENT_TYPE}")
 
 
 def envelope_of(headers: Mapping[str, str]) -> Envelope:

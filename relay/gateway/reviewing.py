@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from relay.errors import RelayError
-from relay.gateway import reports
+from relay.gateway import cloudevents, reports
 from relay.gateway.answering import headers_of
-from relay.gateway.answers import Answer
-from relay.gateway.auth import Caller
+from relay.gateway.answers import Answer, of_error
+from relay.gateway.auth import EVERYBODY, Caller
 from relay.gateway.body import Body
-from relay.gateway.reports import NotPermitted
+from relay.gateway.counted import CountedLog
+from relay.gateway.reports import NotPermitted, Refused
+from relay.gateway.tokens import AdmissionSecrets
 from relay.keys import Keys
 from relay.kubernetes.admission import allow, judge
 from relay.kubernetes.naming import Naming
 from relay.kubernetes.skipped import Skipped
+from relay.logs import get_logger
 from relay.store.counts import note_skipped
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from relay.event import DeploymentEvent
+    from relay.gateway.auth import Stranger
+    from relay.gateway.browsers import Hosts
     from relay.gateway.tokens import TokenSource
     from relay.producer import AsyncProducer
     from relay.settings import Settings
@@ -67,9 +72,14 @@ _log = logging.getLogger("relay.gateway")
 class Reviewing:
     """An ASGI app for `POST /admission`."""
 
-    def __init__(self, settings: Settings, tokens: TokenSource, producer: AsyncProducer, client: Redis) -> None:
+    def __init__(
+        self, settings: Settings, tokens: TokenSource, hosts: Hosts, producer: AsyncProducer, client: Redis
+    ) -> None:
         self._door = settings.gateway.admission
         self._tokens = tokens
+        self._secrets = AdmissionSecrets(settings.gateway)
+        self._hosts = hosts
+        self._refused = CountedLog(get_logger("relay.gateway"), "admission reviews are allowed and not reported")
         self._producer = producer
         self._client = client
         self._keys = Keys(settings.queue.namespace)
@@ -86,6 +96,7 @@ class Reviewing:
 
     async def close(self) -> None:
         """Let the reports that are under way end, and count what is left to count."""
+        self._refused.close()
         if self._counting is not None:
             self._counting.cancel()
             await asyncio.gather(self._counting, return_exceptions=True)
@@ -96,7 +107,12 @@ class Reviewing:
         """Answer a review, and report what it deploys."""
         headers = headers_of(scope)
         body = Body(receive, headers)
-        caller = self._caller(headers)
+        try:
+            self._hosts.check_page(headers)  # the API server is no browser, so this answer delays no deployment
+            caller = self._caller(headers, scope["path_params"].get("secret"))
+        except Refused as error:
+            await body.answer(of_error(error), send)
+            return
         content = await body.begin(UID_BYTES if caller is None else MAX_REVIEW_BYTES, seconds=BODY_SECONDS)
         is_whole = body.ended and len(content) <= MAX_REVIEW_BYTES
         try:
@@ -118,14 +134,30 @@ class Reviewing:
             await self._report(events)
         return review.response
 
-    def _caller(self, headers: Mapping[str, str]) -> Caller | None:
-        """Return who reports, None for nobody that may, or a review that is declared too large."""
+    def _caller(self, headers: Mapping[str, str], secret: str | None) -> Caller | None:
+        """Return who reports, None for a client that may not, or for a review that is declared too large."""
         if self._door == "off" or reports.declared_size(headers) > MAX_REVIEW_BYTES:
             return None
-        if self._door == "open":
-            return Caller(name="admission")
-        found = self._tokens.current().identify(headers.get("authorization"))
-        return found if isinstance(found, Caller) else None
+        caller = self._identified(headers, secret)
+        if caller is None:
+            self._refused.note(
+                "no token or secret, or a wrong one (gateway.admission, gateway.admission_secret_file)"
+            )
+        elif not cloudevents.is_json(headers.get("content-type", "")):
+            self._refused.note("their Content-Type is not application/json")
+            return None
+        return caller
+
+    def _identified(self, headers: Mapping[str, str], secret: str | None) -> Caller | None:
+        if secret is not None:
+            return self._secrets.match(secret)
+        found: Caller | Stranger = Caller(name="admission")
+        if self._door == "token":
+            found = self._tokens.current().identify(headers.get("authorization"))
+        if not isinstance(found, Caller) or (found is EVERYBODY and self._secrets.are_set):
+            return None
+        is_checked = found is not EVERYBODY and self._door != "open"
+        return found if is_checked or self._hosts.has_own_host(headers) else None
 
     def _permits(self, caller: Caller, event: DeploymentEvent) -> bool:
         try:

@@ -6,18 +6,23 @@ import contextlib
 import gc
 import logging
 import resource
-import socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from relay import hosts
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
 from relay.gateway.console.site import Console
+from relay.gateway.counted import CountedLog
 from relay.gateway.heads import BoundedHeads
+from relay.hosts import url_of
+from relay.logs import get_logger
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
 
 #: How long requests under way have to end after SIGTERM; below the 10 s that `relay up` and Docker grant.
 STOP_SECONDS = 8
+
+#: Connections that the kernel holds until they are accepted.
+BACKLOG = 2048
 
 #: How often the certificate's file is looked at.
 CERTIFICATE_SECONDS = 10
@@ -39,11 +47,12 @@ def create_server(settings: Settings) -> uvicorn.Server:
     """Make the server, which logs no requests: their paths may hold what their senders should not have put there."""
     certificate = _Certificate.of(settings.gateway)
     console = Console(settings)
+    unreadable = CountedLog(get_logger("relay.gateway"), "unreadable requests")
     return _Server(
         console,
         uvicorn.Config(
             create_app(settings, console),
-            http=BoundedHeads,
+            http=partial(BoundedHeads, unreadable=unreadable),  # type: ignore[arg-type]
             lifespan="on",
             ws="none",
             log_config=None,
@@ -73,21 +82,13 @@ class _Server(uvicorn.Server):
 
 def listen(settings: GatewaySettings) -> socket.socket:
     """Listen, or raise `ConfigurationError`: from here on the kernel takes connections."""
-    host = settings.host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, settings.port), family=family, backlog=2048)
+        return hosts.listen(settings.host, settings.port, backlog=BACKLOG)
     except OSError as error:
         raise ConfigurationError(
             f"the gateway cannot listen on {settings.host}, port {settings.port} (gateway.host, gateway.port): "
             f"{error.strerror}"
         ) from error
-
-
-def url_of(listening: socket.socket, *, scheme: str = "http") -> str:
-    """Give the URL of a listening socket, whichever port it got."""
-    host, port = listening.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:

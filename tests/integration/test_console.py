@@ -30,6 +30,7 @@ from relay.gateway.console import letters, live, overview, sampling, session, sh
 from relay.gateway.console.attempts import AT_ONCE
 from relay.gateway.console.pages import HEADERS
 from relay.gateway.console.site import COOKIE, FORM_BYTES
+from relay.hosts import url_of
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
 from relay.store import overview as look_at_all
@@ -115,7 +116,7 @@ def running(redis_url: str, *, operator_token: str = TOKEN, **sections: dict[str
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield Visitor(url=server.url_of(listening))
+            yield Visitor(url=url_of(listening))
         finally:
             serving.should_exit = True
             thread.join(DEADLINE_SECONDS)

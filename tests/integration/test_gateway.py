@@ -19,7 +19,7 @@ import redis
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from gateways import BODY, DEADLINE_SECONDS, IMAGE, TOKEN, Running, running
+from gateways import BODY, DEADLINE_SECONDS, HEADERS, IMAGE, TOKEN, Running, running
 
 from relay.embedded import EmbeddedRedis, free_port
 from relay.errors import ConfigurationError
@@ -166,7 +166,8 @@ def test_tokens(gateway: Running, client: redis.Redis) -> None:
 
 def test_without_a_token_all_may_report(embedded: EmbeddedRedis, client: redis.Redis) -> None:
     with running(embedded.url, token="") as gateway:
-        assert gateway.ask("POST", "/", data=BODY).status_code == 202
+        json_type = {"Content-Type": "application/json"}
+        assert gateway.ask("POST", "/", data=BODY, headers=json_type).status_code == 202
 
 
 def test_an_open_door_beyond_loopback_is_refused() -> None:
@@ -270,9 +271,7 @@ def test_redis_learns_the_script_again(gateway: Running, client: redis.Redis) ->
 
 def test_more_requests_at_once_than_redis_has_connections(embedded: EmbeddedRedis, client: redis.Redis) -> None:
     number = 200
-    request = (
-        f"POST / HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(BODY)}\r\n\r\n"
-    ).encode() + BODY
+    request = head(f"Content-Length: {len(BODY)}") + BODY
     with contextlib.ExitStack() as stack:
         gateway = stack.enter_context(running(embedded.url, redis={"url": embedded.url}))
         sockets = [stack.enter_context(gateway.connect()) for _ in range(number)]
@@ -290,7 +289,8 @@ def status_of(connection: socket.socket) -> int:
 
 
 def head(*lines: str) -> bytes:
-    return "\r\n".join(["POST / HTTP/1.1", "Host: relay", f"Authorization: Bearer {TOKEN}", *lines, "", ""]).encode()
+    named = [f"{name}: {value}" for name, value in HEADERS.items()]
+    return "\r\n".join(["POST / HTTP/1.1", "Host: localhost", *named, *lines, "", ""]).encode()
 
 
 @pytest.mark.parametrize("length", [10**12, reports.MAX_MANY_BYTES + 1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import requests
-from gateways import BODY, IMAGE, Running, running
+from gateways import BODY, HEADERS, IMAGE, Running, running
 from rig import wait_for
 from servers import Authority
 
@@ -184,7 +184,7 @@ def folder_of(parent: Path, name: str) -> Path:
 def trusts(url: str, authority: Authority) -> bool:
     """Report, trusting this authority alone."""
     try:
-        return requests.post(url, data=BODY, verify=str(authority.file), timeout=10).status_code == 202
+        return requests.post(url, json=json.loads(BODY), verify=str(authority.file), timeout=10).status_code == 202
     except requests.exceptions.SSLError:
         return False
 
@@ -225,6 +225,6 @@ def test_metrics_are_open_or_for_those_with_a_token_or_off(embedded: EmbeddedRed
 def test_metrics_say_so_while_redis_is_away() -> None:
     with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
         away.kill()
-        answer = gateway.ask("GET", "/metrics")
+        answer = gateway.ask("GET", "/metrics", headers=HEADERS)
     assert answer.status_code == 200
     assert "\nrelay_up 0" in answer.text

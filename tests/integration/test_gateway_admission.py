@@ -31,6 +31,10 @@ REVIEWS = Path(__file__).parents[1] / "data" / "kubernetes"
 IN_TIME_SECONDS = 0.2 + 1.0
 
 NAMED = {"cluster": "kind-1"}
+BEGIN = b"POST /admission HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+#: A gateway that takes reviews of every client.
+OPEN = {"port": 0, "token": TOKEN, "admission": "open"}
 
 
 def review(name: str, **changes: Any) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def is_allowed(answer: requests.Response, uid: str) -> bool:
 
 @pytest.fixture(scope="module")
 def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
-    with running(redis_server.url, kubernetes=NAMED) as gateway:
+    with running(redis_server.url, kubernetes=NAMED, gateway=OPEN) as gateway:
         yield gateway
 
 
@@ -111,9 +115,7 @@ def test_review_too_large_is_allowed_and_not_read(gateway: Running, client: Redi
 def test_review_that_does_not_come_is_allowed_with_its_uid(gateway: Running, client: Redis) -> None:
     body = json.dumps(asked := review("create")).encode()
     with gateway.connect() as connection, HTTPResponse(connection) as answer:
-        connection.sendall(
-            b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1]
-        )
+        connection.sendall(BEGIN + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
         answer.begin()
         assert json.loads(answer.read())["response"] == {"uid": asked["request"]["uid"], "allowed": True}
     assert inbox(client) == []
@@ -122,7 +124,7 @@ def test_review_that_does_not_come_is_allowed_with_its_uid(gateway: Running, cli
 def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
     with gateway.connect() as connection:
         began = time.monotonic()
-        connection.sendall(b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(BEGIN + b"Content-Length: 100\r\n\r\n{")
         answer = connection.recv(10_000)
         assert time.monotonic() - began < IN_TIME_SECONDS
     assert answer.startswith(b"HTTP/1.1 200")
@@ -131,7 +133,7 @@ def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
-    with EmbeddedRedis(append_only=False) as away, running(away.url, kubernetes=NAMED) as gateway:
+    with EmbeddedRedis(append_only=False) as away, running(away.url, kubernetes=NAMED, gateway=OPEN) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
         if number is signal.SIGKILL:
@@ -150,7 +152,7 @@ def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
 
 def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_server: EmbeddedRedis) -> None:
     redis = {"url": redis_server.url, "timeout": 20}
-    with running(redis_server.url, redis=redis, kubernetes=NAMED) as gateway:
+    with running(redis_server.url, redis=redis, kubernetes=NAMED, gateway=OPEN) as gateway:
         client.execute_command("CLIENT", "PAUSE", "700", "ALL")
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
@@ -175,7 +177,7 @@ def test_no_more_reports_than_allowed_are_behind(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviewing, "MAX_BEHIND", 0)
-    with running(redis_server.url, kubernetes=NAMED) as gateway:
+    with running(redis_server.url, kubernetes=NAMED, gateway=OPEN) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     assert inbox(client) == []
@@ -204,7 +206,7 @@ def test_what_comes_to_a_shut_door_is_not_read_to_its_end(
     body = json.dumps(asked := review("create")).encode().ljust(reviewing.UID_BYTES)
     sections = {"gateway": {"port": 0, "token": TOKEN, "admission": admission}, "kubernetes": NAMED}
     with running(redis_server.url, **sections) as gateway, gateway.connect() as connection:
-        connection.sendall(b"POST /admission HTTP/1.1\r\nHost: relay\r\nContent-Length: 4000000\r\n\r\n" + body)
+        connection.sendall(BEGIN + b"Content-Length: 4000000\r\n\r\n" + body)
         with HTTPResponse(connection) as answer:
             answer.begin()
             assert f'"uid":"{asked["request"]["uid"]}"'.encode() in answer.read1()
@@ -239,14 +241,15 @@ def test_cluster_without_a_name_is_allowed_and_counted_where_no_reviews_are_expe
 ) -> None:
     with running(redis_server.url) as gateway:
         for _ in range(3):
-            assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
+            answer = ask(gateway, asked := review("create"), Authorization=f"Bearer {TOKEN}")
+            assert is_allowed(answer, asked["request"]["uid"])
     assert inbox(client) == []
     assert client.hget(Keys().counts, "skipped:cluster_unnamed") == b"3"
     assert "set CLUSTER_NAME" in caplog.text
 
 
 def test_cluster_that_has_no_name_on_purpose_reports(redis_server: EmbeddedRedis, client: Redis) -> None:
-    with running(redis_server.url, kubernetes={"cluster": "none"}) as gateway:
+    with running(redis_server.url, kubernetes={"cluster": "none"}, gateway=OPEN) as gateway:
         assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
     assert [event["environment"]["name"] for event in inbox(client)] == [asked["request"]["namespace"]]
     assert [b"source" in fields for _, fields in client.xrange(Keys().inbox)] == [False]

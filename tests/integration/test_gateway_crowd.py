@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import sys
@@ -60,7 +61,7 @@ def many_descriptors() -> Iterator[int]:
 def is_taken(gateway: Running) -> bool:
     with requests.Session() as session:
         session.trust_env = False
-        return session.post(gateway.url, data=BODY, timeout=30).status_code == 202
+        return session.post(gateway.url, json=json.loads(BODY), timeout=30).status_code == 202
 
 
 def test_ten_thousand_idle_connections_do_not_stop_it(gateway: tuple[Running, Child], client: Redis) -> None:

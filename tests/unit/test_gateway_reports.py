@@ -58,12 +58,12 @@ def test_who_may_report(authorization: str | None, token: str, who: str | Strang
 @pytest.mark.parametrize(
     ("headers", "media"),
     [
-        ({}, Media.JSON),
-        ({"content-type": ""}, Media.JSON),
         ({"content-type": "application/json"}, Media.JSON),
         ({"content-type": "Application/JSON; charset=utf-8"}, Media.JSON),
         ({"content-type": "application/x-ndjson"}, Media.LINES),
-        ({"content-encoding": "identity"}, Media.JSON),
+        ({"content-type": "application/json", "content-encoding": "identity"}, Media.JSON),
+        ({"content-type": "application/vnd.acme.deployment+json"}, Media.JSON),
+        ({"ce-type": "com.acme.deployed"}, Media.JSON),
         ({"content-type": "application/cloudevents+json; charset=UTF-8"}, Media.CLOUDEVENT),
         ({"content-type": "application/cloudevents-batch+json"}, Media.CLOUDEVENTS),
         ({"content-type": "application/cdevents+json"}, Media.CDEVENT),
@@ -81,7 +81,12 @@ def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> 
     [
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "text/plain"},
-        {"content-type": "application/vnd.acme.deployment+json"},
+        {},
+        {"content-type": ""},
+        {"content-type": "; charset=application/json"},
+        {"content-type": "text/plain, application/json"},
+        {"content-type": "text/plain; a=application/json"},
+        {"content-type": "multipart/form-data; boundary=application/json"},
         {"content-type": "application/cloudevents+avro"},
         {"content-type": "application/avro", "ce-type": "com.acme.deployed"},
         {"content-type": "application/json", "content-encoding": "gzip"},
@@ -91,6 +96,12 @@ def test_other_content_types_are_415(headers: dict[str, str]) -> None:
     with pytest.raises(Refused) as refused:
         reports.media_of(headers)
     assert refused.value.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+@pytest.mark.parametrize("given", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_client_without_a_json_content_type_is_told_which_header_to_add(given: dict[str, str]) -> None:
+    with pytest.raises(Refused, match="add the header 'Content-Type: application/json'"):
+        reports.media_of(given)
 
 
 @pytest.mark.parametrize(
