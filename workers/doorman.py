@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.settings import Settings
+    from relay.store.schedule import Sight
 
 #: The longest that one look waits for an entry; also the time to notice a lost bell or drain beyond its expiry.
 LOOK_SECONDS = 1.0
@@ -145,14 +146,14 @@ class Doorman:
         began = time.monotonic()
         if began < self._rest_until and not self._leaving:
             sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=0)
-            self._seen = sight.newest or self._seen
+            self._seen = _seen(sight)
             self._ring_intake(waiting=sight.inbox)
             return max(PACE_SECONDS, self._rest_until - began)
         skip = 0
         while True:
             sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=PAGE, skip=skip)
             if skip == 0:
-                self._seen = sight.newest or self._seen
+                self._seen = _seen(sight)
                 self._ring_intake(waiting=sight.inbox)
             self._ring_delivery(sight.due)
             if len(sight.due) < PAGE:
@@ -193,6 +194,14 @@ class Doorman:
         self._dataset = found
         if forgetting.claim(self._client, self._keys, self._forget_seconds) and not self._bells.ring_forget():
             forgetting.unclaim(self._client, self._keys)
+
+
+def _seen(sight: Sight) -> str:
+    """Return the id to wait behind: of an inbox with entries the newest, of an empty one the beginning.
+
+    An entry that comes between the look and the wait is missed only where intake is called anyway.
+    """
+    return "$" if sight.inbox else "0-0"
 
 
 class DoormanStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types

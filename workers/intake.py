@@ -20,7 +20,7 @@ from relay.errors import InvalidEvent, LeaseLost
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import LineLimit, get_logger
-from relay.store import inbox, leases, scripts
+from relay.store import bounded, inbox, leases, scripts
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
 from relay.store.state import Accepted, Delivered, written_arrival
@@ -139,11 +139,14 @@ def drain_inbox(runtime: Runtime) -> IntakeReport | None:
     report = IntakeReport()
     most = 1 if lease.unfinished else settings.intake.batch_size  # one at a time after a drain died at its work
     count = min(FIRST_COUNT, most)
+    most_bytes = inbox.most_bytes(settings.queue.max_event_bytes)
     deadline = time.monotonic() + settings.worker.budget
     try:
         while time.monotonic() < deadline and not is_stopping():
-            entries = inbox.head(client, keys, count)
-            if entries:
+            entries = inbox.head(client, keys, count, most_bytes=most_bytes, is_careful=bool(lease.unfinished))
+            if entries and entries[0].oversize:
+                report.taken += _bury(runtime, token, entries[0])
+            elif entries:
                 count = next_count(entries, count, most)
                 runtime.bells.ring_delivery(report.to_deliver)
                 crashing = _crashing(runtime, token, entries[0]) if lease.unfinished else None
@@ -175,6 +178,36 @@ def _let_go(runtime: Runtime, token: str) -> bool:
             time.sleep(LET_GO_PAUSE_SECONDS)
 
 
+def _bury(runtime: Runtime, token: str, entry: InboxEntry) -> int:
+    """Make a dead letter of an entry that is too large; return how many left the inbox."""
+    detail = _too_large(entry, runtime.settings.queue.max_event_bytes)
+    done = inbox.bury(
+        runtime.client,
+        runtime.keys,
+        entry,
+        token=token,
+        lease_seconds=runtime.settings.worker.lease,
+        reason=Reason.INVALID,
+        detail=detail,
+        receipt=_receipt(entry),
+        receipt_seconds=runtime.settings.queue.receipt_for,
+    )
+    if done < 0:
+        raise LeaseLost("another drain of the inbox has taken over")
+    _log.warning("an entry of the inbox is too large and was dead-lettered without being read whole", detail=detail)
+    return done
+
+
+def _too_large(entry: InboxEntry, max_event_bytes: int) -> str:
+    assert entry.oversize is not None  # noqa: S101 - the caller has asked
+    size, is_exact = entry.oversize.size, entry.oversize.is_exact
+    return (
+        f"the entry is {'' if is_exact else 'at least '}{size} bytes in size and was not read whole: "
+        f"an event has at most {max_event_bytes} (queue.max_event_bytes), an entry {inbox.MAX_FIELDS} fields; "
+        f"the beginnings of its first {bounded.KEPT_FIELDS} fields are kept"
+    )
+
+
 def _crashing(runtime: Runtime, token: str, entry: InboxEntry) -> Unreadable | None:
     """Note that this entry is in hand alone, and tell whether it is one that drains die of."""
     keys = runtime.keys
@@ -188,7 +221,7 @@ def _crashing(runtime: Runtime, token: str, entry: InboxEntry) -> Unreadable | N
 
 def next_count(entries: list[InboxEntry], count: int, most: int) -> int:
     """Return how many entries to read next, so that a batch stays near `BATCH_BYTES` whatever producers put in."""
-    size = sum(len(value) for entry in entries for value in entry.fields.values())
+    size = sum(sum(map(len, entry.fields.values())) for entry in entries)
     fitting = max(1, BATCH_BYTES * len(entries) // max(1, size))
     return min(most, fitting, count * COUNT_GROWTH)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from relay.diagnosis import duration
 from relay.doctor.result import Result, fault, ok
 from relay.keys import DEFAULT_ENDPOINT
+from relay.store import bounded
 from relay.store.endpoint import Health
 from relay.wording import some_of
 
@@ -82,13 +83,14 @@ def look(client: Redis, keys: Keys) -> Look:
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.zrange(keys.workers, 0, -1, withscores=True)
-    pipeline.xrange(keys.inbox, count=1)
+    pipeline.xlen(keys.inbox)
     pipeline.exists(keys.intake_lease)
     pipeline.hmget(keys.counts, list(_WORK))
     pipeline.hmget(keys.endpoint(DEFAULT_ENDPOINT), ["until", "openings"])
     pipeline.hkeys(keys.paused(DEFAULT_ENDPOINT))
-    (seconds, microseconds), beats, head, intake, counts, (until, openings), paused = pipeline.execute()
+    (seconds, microseconds), beats, inbox, intake, counts, (until, openings), paused = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
+    head = bounded.first_id(client, keys.inbox) if inbox else None
     is_held = Health(until=int(until or 0), openings=int(openings or 0)).why_held(now) is not None
     due = {} if is_held else _due(client, keys, now, set(paused))
     seen = {name.decode(): int(score) for name, score in beats}
@@ -98,7 +100,7 @@ def look(client: Redis, keys: Keys) -> Look:
         now=now,
         alive={name: at for name, at in seen.items() if name in living},
         gone={name: at for name, at in seen.items() if name not in living},
-        inbox_head=head[0][0] if head else None,
+        inbox_head=head.encode() if head else None,
         due=due,
         at_work=bool(intake) or _anybody_at(client, keys, due),
         work=tuple(int(count or 0) for count in counts),

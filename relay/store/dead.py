@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Letters of one page at first and at most, bytes of a page that are aimed at, and by how much it grows at most.
 FIRST_PAGE, MOST_PAGE, PAGE_BYTES, PAGE_GROWTH = 50, 500, 4_194_304, 4
 
+#: Bytes that are kept of a value of a letter that is larger than a page, and fields and values at each end of it.
+KEPT_BYTES, KEPT_PARTS = 65_536, 64
+
 #: Fields of an unreadable entry that a redrive gives back: as many as accept.lua keeps.
 MAX_FIELDS = 32
 
@@ -307,7 +310,8 @@ def _ends(client: Redis, keys: Keys, filters: Filters) -> tuple[str, str | None]
 
 
 def _read(client: Redis, keys: Keys, *arguments: str | int) -> list[DeadLetter]:
-    reply = scripts.run(client, scripts.Call(_PAGE, (keys.dead,), arguments))
+    bounds = (PAGE_BYTES, KEPT_BYTES, KEPT_PARTS)
+    reply = scripts.run(client, scripts.Call(_PAGE, (keys.dead,), (*arguments, *bounds)))
     return [DeadLetter.of(letter_id, flat or ()) for letter_id, flat in reply]
 
 

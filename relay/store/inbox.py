@@ -13,12 +13,12 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from relay.store import scripts
+from relay.store import bounded, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from redis import Redis
 
@@ -34,6 +34,19 @@ _MORE_MEMORY = "raise its maxmemory if this does not pass as events are delivere
 
 _APPEND = scripts.load("append")
 _RELEASE = scripts.load("release_inbox")
+_BURY = scripts.load("bury")
+
+#: Bytes of an entry, and fields, with which it is still read whole. A larger one is cut.
+OVERSIZE_BYTES, MAX_FIELDS = 1_048_576, 1000
+
+#: Bytes of the stream that may be read at once.
+READ_BYTES = 16_777_216
+
+#: Entries of one listpack at most: Redis's default of `stream-node-max-entries`.
+NODE_ENTRIES = 100
+
+#: Times that a smaller number of entries is tried.
+_GUESSES = 3
 
 
 #: Milliseconds since the epoch have thirteen digits until the year 2286.
@@ -73,11 +86,29 @@ class Redriven(NamedTuple):
         return cls(int(match[1]), int(match[2]), int(match[3]), match[4] is not None)
 
 
+class Oversize(NamedTuple):
+    """What is kept of an entry that is too large: fields and values in order, and its size in bytes.
+
+    `size` is that of the part that was read unless it `is_exact`.
+    """
+
+    kept: tuple[bytes, ...]
+    size: int
+    is_exact: bool
+
+
 class InboxEntry(NamedTuple):
     """An entry as it lies in the stream, unread."""
 
     entry_id: str
     fields: dict[bytes, bytes]
+    #: Set if the entry is too large to be read whole; `fields` are what is kept of it.
+    oversize: Oversize | None = None
+
+    @property
+    def size(self) -> int:
+        """The size of its fields' names and values."""
+        return sum(map(len, self.fields)) + sum(map(len, self.fields.values()))
 
     @property
     def arrived(self) -> int:
@@ -149,10 +180,87 @@ def fields_of(event: DeploymentEvent) -> dict[str, Any]:
     return fields
 
 
-def head(client: Redis, keys: Keys, count: int) -> list[InboxEntry]:
-    """Return the first entries, oldest first."""
-    reply: Any = client.xrange(keys.inbox, count=count)
-    return [InboxEntry(entry_id.decode(), fields or {}) for entry_id, fields in reply]
+def head(
+    client: Redis, keys: Keys, count: int, *, most_bytes: int = OVERSIZE_BYTES, is_careful: bool = False
+) -> list[InboxEntry]:
+    """Return the first entries, oldest first; of one that is larger than `most_bytes` what is kept, and alone.
+
+    They are read together where their listpacks are certainly no larger than `READ_BYTES`. Else, and always if
+    `is_careful`, the first is read alone, without ever being held whole.
+    """
+    together = 1 if is_careful else _readable(client, keys, count)
+    if not together:
+        return []
+    if is_careful or together < 0:
+        first = bounded.first(client, keys.inbox, most_bytes=most_bytes, most_fields=MAX_FIELDS)
+        return [] if first is None else [_bounded(first)]
+    reply: Any = client.xrange(keys.inbox, count=together)
+    entries = [InboxEntry(entry_id.decode(), fields or {}) for entry_id, fields in reply]
+    for position, entry in enumerate(entries):
+        if len(entry.fields) > MAX_FIELDS or entry.size > most_bytes:
+            return entries[:position] or [_shortened(entry)]
+    return entries
+
+
+def most_bytes(max_event_bytes: int) -> int:
+    """Return how large an entry may be to be read whole, where an event may be so large."""
+    return max(OVERSIZE_BYTES, 2 * max_event_bytes)
+
+
+def _readable(client: Redis, keys: Keys, count: int) -> int:
+    """Return how many of the first entries may be read together; 0 if there is none, -1 if not even one is certain.
+
+    MEMORY USAGE with k samples is at least the average size of the first k listpacks times the number of all but the
+    last. At most `NODE_ENTRIES` entries lie in one, and a large one lies alone, so the length bounds that number from
+    below.
+    """
+    length = 0
+    for _ in range(_GUESSES):
+        pipeline = client.pipeline(transaction=False)
+        pipeline.xlen(keys.inbox)
+        pipeline.memory_usage(keys.inbox, samples=count)
+        length, used = pipeline.execute(raise_on_error=False)
+        if isinstance(length, Exception):
+            raise length
+        if length == 0 or used is None:
+            return 0
+        if isinstance(used, Exception):
+            if isinstance(used, ResponseError):  # not known there, or not permitted
+                return -1
+            raise used
+        most = used * count // max(count, length // NODE_ENTRIES - 1)
+        if most <= READ_BYTES:
+            return int(min(count, length))
+        if count == 1:
+            break
+        count = max(1, count * READ_BYTES // most)
+    return -1
+
+
+def _bounded(entry: bounded.BoundedEntry) -> InboxEntry:
+    fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
+    if entry.is_whole:
+        return InboxEntry(entry.entry_id, fields)
+    return InboxEntry(entry.entry_id, fields, Oversize(tuple(entry.flat), entry.size, entry.is_exact))
+
+
+def _shortened(entry: InboxEntry) -> InboxEntry:
+    flat = bounded.shortened([part for field in entry.fields.items() for part in field][: 2 * bounded.KEPT_FIELDS])
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return InboxEntry(entry.entry_id, fields, Oversize(tuple(flat), entry.size, is_exact=True))
+
+
+def bury(
+    client: Redis, keys: Keys, entry: InboxEntry, *,
+    token: str, lease_seconds: float, reason: str, detail: str, receipt: str, receipt_seconds: float,
+) -> int:  # fmt: skip
+    """Make a dead letter of an oversize entry, with what is kept of it; return 1, 0 if it was gone, -1 for lost."""
+    assert entry.oversize is not None  # noqa: S101 - the caller has asked
+    bury_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.internal]
+    bury_keys += [keys.receipt(receipt)] if receipt else []
+    args: list[Argument] = [token, round(lease_seconds * 1000), entry.entry_id, reason, detail, entry.oversize.size]
+    args += [round(receipt_seconds * 1000), *_given(entry.oversize.kept)]
+    return int(scripts.run(client, scripts.Call(_BURY, bury_keys, args)))
 
 
 def authentic(client: Redis, keys: Keys, entry_ids: Sequence[str]) -> set[str]:
@@ -178,6 +286,13 @@ def _order(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence)
 
 
+def _given(flat: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield fields and values without the internal ones: what is cut is not redriven to any use."""
+    for name, value in zip(flat[::2], flat[1::2], strict=True):
+        if name not in {b"redriven", b"resync"}:
+            yield from (name, value)
+
+
 def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
     """Let go of the inbox; return how many entries wait, -1 if the lease was lost before.
 
@@ -189,5 +304,4 @@ def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
 
 def wait(client: Redis, keys: Keys, after: str, seconds: float) -> str | None:
     """Wait for an entry later than `after` and return its id, or None when none came in time."""
-    reply: Any = client.xread({keys.inbox: after}, count=1, block=max(1, round(seconds * 1000)))
-    return str(reply[0][1][0][0].decode()) if reply else None
+    return bounded.wait(client, {keys.inbox: after}, seconds)

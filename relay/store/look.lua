@@ -3,20 +3,18 @@
 -- with one environment's event is followed by one with another's.
 -- KEYS  inbox, schedule, endpoint
 -- ARGV  environments wanted, how many of the first to pass over, environments to probe with
--- ->    {now in ms, entries in the inbox, id of the newest or '', when the next outbox is due in ms or '',
---       environments that are due...}
+-- ->    {now in ms, entries in the inbox, when the next outbox is due in ms or '', environments that are due...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-local result = {now, redis.call('XLEN', KEYS[1]), newest and newest[1] or '', ''}
+local result = {now, redis.call('XLEN', KEYS[1]), ''} -- no id: Redis returns none without its entry, of any size
 local health = redis.call('HMGET', KEYS[3], 'until', 'openings', 'probe_until')
 local not_before = math.max(tonumber(health[1] or '0'), tonumber(health[3] or '0'))
 if not_before > now then
-  result[4] = string.format('%d', not_before)
+  result[3] = string.format('%d', not_before)
   return result
 end
 local later = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-result[4] = later[2] or ''
+result[3] = later[2] or ''
 local wanted, skip = ARGV[1], ARGV[2]
 if tonumber(health[2] or '0') > 0 then
   local due = redis.call('ZCOUNT', KEYS[2], '-inf', now)

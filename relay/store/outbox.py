@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relay.store import latency, scripts
+from relay.store import bounded, latency, scripts
 from relay.store.attempts import Tally
 from relay.store.endpoint import Health
 from relay.store.inbox import Redriven
@@ -301,7 +301,5 @@ def release_call(
 
 def wait(client: Redis, positions: Mapping[str, str], seconds: float) -> bool:
     """Wait for a fresh entry in any of these streams, given with their cursors; tell whether one came."""
-    after_ids: dict[Any, Any] = {
-        key: "0-0" if cursor == BEGINNING else cursor.lstrip("(") for key, cursor in positions.items()
-    }
-    return bool(client.xread(after_ids, count=1, block=max(1, round(seconds * 1000))))
+    after_ids = {key: "0-0" if cursor == BEGINNING else cursor.lstrip("(") for key, cursor in positions.items()}
+    return bounded.wait(client, after_ids, seconds) is not None

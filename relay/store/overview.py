@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from relay.store import counts, dead, endpoint
+from relay.store import bounded, counts, dead, endpoint
 from relay.store.outbox import Trials
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ def read(
     """Look at all of it; a Redis that is away raises `RedisError`. `oldest_of` is `counts.read_environments`'s."""
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
-    pipeline.xrange(keys.inbox, count=1)
     pipeline.xlen(keys.inbox)
     pipeline.hget(keys.intake_run, "deaths")
     pipeline.exists(keys.intake_lease)
     pipeline.zrange(keys.workers, 0, -1, withscores=True)
-    (seconds, microseconds), first, inbox, deaths, lease, beats = pipeline.execute()
+    (seconds, microseconds), inbox, deaths, lease, beats = pipeline.execute()
+    first = bounded.first_id(client, keys.inbox) if inbox else None
     now = seconds * 1000 + microseconds // 1000
     environments = counts.read_environments(client, keys, endpoint_name, oldest_of=oldest_of)
     return Overview(
@@ -105,7 +105,7 @@ def read(
         ledger=counts.read_ledger(client, keys),
         health=endpoint.read(client, keys, endpoint_name),
         inbox=inbox,
-        inbox_oldest=int(first[0][0].partition(b"-")[0]) if first else None,
+        inbox_oldest=int(first.partition("-")[0]) if first else None,
         intake_at_work=bool(lease),
         inbox_deaths=int(deaths or 0),
         workers=_living(client, keys, {name.decode(): int(at) for name, at in beats}),

@@ -24,7 +24,6 @@ class Sight:
     """What waits. `next_due_seconds` is from now, None if no outbox waits for a later time."""
 
     inbox: int
-    newest: str | None
     due: list[str]
     next_due_seconds: float | None
 
@@ -36,10 +35,9 @@ def look(client: Redis, keys: Keys, endpoint: str, *, count: int, skip: int = 0)
     """
     look_keys = (keys.inbox, keys.schedule(endpoint), keys.endpoint(endpoint))
     call = scripts.Call(_LOOK, look_keys, (count, skip, PROBERS))
-    now, inbox, newest, later, *due = scripts.run(client, call)
+    now, inbox, later, *due = scripts.run(client, call)
     return Sight(
         inbox=int(inbox),
-        newest=newest.decode() or None,
         due=[name.decode() for name in due],
         next_due_seconds=(float(later) - int(now)) / 1000 if later else None,
     )

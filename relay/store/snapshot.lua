@@ -2,16 +2,34 @@
 -- A script, because Redis refuses a transaction at maxmemory even if it only reads.
 -- KEYS  counts, latency, inbox, dead, environments, endpoint, paused, workers, then outboxes
 -- ARGV  how many of the environments with the most deliveries
--- ->    {now in ms, counts, latency, last id of the inbox or '', environments and their deliveries, endpoint,
+-- ->    {now in ms, counts, latency, last id of the inbox or ''
+--       (if it would take an entry that is too large to read, too), environments and their deliveries, endpoint,
 --       paused environments, workers and their heartbeats, {entries, first id or ''} of the inbox, of the dead
 --       letters, and of each outbox}
+-- No command returns an entry's id without its contents, and a producer's entry may be of 500 MB. MEMORY USAGE with one
+-- sample counts the first listpack as often as there are others than the last, and the last.
+local MOST_BYTES = 67108864
+local NODE_ENTRIES = 100 -- of one listpack at most, Redis's default
+local function used(stream)
+  local bytes = redis.pcall('MEMORY', 'USAGE', stream, 'SAMPLES', 1)
+  return type(bytes) == 'number' and bytes or 0
+end
+local function is_small_at_first(stream)
+  return used(stream) / math.max(1, redis.call('XLEN', stream) / NODE_ENTRIES - 2) <= MOST_BYTES
+end
+local function is_small(stream) -- a guess: one large entry among very many small ones goes unnoticed
+  return used(stream) <= math.max(MOST_BYTES, redis.call('XLEN', stream) * MOST_BYTES / 1000)
+end
 local function waiting(stream)
+  if not is_small_at_first(stream) then
+    return {redis.call('XLEN', stream), ''}
+  end
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   return {redis.call('XLEN', stream), first and first[1] or ''}
 end
 local clock = redis.call('TIME')
 local last = ''
-if redis.call('EXISTS', KEYS[3]) == 1 then
+if redis.call('EXISTS', KEYS[3]) == 1 and is_small(KEYS[3]) then
   local inbox = redis.call('XINFO', 'STREAM', KEYS[3])
   for i = 1, #inbox, 2 do
     last = inbox[i] == 'last-generated-id' and inbox[i + 1] or last

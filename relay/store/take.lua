@@ -15,6 +15,7 @@ if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV
 end
 local MAX_FORGOTTEN = 1000  -- parked entries without a stream entry, in one go
 local MAX_SUPERSEDED = 1000 -- entries of one instance that one retry supersedes
+local MAX_BYTES = 8388608   -- of fresh events in one reply; the others are taken with the next
 redis.call('DEL', KEYS[1]) -- first: at maxmemory a script may write once it began with a delete
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local clock = redis.call('TIME')
@@ -92,6 +93,16 @@ end
 local fresh, last = {}, ''
 if tonumber(ARGV[4]) > 0 then
   local entries = redis.call('XRANGE', KEYS[2], ARGV[3], '+', 'COUNT', ARGV[4])
+  local bytes = 0
+  for i, entry in ipairs(entries) do
+    bytes = bytes + #entry[2][2] -- the event, which accept.lua puts first
+    if bytes > MAX_BYTES and i > 1 then
+      for j = #entries, i, -1 do
+        entries[j] = nil
+      end
+      break
+    end
+  end
   if #entries > 0 then
     last = entries[#entries][1]
   end

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from relay.store import counts, dead, receipts
+from relay.store import bounded, counts, dead, receipts
 from relay.store.dead import Filters
 from relay.store.outbox import Trials
 from relay.store.state import Accepted, Delivered, written_arrival
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Entries or states that one round trip reads.
 PAGE = 500
+
+#: Entries of a stream that one round trip reads; fewer, because they may be large.
+BOUNDED_PAGE = 100
 
 #: Entries of each kind, and states, that are looked at unless told otherwise.
 LOOK_AT = 100_000
@@ -212,13 +215,14 @@ class _Search:
     def _entries(self, stream: str, most: int) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
         start = "-"
         while most > 0:
-            page: Any = self._client.xrange(stream, min=start, count=min(PAGE, most))
-            for entry_id, fields in page:
-                yield entry_id, fields or {}
-            if len(page) < PAGE:
+            count = min(BOUNDED_PAGE, most)
+            page = bounded.page(self._client, stream, start=start, count=count)
+            for entry in page:
+                yield entry.entry_id.encode(), dict(zip(entry.flat[::2], entry.flat[1::2], strict=False))
+            if len(page) < count:
                 return
             most -= len(page)
-            start = f"({page[-1][0].decode()}"
+            start = f"({page[-1].entry_id}"
 
     def _lengths(self, script_keys: Sequence[str], command: str) -> list[int]:
         pipeline = self._client.pipeline(transaction=False)

@@ -133,6 +133,41 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     )
 
 
+OVERSIZE_BYTES = 500_000_000
+ADDRESS_SPACE_BYTES = 1 << 30
+
+#: Megabytes by which a process may grow while an entry of 500 is dead-lettered.
+GROWTH_MEGABYTES = 64
+
+
+@scenario(38, "an entry of 500 MB by plain XADD, workers limited to 1 GiB of address space",
+          bound="a dead letter with its size after one look, never read whole; the 20 good entries behind it "
+          "arrive")  # fmt: skip
+def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
+    workers = ground.start_workers(2)
+    for worker in workers:
+        for pid in worker.pids:
+            resource.prlimit(pid, resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    processes = [worker.pids for worker in workers]
+    before = [worker.forget_peak() for worker in workers]
+    since = time.monotonic()
+    entry_id = ground.xadd({"event": b"x" * OVERSIZE_BYTES}, malformed=True)
+    good = ground.report(20)
+    ground.wait(lambda: set(good) <= ground.api.processed_ids().keys(), timeout_seconds=60, seen=ground.ledger)
+    took = time.monotonic() - since
+
+    [(_, letter)] = ground.client.xrange(ground.keys.dead)
+    assert letter[b"entry"].decode() == entry_id
+    assert int(letter[b"size"]) == OVERSIZE_BYTES + len("event")
+    ground.bit(len(letter[b"event"]) < OVERSIZE_BYTES, "the entry was cut")
+    assert int(ground.client.hget(ground.keys.counts, "taken_over") or 0) == 0, "no process died of it"
+    assert [worker.pids for worker in workers] == processes
+    growth = max(worker.peak_megabytes() - peak for worker, peak in zip(workers, before, strict=True))
+    assert growth < GROWTH_MEGABYTES
+    ground.check()
+    ground.observed(f"dead-lettered and 20 delivered within {took:.1f} s; a worker grew by {growth:.0f} MB at most")
+
+
 HOUR_SECONDS = 3600
 
 #: Retries wait this long at most, and the endpoint is held this long, while clocks step.
