@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import RedisError
 
 from relay.connection import connect, without_secrets
+from relay.doctor.redis_server import about_certificate
 from relay.doctor.result import Result, fault, note, ok, warning
 from relay.settings import REDIS_SCHEMES
 from relay.wording import some_of
@@ -50,7 +51,8 @@ def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterat
         yield fault(
             "broker",
             f"the broker at {where} is not reachable: {type(error).__name__}: {error}",
-            "see whether it runs and RELAY_BROKER_URL names it; until then each worker does all work in one process",
+            about_certificate(error, "broker.ca_file (RELAY_BROKER__CA_FILE)")
+            or "see whether it runs and RELAY_BROKER_URL names it; until then workers work in one process each",
         )
         return
     bells = sum(heard.waiting.get(name, 0) for name in BELL_QUEUES)
@@ -72,7 +74,8 @@ def _without_kombu(settings: Settings, where: str) -> Result:
         return fault(
             "broker",
             f"the broker at {where} is not reachable: {error}",
-            "see whether it runs and RELAY_BROKER_URL names it",
+            about_certificate(error, "broker.ca_file (RELAY_BROKER__CA_FILE)")
+            or "see whether it runs and RELAY_BROKER_URL names it",
         )
     return ok("broker", f"the broker at {where} answers")
 

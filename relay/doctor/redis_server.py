@@ -100,12 +100,28 @@ def unreachable(where: str, error: RedisError) -> Result:
                 "did not answer in time",
                 "see whether it runs, and what lies between: a firewall drops silently",
             )
+        case RedisConnectionError() if do := about_certificate(error, "redis.ca_file (RELAY_REDIS__CA_FILE)"):
+            what = "is not trusted, and nothing was sent to it"
         case RedisConnectionError():
             what = "is not reachable"
             do = "see whether it runs, and whether RELAY_REDIS_URL names it; producers are refused meanwhile"
         case _:
             what, do = "answers with an error", "see its log"
     return fault("redis", f"Redis at {where} {what}: {error}", do)
+
+
+def about_certificate(error: Exception, setting: str) -> str:
+    """Return what to do about a certificate that was refused; empty if the error is about none."""
+    said = str(error)
+    if "WRONG_VERSION_NUMBER" in said:
+        return "that port speaks no TLS: name the one that does, or write redis:// (amqp://)"
+    if "CERTIFICATE_VERIFY_FAILED" not in said:
+        return ""
+    if "ostname mismatch" in said or "IP address mismatch" in said:
+        return "its certificate is for another name: use a name of the certificate in the URL, or have it issued anew"
+    if "expired" in said:
+        return "its certificate has expired: renew it, or set this machine's clock"
+    return f"no authority that is known made its certificate: name the file with that authority in {setting}"
 
 
 def examine(client: Redis, settings: Settings, clock: Callable[[], float] = time.time) -> Iterator[Result]:

@@ -14,6 +14,7 @@ from tls_servers import HOST, WRONG, Case, Certificates, Recorder, RedisServer, 
 from relay import AsyncProducer, DeploymentEvent, Producer, QueueUnavailable
 from relay.connection import connect, connect_async
 from relay.doctor import broker as doctors_broker
+from relay.doctor import redis_server as redis_server_of_doctor
 from relay.gateway.console.shard import Shard
 from relay.metrics.exporter import Exporter
 from relay.settings import Settings
@@ -164,6 +165,17 @@ def test_a_wrong_certificate_is_refused_and_nothing_is_sent(
     assert recorder.decrypted == b""
 
 
+def test_a_client_shows_its_certificate_to_a_redis_that_asks_for_one(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path, {"requirepass": PASSWORD, "tls-auth-clients": "yes"}, certificates) as asking:
+        settings = settings_for(asking.tls_port, certificates.ca_file, cert_file=certificates.client())
+        for client in (queue, queue_of_asyncio, worker, flower):
+            client(settings)
+        with pytest.raises(Exception, match=r"(?i)ssl|closed|reset|certificate"):
+            queue(settings_for(asking.tls_port, certificates.ca_file))
+
+
 @each_client
 def test_an_authority_is_trusted_only_if_it_is_named(
     client: Callable[[Settings], None], recorders: dict[Case, Recorder]
@@ -175,6 +187,25 @@ def test_an_authority_is_trusted_only_if_it_is_named(
         client(settings_for(recorder.port, None))
     recorder.wait_for_handshakes()
     assert recorder.decrypted == b""
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (Case.OTHER_NAME, "its certificate is for another name"),
+        (Case.UNKNOWN_AUTHORITY, "no authority that is known made its certificate"),
+        (Case.EXPIRED, "its certificate has expired"),
+    ],
+)
+def test_the_doctor_says_what_to_do_about_a_certificate(
+    case: Case, says: str, recorders: dict[Case, Recorder], certificates: Certificates
+) -> None:
+    recorder = recorders[case]
+    settings = settings_for(recorder.port, certificates.ca_file)
+    with connect(settings.redis, retries=0) as client:
+        assert says in redis_server_of_doctor.reach(client, settings).do
+    (fault,) = doctors_broker.examine(settings, frozenset)
+    assert fault.do.startswith(says)
 
 
 @pytest.mark.parametrize("client", [worker, doctor])
