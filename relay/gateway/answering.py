@@ -17,6 +17,7 @@ READ = (
     *("authorization", "content-encoding", "content-length", "content-type", "expect"),
     *("idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"),
     *("host", "origin", "sec-fetch-site"),
+    *("ce-specversion", "prefer", "x-relay-token"),
 )
 
 _READ = {name.encode(): name for name in READ}
@@ -29,8 +30,10 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 async def tell(answer: Answer, send: Send, *, ends: bool = True) -> None:
     """Send an answer, without the detour of a `Response`: reports are answered thousands of times a second."""
-    content = to_json(answer.document)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    content = b"" if answer.document is None else to_json(answer.document)
+    headers = [(b"content-length", b"%d" % len(content))]
+    if content:
+        headers.append((b"content-type", b"application/json"))
     headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": not ends})
@@ -38,4 +41,6 @@ async def tell(answer: Answer, send: Send, *, ends: bool = True) -> None:
 
 def response_of(answer: Answer) -> Response:
     """Return what Starlette sends for an answer."""
+    if answer.document is None:
+        return Response(b"", answer.status, answer.headers)
     return Response(to_json(answer.document), answer.status, answer.headers, media_type="application/json")

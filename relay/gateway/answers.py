@@ -38,10 +38,10 @@ _UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
 
 
 class Answer(NamedTuple):
-    """A status, a JSON document, and headers beyond the content's."""
+    """A status, a JSON document or None for an empty body, and headers beyond the content's."""
 
     status: HTTPStatus
-    document: Mapping[str, Any]
+    document: Mapping[str, Any] | None
     headers: Mapping[str, str] = MappingProxyType({})
 
 
@@ -57,10 +57,10 @@ def taken_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: Rela
         document["errors"] = [{"index": each.index, "field": each.field, "reason": each.reason} for each in faults]
     if stopped is not None:
         refused = of_error(stopped)
-        return Answer(status=refused.status, document={**refused.document, **document}, headers=refused.headers)
+        return refused._replace(document={**(refused.document or {}), **document})
     if faults and len(faults) == len(ids):
         refused = of_error(InvalidEvent("", f"none of the {len(ids)} events is valid; errors has the reasons"))
-        return Answer(status=refused.status, document={**refused.document, **document})
+        return refused._replace(document={**(refused.document or {}), **document})
     return Answer(status=HTTPStatus.ACCEPTED, document=document)
 
 

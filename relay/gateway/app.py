@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from relay.connection import connect_async
 from relay.errors import RelayError
-from relay.gateway import answers, openapi, reports
+from relay.gateway import answers, openapi, reports, webhook
 from relay.gateway.answering import response_of
 from relay.gateway.auth import EVERYBODY
 from relay.gateway.browsers import Hosts
@@ -63,6 +63,7 @@ def create_app(settings: Settings, console: Console) -> ASGIApp:
         routes=[
             *(Route(path, gateway.reporting, methods=["POST"]) for path in REPORT_PATHS),
             *(Route(path, gateway.reviewing, methods=["POST"]) for path in REVIEW_PATHS),
+            *(Route(path, gateway.handshake, methods=["OPTIONS"]) for path in REPORT_PATHS),
             Route("/events/{event_id:path}", gateway.receipt, methods=["GET"]),
             Route("/metrics", gateway.metrics, methods=["GET"]),
             Route("/healthz", gateway.healthz, methods=["GET"]),
@@ -107,11 +108,20 @@ class _Gateway:
             await self._client.aclose()
             self._exporter.close()
 
+    async def handshake(self, request: Request) -> Response:
+        """Answer a web hook's handshake, for a sender that may report."""
+        try:
+            answer = webhook.consent(request.headers)
+            self._admit(request, webhook.authorization_of(request.headers, request.scope["query_string"]))
+        except RelayError as error:
+            answer = answers.of_error(error)
+        return response_of(answer)
+
     async def receipt(self, request: Request) -> Response:
         """Tell what became of an event."""
         event_id: str = request.path_params["event_id"]
         try:
-            self._admit(request)
+            self._admit(request, request.headers.get("authorization"))
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
@@ -126,16 +136,16 @@ class _Gateway:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         try:
             if self._metrics == "token":
-                self._admit(request)
+                self._admit(request, request.headers.get("authorization"))
             else:
                 self._hosts.check_host(request.headers)
         except RelayError as error:
             return response_of(answers.of_error(error))
         return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, request: Request, authorization: str | None) -> None:
         """Refuse a request without a token, or, where there are no tokens, one to a name that is not ours."""
-        caller = reports.admitted(self._tokens.current().identify(request.headers.get("authorization")))
+        caller = reports.admitted(self._tokens.current().identify(authorization))
         if caller is EVERYBODY:
             self._hosts.check_host(request.headers)
 

@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect
 
 from relay.gateway import reports
 from relay.gateway.answering import tell
-from relay.gateway.reports import Refused
+from relay.gateway.compression import decompress, is_compressed
+from relay.gateway.reports import Media, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
     from relay.gateway.answers import Answer
-    from relay.gateway.reports import Limits, Media
+    from relay.gateway.reports import Limits
 
 #: How long a body may take from its first byte to its last.
 BODY_SECONDS = 30.0
@@ -43,7 +44,17 @@ class Body:
         self.ended = False
 
     async def read(self, media: Media, limits: Limits) -> bytes:
-        """Read all of it, or raise `Refused` with no more in hand than `limits` allow and one chunk."""
+        """Read all of it, decompressed, or raise `Refused` with no more in hand than `limits` allow and one chunk.
+
+        Compressed, it may be as large as many events: what it holds is known, and bounded, once it is decompressed.
+        """
+        if not is_compressed(self._headers):
+            return await self._read(media, limits)
+        content = decompress(await self._read(Media.LINES, limits), limits.many)
+        reports.check_size(len(content), media, content, limits)
+        return content
+
+    async def _read(self, media: Media, limits: Limits) -> bytes:
         declared = reports.declared_size(self._headers)
         reports.check_size(declared, media, b"", limits)
         content = await self._chunk()

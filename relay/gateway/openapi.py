@@ -7,6 +7,7 @@ from typing import Any
 
 from relay.event import MAX_ID_BYTES, MAX_NAME_BYTES
 from relay.gateway.reports import MAX_MANY_EVENTS
+from relay.gateway.webhook import EVENT_ID_HEADER, MAX_ORIGIN_CHARACTERS
 
 _DIGEST = "0123456789abcdef" * 4
 
@@ -182,6 +183,10 @@ _REFUSALS = {
 }
 
 
+#: Where the token of a report may stand.
+_SENDERS: list[dict[str, list[str]]] = [{"token": []}, {"tokenHeader": []}, {"tokenQuery": []}]
+
+
 def _report(name: str) -> dict[str, Any]:
     """Describe the one request under its two paths."""
     headers = [
@@ -194,7 +199,14 @@ def _report(name: str) -> dict[str, Any]:
             "schema": {"type": "string"},
             "description": "The event's id, if there is no ce-id. Of many, each gets it with `:` and its index.",
         },
+        {
+            "name": "Prefer",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "`reply`: 202 has no body, as for a CloudEvent, whose sender may take one for a reply.",
+        },
     ]
+    no_body = {"schema": {"type": "string"}, "description": "The event's id, percent-encoded, if there is no body."}
     many = {"type": "array", "items": _ref("Event"), "description": f"At most {MAX_MANY_EVENTS}, else 413."}
     return {
         "operationId": name,
@@ -202,6 +214,7 @@ def _report(name: str) -> dict[str, Any]:
         "description": "Answers once Redis has them. The reporting API's own request, so that a change of URL and "
         "token is all that a client needs.",
         "parameters": headers,
+        "security": _SENDERS,
         "requestBody": {
             "required": True,
             "content": {
@@ -213,11 +226,16 @@ def _report(name: str) -> dict[str, Any]:
             },
         },
         "responses": {
-            "202": {"description": "Redis has what has an id.", "content": _json(_ref("Taken"))},
-            "400": _refusal("The body is not JSON."),
+            "202": {
+                # No `content`: it would promise a body.
+                "description": "Redis has what has an id. The body is JSON, the schema `Taken`; a CloudEvent, or "
+                "`Prefer: reply`, is answered without one.",
+                "headers": {EVENT_ID_HEADER: no_body},
+            },
+            "400": _refusal("The body is not JSON, or not as its Content-Encoding says."),
             "408": _refusal("The body did not arrive in time."),
             "413": _refusal("The body is too large."),
-            "415": _refusal("There is no content type, or one that is not taken."),
+            "415": _refusal("There is no content type, or it or the Content-Encoding is not accepted."),
             "421": _refusal("On loopback without a token, the host is none of this machine's."),
             "422": _refusal("No event is valid; `field` names the first fault."),
             "429": _refusal("The queue is full.", later=True),
@@ -242,6 +260,38 @@ def _review(name: str) -> dict[str, Any]:
     }
 
 
+def _handshake(name: str) -> dict[str, Any]:
+    """Describe the handshake of CloudEvents' web hooks under its two paths."""
+    text = {"type": "string"}
+    return {
+        "operationId": name,
+        "summary": "Allow a sender of CloudEvents to deliver (HTTP 1.1 Web Hooks for Event Delivery, section 4).",
+        "parameters": [
+            {
+                "name": "WebHook-Request-Origin",
+                "in": "header",
+                "schema": {"type": "string", "maxLength": MAX_ORIGIN_CHARACTERS},
+                "description": "The sender's DNS name; without it the answer is 405.",
+            }
+        ],
+        "security": _SENDERS,
+        "responses": {
+            "200": {
+                "description": "It may.",
+                "headers": {
+                    "WebHook-Allowed-Origin": {"schema": text, "required": True, "description": "The same name."},
+                    "WebHook-Allowed-Rate": {"schema": text, "required": True, "description": "`*`: any."},
+                },
+            },
+            "400": _refusal("The name is too long."),
+            "401": _REFUSALS["401"],
+            "403": _REFUSALS["403"],
+            "405": _refusal("This is no handshake."),
+            "421": _refusal("On loopback without a token, the host is none of this machine's."),
+        },
+    }
+
+
 def _health(summary: str, *, may_fail: bool) -> dict[str, Any]:
     ok = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
     responses: dict[str, Any] = {"200": {"description": "Yes.", "content": _json(ok)}}
@@ -260,8 +310,8 @@ DOCUMENT: dict[str, Any] = {
     },
     "security": [{"token": []}],
     "paths": {
-        "/": {"post": _report("report")},
-        "/v1/deployments": {"post": _report("reportDeployment")},
+        "/": {"post": _report("report"), "options": _handshake("handshake")},
+        "/v1/deployments": {"post": _report("reportDeployment"), "options": _handshake("handshakeDeployment")},
         "/events/{event_id}": {
             "get": {
                 "operationId": "receipt",
@@ -318,6 +368,20 @@ DOCUMENT: dict[str, Any] = {
             "Receipt": _RECEIPT,
             "AdmissionReview": _ADMISSION_REVIEW,
         },
-        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        "securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer"},
+            "tokenHeader": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-Relay-Token",
+                "description": "For senders that cannot set Authorization.",
+            },
+            "tokenQuery": {
+                "type": "apiKey",
+                "in": "query",
+                "name": "access_token",
+                "description": "For senders that can set no header at all.",
+            },
+        },
     },
 }

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from relay.errors import QueueUnavailable, RelayError
 from relay.event import DeploymentEvent
-from relay.gateway import answers, reports
+from relay.gateway import answers, reports, webhook
 from relay.gateway.answering import headers_of
 from relay.gateway.auth import EVERYBODY
 from relay.gateway.body import Body
@@ -53,18 +53,21 @@ class Reporting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a request's events."""
         headers = headers_of(scope)
+        authorization = webhook.authorization_of(headers, scope["query_string"])
         body = Body(receive, headers)
         try:
-            answer = await self._take(headers, body)
+            answer = await self._take(headers, authorization, body)
+            if webhook.wants_no_body(headers):
+                answer = webhook.without_body(answer)
         except RelayError as error:
             answer = answers.of_error(error)
         except ClientDisconnect:
             return
         await body.answer(answer, send)
 
-    async def _take(self, headers: Mapping[str, str], body: Body) -> Answer:
+    async def _take(self, headers: Mapping[str, str], authorization: str | None, body: Body) -> Answer:
         self._hosts.check_page(headers)
-        caller = reports.admitted(self._tokens.current().identify(headers.get("authorization")))
+        caller = reports.admitted(self._tokens.current().identify(authorization))
         if caller is EVERYBODY:
             self._hosts.check_host(headers)
         media = reports.media_of(headers)

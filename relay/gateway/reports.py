@@ -42,6 +42,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json, to_json
 
+from relay.encoding import other_encoding, without_mark
 from relay.errors import InvalidEvent, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import cdevents, cloudevents
@@ -82,6 +83,13 @@ _ADD_A_CONTENT_TYPE = (
     "add the header 'Content-Type: application/json' for one event or an array "
     f"(with curl: -H 'Content-Type: application/json'); the other types are {', '.join(list(_MEDIA)[1:])}"
 )
+
+#: Other names of JSON lines: none is registered (https://github.com/ndjson, https://jsonlines.org).
+_LINES = ("ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-lines", "x-json-lines")
+_OTHER_NAMES = dict.fromkeys((f"application/{name}" for name in _LINES), Media.LINES)
+
+#: The parameter of a content type that says that a body is not UTF-8.
+_OTHER_CHARSET = re.compile(r";\s*charset\s*=\s*\"?(utf-?(?:16|32)[a-z-]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,18 +172,18 @@ def checked_environment(item: DeploymentEvent | Ignored, caller: Caller, default
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """Read the content type; parameters are ignored. 415 for none, for others than JSON, and for encodings.
+    """Read the content type. 415 for none, for others than JSON, and for UTF-16; other parameters are ignored.
 
     A CloudEvent in headers may have any type of JSON, as its data's own, or none.
     """
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must not have a Content-Encoding")
     given = headers.get("content-type", "")
     media = _MEDIA.get(given)  # as it stands, as it mostly does
     if media is not None:
         return media
+    if charset := _OTHER_CHARSET.search(given):
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be in UTF-8, not in {charset[1]}")
     given = given.partition(";")[0].strip().lower()
-    media = _MEDIA.get(given)
+    media = _MEDIA.get(given) or _OTHER_NAMES.get(given)
     if media is not None:
         return media
     if cloudevents.is_json(given) or ("ce-type" in headers and not given):
@@ -216,8 +224,8 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
     """
     if size <= limits.one:  # as nearly all are, and no kind may be less
         return
-    begun = start[: limits.one]
-    many = is_many(media, begun) or (media is Media.JSON and not begun.strip(_BLANK) and len(begun) < limits.one)
+    begun = without_mark(bytes(start[: limits.one]))
+    many = is_many(media, begun) or (media is Media.JSON and not begun.strip(_BLANK) and len(start) < limits.one)
     limit = limits.many if many else limits.one
     if size > limit:
         raise Refused(
@@ -226,11 +234,11 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
         )
 
 
-def is_many(media: Media, body: bytes | bytearray) -> bool:
+def is_many(media: Media, body: bytes) -> bool:
     """Whether a body reports many events, be it none or one of them."""
     if media is not Media.JSON:
         return media in (Media.LINES, Media.CLOUDEVENTS)
-    return body.lstrip(_BLANK).startswith(b"[")
+    return without_mark(body).lstrip(_BLANK).startswith(b"[")
 
 
 def read(media: Media, body: bytes, envelope: Envelope, registry: str = "") -> DeploymentEvent | Ignored:
@@ -309,9 +317,11 @@ def _utf8(value: bytes, field: str) -> str | None:
 
 def _json(body: bytes) -> Any:
     try:
-        return from_json(body)
+        return from_json(without_mark(body))
     except ValueError:
-        raise Refused(HTTPStatus.BAD_REQUEST, "the body is not valid JSON") from None
+        encoding = other_encoding(body)
+        why = f": it is {encoding}, send it in UTF-8" if encoding else ""
+        raise Refused(HTTPStatus.BAD_REQUEST, f"the body is not valid JSON{why}") from None
 
 
 def _check_number(number: int) -> None:
