@@ -188,6 +188,32 @@ def test_unknown_paths_and_wrong_methods(gateway: Running) -> None:
         assert sorted(answer.headers.get("Allow", "").split(", ")) == allow.split(", ")
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /events/unknown HTTP/1.1\r\nAuthorization: Bearer {token}", 404),
+        ("GET /events/ HTTP/1.1\r\nAuthorization: Bearer {token}", 404),
+        ("GET /events/%ff%00 HTTP/1.1\r\nAuthorization: Bearer {token}", 404),
+        ("GET /events/a HTTP/1.1", 401),
+        ("GET /events/a HTTP/1.1\r\nAuthorization: Bearer guessed", 403),
+        ("POST /events/a HTTP/1.1\r\nContent-Length: 0", 405),
+        ("OPTIONS /events/a HTTP/1.1", 405),
+        ("GET /events/a b HTTP/1.1", 400),
+        ("BREW /events/a HTTP/1.1", 400),
+        ("GET /events/a HTTP/1.1\r\nContent-Length: x", 400),
+        ("GET /events/a HTTP/1.1\r\na: b\r\n folded", 400),
+        ("GET /events HTTP/1.1", 404),
+    ],
+)
+def test_every_error_is_json(gateway: Running, head: str, status: int) -> None:
+    with gateway.connect() as connection:
+        connection.sendall(f"{head.format(token=TOKEN)}\r\nHost: localhost\r\n\r\n".encode())
+        received = http.client.HTTPResponse(connection)
+        received.begin()
+        assert (received.status, received.headers["Content-Type"]) == (status, "application/json")
+        assert {*json.load(received)} == {"error", "field"}
+
+
 def test_health(gateway: Running) -> None:
     assert gateway.ask("GET", "/healthz").status_code == 200
     assert gateway.ask("GET", "/readyz").status_code == 200
