@@ -19,7 +19,7 @@ from relay.errors import QueueUnavailable, SpoolUnavailable
 from relay.spool import new_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from relay.spool import Spool
 
@@ -62,13 +62,22 @@ class Detour:
         self.spooled = 0
 
     def send(self, chunks: Iterable[tuple[Entries, list[str]]]) -> Iterator[list[str]]:
-        """Take the chunks of one report, each with its events' ids, and give the ids once Redis or the disk has it.
+        """Take the chunks of one report, each with its events' ids, and yield the ids once it is stored."""
+        send = self.sender()
+        for entries, ids in chunks:
+            send(entries)
+            yield ids
+
+    def sender(self) -> Callable[[Entries], None]:
+        """Return what sends the chunks of one report: it returns once Redis or the disk has a chunk.
 
         After an attempt that failed, no other is made for as long as it took: of a long stream's time no more than
         half goes into waiting for a Redis that is away.
         """
         rest_until = -math.inf
-        for entries, ids in chunks:
+
+        def send(entries: Entries) -> None:
+            nonlocal rest_until
             begun = time.monotonic()
             if begun >= rest_until or not self._behind(entries):
                 away = self._send(entries)
@@ -76,7 +85,8 @@ class Detour:
                 if away is not None:
                     now = time.monotonic()
                     rest_until = now + (now - begun)
-            yield ids
+
+        return send
 
     def flush(self, *, within_seconds: float = math.inf) -> Sent:
         """Send what waits, the oldest first, until nothing does or time is up; nothing if somebody else is at it."""

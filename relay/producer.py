@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections import deque
 from copy import copy
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -18,9 +17,10 @@ from relay.event import DeploymentEvent
 from relay.keys import Keys
 from relay.settings import Settings
 from relay.store import inbox, receipts, scripts
+from relay.streaming import in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from os import PathLike
     from types import TracebackType
@@ -192,16 +192,32 @@ class Producer(_Reporter):
             raise
         return ids
 
-    def report_stream(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> Iterator[str]:
+    def report_stream(
+        self,
+        events: Iterable[DeploymentEvent],
+        *,
+        receipts: bool = False,
+        on_error: Callable[[], object] | None = None,
+    ) -> Iterator[str]:
         """Enqueue any number of events in bounded memory, and yield their ids; `receipts` as of `report_many`.
 
-        Lazy: an event is enqueued when the first id of its chunk is asked for, so do iterate. A chunk is enqueued
-        whole or not at all; when one is refused, the ids yielded before are of events that are enqueued.
+        Lazy: `events` is read, in this thread, as ids are asked for, so do iterate. A chunk is enqueued once it is
+        full, or a fraction of a second (`relay.streaming.LINGER_SECONDS`) after its first event was read, though
+        `events` pauses: a thread that lives as long as the iterator sends it then.
+
+        A chunk is enqueued whole or not at all; when one is refused, the ids yielded before are of events that are
+        enqueued, and the error is raised when `events` gives its next event or ends. If `events` raises, what it gave
+        before is enqueued, and the ids of that are yielded before its error is raised. `on_error` is called in that
+        thread when a chunk is refused while `events` pauses.
         """
-        remaining = iter(events)
-        chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
-        for ids in self._send(self._chunk(chunk, receipts=receipts) for chunk in chunks):
-            yield from ids
+        send = self._sender()
+
+        def enqueue(events: list[DeploymentEvent]) -> list[str]:
+            chunk = self._chunk(events, receipts=receipts)
+            send(chunk.entries)
+            return chunk.ids
+
+        return in_chunks(events, enqueue, size=CHUNK, on_error=on_error)
 
     def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
         """Return what became of events that asked for a receipt; None where nothing is known (any more)."""
@@ -226,12 +242,14 @@ class Producer(_Reporter):
 
     def _send(self, chunks: Iterable[_Chunk]) -> Iterator[list[str]]:
         """Take chunks, one for each step of this iterator, and give the ids of their events."""
-        if self._detour is not None:
-            yield from self._detour.send(chunks)
-            return
+        send = self._sender()
         for chunk in chunks:
-            self._enqueue(chunk.entries)
+            send(chunk.entries)
             yield chunk.ids
+
+    def _sender(self) -> Callable[[list[dict[str, Any]]], None]:
+        """Return what sends the chunks of one report."""
+        return self._enqueue if self._detour is None else self._detour.sender()
 
     def _enqueue(
         self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None

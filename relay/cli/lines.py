@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -14,6 +14,7 @@ from relay.event import DeploymentEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 #: What a file of events may be called; an image's name never ends like this without a digest.
 FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".txt"}
@@ -59,10 +60,21 @@ def open_lines(image: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_lines(lines: BinaryIO, advance: Callable[[int], object]) -> Iterator[Line]:
-    """Read each line that is not blank, and tell `advance` how many bytes went by."""
+def read_lines(
+    lines: BinaryIO,
+    advance: Callable[[int], object],
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[Line]:
+    """Read each line that is not blank, and tell `advance` how many bytes went by.
+
+    The wait for a line is in the context `waiting`.
+    """
     number = 0
-    while line := lines.readline(MAX_LINE_BYTES + 1):
+    while True:
+        with waiting():
+            line = lines.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
         number += 1
         advance(len(line))
         if len(line) > MAX_LINE_BYTES:

@@ -70,13 +70,15 @@ def report(
     """Enqueue one deployment event and print its id, or enqueue a stream of JSON lines.
 
     A line holds the reporting API's JSON body, and optionally id, source and time beside image. A bad line is named
-    with its number; the good ones go through. Of a stream no ids are printed.
+    with its number; the good ones go through. Of a stream no ids are printed. A line is sent soon after it is read,
+    though the next one does not come; on a signal what was read is sent, and the first line that was not is named.
 
     In GitHub Actions, GitLab CI, CircleCI, Jenkins, and config/pipelines' steps for Argo and Tekton, source and id
     are the run's unless given. --no-fail turns every failure but a wrong option into a warning.
 
     Exit codes: 0 done (with --wait: delivered, or nothing to deliver), 1 something was refused or is dead, 2 usage,
-    69 Redis or the gateway not reachable, 75 the queue or Redis is full, or --wait ended early (try again).
+    69 Redis or the gateway not reachable, 75 the queue or Redis is full, or --wait ended early (try again), 128 + the
+    signal's number if a signal ended a stream.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.fates import MEANINGS, UNKNOWN, WAITING, WINDOW, Fates
+from relay.cli.interrupts import Interrupted, Interrupts
 from relay.cli.lines import open_lines, read_lines
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
 from relay.store.receipts import Status
@@ -37,6 +38,8 @@ class _Tally:
     refused: int = 0
     #: Numbers of the lines that are sent and whose outcome is not known yet, in their order.
     under_way: deque[int] = field(default_factory=deque)
+    #: Number of the last line that was read.
+    last_line: int = 0
 
     def refuse(self, number: int, why: InvalidEvent) -> None:
         """Count and name a bad line."""
@@ -48,6 +51,12 @@ class _Tally:
         line = next(islice(self.under_way, taken, None), None)
         rest = "the rest again" if line is None else f"again from line {line} on"
         typer.echo(f"{self.enqueued + taken} enqueued before this; report {rest}", err=True)
+
+    def stop(self, interrupted: Interrupted) -> None:
+        """Print how far it came when a signal ends it: every line that was read and is not under way is done."""
+        line = next(iter(self.under_way), self.last_line + 1)
+        counts = f"{self.enqueued} enqueued, {self.refused} refused"
+        typer.echo(f"stopped by {interrupted.name}: {counts}; report again from line {line} on", err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,29 +88,35 @@ class Reporter:
     def report_file(self, image: str) -> int:
         """Report the good lines of a file or of standard input, name the bad ones, and return the exit code."""
         tally = _Tally()
-        with open_lines(image) as file, _progress(image) as advance:
-            events = self._events(read_lines(file, advance), tally)
+        with open_lines(image) as file, _progress(image) as advance, Interrupts() as interrupts:
+            events = self._events(read_lines(file, advance, interrupts.interruptible), tally)
             try:
+                self.way.on_error = interrupts.wake
                 for outcome in self.way.send(events, receipts=self.fates is not None):
-                    self._note(outcome, tally)
+                    self._note(outcome, tally, interrupts)
+                if self.fates is not None:
+                    with interrupts.interruptible():
+                        self.fates.wait()
+            except Interrupted as interrupted:
+                tally.stop(interrupted)
+                return interrupted.exit_code
             except (QueueFull, QueueUnavailable, GatewayRefused) as error:
                 tally.interrupt(0 if isinstance(error, GatewayRefused) else len(error.enqueued))
                 raise error from None
-        if self.fates is not None:
-            self.fates.wait()
         self._sum_up(tally)
         return self._exit_code(tally.refused)
 
     def _events(self, lines: Iterable[Line], tally: _Tally) -> Iterator[DeploymentEvent]:
         """Give the good lines' events, and name the bad ones."""
         for number, event in lines:
+            tally.last_line = number
             if isinstance(event, InvalidEvent):
                 tally.refuse(number, event)
             else:
                 tally.under_way.append(number)
                 yield self._signed(event, number)
 
-    def _note(self, outcome: str | InvalidEvent, tally: _Tally) -> None:
+    def _note(self, outcome: str | InvalidEvent, tally: _Tally, interrupts: Interrupts) -> None:
         """Note what came of the line that was sent longest ago; if too many are waited for, wait."""
         number = tally.under_way.popleft()
         if isinstance(outcome, InvalidEvent):
@@ -111,7 +126,8 @@ class Reporter:
         if self.fates is not None:
             self.fates.follow(outcome, f"line {number}: ")
             if self.fates.are_many:
-                self.fates.wait(at_most=WINDOW // 2)
+                with interrupts.interruptible():
+                    self.fates.wait(at_most=WINDOW // 2)
 
     def _signed(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
         """Fill in what the pipeline knows, and the id that waiting needs."""

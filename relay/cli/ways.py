@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
 
 import typer
 from pydantic_core import from_json, to_json
 
 from relay.errors import InvalidEvent
+from relay.streaming import in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from relay.event import DeploymentEvent
     from relay.settings import Settings
@@ -29,13 +29,15 @@ class Way(Protocol):
 
     #: What it makes of an event that is in order.
     done: str
+    #: Called in another thread when a chunk is refused while the events pause; set before `send`.
+    on_error: Callable[[], object] | None
 
     def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:
         """Enqueue any number of events, and give for each in its turn its id, or why it is not taken.
 
-        Lazy: events are asked for, and sent, as their outcomes are. With `receipts` it can be asked what became of
-        those that have an id. Raises `QueueFull` and `QueueUnavailable`; `enqueued` has the ids of events that were
-        taken and not given yet.
+        Lazy: events are asked for as their outcomes are, and sent in chunks, or soon if they pause. An error while
+        they pause is raised when they go on. With `receipts` it can be asked what became of those that have an id.
+        Raises `QueueFull` and `QueueUnavailable`; `enqueued` has the ids of events that were taken and not given yet.
         """
 
     def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
@@ -62,6 +64,7 @@ class ToRedis:
     done = "enqueued"
 
     def __init__(self, settings: Settings) -> None:
+        self.on_error: Callable[[], object] | None = None
         from relay.producer import Producer  # noqa: PLC0415 - brings redis
 
         self._producer = Producer(settings=settings)
@@ -77,7 +80,7 @@ class ToRedis:
                 if faults[-1] is None:
                     yield event
 
-        for event_id in self._producer.report_stream(fitting(), receipts=receipts):
+        for event_id in self._producer.report_stream(fitting(), receipts=receipts, on_error=self.on_error):
             while (fault := faults.popleft()) is not None:
                 yield fault
             yield event_id
@@ -103,15 +106,14 @@ class ThroughGateway:
     done = "enqueued"
 
     def __init__(self, settings: Settings) -> None:
+        self.on_error: Callable[[], object] | None = None
         from relay.gateway_client.producer import GatewayProducer  # noqa: PLC0415 - brings requests
 
         self._producer = GatewayProducer(settings=settings)
 
     def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
         """See `Way`."""
-        remaining = iter(events)
-        while chunk := list(islice(remaining, AT_ONCE)):
-            yield from self._producer.report_each(chunk)
+        return in_chunks(events, self._producer.report_each, size=AT_ONCE, on_error=self.on_error)
 
     def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:
         """See `Way`."""
@@ -132,6 +134,7 @@ class Nowhere:
     done = "valid"
 
     def __init__(self, settings: Settings) -> None:
+        self.on_error: Callable[[], object] | None = None
         self._max_bytes = settings.queue.max_event_bytes
 
     def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - nothing becomes of them

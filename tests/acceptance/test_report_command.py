@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
-from rig import TIMERS, TOKEN, Estate
+from rig import TIMERS, TOKEN, Estate, wait_for
 from servers import Server, answer, hang
 
 from relay.connection import connect
@@ -121,6 +123,71 @@ def test_wait_ends_when_the_api_has_it(way: dict[str, str], estate: Estate, envi
     again = report(image("a"), "-e", environment, "--wait", **way)
     assert (again.returncode, again.stderr.partition(":")[0]) == (0, "duplicate")
     assert received(estate, environment) == [digest("a")]
+
+
+@contextmanager
+def reporting_stream(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `relay report -` with a pipe as standard input, and the default signals."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "relay", "report", "-", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**inherited, **variables},
+        text=True,
+        restore_signals=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write(process: subprocess.Popen[str], *lines: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write("".join(f"{each}\n" for each in lines))
+    process.stdin.flush()
+
+
+def test_a_line_is_sent_though_the_next_one_does_not_come(
+    way: dict[str, str], estate: Estate, environment: str
+) -> None:
+    with reporting_stream(**way) as process:
+        write(process, line("a", environment))
+        wait_for(lambda: received(estate, environment) == [digest("a")], 60)
+        write(process, line("b", environment), "no json")
+        wait_for(lambda: received(estate, environment) == [digest("a"), digest("b")], 60)
+        said = process.communicate(f"{line('c', environment)}\n", timeout=60)[1]
+    assert process.returncode == 1
+    assert "line 3: " in said
+    assert "3 enqueued, 1 refused" in said
+    wait_for(lambda: len(received(estate, environment)) == 3, 60)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("way", ["redis"], indirect=True)
+def test_a_signal_sends_what_was_read_and_names_the_first_line_that_was_not(
+    way: dict[str, str], estate: Estate, environment: str, signum: signal.Signals
+) -> None:
+    with reporting_stream(**way) as process:
+        write(process, *(line(version, environment) for version in "abc"))
+        # The last line was read, and may wait for others to be sent with it.
+        wait_for(lambda: len(received(estate, environment)) >= 1, 60)
+        process.send_signal(signum)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signum
+    assert said == f"stopped by {signum.name}: 3 enqueued, 0 refused; report again from line 4 on\n"
+    wait_for(lambda: received(estate, environment) == [digest(each) for each in "abc"], 60)
+
+
+def test_a_queue_that_goes_away_ends_a_stream_that_pauses() -> None:
+    with reporting_stream(RELAY_REDIS_URL=NOWHERE, RELAY_REDIS__CONNECT_TIMEOUT="1s") as process:
+        write(process, line("a", "production"))
+        assert process.wait(60) == 69
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "0 enqueued before this; report again from line 1 on" in said
 
 
 def test_wait_tells_why_an_event_is_dead(way: dict[str, str]) -> None:

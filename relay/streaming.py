@@ -1,0 +1,142 @@
+"""Sending a stream of items in chunks, none of which waits long for the next item.
+
+A source may pause: a pipe between two lines, a generator between two pages. It is read in the caller's thread, where
+its code expects to run. What was read before a pause is sent by a thread of its own, which lives as long as
+the stream. Chunks are sent one at a time and in the order of the items.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+#: How long an item waits for others to be sent with it, in seconds.
+LINGER_SECONDS = 0.2
+
+_Item = TypeVar("_Item")
+_Outcome = TypeVar("_Outcome")
+
+
+def in_chunks(
+    source: Iterable[_Item],
+    send: Callable[[list[_Item]], Iterable[_Outcome]],
+    *,
+    size: int,
+    on_error: Callable[[], object] | None = None,
+) -> Iterator[_Outcome]:
+    """Send items in chunks of `size` at most, and yield their outcomes in order.
+
+    A chunk is sent once it is full, `LINGER_SECONDS` after its first item was read, or when the source ends. If the
+    source raises, what was read before is sent, its outcomes are yielded, and then the source's error is raised. An
+    error of `send` is raised when the source gives its next item or ends; until then nothing more is sent.
+    `on_error`, called in another thread, may end a wait for the next item.
+
+    Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are held.
+    """
+    stream = _Stream(send, size, on_error)
+    items = iter(source)
+    failure: BaseException | None = None
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failure = error
+                break
+            stream.add(item)
+            while stream.outcomes:
+                yield stream.outcomes.popleft()
+        stream.end()
+        yield from stream.outcomes
+        if failure is not None:
+            raise failure
+    finally:
+        stream.stop()
+
+
+class _Stream(Generic[_Item, _Outcome]):
+    """The chunk that is being filled, and the thread that sends it when the source pauses."""
+
+    def __init__(
+        self,
+        send: Callable[[list[_Item]], Iterable[_Outcome]],
+        size: int,
+        on_error: Callable[[], object] | None,
+    ) -> None:
+        self.outcomes: deque[_Outcome] = deque()
+        self._send = send
+        self._size = size
+        self._on_error = on_error
+        self._pending: deque[_Item] = deque()
+        #: When the first of the pending items was read, by the monotonic clock.
+        self._begun = 0.0
+        self._error: BaseException | None = None
+        self._sending = threading.Lock()
+        self._has_begun = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, item: _Item) -> None:
+        """Take an item; send the chunk if that makes it full."""
+        self._raise_error()
+        begins = not self._pending
+        if begins:
+            self._begun = time.monotonic()
+        self._pending.append(item)
+        if begins:  # only now: the thread must find the item
+            self._has_begun.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_what_waits, name="stream", daemon=True)
+                self._thread.start()
+        if len(self._pending) >= self._size:
+            self._send_pending()
+            self._raise_error()
+
+    def end(self) -> None:
+        """Send the rest."""
+        self._send_pending()
+        self._raise_error()
+
+    def stop(self) -> None:
+        """End the thread, after what it may be sending."""
+        self._stopped.set()
+        self._has_begun.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _send_pending(self) -> None:
+        with self._sending:
+            if self._error is not None:
+                return
+            chunk = [self._pending.popleft() for _ in range(min(len(self._pending), self._size))]
+            if chunk:
+                try:
+                    self.outcomes.extend(self._send(chunk))
+                except BaseException as error:  # noqa: BLE001 - raised in the thread that reads the source
+                    self._error = error
+
+    def _send_what_waits(self) -> None:
+        """Send each chunk that is not full when its time is over."""
+        while self._has_begun.wait() and not self._stopped.is_set():
+            self._has_begun.clear()
+            while self._pending and not self._stopped.is_set():
+                left = self._begun + LINGER_SECONDS - time.monotonic()
+                if left > 0:
+                    self._stopped.wait(left)
+                    continue
+                self._send_pending()
+                if self._error is not None:
+                    if self._on_error is not None:
+                        self._on_error()
+                    return
