@@ -13,8 +13,9 @@ HEAD = """\
 # Metrics
 
 `relay metrics` and the gateway's `/metrics` tell the same, in Prometheus's text format: the numbers of the whole
-cluster, read from Redis at the scrape. No process counts for itself, so restarts change nothing, and one target is
-enough to scrape. Counters of events are written by the steps that move the events, so each scrape adds up:
+cluster, read from Redis at the scrape. The gateway asks for a token ([how](gateway.md#tokens)). No process counts for
+itself, so restarts change nothing, and one target is enough to scrape. Counters of events are written by the steps
+that move the events, so each scrape adds up:
 `added + redriven = delivered + duplicate + stale + superseded + dead + waiting` in inbox and outboxes.
 
 - `environment` has at most `metrics.environments` values, those with the most, and `other` for the sum of the rest.

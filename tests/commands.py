@@ -12,8 +12,8 @@ from relay.stack import FLOWER
 
 WORKER = ("relay", "worker")
 GATEWAY = ("relay", "gateway")
-SANDBOX = ("relay", "sandbox", "--host", "0.0.0.0")
-METRICS = ("relay", "metrics", "--host", "0.0.0.0")
+SANDBOX = ("relay", "sandbox", "--host", "*")
+METRICS = ("relay", "metrics", "--host", "*")
 
 #: In Kubernetes only; compose has none.
 WATCHER = ("relay", "watch", "kubernetes", "--heartbeat", "/tmp/alive")  # noqa: S108 - the pod's own

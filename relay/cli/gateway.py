@@ -16,7 +16,9 @@ from relay.settings import Settings
 
 def gateway(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; default: gateway.host.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; * is all of both families; default: gateway.host.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 picks a free port; default: gateway.port.")
     ] = None,
@@ -29,7 +31,7 @@ def gateway(
     \b
     Examples:
       relay gateway
-      RELAY_GATEWAY__TOKEN=secret relay gateway --host 0.0.0.0 --port 8080
+      RELAY_GATEWAY__TOKEN=secret relay gateway --host "*" --port 8080
       curl http://127.0.0.1:8080/ -H 'Content-Type: application/json' \\
         -d '{"image": {"url": "ghcr.io/acme/api@sha256:…"}, "environment": {"name": "production"}}'
       curl http://127.0.0.1:8080/ -H 'Content-Type: application/x-ndjson' --data-binary @events.jsonl

@@ -17,7 +17,9 @@ from relay.settings import Settings
 
 def metrics(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; default: metrics.host.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; * is all of both families; default: metrics.host.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 picks a free port; default: metrics.port.")
     ] = None,
@@ -30,7 +32,7 @@ def metrics(
     \b
     Examples:
       relay metrics
-      relay metrics --host 0.0.0.0 --port 9780
+      relay metrics --host "*" --port 9780
       curl -s http://127.0.0.1:9780/metrics | grep relay_waiting_events
     """  # noqa: D301 - \b keeps typer from joining the lines
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

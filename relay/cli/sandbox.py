@@ -10,7 +10,9 @@ import typer
 
 def sandbox(
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on; keep to loopback.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; keep to loopback; * is all of both families.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8300,
     token: Annotated[
         str | None, typer.Option(help="The bearer token expected; without this, any one passes.")

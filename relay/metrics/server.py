@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import socket
+import sys
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from relay import hosts
 from relay.errors import ConfigurationError
 from relay.metrics.exposition import CONTENT_TYPE
 
@@ -17,6 +23,15 @@ if TYPE_CHECKING:
 #: How long a connection may say nothing.
 IDLE_SECONDS = 10.0
 
+#: How long a connection may last in all: a request's line and headers, the scrape, and its answer.
+CONNECTION_SECONDS = 60.0
+
+#: Connections that the kernel holds until they are accepted.
+BACKLOG = 128
+
+
+log = logging.getLogger("relay.metrics")
+
 
 class MetricsServer(ThreadingHTTPServer):
     """Listens from the start; `serve_forever` answers. Raises `ConfigurationError` if it cannot listen."""
@@ -25,21 +40,48 @@ class MetricsServer(ThreadingHTTPServer):
 
     def __init__(self, settings: MetricsSettings, exporter: Exporter) -> None:
         self.exporter = exporter
-        host = settings.host.strip("[]")
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        #: Whether a browser on this machine reaches it, and so the pages that have a name turned to this machine.
+        self.is_local = hosts.is_loopback(settings.host)
         try:
-            super().__init__((host, settings.port), _Handler)
+            listening = hosts.listen(settings.host, settings.port, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot serve metrics on {settings.host}, port {settings.port} (metrics.host, metrics.port): "
                 f"{error.strerror}"
             ) from error
+        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self._connections: dict[int, tuple[socket.socket, float]] = {}
 
     @property
     def url(self) -> str:
         """Where the metrics are, whichever port it got."""
-        host, port = str(self.server_address[0]), self.server_address[1]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        return f"{hosts.url_of(self.socket)}/metrics"
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """Answer in a thread of its own, until the connection's time is over."""
+        self._connections[id(request)] = request, time.monotonic() + CONNECTION_SECONDS
+        super().process_request(request, client_address)
+
+    def close_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        """Close a connection that was answered."""
+        self._connections.pop(id(request), None)
+        super().close_request(request)
+
+    def service_actions(self) -> None:
+        """End the connections whose time is over; called twice a second."""
+        now = time.monotonic()
+        for request, ends_at in list(self._connections.values()):
+            if now >= ends_at:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - socketserver's
+        """Log a fault of ours in a line; a client that leaves early is none."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("a scrape failed: %s", type(error).__qualname__)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,7 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/healthz":
+        host = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+        if self.server.is_local and path != "/healthz" and not hosts.is_loopback(host):
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "the Host header is none of this machine's names")
+        elif path == "/healthz":
             self._answer(b"ok\n", "text/plain; charset=utf-8")
         elif path == "/metrics":
             self._answer(self.server.exporter.scrape(), CONTENT_TYPE)

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from relay import hosts
 from relay.errors import ConfigurationError
 from relay.sandbox.faults import parse_rules
 from relay.sandbox.settings import SandboxSettings
@@ -62,10 +63,11 @@ class Listener:
         settings = self._settings
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._connect, settings.host, settings.port, backlog=BACKLOG)
+            listening = hosts.listen(settings.host, settings.port, backlog=BACKLOG)
+            self._server = await loop.create_server(self._connect, sock=listening, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(f"cannot listen on {settings.host} port {settings.port}: {error}") from error
-        self.url = _url(settings.host, self._server.sockets[0].getsockname()[1])
+        self.url = hosts.url_of(listening)
         check_seconds = min(PATIENCE_CHECK_SECONDS, settings.request_timeout_seconds / 4)
         self._chores = [
             loop.create_task(_again_and_again(FLUSH_SECONDS, self._standin.ledger.flush)),
@@ -95,10 +97,6 @@ async def _again_and_again(seconds: float, act: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(seconds)
         act()
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(settings: SandboxSettings, *, announce: Callable[[str], None]) -> None:

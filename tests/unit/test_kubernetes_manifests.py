@@ -18,6 +18,8 @@ import yaml
 from commands import GATEWAY, SERVICES, WATCHER
 
 from relay.errors import ConfigurationError
+from relay.gateway.auth import parse_secrets
+from relay.hosts import EVERY_ADDRESS
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.kubernetes.naming import Naming
 from relay.settings import SHORT_NAMES, Settings
@@ -32,6 +34,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 COMPONENTS = sorted(path.parent for path in FOLDER.glob("components/*/kustomization.yaml"))
 OVERLAYS = sorted(path.parent for path in FOLDER.glob("overlays/*/kustomization.yaml"))
 NAMESPACE = "deployment-relay"
+
+#: The trial's, for those who add the admission component to it.
+SECRET = "admission-secret-of-the-trial"
 
 #: The oldest Kubernetes that knows all that is used here (matchConditions are no beta any more), and the newest with
 #: published schemas.
@@ -81,6 +86,8 @@ def build(folder: Path, before: Iterable[Document] = ()) -> list[Document]:
     built = copy.deepcopy(built)
     for patch in kustomization.get("patches", ()):
         patch_one(built, patch)
+    for replacement in kustomization.get("replacements", ()):
+        replace_one(built, replacement)
     for image in kustomization.get("images", ()):
         for container in (container for pod in pods(built) for container in pod["spec"]["containers"]):
             if container["image"].partition(":")[0] == image["name"]:
@@ -107,6 +114,24 @@ def patch_one(built: list[Document], patch: Mapping[str, Any]) -> None:
         else:
             assert step["op"] == "add"
             place[last] = step["value"]
+
+
+def replace_one(built: list[Document], replacement: Mapping[str, Any]) -> None:
+    """Put a value of one object into a segment of others' text."""
+    source = replacement["source"]
+    value: Any = named(built, source["kind"], source["name"])
+    for part in source["fieldPath"].split("."):
+        value = value[part]
+    for target in replacement["targets"]:
+        options = target["options"]
+        for path in target["fieldPaths"]:
+            *way, last = path.split(".")
+            place: Any = named(built, target["select"]["kind"], target["select"]["name"])
+            for part in way:
+                place = place[int(part) if isinstance(place, list) else part]
+            segments = place[last].split(options["delimiter"])
+            segments[options["index"]] = value
+            place[last] = options["delimiter"].join(segments)
 
 
 def pods(built: list[Document]) -> list[Document]:
@@ -287,12 +312,22 @@ class TestPods:
             )
         if role in {"gateway", "admission"}:
             [port] = container["ports"]
-            assert (settings.gateway.host, settings.gateway.port) == ("0.0.0.0", port["containerPort"])
-            assert settings.gateway.admission == ("open" if role == "admission" else "off")
+            assert (settings.gateway.host, settings.gateway.port) == ("*", port["containerPort"])
+            assert settings.gateway.admission == ("token" if role == "admission" else "off")
+            assert (settings.gateway.admission_secret_file is not None) == (role == "admission")
             assert (settings.gateway.metrics, settings.gateway.operator_token.get_secret_value()) == ("off", "")
             assert (settings.gateway.tls_cert is not None) == (port["name"] == "https") == (role == "admission")
         if role == "metrics":
             assert settings.metrics.port == container["ports"][0]["containerPort"]
+
+    @pytest.mark.parametrize("role", PODS)
+    def test_listen_on_both_families(self, role: str) -> None:
+        """Redis does so by itself. In a cluster with IPv6 alone, probes come by IPv6."""
+        [container] = PODS[role]["spec"]["containers"]
+        if "ports" in container and role != "redis":
+            given = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
+            host = given.get("--host") or variables(container)["RELAY_GATEWAY__HOST"]
+            assert host in EVERY_ADDRESS
 
     @pytest.mark.parametrize("role", ["admission", "watcher"])
     def test_the_clusters_name_has_an_effect(self, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +603,7 @@ class TestWebhook:
     def test_is_asked_where_the_gateway_answers_with_a_certificate_for_that_name(self) -> None:
         called = self.webhook["clientConfig"]["service"]
         service = named(ALL, "Service", called["name"])
-        assert (called["namespace"], called["path"]) == (NAMESPACE, "/admission")
+        assert (called["namespace"], called["path"]) == (NAMESPACE, f"/admission/{SECRET}")
         assert called["port"] in {port["port"] for port in service["spec"]["ports"]}
         assert service["spec"]["selector"].items() <= PODS["admission"]["metadata"]["labels"].items()
         annotations = of_kind(ALL, "ValidatingWebhookConfiguration")[0]["metadata"]["annotations"]
@@ -578,6 +613,20 @@ class TestWebhook:
         assert spec["dnsNames"] == [f"{called['name']}.{called['namespace']}.svc"]
         volumes = {volume["name"]: volume for volume in PODS["admission"]["spec"]["volumes"]}
         assert volumes["tls"]["secret"]["secretName"] == spec["secretName"]
+
+    @pytest.mark.parametrize("name", ["production", "everything"])
+    def test_has_the_secret_that_the_gateway_reads(self, name: str) -> None:
+        built = BUILDS[name]
+        secret = named(built, "Secret", "relay-admission-secret")["stringData"]["secret"]
+        [webhook] = of_kind(built, "ValidatingWebhookConfiguration")[0]["webhooks"]
+        assert webhook["clientConfig"]["service"]["path"] == f"/admission/{secret}"
+        assert ("relay-admission-secret", "secret") in secrets_of(built)
+
+    def test_the_published_secret_of_production_lets_no_gateway_start(self) -> None:
+        secret = named(BUILDS["production"], "Secret", "relay-admission-secret")["stringData"]["secret"]
+        with pytest.raises(ConfigurationError, match="openssl rand"):
+            parse_secrets(secret)
+        assert parse_secrets(SECRET).match(SECRET.encode())
 
     def test_each_condition_has_a_name_and_balanced_parentheses(self) -> None:
         names = [condition["name"] for condition in self.webhook["matchConditions"]]

@@ -136,7 +136,7 @@ class TestCompose:
         if given:
             assert settings.redis.url == "redis://redis:6379/0"
         if name == "gateway":
-            assert settings.gateway.host == "0.0.0.0"
+            assert settings.gateway.host == "*"
 
     def test_the_workers_health_is_its_heartbeat(self) -> None:
         argv = COMPOSE["services"]["worker"]["healthcheck"]["test"]
