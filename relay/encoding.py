@@ -37,6 +37,15 @@ def other_encoding(body: bytes) -> str | None:
     return None
 
 
+def is_utf8(body: bytes | str) -> bool:
+    """Return whether a body is UTF-8, or text that UTF-8 can carry."""
+    try:
+        _ = body.encode() if isinstance(body, str) else body.decode()
+    except UnicodeError:
+        return False
+    return True
+
+
 def restored(text: str) -> str:
     """Return text of the command line or the environment as the UTF-8 that it was given in.
 

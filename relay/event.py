@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 from pydantic_core import from_json, to_json
 
-from relay.encoding import other_encoding, restored, without_mark
+from relay.encoding import is_utf8, other_encoding, restored, without_mark
 from relay.errors import InvalidEvent, InvalidImage
 from relay.image import parse_image
 from relay.platform import Platform, parse_platform, platform_of
@@ -395,6 +395,6 @@ def _json_fault(error: ValueError, body: bytes | str) -> str:
     encoding = other_encoding(body) if isinstance(body, bytes) else None
     if encoding is not None:
         return f"it is {encoding}: write it in UTF-8"
-    if isinstance(error, UnicodeError):
+    if isinstance(error, UnicodeError) or not is_utf8(body):
         return "it is not UTF-8"
     return _UNPRINTABLE.sub("?", str(error))

@@ -86,7 +86,7 @@ class _File:
             seen = (found.st_ino, found.st_size, found.st_mtime_ns)
             if seen == self._seen:
                 return False
-            new = [each for each in self._read(self._path.read_text(encoding="utf-8")) if each]
+            new = [each for each in self._read(self._path.read_text(encoding="utf-8-sig")) if each]
         except (OSError, ValueError):
             return False
         self._seen = seen

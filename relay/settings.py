@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -126,7 +127,7 @@ def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
     if file is None:
         return token.get_secret_value()
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{setting} {file} cannot be read: {error}") from error
 
@@ -703,7 +704,7 @@ class Settings(BaseSettings):
         """Arguments, environment, file: in this order."""
         sources = [init_settings, env_settings, _ShortNames(settings_cls)]
         if path := os.environ.get("RELAY_CONFIG"):
-            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+            sources.append(_TomlFile(settings_cls, toml_file=path))
         return tuple(sources)
 
     @classmethod
@@ -723,6 +724,13 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 f"the configuration ({path or 'environment'}) cannot be read: {error}"
             ) from error
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """The TOML file, with a byte order mark before it or not."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
 
 
 class _ShortNames(PydanticBaseSettingsSource):

@@ -42,7 +42,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json, to_json
 
-from relay.encoding import other_encoding, without_mark
+from relay.encoding import is_utf8, other_encoding, without_mark
 from relay.errors import InvalidEvent, RelayError
 from relay.event import DeploymentEvent
 from relay.gateway import cdevents, cloudevents
@@ -319,7 +319,7 @@ def _json(body: bytes) -> Any:
     try:
         return from_json(without_mark(body))
     except ValueError:
-        encoding = other_encoding(body)
+        encoding = other_encoding(body) or (None if is_utf8(body) else "not UTF-8")
         why = f": it is {encoding}, send it in UTF-8" if encoding else ""
         raise Refused(HTTPStatus.BAD_REQUEST, f"the body is not valid JSON{why}") from None
 

@@ -58,7 +58,7 @@ class _Source:
 
     def _read(self, path: Path) -> Tokens:
         try:
-            return self._parse(path.read_text(encoding="utf-8"))
+            return self._parse(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{self._setting} {path} cannot be read: {type(error).__name__}") from error
         except ConfigurationError as error:

@@ -247,6 +247,12 @@ def test_utf_16_is_refused_by_name(gateway: Running, headers: dict[str, str], st
     assert "UTF-8" in answer.json()["error"]
 
 
+def test_latin_1_is_said_to_be_no_utf_8(gateway: Running) -> None:
+    body = '{"environment": {"name": "produktion-ö"}}'.encode("latin-1")
+    said = gateway.post(body, **{"Content-Type": "application/json; charset=iso-8859-1"}).json()["error"]
+    assert said == "the body is not valid JSON: it is not UTF-8, send it in UTF-8"
+
+
 @pytest.mark.parametrize(
     "digest", ["", "null", "undefined", "<no value>", "$(tasks.build.results.DIGEST)", "${DIGEST}", "sha256:"]
 )

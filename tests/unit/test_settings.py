@@ -216,6 +216,16 @@ def test_all_faults_are_told_at_once(config: Callable[[str], Path]) -> None:
     assert named == {"api.colour", "worker.sweep", "queue.namespace"}
 
 
+def test_byte_order_mark_of_a_file_is_skipped(config: Callable[[str], Path], tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n", encoding="utf-8-sig")
+    config(f'\ufeff[api]\ntoken_file = "{token}"\n[defaults]\nenvironment = "produktion-ö"\n')
+
+    settings = Settings.load()
+
+    assert (settings.defaults.environment, settings.api.read_token()) == ("produktion-ö", "secret")
+
+
 def test_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "nowhere.toml"
     monkeypatch.setenv("RELAY_CONFIG", str(path))
