@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 #: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
-REMEMBERED = {"appended", "counts", "dead", "endpoint", "environments", "inbox", "latency", "state"}
+REMEMBERED = {"appended", "counts", "dataset", "dead", "endpoint", "environments", "inbox", "latency", "state"}
 
 _VERDICTS = ("new", "changed", "reasserted", "duplicate", "stale")
 _NEWS = frozenset(_VERDICTS[:3])
@@ -58,7 +58,10 @@ class Place(Enum):
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """One report, wherever it is. `order` is its place among all that came; `rank` what it was last accepted with."""
+    """One report, wherever it is. `order` is its place among all that came; `rank` what it was last accepted with.
+
+    `newest` is the newest time that was known of its instance when it was accepted, its own included.
+    """
 
     name: str
     environment: str
@@ -69,6 +72,7 @@ class Event:
     entry: str
     order: EntryId
     rank: EntryId = (0, 0)
+    newest: int | None = None
     readable: bool = True
     place: Place = Place.INBOX
     redriven: bool = False
@@ -93,13 +97,20 @@ class Known:
     """What an instance's next event is compared with: the event last accepted, the newest time, the ids.
 
     `confirmed` is until when that event is known to have run, by repeats since a death gave it back; 1 before them.
+    `told` is the newest time that a repeat told and no event: that report is done, whatever becomes of the event that
+    it repeated. `last` is None where that is all that is known, because the event died and was the first.
     """
 
-    last: Event
+    last: Event | None
     order: EntryId
     time: int | None
     ids: tuple[str, ...]
     confirmed: int = 0
+    told: int | None = None
+
+    @property
+    def digest(self) -> str:
+        return self.last.digest if self.last else ""
 
 
 @dataclass(eq=False, slots=True)
@@ -219,6 +230,9 @@ class Model:
         self._delivered: dict[tuple[str, str], tuple[Event, EntryId]] = {}
         self._died: set[tuple[str, str]] = set()
         self._api: dict[tuple[str, str], Event] = {}
+        #: The idempotency key of each event by what it says, and the reverse.
+        self._keys_sent: dict[tuple[str, ...], str] = {}
+        self._subjects: dict[str, tuple[str, ...]] = {}
         self._in_inbox: dict[str, Event] = {}
         self._in_outbox: dict[tuple[str, str], Event] = {}
         self._in_dead: dict[str, Event] = {}
@@ -231,12 +245,17 @@ class Model:
         self._in_inbox |= {event.entry: event for event in events}
         self.look()
 
-    def sent(self, drain: Drain, environment: str, entry: str, digest: str) -> Post:
+    def sent(self, drain: Drain, environment: str, entry: str, digest: str, key: str) -> Post:
         """Check a request that goes out."""
         event = self._in_outbox.get((environment, entry))
         self._must(event is not None, f"{drain.name} sends {entry} of {environment}, which is not there any more")
         assert event is not None
         self._must(event.digest == digest, f"{event} is sent with another body")
+        subject = (event.event_id, *event.where, event.digest)
+        same = self._keys_sent.setdefault(subject, key) == key and self._subjects.setdefault(key, subject) == subject
+        self._must(
+            same, f"{event} is sent with the key {key}, not that of its other attempts or that of another event"
+        )
         self._must(self.is_holder(drain, environment), f"{drain.name} sends {event} after it was taken over")
         for post in self.posts:
             mine = post.event.where == event.where and self.is_holder(post.drain, environment) and not post.drain.gone
@@ -396,25 +415,30 @@ class Model:
             event.rank = order
             others = tuple(i for i in known.ids if i != event.event_id) if known else ()
             ids = (*others, event.event_id)[-REMEMBERED_IDS:]
-            confirmed = known.confirmed if known else 0
-            self._known[event.where] = Known(event, order, _newest(known and known.time, event.time), ids, confirmed)
+            event.newest = _newest(known and known.time, event.time)
+            confirmed, told = (known.confirmed, known.told) if known else (0, None)
+            self._known[event.where] = Known(event, order, event.newest, ids, confirmed, told)
         elif verdict == "duplicate" and known:
             confirmed = known.confirmed
             if confirmed and not event.redriven and event.event_id not in known.ids:
                 confirmed = max(confirmed, entry_order(event.entry)[0] if event.time is None else event.time)
             time = _newest(known.time, event.time)
-            self._known[event.where] = replace(known, time=time, confirmed=confirmed)
+            told = known.told if time == known.time else time
+            self._known[event.where] = replace(known, time=time, confirmed=confirmed, told=told)
         return verdict
 
     def _verdict(self, event: Event, known: Known | None) -> str:
         if known is None:
             return "new"
-        if event.forced:
-            return "reasserted" if event.digest == known.last.digest else "changed"
-        if event.event_id in known.ids or event.digest == known.last.digest:
+        if event.forced and known.last:
+            return "reasserted" if event.digest == known.digest else "changed"
+        if event.event_id in known.ids or event.digest == known.digest:
             return "duplicate"
-        if event.time is not None and known.time is not None and event.time < known.time:
+        is_older = event.time is not None and known.time is not None and event.time < known.time
+        if is_older and not event.forced:
             return "stale"
+        if known.last is None:
+            return "new"
         overtaken = event.redriven and max(known.order, (known.confirmed, 0)) > event.order
         return "stale" if overtaken else "changed"
 
@@ -471,19 +495,30 @@ class Model:
         self._must(good.get(event.fate, False), f"{event} died without that reason")
 
     def _give_back(self, event: Event) -> None:
-        """What dies gives its state back: what counts again is what was last delivered."""
+        """What dies gives its state back: what counts again is what was last delivered.
+
+        The newest time that counts again is what was known when that was accepted, or what a repeat told since.
+        If the same digest died, the reports of it still say that it ran.
+        """
         self._died.add(event.where)
         known = self._known.get(event.where)
         if known is None:
             return
         ids = tuple(each for each in known.ids if each != event.event_id)
+        if known.last and known.last.event_id == event.event_id and event.time is not None:
+            event.time = _newest(event.time, known.told)  # it was reported with that time, too
         # Known by its id: of two events under one id, which takes a redrive by force, the earlier one's death gives
         # back the later one's state. That digest then is news when it is reported again, and delivered twice.
-        if known.last.event_id != event.event_id:
+        if known.last is None or known.last.event_id != event.event_id:
             self._known[event.where] = replace(known, ids=ids)
         elif event.where in self._delivered:
             last, order = self._delivered[event.where]
-            self._known[event.where] = Known(last, order, last.time, ids, known.confirmed or 1)
+            time = _newest(last.newest, known.told)
+            if last.digest == known.digest:
+                time = _newest(time, known.time)
+            self._known[event.where] = Known(last, order, time, ids, known.confirmed or 1, known.told)
+        elif known.told is not None:
+            self._known[event.where] = Known(None, (0, 0), known.told, ids, known.confirmed or 1, known.told)
         else:
             del self._known[event.where]
 
@@ -533,7 +568,7 @@ class Model:
             self._must(outbox.accepted.keys() == should.keys(), f"{name} knows {outbox.accepted.keys()}")
             for instance, known in should.items():
                 state = Accepted.decode(outbox.accepted[instance])
-                wanted = (known.last.digest, known.time, known.ids)
+                wanted = (known.digest, known.time, known.ids)
                 self._must((state.digest, state.time, state.ids) == wanted, f"{state} should be {wanted}")
             delivered = {i: last.digest for (e, i), (last, _) in self._delivered.items() if e == name}
             found = {i: Delivered.decode(value).digest for i, value in outbox.delivered.items()}
@@ -548,7 +583,7 @@ class Model:
                 self._must(self._delivered[where][0].digest == event.digest, f"the API has {event} last")
         for where, known in self._known.items():
             if where not in self._died:
-                self._must(self._delivered[where][0].digest == known.last.digest, f"{known.last} did not arrive")
+                self._must(self._delivered[where][0].digest == known.digest, f"{known.last} did not arrive")
 
     def check_rest(self) -> None:
         """Check that nothing is left that is only of use to a drain."""

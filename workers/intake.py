@@ -85,6 +85,8 @@ class Readable(NamedTuple):
     digest: str
     arrived: int
     time: int | None
+    #: The newest time that is known of its instance once it is accepted, where that is not its own.
+    newest: int | None = None
     sequence: int = 0
     redriven: Redriven | None = None
     #: The id that a receipt is asked for by, '' for none.
@@ -398,16 +400,20 @@ def judge_in_order(
             redriven=entry.redriven,
             resync=entry.resync,
         )
-        judged[name].entries.append((verdict, _repeating(entry, states[name]) if entry.resync else entry))
+        state = states[name]
+        if state and verdict.is_news:
+            if entry.resync:
+                entry = _repeating(entry, state)  # noqa: PLW2901 - with what it repeats
+            elif state.time != entry.time:
+                entry = entry._replace(newest=state.time)  # noqa: PLW2901 - with what is known
+        judged[name].entries.append((verdict, entry))
     for name, state in states.items():
         judged[name].state = state.encode() if state else ""
     return list(judged.values())
 
 
-def _repeating(entry: Readable, state: Accepted | None) -> Readable:
+def _repeating(entry: Readable, state: Accepted) -> Readable:
     """Give a resync's entry the time and the place of what it repeats, so that its delivery sets neither back."""
-    if state is None:
-        return entry
     return entry._replace(time=state.time, repeats=written_arrival(*state.arrival))
 
 
@@ -459,6 +465,7 @@ def _news(readable: Readable) -> list[Argument]:
         readable.event_id,
         event.source or "",
         "" if time_ms is None else time_ms,
+        "" if readable.newest is None or readable.newest == time_ms else readable.newest,
         readable.digest,
         readable.redriven.encode() if readable.redriven else "",
         readable.repeats,

@@ -72,7 +72,8 @@ def judge(
     )
     if verdict.is_news:
         came = (arrived, sequence) if redriven is None or redriven.force else redriven.arrival
-        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived)
+        told = state.told if state and state.told > _time_of(delivered) else 0
+        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived, told=told)
     if state is None:
         return verdict, None
     if state.confirmed and redriven is None and digest == state.digest and event_id not in state.ids:
@@ -95,7 +96,7 @@ def _verdict(
     if state is None:
         is_old = redriven is not None and not redriven.force and arrived - redriven.arrived >= forget_after_ms
         return Verdict.STALE if is_old else Verdict.NEW
-    if redriven and redriven.force:
+    if redriven and redriven.force and state.digest:
         return Verdict.REASSERTED if digest == state.digest else Verdict.CHANGED
     if event_id in state.ids:
         return Verdict.DUPLICATE
@@ -103,7 +104,10 @@ def _verdict(
         due = redriven is None and _reassert(state, delivered, arrived, reassert_after_ms)
         return Verdict.REASSERTED if due else Verdict.DUPLICATE
     overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival
-    return Verdict.STALE if _is_older(time, state) or overtaken else Verdict.CHANGED
+    is_forced = redriven is not None and redriven.force
+    if not is_forced and (_is_older(time, state) or overtaken):
+        return Verdict.STALE
+    return Verdict.CHANGED if state.digest else Verdict.NEW
 
 
 def _resync(
@@ -132,19 +136,27 @@ def _reassert(state: Accepted, delivered: Delivered | None, arrived: int, reasse
 
 
 def _accepted(
-    state: Accepted | None, digest: str, event_id: str, time: int | None, *, came: tuple[int, int], seen: int
-) -> Accepted:
+    state: Accepted | None, digest: str, event_id: str, time: int | None, *,
+    came: tuple[int, int], seen: int, told: int,
+) -> Accepted:  # fmt: skip
     at, sequence = came
     if state is None:
         return Accepted(digest, time, at, seen, (event_id,), sequence)
     others = [known for known in state.ids if known != event_id]
     ids = (*others, event_id)[-REMEMBERED_IDS:]
-    return Accepted(digest, _newest(state.time, time), at, seen, ids, sequence, confirmed=state.confirmed)
+    time = _newest(state.time, time)
+    return Accepted(digest, time, at, seen, ids, sequence, confirmed=state.confirmed, told=told)
 
 
 def _seen(state: Accepted, time: int | None, arrived: int) -> Accepted:
     seen = arrived if arrived - state.seen >= SEEN_STEP_MS else state.seen
-    return state._replace(time=_newest(state.time, time), seen=seen)
+    newest = _newest(state.time, time)
+    told = state.told if newest == state.time else newest or 0
+    return state._replace(time=newest, seen=seen, told=told)
+
+
+def _time_of(delivered: Delivered | None) -> int:
+    return (delivered and delivered.time) or 0
 
 
 def _newest(known: int | None, given: int | None) -> int | None:

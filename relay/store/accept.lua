@@ -13,7 +13,7 @@
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
 --               verdict ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
---               body, event id, source, time, digest, the entry's field `redriven` or '', and for a resync the
+--               body, event id, source, time, the newest time known of the instance if that is another, digest, the entry's field `redriven` or '', and for a resync the
 --               place of the event that it repeats, else ''
 -- ->    {0} when the lease is lost; else {1, entries passed over, entries done, environments to ring...}
 local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
@@ -25,7 +25,7 @@ local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,0
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
 local FIRST = 10           -- key of the first environment
 local KEYS_EACH = 5        -- keys of an environment
-local NEWS_ARGUMENTS = 7   -- that follow the verdict of an entry that is news
+local NEWS_ARGUMENTS = 8   -- that follow the verdict of an entry that is news
 local news = {new = true, changed = true, reasserted = true}
 
 -- Return a producer's fields without those that only a redrive or a resync may write.
@@ -157,7 +157,7 @@ for number, environment in ipairs(environments) do
     local arrived, sequence = string.match(ARGV[p], '^(%d+)%-(%d+)$')
     newest = math.max(newest, arrived)
     local fields = {'event', ARGV[p + 2], 'id', ARGV[p + 3], 'source', ARGV[p + 4], 'time', ARGV[p + 5],
-                    'digest', ARGV[p + 6], 'instance', environment.instances[i],
+                    'digest', ARGV[p + 7], 'instance', environment.instances[i],
                     'arrived', arrived}
     if sequence ~= '0' then -- events that came in one millisecond: should this one die, its place among them counts
       fields[#fields + 1] = 'sequence'
@@ -167,13 +167,17 @@ for number, environment in ipairs(environments) do
       fields[#fields + 1] = 'receipt'
       fields[#fields + 1] = '1'
     end
-    if ARGV[p + 7] ~= '' then
-      fields[#fields + 1] = 'redriven'
-      fields[#fields + 1] = ARGV[p + 7]
+    if ARGV[p + 6] ~= '' then
+      fields[#fields + 1] = 'newest'
+      fields[#fields + 1] = ARGV[p + 6]
     end
     if ARGV[p + 8] ~= '' then
-      fields[#fields + 1] = 'resync'
+      fields[#fields + 1] = 'redriven'
       fields[#fields + 1] = ARGV[p + 8]
+    end
+    if ARGV[p + 9] ~= '' then
+      fields[#fields + 1] = 'resync'
+      fields[#fields + 1] = ARGV[p + 9]
     end
     redis.call('XADD', KEYS[key + 1], '*', unpack(fields))
   end

@@ -68,6 +68,7 @@ class OutboxEntry(NamedTuple):
     event_id: str
     instance: str
     digest: str
+    #: The newest time that was known of its instance when it was accepted, its own included; '' if none was.
     time: str
     arrived: int
     trials: Trials = NO_TRIALS
@@ -205,7 +206,7 @@ def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False
         event_id=fields[b"id"].decode(),
         instance=fields[b"instance"].decode(),
         digest=fields[b"digest"].decode(),
-        time=fields[b"time"].decode(),
+        time=(fields.get(b"newest") or fields[b"time"]).decode(),
         arrived=int(fields[b"arrived"]),
         came=_came(fields),
         trials=trials,

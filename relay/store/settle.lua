@@ -134,8 +134,15 @@ local function unpark(instance, id)
   end
 end
 
--- What dead-letters gives its state back: if it was the last accepted, what counts is again what was last
--- delivered. Either way its id is forgotten, so that the same report made later is not taken for a repeat.
+local function newest(one, other)
+  return tonumber(one) and (not tonumber(other) or tonumber(one) > tonumber(other)) and one or other
+end
+
+-- A dead letter gives its state back: if it was the last accepted, what counts is again what was last delivered, with
+-- the newest time that is known without it: that of what was delivered, or what a duplicate told. Reports of the
+-- digest that counts again say that it ran, so their time stays. Either way the event's id is forgotten, so that the
+-- same report made later is not taken for a repeat.
+-- Returns the newest time that a duplicate told, if the event was the last accepted.
 local function give_back(instance, event_id)
   local state = redis.call('HGET', KEYS[7], instance)
   if not state then
@@ -146,11 +153,18 @@ local function give_back(instance, event_id)
     lines[#lines + 1] = line
   end
   local was_last = lines[#lines] == event_id
-  local seen, confirmed = string.match(lines[4], '^(%d+) ?%d* ?(%d*)$') -- without a resync's mark: it may be it
+  -- Without a resync's mark: it may be it.
+  local seen, confirmed, told = string.match(lines[4], '^(%d+) ?%d* ?(%d*) ?(%d*)$')
   if was_last and confirmed == '' then
     confirmed = '1' -- from here on it is noted when what counts again is reported: later than what died
   end
-  local kept = {lines[1], lines[2], lines[3], confirmed == '' and seen or seen .. ' 0 ' .. confirmed}
+  local marks = seen
+  if told ~= '' then
+    marks = seen .. ' 0 ' .. confirmed .. ' ' .. told
+  elseif confirmed ~= '' then
+    marks = seen .. ' 0 ' .. confirmed
+  end
+  local kept = {lines[1], lines[2], lines[3], marks}
   for i = 5, #lines do
     if lines[i] ~= event_id then
       kept[#kept + 1] = lines[i]
@@ -158,13 +172,22 @@ local function give_back(instance, event_id)
   end
   if was_last then
     local arrived = redis.call('HGET', KEYS[8], instance)
-    if not arrived then
+    if arrived then
+      local digest, time, came = string.match(arrived, '^([^\n]*)\n([^\n]*)\n[^\n]*\n([^\n]*)$')
+      time = newest(told, time)
+      if digest == lines[1] then
+        time = newest(lines[2], time)
+      end
+      kept[1], kept[2], kept[3] = digest, time, came
+    elseif told ~= '' then
+      kept[1], kept[2], kept[3] = '', told, '0'
+    else
       redis.call('HDEL', KEYS[7], instance)
       return
     end
-    kept[1], kept[2], kept[3] = string.match(arrived, '^([^\n]*)\n([^\n]*)\n[^\n]*\n([^\n]*)$')
   end
   redis.call('HSET', KEYS[7], instance, table.concat(kept, '\n'))
+  return was_last and told or ''
 end
 
 -- First those that give way to a later one of their instance: whatever is parked behind them is due when they were,
@@ -176,9 +199,24 @@ for _, item in ipairs(superseded) do
   end
 end
 
+-- An entry without a time sets none back: an older version accepted it without noting the newest that was known.
+local without_time, known_times = {}, {}
+for _, p in ipairs(delivered) do
+  if ARGV[p + 4] == '' then
+    without_time[#without_time + 1] = ARGV[p + 1]
+  end
+end
+for i = 1, #without_time, MAX_UNPACKED do
+  local last = math.min(i + MAX_UNPACKED - 1, #without_time)
+  for j, before in ipairs(redis.call('HMGET', KEYS[8], unpack(without_time, i, last))) do
+    known_times[without_time[i + j - 1]] = before and string.match(before, '^[^\n]*\n([^\n]*)')
+  end
+end
+
 local states = {}
 for _, p in ipairs(delivered) do
   local id, instance, parked, digest, time, came = unpack(ARGV, p, p + 5)
+  time = time ~= '' and time or known_times[instance] or ''
   states[#states + 1] = instance
   states[#states + 1] = digest .. '\n' .. time .. '\n' .. now .. '\n' .. came
   if parked == '1' then
@@ -190,6 +228,14 @@ for i = 1, #states, MAX_UNPACKED do
 end
 for _, item in ipairs(dead) do
   local fields = item.fields
+  local told = give_back(item[2], item[4])
+  if told and told ~= '' then -- it was reported with that time, too: redriven, it is as new
+    for i = 1, #fields, 2 do
+      if fields[i] == 'time' and fields[i + 1] ~= '' then
+        fields[i + 1] = newest(told, fields[i + 1])
+      end
+    end
+  end
   for _, extra in ipairs({'reason', item[5], 'detail', item[6], 'status', item[7], 'attempts', item[8],
                           'first', item[9], 'last', item[9] ~= '' and now or '', 'endpoint', ARGV[4],
                           'environment', ARGV[5], 'entry', item[1]}) do
@@ -203,7 +249,6 @@ for _, item in ipairs(dead) do
   if item[3] == '1' then
     unpark(item[2], item[1])
   end
-  give_back(item[2], item[4])
 end
 local retried = 0
 for _, item in ipairs(retries) do

@@ -4,7 +4,8 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
-The fourth is when it was seen, or `<seen> <resynced> <confirmed>`, without the zeros at its end.
+The fourth is when it was seen, or `<seen> <resynced> <confirmed> <told>`, without the zeros at its end. The digest is
+empty where an event died that was the first of its instance, and a newer time that a duplicate of it told is known.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Accepted(NamedTuple):
     #: Since a dead letter gave the state back: until when this is known to have run, by reports that were duplicates;
     #: 1 before the first of them, 0 if no state was ever given back. Not the last event's alone: it is carried on.
     confirmed: int = 0
+    #: The newest time that a duplicate told and no event, 0 if that is not newer than what was delivered. A duplicate
+    #: is done, so its time counts whatever becomes of the event that it repeated. Carried on as `confirmed` is.
+    told: int = 0
 
     @property
     def arrival(self) -> tuple[int, int]:
@@ -43,7 +47,9 @@ class Accepted(NamedTuple):
     def encode(self) -> str:
         """Write it as the hash field's value."""
         time = "" if self.time is None else self.time
-        seen = f"{self.seen} {self.resynced} {self.confirmed}".removesuffix(" 0").removesuffix(" 0")
+        seen = f"{self.seen}"
+        if self.resynced or self.confirmed or self.told:
+            seen = f"{seen} {self.resynced} {self.confirmed} {self.told}".removesuffix(" 0").removesuffix(" 0")
         head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
         return "\n".join((head, *self.ids))
 
@@ -53,14 +59,15 @@ class Accepted(NamedTuple):
         digest, time, at, seen, *ids = value.split("\n")
         at, _, sequence = at.partition("-")
         moment = int(time) if time else None
-        seen_ms, resynced, confirmed = (*map(int, seen.split(" ")), 0, 0)[:3]
-        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed)
+        seen_ms, resynced, confirmed, told = (*map(int, seen.split(" ")), 0, 0, 0)[:4]
+        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed, told)
 
 
 class Delivered(NamedTuple):
     """What was last delivered for an instance; written by settle.lua."""
 
     digest: str
+    #: The newest time that was known of the instance when that was accepted, its own included.
     time: int | None
     #: When that was recorded.
     at: int

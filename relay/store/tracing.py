@@ -197,7 +197,7 @@ class _Search:
     def _remembered(self, outbox: OutboxKeys, instance: bytes, state: Accepted) -> Iterator[Sighting]:
         if self._id not in state.ids:
             return
-        if state.ids[-1] != self._id:
+        if state.ids[-1] != self._id or not state.digest:
             yield Sighting(place=Place.EARLIER, environment=outbox.environment, instance=instance.decode())
             return
         last = cast("bytes | None", self._client.hget(outbox.delivered, instance.decode()))

@@ -305,6 +305,21 @@ MUTANTS = (
         tests=(REDRIVE,),
     ),
     Mutant(
+        "stale-guard-lost",
+        "an event without a time does not carry the newest time that is known of its instance",
+        edits=(Edit("relay/store/outbox.py", '(fields.get(b"newest") or fields[b"time"])', 'fields[b"time"]'),),
+        tests=("tests/integration/test_stale_guard.py::test_a_superseded_event_leaves_its_time",),
+    ),
+    Mutant(
+        "repeat-forgotten",
+        "a time that only a duplicate told is given back with the event that dies",
+        edits=(Edit("relay/store/settle.lua", "      time = newest(told, time)\n", ""),),
+        tests=(
+            "tests/integration/test_stale_guard.py::"
+            "test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",
+        ),
+    ),
+    Mutant(
         "forged-redrive",
         "a producer's own field `redriven` is believed",
         edits=(
@@ -370,7 +385,7 @@ MUTANTS = (
     Mutant(
         "state-not-given-back",
         "what dies stays what was last accepted, so the same report made later is taken for a repeat",
-        edits=(Edit("relay/store/settle.lua", "  give_back(item[2], item[4])\n", ""),),
+        edits=(Edit("relay/store/settle.lua", "  local told = give_back(item[2], item[4])\n", "  local told\n"),),
         tests=(REDRIVE,),
     ),
     Mutant(

@@ -277,7 +277,8 @@ class SteeredTransport:
         event = json.loads(request.body)
         entry = request.tag[1].entry_id
         digest = event["image"]["url"].partition("@")[2]
-        post = self._process.world.model.sent(self._process.drain, event["environment"]["name"], entry, digest)
+        environment, key = event["environment"]["name"], request.idempotency_key
+        post = self._process.world.model.sent(self._process.drain, environment, entry, digest, key)
         self.requests.append(InFlight(request.tag, post))
 
     def answer(self, number: int, what: str) -> None:
@@ -513,6 +514,13 @@ accident: dict[str, Any] = {
 }
 
 
+MOMENTS = {
+    "2026-01-01T00:00:01Z": 1_767_225_601_000,
+    "2026-01-01T00:00:02Z": 1_767_225_602_000,
+    "2200-01-01T00:00:00Z": 7_258_118_400_000,
+}
+
+
 class Relay(RuleBasedStateMachine):
     """Producers, workers, operators and misfortune, in whatever order."""
 
@@ -540,12 +548,22 @@ class Relay(RuleBasedStateMachine):
         environment=environments,
         name=names,
         version=versions,
-        moment=st.sampled_from([None, None, "2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z", "2200-01-01T00:00:00Z"]),
+        moment=st.sampled_from([None, None, *MOMENTS]),
         has_id=st.booleans(),
     )
     def report(self, environment: str, name: str, version: str, moment: str | None, *, has_id: bool) -> None:
         number = len(self.model.events)
         self._add(environment, [(name, version)], moment, f"job-{number}" if has_id else None)
+
+    @precondition(lambda self: any(event.readable for event in self.model.events))
+    @rule(number=st.integers(0, 30), moment=st.sampled_from([None, *list(MOMENTS)[:2]]))
+    def report_the_same_digest(self, number: int, moment: str | None) -> None:
+        """Something else reports what runs, such as a snapshot; perhaps it knows a newer time."""
+        known = [event for event in self.model.events if event.readable]
+        event = known[-1 - number % len(known)]
+        name = event.instance.rpartition(" ")[2]
+        version = next(v for v in "abcd" if digest(v) == event.digest)
+        self._add(event.environment, [(name, version)], moment, None)
 
     @precondition(lambda self: any(event.readable for event in self.model.events))
     @rule(number=st.integers(0, 30), same=st.booleans())
@@ -777,13 +795,6 @@ class Relay(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.world.rest()
-
-
-MOMENTS = {
-    "2026-01-01T00:00:01Z": 1_767_225_601_000,
-    "2026-01-01T00:00:02Z": 1_767_225_602_000,
-    "2200-01-01T00:00:00Z": 7_258_118_400_000,
-}
 
 
 @pytest.fixture(autouse=True)

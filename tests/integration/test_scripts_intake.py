@@ -80,7 +80,7 @@ def accept(
             for item in change.items:
                 args += [item.inbox_id, item.verdict]
                 if item.verdict in {"new", "changed", "reasserted"}:
-                    args += [item.body, item.event_id, "ci", item.time, item.digest, "", item.repeats]
+                    args += [item.body, item.event_id, "ci", item.time, "", item.digest, "", item.repeats]
     reply = scripts.run(client, scripts.Call(scripts.load("accept"), script_keys, args))
     return [part.decode() if isinstance(part, bytes) else part for part in reply]
 

@@ -1,0 +1,207 @@
+"""The newest known time of an instance outlives the events that die, and a clock that is ahead does not set it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from drains import (
+    KEYS,
+    PRODUCTION,
+    TOKEN,
+    delivered_digests,
+    digest,
+    ledger_of,
+    make_runtime_for,
+    report,
+)
+
+from relay.keys import DEFAULT_ENDPOINT
+from relay.sandbox import Sandbox
+from relay.store.dead import walk
+from relay.store.inventory import read as read_inventory
+from relay.store.redriving import Redrive
+from relay.store.resyncing import resync_all
+from workers.deliver import drain_outboxes
+from workers.intake import drain_inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from relay.embedded import EmbeddedRedis
+    from workers.runtime import Runtime
+
+REFUSES = [{"kind": "status", "status": 422}]
+
+
+@pytest.fixture
+def api() -> Iterator[Sandbox]:
+    with Sandbox(token=TOKEN) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterator[Runtime]:
+    made = make_runtime_for(redis_server, api)
+    yield made
+    made.close()
+
+
+def at(clock: str) -> dict[str, str]:
+    """Return the field that says when an event's deployment happened."""
+    return {"time": f"2026-06-01T{clock}:00Z"}
+
+
+def work(runtime: Runtime) -> None:
+    drain_inbox(runtime)
+    drain_outboxes(runtime, ["production"])
+
+
+def told(runtime: Runtime, version: str, **fields: str) -> None:
+    report(runtime.client, version, **fields)
+    work(runtime)
+
+
+def refused(runtime: Runtime, api: Sandbox, version: str, **fields: str) -> None:
+    api.faults = REFUSES
+    told(runtime, version, **fields)
+    api.faults = []
+
+
+def redrive(runtime: Runtime) -> None:
+    moving = Redrive(runtime.client, KEYS, max_backlog=1000)
+    assert moving.begin()
+    for page in walk(runtime.client, KEYS):
+        moving.move(page.letters)
+    moving.end()
+    work(runtime)
+
+
+def digests(*versions: str) -> list[str]:
+    return [digest(version) for version in versions]
+
+
+def test_an_event_without_a_time_carries_the_newest_known_past_a_death(runtime: Runtime, api: Sandbox) -> None:
+    told(runtime, "a", **at("08:00"))
+    told(runtime, "b")
+    refused(runtime, api, "c")
+    told(runtime, "yesterday", time="2026-05-31T12:00:00Z")
+    assert delivered_digests(api) == digests("a", "b")
+    assert ledger_of(runtime.client).stale == 1
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_however_many_die_and_are_redriven_the_guard_stays(runtime: Runtime, api: Sandbox, deaths: int) -> None:
+    told(runtime, "a", **at("08:00"))
+    for number in range(deaths):
+        told(runtime, f"b{number}")
+        refused(runtime, api, f"c{number}")
+    api.faults = REFUSES
+    redrive(runtime)
+    api.faults = []
+    told(runtime, "o", **at("07:59"))
+    assert ledger_of(runtime.client).stale == deaths, "the older letters of several, and the late report"
+    assert digest("o") not in delivered_digests(api)
+
+
+def test_a_superseded_event_leaves_its_time(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+    runtime = make_runtime_for(redis_server, api, delivery={"history": "latest"})
+    try:
+        report(client, "a", **at("08:00"))
+        told(runtime, "b")
+        assert ledger_of(client).superseded == 1
+        refused(runtime, api, "c")
+        told(runtime, "o", **at("07:00"))
+        assert delivered_digests(api) == digests("b")
+    finally:
+        runtime.close()
+
+
+def test_a_resync_leaves_the_newest_time(runtime: Runtime, api: Sandbox) -> None:
+    told(runtime, "a", **at("08:00"))
+    told(runtime, "b")
+    list(resync_all(runtime.client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
+    work(runtime)
+    refused(runtime, api, "c")
+    told(runtime, "o", **at("07:00"))
+    assert delivered_digests(api) == digests("a", "b", "b")
+
+
+def test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies(runtime: Runtime, api: Sandbox) -> None:
+    told(runtime, "a", **at("08:00"))
+    told(runtime, "a", **at("09:00"))
+    refused(runtime, api, "c")
+    told(runtime, "o", **at("08:30"))
+    assert delivered_digests(api) == digests("a")
+
+
+@pytest.mark.parametrize("first", [("a",), ()], ids=["something was delivered before", "nothing was"])
+@pytest.mark.parametrize("own", [at("09:00"), {}], ids=["with a time", "without"])
+def test_a_time_that_only_a_repeat_told_stays_when_the_event_that_it_repeated_dies(
+    runtime: Runtime, api: Sandbox, first: tuple[str, ...], own: dict[str, str]
+) -> None:
+    for version in first:
+        told(runtime, version, **at("08:00"))
+    report(runtime.client, "b", **own)
+    drain_inbox(runtime)
+    report(runtime.client, "b", **at("11:00"))
+    drain_inbox(runtime)
+    api.faults = REFUSES
+    drain_outboxes(runtime, ["production"])
+    api.faults = []
+    page = read_inventory(runtime.client, KEYS, DEFAULT_ENDPOINT, "production")
+    assert [each.digest for each in page.running] == digests(*first)
+    told(runtime, "o", **at("10:00"))
+    assert delivered_digests(api) == digests(*first), "older than a report that is done"
+    redrive(runtime)
+    assert delivered_digests(api) == digests(*first, "b"), "its letter is as new as its newest report"
+    told(runtime, "p", **at("12:00"))
+    assert delivered_digests(api) == digests(*first, "b", "p")
+    assert ledger_of(runtime.client).unaccounted == 0
+
+
+def test_the_time_of_an_event_that_died_goes_with_it(runtime: Runtime, api: Sandbox) -> None:
+    """A dead letter gives back the state before: what is newer than what was delivered is news."""
+    told(runtime, "a", **at("08:00"))
+    refused(runtime, api, "b", **at("10:00"))
+    told(runtime, "o", **at("09:00"))
+    assert delivered_digests(api) == digests("a", "o")
+
+
+def test_a_digest_that_dies_when_it_is_reasserted_is_known_to_have_run(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
+) -> None:
+    runtime = make_runtime_for(redis_server, api, delivery={"reassert_after": "1ms"})
+    try:
+        told(runtime, "a", **at("08:00"))
+        refused(runtime, api, "a", **at("10:00"))
+        assert ledger_of(client).dead == 1
+        told(runtime, "o", **at("09:00"))
+        assert delivered_digests(api) == digests("a")
+    finally:
+        runtime.close()
+
+
+def test_a_letter_without_a_time_is_redriven_without_one(runtime: Runtime, api: Sandbox) -> None:
+    told(runtime, "a", **at("08:00"))
+    refused(runtime, api, "c")
+    told(runtime, "a", **at("08:30"))
+    redrive(runtime)
+    assert delivered_digests(api) == digests("a", "c")
+
+
+def test_an_entry_that_an_older_version_accepted_sets_no_time_back(runtime: Runtime, api: Sandbox) -> None:
+    """Its outbox entry says nothing of the newest time that was known."""
+    client = runtime.client
+    told(runtime, "a", **at("08:00"))
+    report(client, "b")
+    drain_inbox(runtime)
+    [(entry_id, fields)] = client.xrange(PRODUCTION.outbox)
+    client.xdel(PRODUCTION.outbox, entry_id)
+    client.xadd(PRODUCTION.outbox, {name: value for name, value in fields.items() if name != b"newest"})
+    drain_outboxes(runtime, ["production"])
+    refused(runtime, api, "c")
+    told(runtime, "o", **at("07:00"))
+    assert delivered_digests(api) == digests("a", "b")
