@@ -111,6 +111,7 @@ CANARY = "tests/faults/test_canary.py::test_the_token_is_nowhere_after_all_that_
 # Where no scenario can tell, or none in good time
 
 DRAINS = "tests/integration/test_drains.py"
+STALE_GUARD = "tests/integration/test_stale_guard.py"
 MISHAPS = "tests/integration/test_drains_mishaps.py"
 ENDPOINT = "tests/integration/test_drains_endpoint.py"
 LEASES = "tests/integration/test_scripts_leases.py"
@@ -308,16 +309,13 @@ MUTANTS = (
         "stale-guard-lost",
         "an event without a time does not carry the newest time that is known of its instance",
         edits=(Edit("relay/store/outbox.py", '(fields.get(b"newest") or fields[b"time"])', 'fields[b"time"]'),),
-        tests=("tests/integration/test_stale_guard.py::test_a_superseded_event_leaves_its_time",),
+        tests=(f"{STALE_GUARD}::test_a_superseded_event_leaves_its_time",),
     ),
     Mutant(
         "repeat-forgotten",
         "a time that only a duplicate told is given back with the event that dies",
         edits=(Edit("relay/store/settle.lua", "      time = newest(told, time)\n", ""),),
-        tests=(
-            "tests/integration/test_stale_guard.py::"
-            "test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",
-        ),
+        tests=(f"{STALE_GUARD}::test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",),
     ),
     Mutant(
         "forged-redrive",
