@@ -41,6 +41,8 @@ environment; endpoint names have no colon, so the first one ends them.
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
     workers                        zset    worker that gives signs of life → the last, milliseconds
+    nodes:<cluster>                string  platforms of a cluster's nodes, which its watcher publishes for the webhook
+                                           (relay/store/nodes.py); expires unless it is refreshed
     internal                       hash    inbox entry that a redrive or a resync added → 1, until intake has it: of
                                            other entries the fields `redriven` and `resync` are ignored
     dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua). Beside
@@ -120,6 +122,10 @@ class Keys:
     def receipt(self, event_id: str) -> str:
         """Return the key of an event's receipt."""
         return f"{self.receipts}{event_id}"
+
+    def nodes(self, cluster: str) -> str:
+        """Return the key of the platforms of a cluster's nodes; `cluster` is "" for the one without a name."""
+        return f"{self.prefix}nodes:{cluster}"
 
     def worker(self, name: str) -> str:
         """Return the key of a worker's heartbeat."""

@@ -64,6 +64,7 @@ def kubernetes(
     given = {"namespace": namespace, "selector": selector, "heartbeat_file": heartbeat}
     settings = Settings.load(kubernetes={name: value for name, value in given.items() if value is not None})
     from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
+    from relay.kubernetes.publishing import NodePublisher  # noqa: PLC0415 - with it
     from relay.kubernetes.watcher import Watcher  # noqa: PLC0415 - with it
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
@@ -73,7 +74,8 @@ def kubernetes(
         Producer(settings=settings) as producer,
         Cluster(settings.kubernetes, context=context) as cluster,
     ):
-        watcher = Watcher(cluster, producer, settings.kubernetes, is_patient=not once)
+        publisher = NodePublisher(settings)
+        watcher = Watcher(cluster, producer, settings.kubernetes, publisher=publisher, is_patient=not once)
         if once:
             watcher.turn()  # the first is a listing
         else:

@@ -16,6 +16,7 @@
     answering.py    between ASGI's messages and the values
     reporting.py    where events are reported
     reviewing.py    Kubernetes' admission reviews
+    nodes.py        platforms of the cluster's nodes, for reviews
     console/        pages for operators
     app.py          which request goes where
     server.py       how all of it listens, and ends

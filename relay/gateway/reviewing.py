@@ -27,6 +27,7 @@ from relay.gateway.answers import Answer, of_error
 from relay.gateway.auth import EVERYBODY, Caller
 from relay.gateway.body import Body
 from relay.gateway.counted import CountedLog
+from relay.gateway.nodes import Nodes
 from relay.gateway.reports import NotPermitted, Refused
 from relay.gateway.tokens import AdmissionSecrets
 from relay.keys import Keys
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from relay.gateway.auth import Stranger
     from relay.gateway.browsers import Hosts
     from relay.gateway.tokens import TokenSource
+    from relay.kubernetes.admission import Review
     from relay.producer import AsyncProducer
     from relay.settings import Settings
 
@@ -62,6 +64,11 @@ ANSWER_SECONDS = 0.05
 
 #: Reports that may go on after their reviews were answered; more are given up, and counted.
 MAX_BEHIND = 1000
+
+#: Reviews that are answered and wait to be read, until Redis has said for the first time whether a watcher publishes
+#: platforms; each may have `MAX_REVIEW_BYTES`. Further ones, and those that wait longer, guess no platform.
+MAX_UNREAD = 16
+UNREAD_SECONDS = 30.0
 
 #: How long what was skipped is gathered before it is counted in Redis.
 COUNT_SECONDS = 1.0
@@ -87,10 +94,13 @@ class Reviewing:
         self._naming = Naming.of(settings.kubernetes) if is_named or settings.expects_reviews else None
         #: Whether reviews would report, had the cluster a name.
         self._is_nameless = self._naming is None and self._door != "off"
+        self._nodes = Nodes(client, self._keys, self._naming.cluster if self._naming else "")
         self._environment = settings.defaults.environment
         #: Reports under way, and those among them that outlasted the answers to their reviews.
         self._behind: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
+        #: Reviews that are answered and not read.
+        self._unread = 0
         self._skipped: Counter[str] = Counter()
         self._counting: asyncio.Task[None] | None = None
 
@@ -100,6 +110,7 @@ class Reviewing:
         if self._counting is not None:
             self._counting.cancel()
             await asyncio.gather(self._counting, return_exceptions=True)
+        await self._nodes.close()
         await asyncio.gather(*self._behind, return_exceptions=True)
         await self._count()
 
@@ -127,12 +138,33 @@ class Reviewing:
             self._note_nameless()
         if caller is None or self._naming is None:
             return allow(content[:UID_BYTES])
-        review = judge(content, self._naming)
-        self._note(review.skipped)
-        events = [event for event in review.events if self._permits(caller, event)]
+        is_known = await self._nodes.wait()
+        if not is_known and self._unread < MAX_UNREAD:
+            self._unread += 1
+            reading = asyncio.create_task(self._review_later(caller, content, self._naming))
+            self._behind.add(reading)
+            reading.add_done_callback(self._behind.discard)
+            return allow(content[:UID_BYTES])
+        review = judge(content, self._naming, self._nodes.known if is_known else {})
+        events = self._permitted(caller, review)
         if events:
             await self._report(events)
         return review.response
+
+    async def _review_later(self, caller: Caller, content: bytes, naming: Naming) -> None:
+        """Read a review once Redis has said whether it has a node map; without that, no platform is guessed."""
+        try:
+            is_known = await self._nodes.wait(UNREAD_SECONDS)
+        finally:
+            self._unread -= 1
+        review = judge(content, naming, self._nodes.known if is_known else {})
+        if events := self._permitted(caller, review):
+            await self._enqueue(events)
+
+    def _permitted(self, caller: Caller, review: Review) -> list[DeploymentEvent]:
+        """Return what a review reports and its caller may; count the rest."""
+        self._note(review.skipped)
+        return [event for event in review.events if self._permits(caller, event)]
 
     def _caller(self, headers: Mapping[str, str], secret: str | None) -> Caller | None:
         """Return who reports, None for a client that may not, or for a review that is declared too large."""

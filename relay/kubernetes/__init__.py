@@ -13,6 +13,7 @@
     watcher.py       lists pods, follows their changes, and reports
     cluster.py       asks the API server, through the official client
     surroundings.py  nodes' platforms and namespaces' labels
+    publishing.py    publishes the nodes' platforms for the webhook
     memory.py        what each pod ran when it was last read                     pure
     next_step.py     what the watcher does after a failure                       pure
 

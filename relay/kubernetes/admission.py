@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from relay.event import DeploymentEvent
     from relay.kubernetes.naming import Naming
+    from relay.platform import Platform
 
 #: The versions that are answered in kind; whatever claims another is answered in the first.
 _VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
@@ -52,13 +53,14 @@ class Review:
     skipped: Counter[Skipped] = field(default_factory=Counter)
 
 
-def judge(body: bytes, naming: Naming) -> Review:
+def judge(body: bytes, naming: Naming, nodes: Mapping[str, Platform] | None = None) -> Review:
     """Answer a request's body and read what it reports; never raises. The body's size is the caller's to bound.
 
-    A review does not carry its namespace's labels: a template that asks for one skips all of it.
+    A review does not carry its namespace's labels: a template that asks for one skips all of it. Nor does it carry
+    its node's platform: `nodes` are those of the cluster's nodes, if a watcher publishes them.
     """
     review = _decoded(body)
-    reading = _read(review, naming)
+    reading = _read(review, naming, nodes)
     return Review(response=_allow(review), events=reading.events, skipped=reading.skipped)
 
 
@@ -83,11 +85,11 @@ def _allow(review: object) -> Mapping[str, Any]:
     }
 
 
-def _read(review: object, naming: Naming) -> PodReading:
+def _read(review: object, naming: Naming, nodes: Mapping[str, Platform] | None) -> PodReading:
     request = shape.part(review, "request")
     if skipped := _skip(request):
         return PodReading(skipped=Counter([skipped]))
-    return _READERS[_asked(request)](_pod(request), naming, before=shape.part(request, "oldObject"))
+    return _READERS[_asked(request)](_pod(request), naming, before=shape.part(request, "oldObject"), nodes=nodes)
 
 
 def _skip(request: Mapping[str, Any]) -> Skipped | None:

@@ -24,18 +24,37 @@ def platform_of_node(node: Mapping[str, Any]) -> Platform | None:
     return _platform(shape.text(info, "operatingSystem"), shape.text(info, "architecture"))
 
 
-def platform_of_pod(pod: Mapping[str, Any], node: Platform | None) -> Platform:
+def platform_of_pod(
+    pod: Mapping[str, Any], node: Platform | None, nodes: Mapping[str, Platform] | None = None
+) -> Platform | None:
     """Return the platform of the pod's node, if it is known, else what the pod's specification pins.
 
     Linux alone is left out. It says nothing, since it is what everything means that does not say, and an event
     that names a part of its platform does not get the rest from its environment's rule (`Defaults.complete`).
+
+    Where the cluster's `nodes` are known, no part is guessed: None means that the pod's node is not among them, and
+    that its specification does not pin its platform either. A part that is pinned (Windows, say) is enough where all
+    nodes that have it are of one platform.
     """
     if node is not None:
         return node
     spec = shape.part(pod, "spec")
+    if nodes and (known := nodes.get(shape.text(spec, "nodeName"))):
+        return known
     os = _selected(spec, _OS_LABELS) or shape.text(spec, "os", "name")
     pinned = _platform(os, _selected(spec, _ARCHITECTURE_LABELS)) or Platform()
-    return Platform() if pinned.os == "linux" and pinned.architecture is None else pinned
+    if pinned.os == "linux" and pinned.architecture is None:
+        pinned = Platform()
+    if nodes is None or pinned.is_complete:
+        return pinned
+    if pinned == Platform():
+        return None
+    fitting = {
+        each
+        for each in nodes.values()
+        if pinned.os in {None, each.os} and pinned.architecture in {None, each.architecture}
+    }
+    return fitting.pop() if len(fitting) == 1 else None
 
 
 def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:

@@ -81,12 +81,14 @@ def read_pod(
     before: Mapping[str, Any] | None = None,
     node_platform: Platform | None = None,
     namespace_labels: Mapping[str, str] | None = None,
+    nodes: Mapping[str, Platform] | None = None,
 ) -> PodReading:
     """Report what a pod runs or ran, as far as it differs from what it ran `before`.
 
     `pod` and `before` are the decoded JSON of `v1/Pod`, with or without their `kind`; a `before` of another uid does
     not count. `node_platform` is `platform_of_node` of the pod's node, and `namespace_labels` those of its namespace,
-    where they are known.
+    where they are known. `nodes` are the platforms of the cluster's nodes, if a map of them lives: then no platform
+    is guessed (`platform_of_pod`).
     """
     known = {container.name: container.ran for container in _containers(_same_pod(before, pod))}
     created = shape.moment(pod, "metadata", "creationTimestamp")
@@ -105,7 +107,13 @@ def read_pod(
         return _Found(digest=container.ran, time=max(filter(None, times), default=None))
 
     return _read(
-        pod, naming, what_runs, before=before, node_platform=node_platform, namespace_labels=namespace_labels
+        pod,
+        naming,
+        what_runs,
+        before=before,
+        node_platform=node_platform,
+        nodes=nodes,
+        namespace_labels=namespace_labels,
     )
 
 
@@ -116,6 +124,7 @@ def read_pinned(
     before: Mapping[str, Any] | None = None,
     node_platform: Platform | None = None,
     namespace_labels: Mapping[str, str] | None = None,
+    nodes: Mapping[str, Platform] | None = None,
 ) -> PodReading:
     """Report what a pod's specification pins by digest, as far as it differs from `before`; all as in `read_pod`."""
     known = {container.name: container.image for container in _containers(_same_pod(before, pod))}
@@ -129,7 +138,13 @@ def read_pinned(
         return Skipped.DIGEST_UNAVAILABLE if is_local(container.image) else _Found(digest=digest, time=None)
 
     return _read(
-        pod, naming, what_is_pinned, before=before, node_platform=node_platform, namespace_labels=namespace_labels
+        pod,
+        naming,
+        what_is_pinned,
+        before=before,
+        node_platform=node_platform,
+        nodes=nodes,
+        namespace_labels=namespace_labels,
     )
 
 
@@ -215,13 +230,14 @@ def _read(
     *,
     before: Mapping[str, Any] | None,
     node_platform: Platform | None,
+    nodes: Mapping[str, Platform] | None,
     namespace_labels: Mapping[str, str] | None,
 ) -> PodReading:
     """Make an event of each container in which something is found."""
     namespace, workload = shape.text(pod, "metadata", "namespace"), workload_of(pod)
     if skipped := _skip_whole(pod, naming, namespace, workload):
         return PodReading(skipped=Counter([skipped]))
-    platform = platform_of_pod(pod, node_platform)
+    platform = platform_of_pod(pod, node_platform, nodes)
     pod_labels = shape.labels(pod, "metadata", "labels")
     outcomes: list[DeploymentEvent | Skipped] = []
     if not _same_pod(before, pod):  # volumes are of the specification, and stay as they are
@@ -260,11 +276,13 @@ def _has_too_many(pod: Mapping[str, Any]) -> bool:
 
 
 def _event(
-    container: _Container, found: _Found, naming: Naming, place: Place, platform: Platform
+    container: _Container, found: _Found, naming: Naming, place: Place, platform: Platform | None
 ) -> DeploymentEvent | Skipped:
     repository = container.image.partition("@")[0]
     if _IMAGE_ID.fullmatch(repository):
         return Skipped.INVALID_IMAGE
+    if platform is None:
+        return Skipped.PLATFORM_UNKNOWN
     names = naming.of_container(place)
     if names is None:
         return Skipped.LABEL_MISSING

@@ -27,6 +27,9 @@ class Skipped(StrEnum):
     LABEL_MISSING = "label_missing"
     #: The pod is in one of `kubernetes.ignore_namespaces`.
     NAMESPACE_IGNORED = "namespace_ignored"
+    #: The platforms of the cluster's nodes are known, and neither is the pod's node among them nor does its
+    #: specification pin a platform: a pod that is not scheduled yet, or a new node. The watcher reports it.
+    PLATFORM_UNKNOWN = "platform_unknown"
     #: The pod, or its controller, is of one of `kubernetes.ignore_kinds`.
     KIND_IGNORED = "kind_ignored"
     #: A volume of the pod is an image: a mounted file system, which the pod's status tells no digest of.

@@ -1,5 +1,7 @@
 """What do pods not say themselves? Their nodes' platforms, and their namespaces' labels.
 
+The platforms are published for the webhook, which cannot ask for them (relay/store/nodes.py).
+
 Both are listed with each snapshot, and what is new since is asked for one by one. Where that is forbidden it goes on
 without: platforms are what the pods' specifications say, and templates that ask for labels find none. Any other
 failure is the snapshot's own: a platform that is not known just now must not make another instance of each
@@ -36,6 +38,11 @@ class Surroundings:
         self._nodes = _Kind("nodes", cluster.nodes, cluster.node)
         # Who may look at one namespace only may get it, and not list them.
         self._namespaces = _Kind("namespaces", None if namespace else cluster.namespaces, cluster.namespace)
+
+    @property
+    def has_listed_nodes(self) -> bool:
+        """Whether the nodes were listed: then `platforms` has all there are, those aside that do not say theirs."""
+        return self._nodes.has_listed
 
     def list(self) -> None:
         """Forget what is known, and list anew."""
@@ -80,23 +87,28 @@ class _Kind:
         self._read = read
         self._seen: set[str] = set()
         self._gone: set[str] = set()
-        self._is_forbidden = False
+        #: Whether we may not see them, as far as is known.
+        self.is_forbidden = False
+        #: Whether the last listing came to its end.
+        self.has_listed = False
 
     def all(self) -> Iterator[Mapping[str, Any]]:
         """List them; nothing if that is forbidden."""
         self._seen.clear()
         self._gone.clear()
-        self._is_forbidden = False
+        self.is_forbidden = self.has_listed = False
         try:
             for page in self._pages() if self._pages else ():
                 self._seen.update(shape.text(each, "metadata", "name") for each in page.items)
                 yield from page.items
         except ClusterUnavailable as error:
             self._forbid(error)
+        else:
+            self.has_listed = True
 
     def new(self, name: str) -> Mapping[str, Any] | None:
         """Return one that was not seen yet; None if it was, is gone, or may not be seen."""
-        if not name or name in self._seen or self._is_forbidden:
+        if not name or name in self._seen or self.is_forbidden:
             return None
         found = None
         try:
@@ -116,5 +128,5 @@ class _Kind:
     def _forbid(self, error: ClusterUnavailable) -> None:
         if error.status != HTTPStatus.FORBIDDEN:
             raise error
-        self._is_forbidden = True
+        self.is_forbidden = True
         log.warning("going on without %s until the next snapshot: %s", self._name, error)

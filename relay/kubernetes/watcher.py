@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from relay.event import DeploymentEvent
     from relay.kubernetes.cluster import Cluster
     from relay.kubernetes.pod import PodReading
+    from relay.kubernetes.publishing import NodePublisher
     from relay.producer import Producer
     from relay.settings import KubernetesSettings
 
@@ -69,9 +70,16 @@ class Watcher:
     """
 
     def __init__(
-        self, cluster: Cluster, producer: Producer, settings: KubernetesSettings, *, is_patient: bool = True
+        self,
+        cluster: Cluster,
+        producer: Producer,
+        settings: KubernetesSettings,
+        *,
+        publisher: NodePublisher | None = None,
+        is_patient: bool = True,
     ) -> None:
         self._is_patient = is_patient
+        self._publisher = publisher
         self._cluster = cluster
         self._producer = producer
         self._settings = settings
@@ -100,6 +108,7 @@ class Watcher:
     def turn(self) -> None:
         """List all pods, if that is due, or follow them for a while; if it failed, wait as the failure asks for."""
         self._heartbeat.beat()
+        self._publish()
         is_watching = bool(self._place) and time.monotonic() < self._list_at
         try:
             if is_watching:
@@ -113,6 +122,7 @@ class Watcher:
         """List all pods and report what they run; all of it is enqueued when this returns."""
         began = time.monotonic()
         self._surroundings.list()
+        self._publish(at_once=True)  # before what the pods run: the webhook may be asked about them meanwhile
         listing = _Listing(self._cluster, self._surroundings, self._heartbeat)
         reading = read_snapshot(
             listing,
@@ -136,6 +146,7 @@ class Watcher:
                 for change in changes:
                     self._heartbeat.beat()
                     self._take(change)
+                    self._publish()
                     heard, self._failures = True, 0
                     if self._list_at < list_at or time.monotonic() >= list_at:
                         return
@@ -185,6 +196,11 @@ class Watcher:
                 self._pause(seconds)
             else:
                 return
+
+    def _publish(self, *, at_once: bool = False) -> None:
+        """Publish the nodes' platforms, if they are known and it is time."""
+        if self._publisher and self._surroundings.has_listed_nodes:
+            self._publisher.publish(self._surroundings.platforms, at_once=at_once)
 
     def _recover(self, error: ClusterUnavailable, *, is_watching: bool) -> None:
         self._failures += 1

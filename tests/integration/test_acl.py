@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from celery import Celery
 from gateways import running
 from kombu import Connection
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from rig import TIMERS, TOKEN, Estate, wait_for
 
@@ -25,10 +27,11 @@ from relay.embedded import EmbeddedRedis
 from relay.errors import QueueFull, QueueUnavailable
 from relay.keys import Keys
 from relay.metrics.exporter import Exporter
+from relay.platform import parse_platform
 from relay.sandbox import Sandbox
 from relay.settings import Settings
 from relay.stack import Stack
-from relay.store import receipts
+from relay.store import nodes, receipts
 from relay.store.receipts import Status
 
 if TYPE_CHECKING:
@@ -293,6 +296,30 @@ class TestTheOthers:
         assert not guarded.refused()
 
     @pytest.mark.usefixtures("administrator")
+    def test_a_watcher_reports_and_writes_the_node_map_that_a_gateway_reads(self, guarded: Guarded) -> None:
+        key, platform = KEYS.nodes("eu-1"), parse_platform("linux/arm64")
+        with Producer(guarded.url("relay-watcher"), settings=Settings.load()) as reporter:
+            reporter.report(IMAGE, environment="production")
+        with guarded.as_user("relay-watcher") as client:
+            nodes.publish(client, KEYS, "eu-1", {"n1": platform})
+
+        async def read() -> nodes.NodeMap:
+            async with AsyncRedis.from_url(guarded.url("relay-gateway")) as client:
+                return await nodes.read(client, KEYS, "eu-1", nodes.NodeMap())
+
+        assert asyncio.run(read()).platforms == {"n1": platform}
+        assert not guarded.refused()
+        for user, commands in {
+            "relay-watcher": [("GET", key), ("GETRANGE", key, "0", "9"), ("DEL", key), ("SET", key, "x", "GET")],
+            "relay-gateway": [("SET", key, "x"), ("DEL", key)],
+            "relay-producer": [("SET", key, "x"), ("GET", key), ("GETRANGE", key, "0", "9")],
+        }.items():
+            with guarded.as_user(user) as client:
+                for command in commands:
+                    with pytest.raises(NoPermissionError):
+                        client.execute_command(*command)
+
+    @pytest.mark.usefixtures("administrator")
     def test_what_a_gateway_refuses_is_counted(self, guarded: Guarded) -> None:
         with running(guarded.url("relay-gateway"), queue={"max_backlog": 1}) as gateway:
             assert [gateway.post().status_code for _ in range(2)] == [202, 429]
@@ -307,10 +334,11 @@ class TestTheOthers:
         assert not guarded.refused()
 
     @pytest.mark.usefixtures("producer")
-    def test_a_gateway_and_a_celery_producer_read_no_more_than_a_producer(self, guarded: Guarded) -> None:
+    def test_gateways_watchers_and_celery_producers_read_no_more_than_a_producer(self, guarded: Guarded) -> None:
         allowed = {
             "relay-gateway": [("HINCRBY", KEYS.counts, "outbox", "-1")],
             "relay-celery": [("LPUSH", "celery", "x")],
+            "relay-watcher": [],
         }
         for user, also in allowed.items():
             with guarded.as_user(user) as client:

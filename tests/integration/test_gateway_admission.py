@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from gateways import TOKEN, Running, running
+from redis import Redis
 from rig import wait_for
 
 from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
+from relay.gateway import nodes as gateway_nodes
 from relay.gateway import reviewing, server
 from relay.keys import Keys
+from relay.platform import Platform, parse_platform
 from relay.settings import GatewaySettings, Settings
+from relay.store import nodes
 
 if TYPE_CHECKING:
     import requests
-    from redis import Redis
 
 REVIEWS = Path(__file__).parents[1] / "data" / "kubernetes"
 
@@ -253,3 +256,95 @@ def test_cluster_that_has_no_name_on_purpose_reports(redis_server: EmbeddedRedis
         assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
     assert [event["environment"]["name"] for event in inbox(client)] == [asked["request"]["namespace"]]
     assert [b"source" in fields for _, fields in client.xrange(Keys().inbox)] == [False]
+
+
+# Platforms
+
+
+ARM64 = parse_platform("linux/arm64")
+#: The node of the recorded status update.
+NODE = "ip-10-0-41-17.eu-west-1.compute.internal"
+
+
+def unpinned(name: str) -> dict[str, Any]:
+    """A review of a pod whose specification does not say where it may run."""
+    document = review(name)
+    document["request"]["object"]["spec"].pop("nodeSelector", None)
+    return document
+
+
+def platforms(client: Redis) -> list[str | None]:
+    return [event.get("platform", {}).get("architecture") for event in inbox(client)]
+
+
+@pytest.mark.parametrize(
+    ("maps", "name", "expected"),
+    [
+        ({"kind-1": {NODE: ARM64}}, "status", ["arm64"]),
+        ({"kind-1": {"another": ARM64}}, "status", []),  # a new node: the watcher reports it
+        ({"kind-1": {NODE: ARM64}}, "create", []),  # not scheduled yet
+        ({"kind-1": {}}, "create", []),
+        ({"kind-2": {NODE: ARM64}}, "create", [None]),  # another cluster's map
+        ({}, "create", [None]),  # no watcher: as the specification says, else the environment's rule
+    ],
+)
+def test_while_a_watcher_publishes_platforms_none_is_guessed(
+    redis_server: EmbeddedRedis,
+    client: Redis,
+    maps: dict[str, dict[str, Platform]],
+    name: str,
+    expected: list[str | None],
+) -> None:
+    for cluster, known in maps.items():
+        nodes.publish(client, Keys(), cluster, known)
+    with running(redis_server.url, kubernetes=NAMED, gateway=OPEN) as gateway:
+        asked = unpinned(name)
+        assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
+        assert platforms(client) == expected
+    if not expected:
+        assert client.hget(Keys().counts, "skipped:platform_unknown") == b"1"
+
+
+def test_platforms_are_read_again_and_not_for_each_review(
+    redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_nodes, "REFRESH_SECONDS", 0.05)
+    nodes.publish(client, Keys(), "kind-1", {})
+    with running(redis_server.url, kubernetes=NAMED, gateway=OPEN) as gateway:
+        ask(gateway, unpinned("status"))
+        assert platforms(client) == []
+        nodes.publish(client, Keys(), "kind-1", {NODE: ARM64})
+        wait_for(lambda: bool(ask(gateway, unpinned("status"))) and platforms(client)[:1] == ["arm64"], 20)
+        client.delete(Keys().nodes("kind-1"))  # it expired
+        wait_for(lambda: bool(ask(gateway, unpinned("create"))) and None in platforms(client), 20)
+        monkeypatch.setattr(gateway_nodes, "REFRESH_SECONDS", 3600)
+        wait_for(lambda: is_quiet(client), 20)
+        asked_before = client.info("commandstats")["cmdstat_getrange"]["calls"]
+        for _ in range(20):
+            ask(gateway, unpinned("create"))
+        assert client.info("commandstats")["cmdstat_getrange"]["calls"] == asked_before
+
+
+def is_quiet(client: Redis) -> bool:
+    """Whether nothing was read for longer than a refresh takes."""
+    calls = [client.info("commandstats")["cmdstat_getrange"]["calls"]]
+    time.sleep(0.2)
+    return [client.info("commandstats")["cmdstat_getrange"]["calls"]] == calls
+
+
+def test_platforms_stay_known_while_redis_is_away() -> None:
+    """And what was never known is not guessed."""
+    with EmbeddedRedis(append_only=False) as away:
+        with Redis.from_url(away.url) as client:
+            nodes.publish(client, Keys(), "kind-1", {NODE: ARM64})
+        with running(away.url, kubernetes=NAMED, gateway=OPEN) as gateway:
+            assert is_allowed(ask(gateway, unpinned("status")), unpinned("status")["request"]["uid"])
+            away.kill()
+            began = time.monotonic()
+            assert is_allowed(ask(gateway, unpinned("status")), unpinned("status")["request"]["uid"])
+            assert time.monotonic() - began < IN_TIME_SECONDS
+        with running(away.url, kubernetes=NAMED, gateway=OPEN) as gateway:
+            for _ in range(3):
+                began = time.monotonic()
+                assert is_allowed(ask(gateway, unpinned("create")), unpinned("create")["request"]["uid"])
+                assert time.monotonic() - began < IN_TIME_SECONDS

@@ -14,11 +14,15 @@ from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
+from relay.keys import Keys
+from relay.kubernetes import publishing
 from relay.kubernetes import watcher as module
 from relay.kubernetes.cluster import Cluster
+from relay.kubernetes.publishing import NodePublisher
 from relay.kubernetes.watcher import APART, Watcher
 from relay.producer import Producer
 from relay.settings import Settings
+from relay.store.nodes import LIFETIME_SECONDS, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,13 +47,17 @@ class Watch:
         self.client = client
         self.producer = Producer(settings=self.settings)
         self.cluster = Cluster(self.settings.kubernetes)
-        self.watcher = Watcher(self.cluster, self.producer, self.settings.kubernetes, is_patient=is_patient)
+        self.publisher = NodePublisher(self.settings)
+        self.watcher = Watcher(
+            self.cluster, self.producer, self.settings.kubernetes, publisher=self.publisher, is_patient=is_patient
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cluster.close()
+        self.publisher.close()
         self.producer.close()
 
     def turn(self, times: int = 1) -> list[str]:
@@ -64,6 +72,11 @@ class Watch:
     def reported(self) -> list[str]:
         """What their digests were made of, in the order of the inbox."""
         return [_SEEDS[body["image"]["url"].partition("@")[2]] for body in self.bodies()]
+
+    def nodes(self, cluster: str = "test") -> dict[str, str] | None:
+        """What is published of the cluster's nodes."""
+        found = decode(self.client.get(Keys().nodes(cluster)) or b"")
+        return {name: str(each) for name, each in found.platforms.items()} if found.is_alive else None
 
     def times(self) -> list[str]:
         return [fields[b"time"].decode() for _, fields in self.client.xrange("{relay:0}:inbox")]
@@ -547,3 +560,83 @@ class told_while_open:  # noqa: N801 - reads as a phrase
         self._thread.join(30)
         if self._failed:
             raise self._failed
+
+
+# Platforms for the webhook
+
+
+def node(name: str, architecture: str, os: str = "linux") -> dict[str, Any]:
+    info = {"operatingSystem": os, "architecture": architecture}
+    return {"kind": "Node", "metadata": {"name": name}, "status": {"nodeInfo": info}}
+
+
+def test_platforms_of_nodes_are_published_before_what_runs(api: KubernetesApi, watch: Watch) -> None:
+    api.put(node("n1", "amd64"))
+    api.put(node("n2", "arm64"))
+    api.put(node("n3", "amd64", os="windows"))
+    api.put({"kind": "Node", "metadata": {"name": "n4"}})
+    api.fail(500, verb="list", resource="pods")
+    watch.turn()
+    assert watch.nodes() == {"n1": "linux/amd64", "n2": "linux/arm64", "n3": "windows/amd64"}
+    assert 0 < watch.client.pttl(Keys().nodes("test")) <= LIFETIME_SECONDS * 1000
+
+
+def test_a_new_node_is_published_and_what_was_lost_is_published_again(
+    api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "PAUSE_SECONDS", 0.0)
+    api.put(node("n1", "amd64"))
+    watch.turn()
+    api.put(node("n2", "arm64"))
+    api.put(web("a", spec={"nodeName": "n2"}))
+    watch.turn(2)
+    assert watch.nodes() == {"n1": "linux/amd64", "n2": "linux/arm64"}
+    monkeypatch.setattr(publishing.nodes, "REFRESH_SECONDS", 0.0)
+    watch.client.delete(Keys().nodes("test"))
+    watch.turn()
+    assert watch.nodes() == {"n1": "linux/amd64", "n2": "linux/arm64"}
+
+
+def test_clusters_have_maps_of_their_own(api: KubernetesApi, redis_server: EmbeddedRedis, client: Redis) -> None:
+    for cluster, architecture in (("one", "amd64"), ("two", "arm64"), ("none", "s390x")):
+        api.put(node("n1", architecture))
+        with Watch(redis_server.url, client, cluster=cluster) as watch:
+            watch.turn()
+    assert [watch.nodes(name) for name in ("one", "two", "")] == [
+        {"n1": "linux/amd64"},
+        {"n1": "linux/arm64"},
+        {"n1": "linux/s390x"},
+    ]
+
+
+def test_without_a_right_for_nodes_none_are_published(api: KubernetesApi, watch: Watch) -> None:
+    """The webhook then guesses as the watcher does."""
+    api.forbidden = {("list", "nodes"), ("get", "nodes")}
+    api.put(web("a", spec={"nodeName": "n1"}))
+    assert watch.turn() == ["a"]
+    assert watch.nodes() is None
+
+
+def test_more_nodes_than_a_map_may_have_are_not_published(
+    api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(publishing.nodes, "MAX_NODES", 1)
+    api.put(node("n1", "amd64"))
+    api.put(node("n2", "arm64"))
+    watch.turn()
+    assert watch.nodes() is None
+    assert "2 nodes are more than the 1 of a map" in caplog.text
+
+
+def test_a_map_that_cannot_be_written_stops_no_report(
+    api: KubernetesApi, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.put(node("n1", "amd64"))
+    api.put(web("a", spec={"nodeName": "n1"}))
+    away = watch.settings.model_copy(
+        update={"redis": watch.settings.redis.model_copy(update={"url": "redis://127.0.0.1:1"})}
+    )
+    watch.watcher._publisher = NodePublisher(away)
+    assert watch.turn() == ["a"]
+    assert watch.nodes() is None
+    assert "not published for the webhook" in caplog.text

@@ -337,6 +337,7 @@ class TestPods:
         settings = settings_with(given | {"CLUSTER_NAME": ""}, monkeypatch)  # as the base has it
         with pytest.raises(ConfigurationError, match="CLUSTER_NAME"):
             Naming.of(settings.kubernetes)
+        assert role == "watcher" or settings.expects_reviews
 
     @pytest.mark.parametrize("role", sorted(set(PODS) - {"redis"}))
     def test_no_variable_is_misspelt(self, role: str) -> None:

@@ -19,7 +19,7 @@ from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading
 from relay.kubernetes.skipped import Skipped
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
-from relay.platform import Platform
+from relay.platform import Platform, parse_platform
 from workers.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -835,3 +835,46 @@ def test_a_shape_has_what_it_has(given: Any, path: list[str]) -> None:
     assert isinstance(shape.text(given, *path), str)
     assert all(isinstance(item, dict) for item in shape.each(given, *path))
     assert isinstance(shape.moment(given, *path), datetime | None)
+
+
+LINUX_AMD64, LINUX_ARM64, WINDOWS_AMD64 = map(parse_platform, ("linux/amd64", "linux/arm64", "windows/amd64"))
+MIXED = {"n1": LINUX_AMD64, "n2": LINUX_ARM64, "n3": WINDOWS_AMD64}
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "platform"),
+    [
+        # The node says it, whatever the specification says.
+        ({"nodeName": "n2"}, MIXED, "linux/arm64"),
+        ({"nodeName": "n3", "nodeSelector": {"kubernetes.io/arch": "arm64"}}, MIXED, "windows/amd64"),
+        # The specification leaves no choice, wherever it will run.
+        ({"nodeSelector": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"}}, MIXED, "linux/arm64"),
+        ({"nodeName": "new", "nodeSelector": {"kubernetes.io/os": "linux"}} | required([arch("arm64")]), MIXED,
+         "linux/arm64"),
+        # A part that all fitting nodes complete in the same way.
+        ({"nodeSelector": {"kubernetes.io/arch": "arm64"}}, MIXED, "linux/arm64"),
+        ({"nodeSelector": {"kubernetes.io/os": "windows"}}, MIXED, "windows/amd64"),
+        ({"os": {"name": "windows"}}, MIXED, "windows/amd64"),
+        # Nothing is guessed.
+        ({}, MIXED, None),
+        ({}, {"n1": LINUX_ARM64}, None),
+        ({"nodeName": "new"}, MIXED, None),
+        ({"nodeName": "new"}, {}, None),
+        ({"nodeName": ["n1"]}, MIXED, None),
+        ({"nodeSelector": {"kubernetes.io/os": "linux"}}, MIXED, None),
+        ({"os": {"name": "linux"}}, MIXED, None),
+        ({"nodeSelector": {"kubernetes.io/arch": "amd64"}}, MIXED, None),
+        ({"nodeSelector": {"kubernetes.io/arch": "s390x"}}, MIXED, None),
+        (required([arch("arm64")], [arch("s390x")]), MIXED, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("read", [read_pod, read_pinned])
+def test_no_platform_is_guessed_where_the_nodes_are_known(
+    read: Any, spec: dict[str, Any], nodes: dict[str, Platform], platform: str | None
+) -> None:
+    image = f"{WEB}@{A}"
+    reading = read(pod_of(image, image=image, spec=spec), NAMING, nodes=nodes)
+    if platform is None:
+        assert (reading.events, skipped(reading)) == ((), {"platform_unknown": 1})
+    else:
+        assert [str(event.platform) for event in reading.events] == [platform]

@@ -1,0 +1,69 @@
+"""Publishes the platforms of the cluster's nodes for the webhook, as often as they change and once a minute."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from relay.connection import connect
+from relay.keys import Keys
+from relay.store import nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from relay.platform import Platform
+    from relay.settings import Settings
+
+#: The shortest pause between two attempts, also when new nodes come one after the other or Redis is away.
+PAUSE_SECONDS = 5.0
+
+log = logging.getLogger("relay.watch")
+
+
+class NodePublisher:
+    """Writes the node map of one cluster. Failures are logged and cost nothing: the reports do not depend on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = connect(settings.redis, retries=0)
+        self._keys = Keys(settings.queue.namespace)
+        self._cluster = settings.kubernetes.cluster_name
+        self._published: dict[str, Platform] | None = None
+        #: When it was last tried, by the monotonic clock.
+        self._tried_at = float("-inf")
+        self._is_failing = False
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def publish(self, platforms: Mapping[str, Platform], *, at_once: bool = False) -> None:
+        """Write the map if it changed or must be refreshed, but not too often unless `at_once`."""
+        since = time.monotonic() - self._tried_at
+        is_due = since >= nodes.REFRESH_SECONDS or (since >= PAUSE_SECONDS and platforms != self._published)
+        if not is_due and not at_once:
+            return
+        self._tried_at = time.monotonic()
+        if len(platforms) > nodes.MAX_NODES:
+            self._fail(f"{len(platforms):,} nodes are more than the {nodes.MAX_NODES:,} of a map")
+            return
+        try:
+            nodes.publish(self._client, self._keys, self._cluster, platforms)
+        except RedisError as error:
+            self._fail(f"Redis did not take them ({type(error).__name__})")
+        else:
+            self._published = dict(platforms)
+            self._is_failing = False
+
+    def _fail(self, why: str) -> None:
+        self._published = None
+        if not self._is_failing:  # once until it succeeds
+            log.warning(
+                "the nodes' platforms are not published for the webhook: %s; "
+                "where nodes are not linux/amd64 it may report wrong ones (docs/redis-acl.md has the watcher's user)",
+                why,
+            )
+        self._is_failing = True
