@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from relay.keys import DEFAULT_ENDPOINT
 from relay.wording import some_of
 
 if TYPE_CHECKING:
@@ -148,7 +149,16 @@ def _endpoint(seen: Overview) -> Iterator[Finding]:
                 do=f"see to the API or the network to it; nothing is lost, and {tried}",
             )
     limited = "rate_limited" in {health.reason, reason} and health.until > seen.now - LATELY_SECONDS * 1000
-    if limited and not health.openings and seen.ledger.waiting:
+    if reason == "rate_limited" and health.openings and seen.ledger.waiting:
+        left = health.throttled_until - seen.now
+        yield Finding(
+            cause=Cause.RATE_LIMITED,
+            level=Level.BAD,
+            what="the API limits the rate (429 or Retry-After): deliveries are held as it asks"
+            + (f", for {duration(left)} more" if left > 0 else ""),
+            do=f"wait, or `relay resume --destination {DEFAULT_ENDPOINT}` if it asked by mistake; {tried}",
+        )
+    elif limited and not health.openings and seen.ledger.waiting:
         for_more = f", for {duration(health.until - seen.now)} more" if health.until > seen.now else ""
         yield Finding(
             cause=Cause.RATE_LIMITED,

@@ -21,7 +21,7 @@ environment; endpoint names have no colon, so the first one ends them.
                                            (forget_environment.lua) → events delivered
     endpoint:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
                                            failures in a row, successes, window, rate limit: for all workers;
-                                           how long it was held for which reason
+                                           how long it was held for which reason; until when it is throttled
     paused:<ep>                    hash    environment whose deliveries an operator holds → since when, milliseconds
     lease:intake                   string  token of the drain at work, expires with it
     lease:deliver:<ep>:<env>       string  the same

@@ -26,6 +26,7 @@ LONGEST_PAUSE_SECONDS = {
     HoldReason.CIRCUIT_OPEN: 30.0,
     HoldReason.WRONG_URL: 30.0,
     HoldReason.UNAUTHORIZED: 2.0,
+    HoldReason.RATE_LIMITED: 60.0,
 }
 
 #: 403s (401s before the last count as well) that an event gets, while others pass after each but the last, before it
@@ -35,6 +36,9 @@ FORBIDDEN = 3
 #: The only answer that an event dies of: it is about its environment. A 401 is about the token, and one that others
 #: pass with is tried ever later, and holds nobody up.
 _FORBIDDEN_STATUS = 403
+
+#: The status with which an API that throttles answers.
+_TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,17 @@ def _after_probe(outcome: Outcome, circuit: HoldReason) -> Move:
     """Say what a probe does that brought no success."""
     match outcome:
         case Refused() | Retry(slowly=True):  # the API is there: enough, if that is what was wrong
-            return "close" if circuit is HoldReason.CIRCUIT_OPEN else Open(circuit)
+            return "close" if circuit in {HoldReason.CIRCUIT_OPEN, HoldReason.RATE_LIMITED} else Open(circuit)
         case Unauthorized():
             return Open(HoldReason.UNAUTHORIZED)
+        case Retry(status=status, hold_seconds=asked) if status == _TOO_MANY or asked is not None:
+            return Open(circuit if circuit is HoldReason.RATE_LIMITED else _after_failure(circuit))
+    return Open(_after_failure(circuit))
+
+
+def _after_failure(circuit: HoldReason) -> HoldReason:
     # A URL that is wrong stays so while nothing answers there: a 404 must not close the circuit afterwards.
-    return Open(circuit if circuit is HoldReason.WRONG_URL else HoldReason.CIRCUIT_OPEN)
+    return circuit if circuit is HoldReason.WRONG_URL else HoldReason.CIRCUIT_OPEN
 
 
 class Suspicion(NamedTuple):

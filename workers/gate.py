@@ -48,6 +48,8 @@ class Gate:
         self._successes = 0
         self._failures = 0
         self._ask_again_at = 0.0
+        #: Whether what is in flight is a probe, and was not sent before the circuit opened.
+        self._sent_probe = False
         #: Until when the API asked to be spared, on the monotonic clock, if the others are not told yet.
         self._asked_until: float | None = None
 
@@ -91,6 +93,7 @@ class Gate:
             probe_seconds=api.timeout + PROBE_MARGIN_SECONDS,
         )
         if admission.probes:
+            self._sent_probe = True
             self._runtime.reload_token()
         if not admission.granted:
             self._ask_again_at = time.monotonic() + admission.again_seconds
@@ -126,6 +129,8 @@ class Gate:
         circuit = self._health.circuit if self._health.openings else ""
         known = 0 if self._successes else self._health.failures
         move = move_of(outcome, circuit=circuit, failures=known + self._failures, own_fault=own_fault)
+        if circuit == HoldReason.RATE_LIMITED and not self._sent_probe:
+            move = "stay"  # it was sent before the API asked to be spared, and says nothing of since
         if isinstance(move, Open):
             self._open(move.reason, outcome.because)
         elif move == "close":
@@ -138,7 +143,10 @@ class Gate:
             return
         seconds = max(0.0, self._asked_until - time.monotonic())
         client, keys = self._runtime.client, self._runtime.keys
-        self._heed(endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED))
+        hold = endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED)
+        if hold.openings:
+            self._health = self._health._replace(openings=hold.openings, circuit=hold.circuit)
+        self._heed(hold)
         self._asked_until = None
 
     def observation(self) -> Call | None:

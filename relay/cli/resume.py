@@ -1,32 +1,63 @@
-"""`relay resume`: release what `relay pause` held."""
+"""`relay resume`: release what `relay pause` held, or end a destination's throttle."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.cli.options import Json  # noqa: TC001 - typer reads it
-from relay.cli.pause import Environments  # noqa: TC001 - typer reads it
+from relay.cli.options import Json, name_or_id
 from relay.cli.shard import open_shard
 from relay.keys import DEFAULT_ENDPOINT
-from relay.store import pausing
+from relay.store import endpoint, pausing
 from relay.store.dead import moment
 
+if TYPE_CHECKING:
+    from redis import Redis
 
-def resume(environments: Environments, *, as_json: Json = False) -> None:
-    """Release paused environments' deliveries; what queued meanwhile is delivered in order.
+    from relay.keys import Keys
 
-    An environment that is not paused is left as it is.
+Environments = Annotated[
+    list[str] | None, typer.Argument(parser=name_or_id, metavar="[ENV]...", help="Environments, by name.")
+]
+Destination = Annotated[
+    str | None,
+    typer.Option(
+        parser=name_or_id,
+        metavar="NAME",
+        help="End this destination's throttle (a long Retry-After), and probe it at once if its circuit is open. "
+        f"The only one today is `{DEFAULT_ENDPOINT}`.",
+    ),
+]
+
+
+def resume(environments: Environments = None, *, destination: Destination = None, as_json: Json = False) -> None:
+    """Release paused environments' deliveries, or those of a throttled destination.
+
+    What queued meanwhile is delivered in order. An environment that is not paused is left as it is, and so is a
+    destination that is not held. A destination that still asks to be spared is throttled again by its first answer.
 
     Exit codes: 0 done, 2 usage, 69 Redis not reachable.
 
     \b
     Examples:
       relay resume production
+      relay resume --destination default
     """  # noqa: D301 - \b keeps typer from joining the lines
+    if not environments and destination is None:
+        raise typer.BadParameter("name an environment, or a destination with --destination", param_hint="ENV")
+    if destination not in {None, DEFAULT_ENDPOINT}:
+        raise typer.BadParameter(f"there is only the destination {DEFAULT_ENDPOINT!r}", param_hint="--destination")
     with open_shard() as (client, keys, _):
-        held = pausing.resume(client, keys, DEFAULT_ENDPOINT, environments)
+        if destination is not None:
+            _lift(client, keys, destination, as_json=as_json)
+        if environments:
+            _resume(client, keys, environments, as_json=as_json)
+
+
+def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool) -> None:
+    held = pausing.resume(client, keys, DEFAULT_ENDPOINT, environments)
     for name, since in zip(environments, held, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "paused_since": None if since is None else moment(since)}))
@@ -34,3 +65,18 @@ def resume(environments: Environments, *, as_json: Json = False) -> None:
         typer.echo(
             f"{name} was not paused" if since is None else f"{name} is resumed; it was paused at {moment(since)}"
         )
+
+
+def _lift(client: Redis, keys: Keys, name: str, *, as_json: bool) -> None:
+    lifted = endpoint.lift(client, keys, name)
+    until = None if lifted is None else moment(max(lifted.until, lifted.throttled_until))
+    if as_json:
+        typer.echo(
+            json.dumps({"destination": name, "held": None if lifted is None else lifted.reason, "held_until": until})
+        )
+        return
+    typer.echo(
+        f"{name} was not held"
+        if lifted is None
+        else f"{name} is resumed; it was held ({lifted.reason}) until {until}"
+    )

@@ -108,6 +108,7 @@ def as_json_object(seen: Overview) -> dict[str, Any]:
         "endpoint": {
             "held": held,
             "held_for_seconds": max(0, health.until - seen.now) / 1000,
+            "throttled_for_seconds": max(0, health.throttled_until - seen.now) / 1000,
             "probe_under_way": health.probe_until > seen.now,
             "openings": health.openings,
             "failures_in_a_row": health.failures,

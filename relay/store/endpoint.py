@@ -23,10 +23,14 @@ _HOLD = scripts.load("hold")
 _OPEN_CIRCUIT = scripts.load("open_circuit")
 _ADMIT = scripts.load("admit")
 _OBSERVE = scripts.load("observe")
+_LIFT = scripts.load("lift")
+
+#: The time between two probes of a throttle. What an endpoint asks for up to here is kept to the end without one.
+PROBE_THROTTLE_SECONDS = 60.0
 
 
 class HoldReason(StrEnum):
-    """Why an endpoint is held; the last three open its circuit."""
+    """Why an endpoint is held, or its circuit open."""
 
     RATE_LIMITED = "rate_limited"
     CIRCUIT_OPEN = "circuit_open"
@@ -38,12 +42,14 @@ class HoldReason(StrEnum):
 class Hold:
     """Deliveries are held until this time (Redis milliseconds) for this reason.
 
-    `openings` counts the circuit's in a row; while there are any, no success has been seen since.
+    `openings` counts the circuit's in a row; while there are any, no success has been seen since. `circuit` is why it
+    is open, as far as the call that returns this learns it.
     """
 
     until: int
     reason: str
     openings: int = 0
+    circuit: str = ""
 
 
 class Health(NamedTuple):
@@ -62,6 +68,8 @@ class Health(NamedTuple):
     circuit: str = ""
     #: Until when a probe is under way; only `read` tells.
     probe_until: int = 0
+    #: Until when the endpoint asked to be spared, if that is longer than the time between two probes; the same.
+    throttled_until: int = 0
 
     @classmethod
     def decode(cls, reply: list[bytes]) -> Health:
@@ -95,17 +103,42 @@ class Admission(NamedTuple):
 
 
 def hold(client: Redis, keys: Keys, endpoint: str, *, seconds: float, reason: str) -> Hold:
-    """Hold an endpoint, never shortening a hold that stands; return the one that stands now."""
-    call = scripts.Call(_HOLD, (keys.endpoint(endpoint),), (round(seconds * 1000), reason))
-    return Hold(int(scripts.run(client, call)), reason)
+    """Hold an endpoint, never shortening a hold that stands; return the one that stands now.
+
+    For longer than `PROBE_THROTTLE_SECONDS` its circuit opens, and the endpoint is probed after each such time.
+    """
+    between = round(PROBE_THROTTLE_SECONDS * 1000)
+    call = scripts.Call(_HOLD, (keys.endpoint(endpoint),), (round(seconds * 1000), reason, between))
+    until, openings, circuit = scripts.run(client, call)
+    return Hold(int(until), reason, int(openings), circuit.decode())
+
+
+class Lifted(NamedTuple):
+    """Why an endpoint was held, until when, and until when it asked to be spared; Redis milliseconds, 0 for never."""
+
+    reason: str
+    until: int
+    throttled_until: int
+
+
+def lift(client: Redis, keys: Keys, endpoint: str) -> Lifted | None:
+    """Lift the hold of an endpoint; return what it was, None if it was not held.
+
+    A throttle ends. A circuit that is open for another reason stays open, and is probed at once.
+    """
+    reason, until, throttled_until = scripts.run(client, scripts.Call(_LIFT, (keys.endpoint(endpoint),), ()))
+    return Lifted(reason.decode(), int(until), int(throttled_until)) if reason else None
 
 
 def read(client: Redis, keys: Keys, endpoint: str) -> Health:
     """Return all that is known of an endpoint; changes nothing."""
-    names = ["until", "reason", "openings", "failures", "successes", "window", "circuit", "probe_until"]
+    names = ["until", "reason", "openings", "failures", "successes", "window", "circuit"]
+    names += ["probe_until", "throttled_until"]
     found = cast("list[bytes | None]", client.hmget(keys.endpoint(endpoint), names))
-    *health, probe_until = (value or b"" for value in found)
-    return Health.decode(health)._replace(probe_until=int(probe_until or 0))
+    *health, probe_until, throttled_until = (value or b"" for value in found)
+    return Health.decode(health)._replace(
+        probe_until=int(probe_until or 0), throttled_until=int(throttled_until or 0)
+    )
 
 
 def admit(
@@ -136,10 +169,13 @@ def open_circuit(
     An open circuit is opened again only by the drain that probes.
     """
     args: tuple[Any, ...] = (token, round(first_seconds * 1000), round(longest_seconds * 1000), reason)
+    args += (round(PROBE_THROTTLE_SECONDS * 1000),)
     until, why, openings = scripts.run(client, scripts.Call(_OPEN_CIRCUIT, (keys.endpoint(endpoint),), args))
     return Hold(int(until), why.decode(), int(openings))
 
 
 def close_circuit(client: Redis, keys: Keys, endpoint: str) -> None:
     """Note that the endpoint is well: the next opening takes a new run of failures, and pauses as the first did."""
-    client.hdel(keys.endpoint(endpoint), "openings", "prober", "probe_until", "circuit", "failures")
+    client.hdel(
+        keys.endpoint(endpoint), "openings", "prober", "probe_until", "circuit", "failures", "throttled_until"
+    )

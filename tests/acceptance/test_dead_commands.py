@@ -17,6 +17,7 @@ from rig import wait_for
 
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT
+from relay.store import endpoint
 from relay.store.counts import read_ledger
 from relay.store.inbox import Redriven
 
@@ -386,6 +387,19 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
     assert "production is resumed; it was paused at 20" in done.stdout
     assert "nowhere was not paused" in done.stdout
     assert client.hkeys(KEYS.paused(DEFAULT_ENDPOINT)) == [b"staging"]
+
+
+def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
+    url = redis_server.url
+    assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
+    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
+    status = json.loads(run(url, "status", "--json").stdout)
+    assert status["endpoint"]["throttled_for_seconds"] > 3000
+    done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)
+    assert (done["destination"], done["held"]) == ("default", "rate_limited")
+    assert json.loads(run(url, "status", "--json").stdout)["held"] is None
+    assert run(url, "resume").returncode == 2
+    assert "there is only the destination 'default'" in run(url, "resume", "--destination", "other").stderr
 
 
 def test_status_accounts_for_dead_letters(redis_server: EmbeddedRedis, client: Redis) -> None:

@@ -33,8 +33,8 @@ from relay.gateway.console.site import COOKIE, FORM_BYTES
 from relay.hosts import url_of
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
+from relay.store import endpoint, pausing
 from relay.store import overview as look_at_all
-from relay.store import pausing
 from relay.store.leases import new_token
 from relay.store.state import Accepted
 
@@ -309,6 +309,7 @@ def test_signing_out_takes_the_cookie_away(operator: Visitor) -> None:
 FORMS: list[tuple[str, dict[str, str]]] = [
     ("pause", {"environment": "production"}),
     ("resume", {"environment": "staging"}),
+    ("lift", {}),
     ("dead/redrive", {"until": "9" * 13}),
     ("dead/drop", {"until": "9" * 13}),
     ("sign-out", {}),
@@ -467,6 +468,15 @@ def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) 
     assert 'action="/console/resume"' in page
     operator.send("resume", environment=EVIL, back="//evil.example")
     assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
+
+
+def test_a_throttle_is_lifted(operator: Visitor, client: Redis) -> None:
+    assert 'action="/console/lift"' not in operator.see()
+    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
+    assert 'action="/console/lift"' in operator.see()
+    answer = operator.send("lift", back="/console/?q=script")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")
+    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is None
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256])

@@ -16,11 +16,13 @@ from workers.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from redis import Redis
 
     from relay.embedded import EmbeddedRedis
+    from workers.outcome import Outcome
     from workers.runtime import Runtime
 
 NOWHERE = "http://127.0.0.1:9"
@@ -254,6 +256,48 @@ def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, clien
     assert hold is not None
     assert hold.reason == "rate_limited"
     assert hold.until - now_ms(client) == pytest.approx(60_000, abs=2000)
+
+
+def throttled(redis_server: EmbeddedRedis) -> AbstractContextManager[Runtime]:
+    return running(redis_server, NOWHERE, delivery={"max_in_flight": 8, "retry_after_max": 3600})
+
+
+LONG = Retry("HTTP 429", 429, hold_seconds=3600.0, uses_attempt=False)
+
+
+def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: EmbeddedRedis, client: Redis) -> None:
+    with throttled(redis_server) as runtime:
+        gate = Gate(runtime)
+        gate.heard(LONG)
+        for outcome in (LONG, Delivered(), Refused("HTTP 422", 422), FAILED, Delivered()):
+            gate.saw(outcome)
+        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        assert found.circuit == "rate_limited"
+        assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "circuit"),
+    [(Delivered(), ""), (Refused("HTTP 422", 422), ""), (LONG, "rate_limited"), (PUSHBACK, "circuit_open")],
+)
+def test_probe_of_a_throttle_ends_it_or_not(
+    redis_server: EmbeddedRedis, client: Redis, outcome: Outcome, circuit: str
+) -> None:
+    with throttled(redis_server) as runtime:
+        first = Gate(runtime)
+        first.heard(LONG)
+        first.saw(LONG)
+        client.hset(ENDPOINT, "until", 1)
+        gate = Gate(runtime)
+        gate.learn(health(client), now_ms(client))
+        assert gate.admit(wanted=5, room=1) == 1
+        gate.heard(outcome)
+        gate.saw(outcome)
+        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        assert found.circuit == circuit
+        assert bool(found.throttled_until) is bool(circuit)
+        if circuit:
+            assert found.until - now_ms(client) == pytest.approx(60_000, abs=2000)
 
 
 def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: Runtime, client: Redis) -> None:

@@ -187,7 +187,7 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
         assert open_circuit("prober") == 2
         endpoint.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
         assert admit("another").granted == 4
-        held = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=LONG_SECONDS, reason="rate_limited")
+        held = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
         assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == held
         assert schedule.look(client, KEYS, DEFAULT_ENDPOINT, count=5).due == []
 

@@ -34,13 +34,13 @@ def hold(client: Redis, seconds: float, reason: str = "rate_limited") -> Hold:
 
 
 def test_hold_is_only_ever_extended(client: Redis) -> None:
-    first = hold(client, 100)
-    assert first.until == pytest.approx(now_ms(client) + 100_000, abs=1000)
+    first = hold(client, 30)
+    assert first.until == pytest.approx(now_ms(client) + 30_000, abs=1000)
 
     assert hold(client, 1, "circuit_open").until == first.until
     assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == first
 
-    longer = hold(client, 200, "unauthorized")
+    longer = hold(client, 60, "unauthorized")
     assert longer.until > first.until
     assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == longer == Hold(longer.until, "unauthorized")
 
@@ -56,17 +56,17 @@ def held_ms(client: Redis) -> dict[str, int]:
 
 
 def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> None:
-    hold(client, 100)
-    hold(client, 60)
-    assert held_ms(client) == {"rate_limited": 100_000}, "within the hold that stands"
-    assert client.hget(ENDPOINT, "asked_ms") == b"60000"
+    hold(client, 40)
+    hold(client, 20)
+    assert held_ms(client) == {"rate_limited": 40_000}, "within the hold that stands"
+    assert client.hget(ENDPOINT, "asked_ms") == b"20000"
 
-    hold(client, 150)
-    assert held_ms(client)["rate_limited"] == pytest.approx(150_000, abs=5000)
+    hold(client, 60)
+    assert held_ms(client)["rate_limited"] == pytest.approx(60_000, abs=5000)
 
     open_circuit(client, first=250, longest=250, reason="unauthorized")
     both = held_ms(client)
-    assert both["unauthorized"] == pytest.approx(100_000, abs=10_000), "the rest of it"
+    assert both["unauthorized"] == pytest.approx(190_000, abs=10_000), "the rest of it"
     assert sum(both.values()) == pytest.approx(250_000, abs=10_000)
 
 
@@ -75,6 +75,72 @@ def test_time_held_begins_anew_after_a_hold_that_is_over(client: Redis) -> None:
     client.hset(ENDPOINT, "until", now_ms(client) - HOUR_MS)
     hold(client, 20)
     assert held_ms(client) == {"rate_limited": 30_000}
+
+
+def test_throttle_longer_than_the_time_between_probes_opens_the_circuit(client: Redis) -> None:
+    held = hold(client, 3600)
+    assert held == Hold(held.until, "rate_limited", 1, "rate_limited")
+    assert held.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
+    seen = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+    assert seen.throttled_until == pytest.approx(now_ms(client) + HOUR_MS, abs=1000)
+    assert (seen.circuit, seen.window, seen.why_held(now_ms(client))) == ("rate_limited", 1, "rate_limited")
+    assert hold(client, 120).until >= held.until
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).throttled_until == seen.throttled_until, "only ever extended"
+
+
+def test_throttle_up_to_the_time_between_probes_is_kept_without_one(client: Redis) -> None:
+    assert hold(client, 60) == Hold(endpoint.read(client, KEYS, DEFAULT_ENDPOINT).until, "rate_limited")
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).throttled_until == 0
+
+
+def test_probe_of_a_throttle_that_fails_waits_for_the_next_minute_and_not_beyond_the_throttle(client: Redis) -> None:
+    hold(client, 3600)
+    probe(client, "prober")
+    again = open_circuit(client, "prober", first=0.5, longest=2)
+    assert again.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
+
+    client.hset(ENDPOINT, "throttled_until", now_ms(client) + 20_000)
+    probe(client, "prober")
+    assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
+        now_ms(client) + 20_000, abs=1000
+    )
+
+    client.hset(ENDPOINT, "throttled_until", now_ms(client) - 1)
+    probe(client, "prober")
+    assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
+        now_ms(client) + 2_000, abs=1000
+    )
+
+
+@pytest.mark.parametrize("circuit", ["unauthorized", "wrong_url"])
+def test_throttle_does_not_hide_what_has_to_be_mended(client: Redis, circuit: str) -> None:
+    open_circuit(client, reason=circuit)
+    assert hold(client, 3600).circuit == circuit
+
+
+def test_lifted_throttle_lets_all_go_and_gives_its_time_back(client: Redis) -> None:
+    hold(client, 3600)
+    lifted = endpoint.lift(client, KEYS, DEFAULT_ENDPOINT)
+    assert lifted is not None
+    assert (lifted.reason, lifted.throttled_until - lifted.until) == ("rate_limited", HOUR_MS - 60_000)
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+    assert held_ms(client)["rate_limited"] < 1000
+    assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
+    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is None
+
+
+def test_lifted_circuit_is_probed_at_once(client: Redis) -> None:
+    open_circuit(client, first=50, longest=100)
+    lifted = endpoint.lift(client, KEYS, DEFAULT_ENDPOINT)
+    assert lifted is not None
+    assert lifted.reason == "circuit_open"
+    assert admit(client, "prober") == Admission(1, 0.0, probes=True)
+
+
+def test_lifted_hold_of_an_older_version_lets_all_go(client: Redis) -> None:
+    client.hset(ENDPOINT, mapping={"until": now_ms(client) + HOUR_MS, "reason": "rate_limited"})
+    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is not None
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
 
 
 # open_circuit.lua
@@ -142,7 +208,7 @@ def test_circuit_opened_twice_by_its_prober_is_opened_once(client: Redis) -> Non
 
 
 def test_longer_hold_that_stands_is_kept_when_the_circuit_opens(client: Redis) -> None:
-    longer = hold(client, 500)
+    longer = hold(client, 50)
     opened = open_circuit(client, first=1, longest=1)
 
     assert opened == Hold(longer.until, "rate_limited", 1)
@@ -190,11 +256,11 @@ def test_endpoint_in_good_health_takes_all_that_is_wanted(client: Redis) -> None
 
 
 def test_nothing_is_admitted_while_the_endpoint_is_held(client: Redis) -> None:
-    hold(client, 100)
+    hold(client, 50)
     admission = admit(client, wanted=5, rate=1000)
 
     assert (admission.granted, admission.probes) == (0, False)
-    assert admission.again_seconds == pytest.approx(100, abs=1)
+    assert admission.again_seconds == pytest.approx(50, abs=1)
     assert client.hexists(ENDPOINT, "full_at") == 0, "what is not sent uses up no rate"
 
 
@@ -435,11 +501,11 @@ def test_nothing_of_a_held_endpoint_is_due_before_the_holds_end(client: Redis) -
     put(client, {})
     schedule_many(client, 5)
     client.zadd(SCHEDULE, {"soon": now_ms(client) + 1000})
-    hold(client, 300)
+    hold(client, 50)
     sight = look(client)
 
     assert (sight.inbox, sight.due) == (1, []), "the inbox is taken in all the same"
-    assert sight.next_due_seconds == pytest.approx(300, abs=1)
+    assert sight.next_due_seconds == pytest.approx(50, abs=1)
 
 
 def test_hold_that_is_over_hides_nothing(client: Redis) -> None:

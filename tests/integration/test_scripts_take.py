@@ -218,7 +218,7 @@ def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
     fill(client, X, Y)
     park(client, took(client, fresh=1).fresh[0])
     client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
-    hold = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=LONG_SECONDS, reason="rate_limited")
+    hold = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
 
     found = took(client)

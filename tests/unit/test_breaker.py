@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CIRCUIT_OPEN = Open(HoldReason.CIRCUIT_OPEN)
 WRONG_URL = Open(HoldReason.WRONG_URL)
 UNAUTHORIZED = Open(HoldReason.UNAUTHORIZED)
+RATE_LIMITED = Open(HoldReason.RATE_LIMITED)
 
 OUTCOMES: dict[str, Outcome] = {
     "delivered": Delivered(),
@@ -64,6 +65,16 @@ TABLE: dict[str, dict[str, Move]] = {
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
     },
+    "rate_limited": {
+        "delivered": "close",
+        "refused": "close",
+        "retry": CIRCUIT_OPEN,
+        "retry, no attempt used": CIRCUIT_OPEN,
+        "retry, with a hold": RATE_LIMITED,
+        "retry slowly": "close",
+        "401": UNAUTHORIZED,
+        "403": UNAUTHORIZED,
+    },
     "unauthorized": {
         "delivered": "close",
         "refused": UNAUTHORIZED,
@@ -101,7 +112,7 @@ def test_what_an_answer_does_to_the_circuit(circuit: str, outcome: str, failures
 
 
 def test_each_reason_that_opens_a_circuit_has_a_longest_pause() -> None:
-    assert set(LONGEST_PAUSE_SECONDS) == set(HoldReason) - {HoldReason.RATE_LIMITED}
+    assert set(LONGEST_PAUSE_SECONDS) == set(HoldReason)
     assert set(TABLE) == {"", *LONGEST_PAUSE_SECONDS}
 
 

@@ -65,6 +65,14 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
         (overview(health=EXPIRED._replace(circuit="wrong_url")), "wrong_url", ["RELAY_API_URL"]),
         (overview(health=DOWN, ledger=WAITING), "api_down", ["22 attempts in a row", "nothing is lost"]),
         (overview(health=LIMITED, ledger=WAITING), "rate_limited", ["429", "for 30 s more"]),
+        (
+            overview(
+                health=LIMITED._replace(openings=1, circuit="rate_limited", throttled_until=NOW + 3_000_000),
+                ledger=WAITING,
+            ),
+            "rate_limited",
+            ["for 50 min more", "relay resume --destination default", "one event is tried in 30 s"],
+        ),
         (overview(health=LIMITED._replace(until=NOW - 900), ledger=WAITING), "rate_limited", ["api.rate_limit"]),
         (overview(health=Health(failures=7), ledger=WAITING, environments=BUSY), "api_failing", ["last 7 attempts"]),
         (

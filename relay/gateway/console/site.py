@@ -25,7 +25,7 @@ from relay.gateway.console.sampling import Sampler
 from relay.gateway.console.shard import Shard
 from relay.gateway.console.words import plural
 from relay.keys import DEFAULT_ENDPOINT
-from relay.store import pausing
+from relay.store import endpoint, pausing
 from relay.store.redriving import LEASE_SECONDS
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Console:
             self._page("live/overview", self._live_overview),
             self._form("pause", self._pause),
             self._form("resume", self._resume),
+            self._form("lift", self._lift),
             self._page("dead", self._dead),
             self._page("live/dead", self._live_dead),
             self._page("dead/letter", self._letter),
@@ -289,6 +290,10 @@ class Console:
     async def _resume(self, visit: Visit) -> Response:
         name = _environment(visit.form)
         await self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_ENDPOINT, [name]))
+        return redirect(_ours(visit.form.get("back", "")))
+
+    async def _lift(self, visit: Visit) -> Response:
+        await self._shard.ask(lambda client, keys: endpoint.lift(client, keys, DEFAULT_ENDPOINT))
         return redirect(_ours(visit.form.get("back", "")))
 
     # --- dead letters
