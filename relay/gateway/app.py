@@ -115,7 +115,7 @@ class _Gateway:
             self._admit(request, webhook.authorization_of(request.headers, request.scope["query_string"]))
         except RelayError as error:
             answer = answers.of_error(error)
-        return response_of(answer)
+        return response_of(webhook.kept_private(answer, request.scope["query_string"]))
 
     async def receipt(self, request: Request) -> Response:
         """Tell what became of an event."""

@@ -63,6 +63,8 @@ class Reporting:
             answer = answers.of_error(error)
         except ClientDisconnect:
             return
+        if query := scope["query_string"]:
+            answer = webhook.kept_private(answer, query)
         await body.answer(answer, send)
 
     async def _take(self, headers: Mapping[str, str], authorization: str | None, body: Body) -> Answer:

@@ -267,6 +267,8 @@ def read_one(body: bytes, envelope: Envelope) -> DeploymentEvent:
 def split(media: Media, body: bytes) -> list[bytes]:
     """Split a body of many into the events' JSON texts; 400 if an array is not JSON, 413 if there are too many."""
     if media is Media.LINES:
+        if encoding := other_encoding(body):
+            raise Refused(HTTPStatus.BAD_REQUEST, f"the lines are not JSON: they are {encoding}, send them in UTF-8")
         _check_number(body.count(b"\n"))
         return [line for line in body.split(b"\n") if line.strip()]
     documents = _json(body)

@@ -48,6 +48,13 @@ def _query_token(query: bytes) -> str:
     return ""
 
 
+def kept_private(answer: Answer, query: bytes) -> Answer:
+    """Return the answer to a request whose URL has a token: no shared cache may store it (RFC 6750, section 2.3)."""
+    if not _query_token(query):
+        return answer
+    return answer._replace(headers={**answer.headers, "Cache-Control": "private"})
+
+
 def consent(headers: Mapping[str, str]) -> Answer:
     """Answer a handshake (section 4): the sender may deliver here, as often as it likes; a full queue is 429.
 
@@ -59,7 +66,7 @@ def consent(headers: Mapping[str, str]) -> Answer:
         raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, reason, {"Allow": "POST"})
     if len(origin) > MAX_ORIGIN_CHARACTERS:
         raise Refused(HTTPStatus.BAD_REQUEST, f"WebHook-Request-Origin has over {MAX_ORIGIN_CHARACTERS} characters")
-    allowed = {"Allow": "POST", "WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"}
+    allowed = {"Allow": "POST, OPTIONS", "WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"}
     return Answer(HTTPStatus.OK, None, allowed)
 
 

@@ -121,6 +121,7 @@ def test_token_may_stand_elsewhere(
     answer = gateway.ask("POST", f"{path}{query}", data=BODY, headers={**JSON, **headers})
     assert answer.status_code == status
     assert len(inbox(client)) == (status == 202)
+    assert answer.headers.get("Cache-Control") == ("private" if "access_token" in query else None)
 
 
 def test_token_of_a_query_is_in_no_log_and_no_answer(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +150,7 @@ def test_handshake_allows_its_sender(gateway: Running, path: str) -> None:
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["WebHook-Allowed-Origin"] == "eventgrid.azure.net"
         assert answer.headers["WebHook-Allowed-Rate"] == "*"
-        assert answer.headers["Allow"] == "POST"
+        assert answer.headers["Allow"] == "POST, OPTIONS"
 
 
 @pytest.mark.parametrize(
@@ -233,6 +234,7 @@ def test_byte_order_mark_before_a_body_is_skipped(
     ("headers", "status"),
     [
         ({"Content-Type": "application/json"}, 400),
+        ({"Content-Type": "application/x-ndjson"}, 400),
         ({"Content-Type": "application/cloudevents+json"}, 400),
         ({"Content-Type": "application/cloudevents-batch+json"}, 400),
         ({"Content-Type": "application/json; charset=utf-16"}, 415),
