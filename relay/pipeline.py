@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from relay.encoding import restored
 from relay.event import MAX_NAME_BYTES
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def detect(environ: Mapping[str, str]) -> Origin | None:
 
     What our own templates set comes first: their containers may inherit another system's variables.
     """
+    environ = {name: _restored(value) for name, value in environ.items()}
     for recognise in (_argo, _tekton, _github, _gitlab, _circleci, _jenkins):
         origin = recognise(environ)
         if origin is not None:
@@ -151,6 +153,14 @@ def _all_of(environ: Mapping[str, str], *names: str) -> tuple[str, ...] | None:
     """Return the variables' values; None if one of them is missing or empty."""
     values = tuple(environ.get(name, "") for name in names)
     return values if all(values) else None
+
+
+def _restored(value: str) -> str:
+    """Return a variable's value as the UTF-8 that it was set in; one that is not UTF-8 as it is."""
+    try:
+        return restored(value)
+    except ValueError:
+        return value
 
 
 def _origin(system: str, source: str, step: tuple[str, ...] | None) -> Origin:

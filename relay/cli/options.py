@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from relay.encoding import restored
 from relay.settings import Duration, PositiveDuration
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -28,8 +29,9 @@ def filled(text: str) -> str:
 def name_or_id(text: str) -> str:
     """Read an environment's name or an event's id; what is not UTF-8 is nobody's."""
     try:
+        text = restored(text)
         text.encode()
-    except UnicodeEncodeError:
+    except ValueError:
         raise typer.BadParameter("is not UTF-8") from None
     return filled(text)
 

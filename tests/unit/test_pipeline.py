@@ -202,6 +202,17 @@ def test_an_event_keeps_what_it_says_of_itself() -> None:
     assert half.id == origin.id_for(half)
 
 
+def test_variables_of_an_ascii_locale_are_read_as_the_utf_8_that_they_were() -> None:
+    escaped = "acme/läden".encode().decode("ascii", errors="surrogateescape")
+    plain, ascii_locale = (
+        detect(GITHUB | {"GITHUB_REPOSITORY": "acme/läden"}),
+        detect(GITHUB | {"GITHUB_REPOSITORY": escaped}),
+    )
+    assert plain is not None
+    assert plain == ascii_locale
+    assert "acme/läden" in plain.source
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "line\nbreak", "bytes \udcff"])
 def test_a_source_that_no_event_may_have_does_not_refuse_the_report(path: str) -> None:
     origin = detect(GITHUB | {"GITHUB_REPOSITORY": path})
