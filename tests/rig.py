@@ -52,7 +52,8 @@ class Estate:
         """Add to the inbox as redis-cli would."""
         self.client.xadd("{relay:0}:inbox", {"event": body, **fields})
 
-    def start_worker(self, name: str = "worker", concurrency: int = 2) -> Child:
+    def start_worker(self, name: str = "worker", concurrency: int = 1) -> Child:
+        """Start a worker of one process, which starts sooner; a test that needs several says so."""
         return self.stack.start_worker(name, concurrency=concurrency)
 
     def ledger(self) -> Ledger:

@@ -58,8 +58,8 @@ def test_a_rollback_is_delivered_and_a_repeat_is_not(estate: Estate) -> None:
 def test_order_is_kept_for_each_of_500_instances_from_two_producers(estate: Estate) -> None:
     """A, B, A and A, A, A for 500 instances, interleaved at random, while the API fails now and then."""
     estate.api.faults = [{"kind": "status", "status": 503, "probability": 0.05}]
-    estate.start_worker("one")
-    estate.start_worker("two")
+    estate.start_worker("one", concurrency=2)
+    estate.start_worker("two", concurrency=2)
 
     def produce(half: int) -> None:
         rng = random.Random(half)
@@ -103,7 +103,7 @@ def test_order_is_kept_for_each_of_500_instances_from_two_producers(estate: Esta
 def test_a_killed_process_loses_nothing(estate: Estate, victim: str) -> None:
     """SIGKILL of a whole worker, or of a pool process, with requests in flight."""
     estate.api.faults = [{"kind": "latency", "seconds": 0.05}]
-    doomed = estate.start_worker("doomed")
+    doomed = estate.start_worker("doomed", concurrency=2)
     with Producer(estate.stack.redis_url) as producer:
         events = (
             DeploymentEvent.of(image(n, f"ghcr.io/acme/app-{n}"), environment=f"env-{n % 4}") for n in range(3000)
@@ -179,8 +179,8 @@ def test_a_bad_token_burns_no_attempt(estate: Estate) -> None:
 
 def test_retry_after_holds_the_whole_endpoint(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "2"}, "count": 1}]
-    estate.start_worker("one")
-    estate.start_worker("two")
+    estate.start_worker("one", concurrency=2)
+    estate.start_worker("two", concurrency=2)
     for n in range(5):
         estate.xadd(json.dumps({"image": {"url": image(n, f"ghcr.io/a/b{n}")}, "environment": {"name": f"e{n}"}}))
     ledger = estate.wait_until_done(5)
