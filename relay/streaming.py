@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: How long an item waits for others to be sent with it, in seconds.
-LINGER_SECONDS = 0.2
+#: How long an item waits for others to be sent with it, in seconds: while they come, and once the source pauses.
+LINGER_SECONDS, PAUSE_SECONDS = 0.5, 0.05
 
 _Item = TypeVar("_Item")
 _Outcome = TypeVar("_Outcome")
@@ -31,9 +31,10 @@ def in_chunks(
 ) -> Iterator[_Outcome]:
     """Send items in chunks of `size` at most, and yield their outcomes in order.
 
-    A chunk is sent once it is full, `LINGER_SECONDS` after its first item was read, or when the source ends. If the
-    source raises, what was read before is sent, its outcomes are yielded, and then the source's error is raised. An
-    error of `send` is raised when the source gives its next item or ends; until then nothing more is sent.
+    A chunk is sent once it is full, `PAUSE_SECONDS` after its last item, `LINGER_SECONDS` after its first, or when
+    the source ends. If the source raises, what was read before is sent, its outcomes are yielded, and then the source's
+    error is raised. An error of `send` is raised when the source gives its next item or ends; until then nothing more
+    is sent.
     `on_error`, called in another thread, may end a wait for the next item.
 
     Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are held.
@@ -77,6 +78,8 @@ class _Stream(Generic[_Item, _Outcome]):
         self._pending: deque[_Item] = deque()
         #: When the first of the pending items was read, by the monotonic clock.
         self._begun = 0.0
+        #: Items read so far.
+        self._read = 0
         self._error: BaseException | None = None
         self._sending = threading.Lock()
         self._has_begun = threading.Event()
@@ -90,6 +93,7 @@ class _Stream(Generic[_Item, _Outcome]):
         if begins:
             self._begun = time.monotonic()
         self._pending.append(item)
+        self._read += 1
         if begins:  # only now: the thread must find the item
             self._has_begun.set()
             if self._thread is None:
@@ -131,9 +135,10 @@ class _Stream(Generic[_Item, _Outcome]):
         while self._has_begun.wait() and not self._stopped.is_set():
             self._has_begun.clear()
             while self._pending and not self._stopped.is_set():
-                left = self._begun + LINGER_SECONDS - time.monotonic()
-                if left > 0:
-                    self._stopped.wait(left)
+                read = self._read
+                if self._stopped.wait(PAUSE_SECONDS):
+                    return
+                if self._read > read and time.monotonic() - self._begun < LINGER_SECONDS:
                     continue
                 self._send_pending()
                 if self._error is not None:

@@ -42,6 +42,8 @@ GITHUB = {
     "GITHUB_REPOSITORY": "acme/shop",
     "GITHUB_RUN_ID": "1658821493",
     "GITHUB_RUN_ATTEMPT": "1",
+    "GITHUB_JOB": "deploy",
+    "GITHUB_ACTION": "report",
 }
 
 
@@ -374,13 +376,14 @@ def test_a_line_that_is_too_large_lets_the_others_through(estate: Estate, enviro
 
 def test_the_pipelines_run_is_source_and_id_unless_given() -> None:
     def told(*options: str, **variables: str) -> dict[str, str]:
-        return json.loads(report(image("a"), "--dry-run", *options, **GITHUB, **variables).stdout)
+        return json.loads(report(image("a"), "--dry-run", *options, **(GITHUB | variables)).stdout)
 
     detected = told()
     assert detected["source"] == "https://github.com/acme/shop/actions/runs/1658821493"
     assert detected["id"].startswith("github-")
     assert told() == detected
     assert told("--source", "me")["source"] == "me"
+    assert told(GITHUB_RUN_ATTEMPT="") == {key: value for key, value in detected.items() if key != "id"}
     assert told("--id", "mine") == {**detected, "id": "mine"}
     assert set(told("--no-detect")) == {"event"}
     lines = "\n".join([line("a", "x"), line("b", "x"), line("a", "x"), line("a", "x", id="own")])

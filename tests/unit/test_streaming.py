@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.streaming import LINGER_SECONDS, in_chunks
+from relay.streaming import PAUSE_SECONDS, in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,24 @@ def test_what_was_read_is_sent_while_the_source_pauses() -> None:
 
     assert list(in_chunks(pausing(), receiver.send, size=SIZE)) == ["0", "1", "2"]
     assert receiver.chunks == [[0], [1], [2]]
-    assert min(waits) >= LINGER_SECONDS / 2, "what comes at once goes together"
+    assert min(waits) >= PAUSE_SECONDS / 2, "what comes at once goes together"
+
+
+def test_of_a_source_that_never_pauses_for_long_an_item_waits_for_a_bounded_time() -> None:
+    receiver = Receiver()
+    sent_after = []
+
+    def trickling() -> Iterator[int]:
+        begun = time.monotonic()
+        item = 0
+        while not receiver.items and time.monotonic() - begun < PATIENCE_SECONDS:
+            yield item
+            item += 1
+            time.sleep(PAUSE_SECONDS / 10)
+        sent_after.append(time.monotonic() - begun)
+
+    list(in_chunks(trickling(), receiver.send, size=1_000_000))
+    assert sent_after[0] < PATIENCE_SECONDS
 
 
 def test_order_is_kept_where_both_threads_send() -> None:
