@@ -32,9 +32,9 @@ def in_chunks(
     """Send items in chunks of `size` at most, and yield their outcomes in order.
 
     A chunk is sent once it is full, `PAUSE_SECONDS` after its last item, `LINGER_SECONDS` after its first, or when
-    the source ends. If the source raises, what was read before is sent, its outcomes are yielded, and then the source's
-    error is raised. An error of `send` is raised when the source gives its next item or ends; until then nothing more
-    is sent.
+    the source ends. If the source raises, what was read before is sent, its outcomes are yielded, and then the
+    source's error is raised. An error of `send` is raised when the source gives its next item or ends; until then
+    nothing more is sent.
     `on_error`, called in another thread, may end a wait for the next item.
 
     Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are held.

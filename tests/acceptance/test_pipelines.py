@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -307,6 +308,68 @@ def test_an_action_that_cannot_install_the_relay_is_a_warning(steps: Pipelines, 
     done = steps.run(runner, image=image)
     assert (done.returncode, "cannot be installed" in done.stderr) == (0, True)
     assert steps.run(runner, image=image, no_fail="false").returncode == 1
+
+
+@pytest.mark.parametrize("system", ["github"], indirect=True)
+@pytest.mark.parametrize("way", ["redis"], indirect=True)
+def test_an_action_without_python_says_so_on_the_runs_page(steps: Pipelines, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "relay").unlink()
+    for tool in ("cat", "grep", "mktemp", "rm", "tail"):
+        found = shutil.which(tool)
+        assert found
+        (tmp_path / "bin" / tool).symlink_to(found)
+    runner = {"GITHUB_ACTION_PATH": "/nowhere", "RUNNER_TEMP": str(tmp_path), "PATH": str(tmp_path / "bin")}
+    image = f"ghcr.io/acme/shop@{digest('a')}"
+    done = steps.run(runner, image=image)
+    assert done.returncode == 0
+    annotation = (
+        "title=Deployment not reported::The relay command cannot be installed: there is no Python 3.11 or later"
+    )
+    assert done.stdout.startswith(f"::warning {annotation}")
+    done = steps.run(runner, image=image, no_fail="false")
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"::error {annotation}")
+
+
+@pytest.mark.parametrize("system", ["github"], indirect=True)
+@pytest.mark.parametrize("way", ["redis"], indirect=True)
+def test_the_action_finds_the_python_of_a_windows_venv(
+    steps: Pipelines, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """There is `python` and no `python3`, and a venv has its programs in `Scripts`."""
+    (tmp_path / "bin" / "relay").unlink()
+    fake = tmp_path / "bin" / "python"
+    fake.write_text(
+        f"""#!/bin/sh
+if [ "$1 $2" != "-m venv" ]; then exec {sys.executable} "$@"; fi
+mkdir -p "$3/Scripts"
+printf '#!/bin/sh\\nif [ "$1 $2" = "-m pip" ]; then exit 0; fi\\nexec {sys.executable} "$@"\\n' >"$3/Scripts/python.exe"
+chmod +x "$3/Scripts/python.exe"
+"""
+    )
+    fake.chmod(0o755)
+    hidden = tmp_path / "bin" / "python3"
+    hidden.write_text("#!/bin/sh\necho 'Python was not found; run without arguments to install' >&2\nexit 49\n")
+    hidden.chmod(0o755)
+    runner = {
+        "GITHUB_ACTION_PATH": "/nowhere",
+        "RUNNER_TEMP": str(tmp_path),
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+    }
+    done = steps.run(runner, image=f"ghcr.io/acme/shop@{digest('a')}", id=request.node.name, no_fail="false")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output").read_text() == f"id={request.node.name}\n"
+
+
+@pytest.mark.parametrize("system", ["github"], indirect=True)
+@pytest.mark.parametrize("way", ["redis"], indirect=True)
+def test_a_report_that_fails_is_an_annotation_of_the_run(steps: Pipelines) -> None:
+    for no_fail, level, code in (("true", "warning", 0), ("false", "error", 1)):
+        done = steps.run(image="ghcr.io/acme/shop:100%", no_fail=no_fail)
+        assert done.returncode == code
+        assert done.stdout.startswith(f"::{level} title=Deployment not reported::relay: ")
+        assert "\n" not in done.stdout.strip()
+        assert done.stdout.count("%25") == done.stderr.splitlines()[0].count("%")
 
 
 @pytest.mark.parametrize("system", ["github"], indirect=True)
