@@ -314,7 +314,7 @@ def test_an_action_that_cannot_install_the_relay_is_a_warning(steps: Pipelines, 
 @pytest.mark.parametrize("way", ["redis"], indirect=True)
 def test_an_action_without_python_says_so_on_the_runs_page(steps: Pipelines, tmp_path: Path) -> None:
     (tmp_path / "bin" / "relay").unlink()
-    for tool in ("cat", "grep", "mktemp", "rm", "tail"):
+    for tool in ("bash", "cat", "grep", "mktemp", "rm", "tail"):
         found = shutil.which(tool)
         assert found
         (tmp_path / "bin" / tool).symlink_to(found)
@@ -343,7 +343,11 @@ def test_the_action_finds_the_python_of_a_windows_venv(
         f"""#!/bin/sh
 if [ "$1 $2" != "-m venv" ]; then exec {sys.executable} "$@"; fi
 mkdir -p "$3/Scripts"
-printf '#!/bin/sh\\nif [ "$1 $2" = "-m pip" ]; then exit 0; fi\\nexec {sys.executable} "$@"\\n' >"$3/Scripts/python.exe"
+cat >"$3/Scripts/python.exe" <<'END'
+#!/bin/sh
+if [ "$1 $2" = "-m pip" ]; then exit 0; fi
+exec {sys.executable} "$@"
+END
 chmod +x "$3/Scripts/python.exe"
 """
     )
