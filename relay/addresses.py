@@ -37,6 +37,9 @@ OPTIONS = {
 #: Schemes with TLS that the relay makes the options of.
 TLS_SCHEMES = ("rediss", "amqps")
 
+#: Port of RabbitMQ's management plugin with TLS.
+MANAGEMENT_PORT = 15671
+
 #: Option → the setting that says it; all clients get that.
 _BY_SETTING = {
     "socket_timeout": "redis.timeout",
@@ -158,10 +161,14 @@ class ForRedis(NamedTuple):
 
 
 class ForKombu(NamedTuple):
-    """A URL without options that kombu would take for TLS, and its `ssl`: False where there is no TLS."""
+    """A URL without options that kombu would take for TLS, and its `ssl`: False where there is no TLS.
+
+    `for_flower` is for Flower's own clients, of Redis and of RabbitMQ's management plugin: they take the same names.
+    """
 
     url: str
     ssl: dict[str, Any] | bool
+    for_flower: dict[str, Any] | bool
 
 
 def check(url: str) -> None:
@@ -236,12 +243,22 @@ def for_kombu(url: str, section: Section) -> ForKombu:
     scheme = _scheme(ones[0])
     bare = ";".join(map(_kombu_url, ones))
     if scheme not in TLS_SCHEMES:
-        return ForKombu(bare, ssl=False)
+        return ForKombu(bare, ssl=False, for_flower=False)
     required = trust(url, section)
     if scheme == "rediss":
-        return ForKombu(bare, required.for_redis())
+        return ForKombu(bare, required.for_redis(), required.for_redis())
     hosts = {_split(one).hostname or "localhost" if "://" in one else one for one in ones}
-    return ForKombu(bare, required.for_amqp(unquote(hosts.pop()) if len(hosts) == 1 else None))
+    host = unquote(hosts.pop()) if len(hosts) == 1 else None
+    return ForKombu(bare, required.for_amqp(host), required.for_redis())
+
+
+def management_api(urls: str) -> str:
+    """Return the address of RabbitMQ's management plugin, with TLS on its default port; empty for other brokers."""
+    parts = _split(urls.partition(";")[0])
+    if parts.scheme != "amqps":
+        return ""
+    host = parts.hostname or "localhost"
+    return f"https://{f'[{host}]' if ':' in host else host}:{MANAGEMENT_PORT}/api/"
 
 
 def _kombu_url(url: str) -> str:

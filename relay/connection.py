@@ -191,7 +191,23 @@ def unavailable(url: str, error: Exception, what: str = "did not answer") -> Que
     """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
     from relay.secrecy import without_password  # noqa: PLC0415 - only an error needs it, and producers start often
 
-    return QueueUnavailable(f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}")
+    do = about_certificate(error, "redis.ca_file (RELAY_REDIS__CA_FILE)")
+    said = f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}"
+    return QueueUnavailable(f"{said}; {do}" if do else said)
+
+
+def about_certificate(error: Exception, setting: str) -> str:
+    """Return what to do about a certificate that was refused; empty if the error is about none."""
+    said = str(error)
+    if "WRONG_VERSION_NUMBER" in said:
+        return "that port speaks no TLS: name the one that does, or write redis:// (amqp://)"
+    if "CERTIFICATE_VERIFY_FAILED" not in said:
+        return ""
+    if "ostname mismatch" in said or "IP address mismatch" in said:
+        return "its certificate is for another name: use a name of the certificate in the URL, or have it issued anew"
+    if "expired" in said:
+        return "its certificate has expired: renew it, or set this machine's clock"
+    return f"no authority that is known made its certificate: name the file with that authority in {setting}"
 
 
 def without_secrets(url: str) -> str:

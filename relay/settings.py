@@ -139,6 +139,9 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST_SE
 PositiveDuration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST_SECONDS)]
 Count = Annotated[int, Field(ge=1)]
 
+#: A file, or none: an empty variable is what compose makes of one that is not set.
+OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,12 +156,12 @@ class RedisSettings(_Section):
     """How long to wait for a connection."""
     timeout: PositiveDuration = 5.0
     """How long to wait for an answer. Blocking reads of the workers stay below it."""
-    ca_file: Path | None = None
+    ca_file: OptionalFile = None
     """Certificate authorities to trust beside the system's, in PEM. A `rediss://` server must have a certificate of
     one of them, for the host of the URL, before anything is sent to it."""
-    cert_file: Path | None = None
+    cert_file: OptionalFile = None
     """The certificate (with its chain, in PEM) that we present to a `rediss://` server that asks for one."""
-    key_file: Path | None = None
+    key_file: OptionalFile = None
     """The private key of `cert_file`, if that file does not have it."""
     allow_insecure: bool = False
     """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`: any server that answers then gets the
@@ -178,12 +181,12 @@ class BrokerSettings(_Section):
     report_queue: Annotated[str, Field(min_length=1)] = "celery"
     """The queue that `relay.report` is read from; "celery" is where `send_task` sends to unless told otherwise.
     On a broker shared with other Celery apps it must be a name of its own."""
-    ca_file: Path | None = None
+    ca_file: OptionalFile = None
     """Certificate authorities to trust of a `rediss://` or `amqps://` broker, in PEM: beside the system's for
     `rediss://`, instead of them for `amqps://`. Its certificate is verified as that of `redis.url`."""
-    cert_file: Path | None = None
+    cert_file: OptionalFile = None
     """The certificate (with its chain, in PEM) that we present to a broker that asks for one."""
-    key_file: Path | None = None
+    key_file: OptionalFile = None
     """The private key of `cert_file`, if that file does not have it."""
     allow_insecure: bool = False
     """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`. With an empty `url`, what is not set of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from typing import Any
 
 from celery import Celery
@@ -36,8 +37,9 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
         self.relay_settings = settings
         self.conf.update(configuration(settings))
         settings.check_broker_files()
-        # Celery prefers CELERY_BROKER_URL and -b. Flower reads the TLS options from here.
-        self.conf.broker_use_ssl = self._address(self.conf.broker_url).ssl
+        # Flower's own clients read these; Celery's connections are given theirs below. Celery prefers
+        # CELERY_BROKER_URL and -b to the settings.
+        self.conf.broker_use_ssl = self._address(self.conf.broker_url).for_flower
         self.steps["worker"] |= {DoormanStep, stopping.StoppingStep}
         tasks.register(self)
         logs.begin_with_worker()
@@ -52,8 +54,8 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
 
         All that Celery and Flower send goes through here; left to itself, kombu verifies no certificate.
         """
-        bare, own = self._address(url)
-        return super()._connection(bare, *args, ssl=own if ssl is None else ssl, **options)
+        where = self._address(url)
+        return super()._connection(where.url, *args, ssl=where.ssl if ssl is None else ssl, **options)
 
     def _address(self, url: str) -> addresses.ForKombu:
         """Return the broker's URL without options, and its TLS options."""
@@ -83,7 +85,11 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
 def make_app() -> RelayApp:
     """Return the app for the settings of the environment."""
     make_sturdy()
-    return RelayApp(Settings.load())
+    made = RelayApp(Settings.load())
+    # Left to itself, Flower asks RabbitMQ's management plugin by http://, with the broker's password.
+    if api := addresses.management_api(made.conf.broker_url):
+        os.environ.setdefault("FLOWER_BROKER_API", api)
+    return made
 
 
 def configuration(settings: Settings) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect, without_secrets
-from relay.doctor.redis_server import about_certificate
+from relay.connection import about_certificate, connect, without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
 from relay.settings import REDIS_SCHEMES
 from relay.wording import some_of
@@ -88,9 +87,9 @@ def listen(settings: Settings, beating: Callable[[], frozenset[str]]) -> Heard:
     seconds = settings.redis.timeout
     options = {"socket_timeout": seconds, "socket_connect_timeout": settings.redis.connect_timeout, "max_retries": 1}
     settings.check_broker_files()
-    url, ssl = settings.broker_address
+    where = settings.broker_address
     with Connection(  # type: ignore[no-untyped-call]  # kombu types little
-        url, ssl=ssl, connect_timeout=seconds, transport_options=options
+        where.url, ssl=where.ssl, connect_timeout=seconds, transport_options=options
     ) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0.2, timeout=seconds)
         waiting = {name: size for name in BELL_QUEUES if (size := _size(connection, name)) is not None}

@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermission
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from relay.connection import without_secrets
+from relay.connection import about_certificate, without_secrets
 from relay.doctor.result import Result, fault, note, ok, warning
 from relay.embedded import OLDEST_VERSION
 from relay.failover import WrongServer
@@ -108,20 +108,6 @@ def unreachable(where: str, error: RedisError) -> Result:
         case _:
             what, do = "answers with an error", "see its log"
     return fault("redis", f"Redis at {where} {what}: {error}", do)
-
-
-def about_certificate(error: Exception, setting: str) -> str:
-    """Return what to do about a certificate that was refused; empty if the error is about none."""
-    said = str(error)
-    if "WRONG_VERSION_NUMBER" in said:
-        return "that port speaks no TLS: name the one that does, or write redis:// (amqp://)"
-    if "CERTIFICATE_VERIFY_FAILED" not in said:
-        return ""
-    if "ostname mismatch" in said or "IP address mismatch" in said:
-        return "its certificate is for another name: use a name of the certificate in the URL, or have it issued anew"
-    if "expired" in said:
-        return "its certificate has expired: renew it, or set this machine's clock"
-    return f"no authority that is known made its certificate: name the file with that authority in {setting}"
 
 
 def examine(client: Redis, settings: Settings, clock: Callable[[], float] = time.time) -> Iterator[Result]:

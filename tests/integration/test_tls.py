@@ -237,3 +237,34 @@ class TestRabbitMQ:
             client(settings_for(recorder.port, certificates.ca_file, "amqps"))
         recorder.wait_for_handshakes()
         assert recorder.decrypted == b""
+
+
+class TestManagementPlugin:
+    """Flower reads the lengths of RabbitMQ's queues over HTTP, with the broker's user and password."""
+
+    def ask(self, recorder: Recorder, certificates: Certificates) -> None:
+        """Ask as Flower does, which takes a refusal for no queues."""
+        with (
+            RelayApp(settings_for(recorder.port, certificates.ca_file, "amqps")) as app,
+            app.connection() as connection,
+        ):
+            url = connection.as_uri(include_password=True)
+            asking = Broker(url, f"https://{HOST}:{recorder.port}/api/", broker_use_ssl=app.conf.broker_use_ssl)
+        assert asyncio.run(asking.queues(["celery"])) == []
+
+    def test_a_right_certificate_is_taken(self, recorders: dict[Case, Recorder], certificates: Certificates) -> None:
+        recorder = recorders[Case.RIGHT]
+        recorder.forget()
+        self.ask(recorder, certificates)
+        assert recorder.decrypted.startswith(b"GET /api/queues/")
+        assert b"Authorization: Basic " in recorder.decrypted
+
+    @pytest.mark.parametrize("case", WRONG)
+    def test_a_wrong_certificate_is_refused_and_nothing_is_sent(
+        self, case: Case, recorders: dict[Case, Recorder], certificates: Certificates
+    ) -> None:
+        recorder = recorders[case]
+        recorder.forget()
+        self.ask(recorder, certificates)
+        recorder.wait_for_handshakes()
+        assert recorder.decrypted == b""

@@ -18,7 +18,7 @@ from relay import addresses
 from relay.cli import app
 from relay.errors import ConfigurationError
 from relay.settings import Settings
-from workers.app import RelayApp
+from workers.app import RelayApp, make_app
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -271,3 +271,32 @@ def test_config_check_agrees(variable: str, url: str, monkeypatch: pytest.Monkey
 
     assert said.exit_code == 2, said.output
     assert url.partition("?")[2].partition("=")[0] in said.output
+
+
+@pytest.mark.parametrize(
+    ("url", "api"),
+    [
+        ("amqps://user:hunter2@rabbit.example.com:5671//", "https://rabbit.example.com:15671/api/"),
+        ("amqps://[::1]//;amqps://other//", "https://[::1]:15671/api/"),
+        ("amqp://rabbit.example.com//", None),
+        ("rediss://redis.example.com/0", None),
+    ],
+)
+def test_flower_sends_no_password_of_a_broker_with_tls_in_the_clear(
+    url: str, api: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it asks RabbitMQ's management plugin by http://."""
+    monkeypatch.delenv("FLOWER_BROKER_API", raising=False)
+    monkeypatch.setenv("RELAY_BROKER_URL", url)
+    make_app()
+    assert os.environ.get("FLOWER_BROKER_API") == api
+    monkeypatch.setenv("FLOWER_BROKER_API", "https://elsewhere/api/")
+    make_app()
+    assert os.environ["FLOWER_BROKER_API"] == "https://elsewhere/api/"
+
+
+@pytest.mark.parametrize("section", ["REDIS", "BROKER"])
+def test_an_empty_variable_names_no_file(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CA_FILE", "CERT_FILE", "KEY_FILE"):
+        monkeypatch.setenv(f"RELAY_{section}__{name}", "")
+    assert getattr(Settings.load(), section.lower()).ca_file is None
