@@ -208,16 +208,17 @@ def trust(url: str, section: Section) -> Trust:
                     f"url has {name}={value}, so the password would be sent to any server that answers: take it out "
                     "and name the server's authority in ca_file, or set allow_insecure = true on a trusted network"
                 )
-    found = Trust(
+    cert_file = _one_of(section.cert_file, options, "cert_file", "ssl_certfile")
+    key_file = _one_of(section.key_file, options, "key_file", "ssl_keyfile")
+    if key_file and not cert_file:
+        raise ValueError("key_file is set, and cert_file is not: set both, or neither for no client certificate")
+    return Trust(
         is_verified=is_verified,
         is_name_checked=is_verified and is_name_checked,
         ca_file=_one_of(section.ca_file, options, "ca_file", "ssl_ca_certs"),
-        cert_file=_one_of(section.cert_file, options, "cert_file", "ssl_certfile"),
-        key_file=_one_of(section.key_file, options, "key_file", "ssl_keyfile"),
+        cert_file=cert_file,
+        key_file=key_file or cert_file,  # redis-py before 8 shows no certificate for asyncio without a key's file
     )
-    if found.key_file and not found.cert_file:
-        raise ValueError("key_file is set, and cert_file is not: set both, or neither for no client certificate")
-    return found
 
 
 def check_files(url: str, section: Section, name: str) -> None:

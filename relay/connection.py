@@ -56,7 +56,8 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url, **own, **of_url, max_connections=connections, timeout=settings.timeout
     )
-    pool.connection_class = follow_role_async(pool.connection_class)
+    named = type(pool.connection_class.__name__, (_AsyncNamed, pool.connection_class), {})
+    pool.connection_class = follow_role_async(named)
     if HIREDIS_AVAILABLE:  # the bare install does without
         pool.connection_class = _packing_in_c(pool.connection_class)
     client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
@@ -75,7 +76,9 @@ def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any
         client = kind.from_url(url, **own, **of_url)
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         if isinstance(client, redis.Redis):
-            client.connection_pool.connection_class = follow_role(client.connection_pool.connection_class)
+            kind_of_connection = client.connection_pool.connection_class
+            named = type(kind_of_connection.__name__, (_Named, kind_of_connection), {})
+            client.connection_pool.connection_class = follow_role(named)
     except (AttributeError, TypeError, ValueError, redis.RedisError):
         raise ConfigurationError(
             "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
@@ -133,6 +136,31 @@ class _AsyncRetry(AsyncRetry):
             self._within = False
 
 
+class _Named:
+    """Names connections where Redis permits that.
+
+    redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
+    """
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Authenticate and select the database as redis-py does, then give the name."""
+        super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's, beside which this is mixed in
+        with contextlib.suppress(redis.ResponseError):
+            self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
+            self.read_response()  # type: ignore[attr-defined]  # the same
+
+
+class _AsyncNamed:
+    """`_Named`, for asyncio."""
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Authenticate and select the database as redis-py does, then give the name."""
+        await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's
+        with contextlib.suppress(redis.ResponseError):
+            await self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
+            await self.read_response()  # type: ignore[attr-defined]  # the same
+
+
 class _PackingInC:
     """Packs commands as redis-py's synchronous connections do.
 
@@ -159,27 +187,7 @@ def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
         **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
         "health_check_interval": 15,
         "retry": retry,
-        "redis_connect_func": _on_connect_async if isinstance(retry, AsyncRetry) else _on_connect,
     }
-
-
-def _on_connect(connection: Any) -> None:
-    """Authenticate and select the database as redis-py does, and name the connection where Redis permits that.
-
-    redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
-    """
-    connection.on_connect_check_health(check_health=False)
-    with contextlib.suppress(redis.ResponseError):
-        connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
-        connection.read_response()
-
-
-async def _on_connect_async(connection: Any) -> None:
-    """Do the same, for asyncio."""
-    await connection.on_connect_check_health(check_health=False)
-    with contextlib.suppress(redis.ResponseError):
-        await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
-        await connection.read_response()
 
 
 def _backoff() -> ExponentialWithJitterBackoff:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flower.utils.broker import Broker
-from gateways import running
+from gateways import TOKEN, running
 from tls_servers import HOST, redis_server
 from typer.testing import CliRunner
 
@@ -79,7 +79,8 @@ def test_producer_and_gateway_report(settings: Settings, url: str) -> None:
     with running(url) as gateway:
         assert gateway.post().status_code == 202
         assert gateway.ask("GET", "/readyz").status_code == 200
-        assert b"\nrelay_up 1" in gateway.ask("GET", "/metrics").content
+        metrics = gateway.ask("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert b"\nrelay_up 1" in metrics.content
     with closing(Exporter(settings)) as exporter:
         assert b"\nrelay_up 1" in exporter.scrape()
 

@@ -196,7 +196,7 @@ def test_the_broker_takes_what_it_does_not_set_from_the_queues_redis() -> None:
     alike = Settings.load(redis=queue).broker_address.ssl
     assert alike == addresses.for_redis(queue["url"], Settings.load(redis=queue).redis).options
     own = Settings.load(redis=queue, broker={"cert_file": "/celery.pem"}).broker_address.ssl
-    assert own == {**dict(alike or {}), "ssl_certfile": "/celery.pem", "ssl_keyfile": None}  # type: ignore[call-overload]
+    assert own == {**dict(alike or {}), "ssl_certfile": "/celery.pem", "ssl_keyfile": "/celery.pem"}  # type: ignore[call-overload]
     elsewhere = Settings.load(redis=queue, broker={"url": "rediss://other/0"}).broker_address.ssl
     assert elsewhere == {**dict(alike or {}), "ssl_ca_certs": None, "ssl_certfile": None, "ssl_keyfile": None}  # type: ignore[call-overload]
 
