@@ -77,7 +77,7 @@ class Media(Enum):
 
 _MEDIA = {media.value: media for media in Media}
 
-#: What to do about a content type that is not taken. A browser sends other types for a page of any site without
+#: Advice in the refusal of a content type. A browser sends other types for a page of any site without
 #: asking first (CORS), so none of them may be read as JSON.
 _ADD_A_CONTENT_TYPE = (
     "add the header 'Content-Type: application/json' for one event or an array "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
+import json
+import logging
 import re
 import socket
 import threading
@@ -226,6 +228,77 @@ def test_wrong_tokens_are_slowed_down_and_then_even_the_right_one(stranger: Visi
     assert "Set-Cookie" not in answer.headers
 
 
+def test_behind_a_configured_proxy_each_client_is_slowed_down_alone(redis_server: EmbeddedRedis) -> None:
+    def status_of(visitor: Visitor, token: str, forwarded_for: str) -> int:
+        headers = {"X-Forwarded-For": forwarded_for}
+        return visitor.ask("POST", "sign-in", data={"token": token}, headers=headers).status_code
+
+    door = {"port": 0, "token": PRODUCERS, "operator_token": TOKEN}
+    with running(redis_server.url, gateway={**door, "trusted_proxies": ["127.0.0.0/8"]}) as visitor:
+        for number in range(AT_ONCE):  # what a client writes itself stands left of its address
+            assert status_of(visitor, "wrong", f"192.0.2.{number}, 198.51.100.1") == 403
+        assert status_of(visitor, TOKEN, "198.51.100.1") == 429
+        assert status_of(visitor, TOKEN, "198.51.100.2") == 303
+        for number in range(AT_ONCE):
+            assert status_of(visitor, "wrong", f"2001:db8::{number + 1}") == 403
+        assert status_of(visitor, TOKEN, "2001:db8::ff") == 429, "a host chooses its addresses in a network"
+    with running(redis_server.url, gateway={**door, "trusted_proxies": ["10.0.0.0/8"]}) as visitor:
+        for number in range(AT_ONCE):
+            assert status_of(visitor, "wrong", f"198.51.100.{number}") == 403
+        assert status_of(visitor, TOKEN, "198.51.100.77") == 429, "any client may send the header"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("pause", {"environment": "production"}, {"action": "pause", "environment": "production"}),
+        ("resume", {"environment": "staging"}, {"action": "resume", "environment": "staging"}),
+        ("lift", {}, {"action": "lift", "destination": "default"}),
+        (
+            "dead/redrive",
+            {"until": "9" * 13, "environment": "prod*", "force": "yes"},
+            {"action": "redrive", "environment": "prod*", "force": "yes", "letters": 1, "why": ""},
+        ),
+        ("dead/drop", {"until": "9" * 13}, {"action": "drop", "letters": 1, "why": ""}),
+        ("dead/drop", {"id": "1-1"}, {"action": "drop", "letter": "1-1", "letters": 0, "why": "gone"}),
+        ("dead/redrive", {"id": "1-1"}, {"action": "redrive", "letter": "1-1", "letters": 0, "why": "gone"}),
+        ("pause", {"environment": "x" * 255}, {"action": "pause", "environment": "x" * 255}),
+    ],
+)
+def test_an_action_leaves_a_line_with_who_and_what(
+    operator: Visitor,
+    client: Redis,
+    caplog: pytest.LogCaptureFixture,
+    asked: tuple[str, dict[str, str], dict[str, Any]],
+) -> None:
+    path, form, line = asked
+    bury(client, refused("1"))
+    other = operator.signed_in()
+    with caplog.at_level(logging.INFO, "relay.gateway.console"):
+        for visitor in (operator, other):
+            assert visitor.send(path, **form).status_code == 303
+    first, second = (record.msg for record in caplog.records if record.msg["event"] == "console action")
+    session_name, address = first.pop("session"), first.pop("address")
+    assert first == {"event": "console action", **line}
+    assert (address, len(session_name)) == ("127.0.0.1", session.NAME_LENGTH)
+    assert second["session"] != session_name
+    told = json.dumps([first, second, session_name])
+    assert not [secret for secret in (TOKEN, operator.csrf, operator.cookies[COOKIE]) if secret in told]
+
+
+def test_a_session_is_found_in_the_log_from_its_sign_in(
+    stranger: Visitor, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "relay.gateway.console"):
+        stranger.sign_in("wrong")
+        stranger.signed_in().send("pause", environment="production")
+    lines = [record.msg for record in caplog.records]
+    assert [line["event"] for line in lines] == ["wrong operator tokens", "console sign-in", "console action"]
+    assert lines[0]["count"] == 1
+    assert lines[1]["session"] == lines[2]["session"]
+    assert list(pausing.paused(client, KEYS, DEFAULT_ENDPOINT)) == ["production"]
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [
@@ -317,7 +390,7 @@ FORMS: list[tuple[str, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
-@pytest.mark.parametrize("given", ["", "nothing", "another session's", "from another site"])
+@pytest.mark.parametrize("given", ["", "nothing", "another session's", "from another site", "of another origin"])
 def test_a_form_that_is_not_ours_does_nothing(
     operator: Visitor, client: Redis, path: str, form: dict[str, str], given: str
 ) -> None:
@@ -326,7 +399,10 @@ def test_a_form_that_is_not_ours_does_nothing(
     csrf = {"": {"csrf": ""}, "nothing": {"x": ""}, "another session's": {"csrf": operator.signed_in().csrf}}.get(
         given, {"csrf": operator.csrf}
     )
-    headers = {"Sec-Fetch-Site": "cross-site"} if given == "from another site" else {}
+    headers = {
+        "from another site": {"Sec-Fetch-Site": "cross-site"},
+        "of another origin": {"Origin": "http://evil.example"},
+    }.get(given, {})
     answer = operator.ask("POST", path, data={**form, **csrf}, headers=headers)
     assert answer.status_code == 403
     assert "nothing was done" in answer.text

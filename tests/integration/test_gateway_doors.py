@@ -1,4 +1,4 @@
-"""What a gateway takes from clients that nobody let in: other sites' pages, reviews and scrapes without a token."""
+"""Clients without a token at a gateway: pages of other sites, reviews, and scrapes."""
 
 from __future__ import annotations
 

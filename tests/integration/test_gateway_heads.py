@@ -200,6 +200,82 @@ def test_a_head_that_comes_byte_for_byte_is_not_waited_for(hasty: Running) -> No
         wait_for(is_refused, 20)
 
 
+@pytest.mark.parametrize("begun", [b"", b"\r\n"])
+def test_a_connection_that_sends_nothing_is_closed(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(heads, "IDLE_SECONDS", 0.3)
+    with running(embedded.url) as gateway, gateway.connect() as connection:
+        connection.sendall(begun)
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_that_waits_for_its_answer_is_not_closed(
+    embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "IDLE_SECONDS", 0.2)
+    patient = {"url": embedded.url, "timeout": 20}
+    with running(embedded.url, redis=patient) as gateway, gateway.connect() as connection:
+        client.execute_command("CLIENT", "PAUSE", "1000", "ALL")
+        connection.sendall(request())
+        assert status_of(connection) == 202
+
+
+def test_the_rest_of_a_body_after_its_answer_is_bounded(hasty: Running) -> None:
+    """No reader bounds it; each byte would keep the connection."""
+    with hasty.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: relay\r\nContent-Length: 1000000\r\n\r\n")
+        assert status_of(connection) == 200
+
+        def is_closed() -> bool:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"x")
+                return False
+            return True
+
+        wait_for(is_closed, 20)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_unreadable_requests_are_one_line_a_second_with_their_number(
+    gateway: Running, caplog: pytest.LogCaptureFixture, request_: bytes
+) -> None:
+    number = 50
+
+    def counted() -> list[int]:
+        return [record.msg["count"] for record in caplog.records if "unreadable requests" in str(record.msg)]
+
+    with caplog.at_level("INFO"):
+        began = time.monotonic()
+        for _ in range(number):
+            with gateway.connect() as connection:
+                connection.sendall(request_)
+                assert status_of(connection) == 400
+        wait_for(lambda: sum(counted()) >= number, 20)
+        took = time.monotonic() - began
+    assert sum(counted()) == number
+    assert len(counted()) <= took + 2
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == len(counted())
+
+
+def test_upgrades_to_other_protocols_are_counted_too(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with caplog.at_level("INFO"):
+        for _ in range(20):
+            with gateway.connect() as connection:
+                connection.sendall(upgrade)
+                assert status_of(connection) == 200
+        wait_for(lambda: "unreadable requests" in caplog.text, 20)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) < 10
+
+
 def test_connections_that_send_nothing_stay(hasty: Running) -> None:
     with hasty.connect() as connection:
         for _ in range(2):

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 #: A shift.
 SESSION_SECONDS = 8 * 3600
 
+#: Hexadecimal digits of a session's name: enough to tell those of a day apart.
+NAME_LENGTH = 10
+
 _COOKIE = re.compile(r"([A-Za-z0-9_-]{22})\.([0-9]{1,12})\.([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """Somebody who showed the operator token; `csrf` has to come with each of its forms."""
+    """A browser that showed the operator token; `csrf` has to come with each of its forms."""
 
     ends_at: int
     csrf: str
+    #: What log lines call it; the cookie cannot be derived from it.
+    name: str
 
     def allows(self, csrf: str) -> bool:
         """Tell whether a form is one of ours, made for this session."""
@@ -49,7 +54,11 @@ def read(cookie: str, token: str, now: float) -> Session | None:
     key = _key(token)
     if not hmac.compare_digest(_mac(key, f"{nonce}.{ends_at}").hex(), mac) or int(ends_at) <= now:
         return None
-    return Session(ends_at=int(ends_at), csrf=_mac(key, f"csrf {nonce}.{ends_at}").hex())
+    return Session(
+        ends_at=int(ends_at),
+        csrf=_mac(key, f"csrf {nonce}.{ends_at}").hex(),
+        name=_mac(key, f"name {nonce}.{ends_at}").hex()[:NAME_LENGTH],
+    )
 
 
 def _key(token: str) -> bytes:

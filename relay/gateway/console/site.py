@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import math
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from relay import hosts
 from relay.errors import QueueUnavailable
 from relay.event import MAX_NAME_BYTES
+from relay.gateway.browsers import Hosts
 from relay.gateway.console import letters, live, overview, session, stock
 from relay.gateway.console.attempts import Attempts
 from relay.gateway.console.pages import HEADERS, ROOT, Pages, redirect, url
 from relay.gateway.console.sampling import Sampler
 from relay.gateway.console.shard import Shard
 from relay.gateway.console.words import plural
+from relay.gateway.counted import CountedLog
+from relay.gateway.reports import Refused as RefusedRequest
 from relay.keys import DEFAULT_ENDPOINT
+from relay.logs import get_logger
 from relay.store import endpoint, pausing
 from relay.store.redriving import LEASE_SECONDS
 
@@ -45,9 +51,6 @@ COOKIE = "relay_console"
 #: A form of ours is smaller, has fewer fields, and comes at once.
 FORM_BYTES, FORM_FIELDS, FORM_SECONDS = 16_384, 32, 10.0
 
-#: From where a form may be sent, as browsers say it; one that says nothing is judged by its token alone.
-_OUR_OWN = {"", "same-origin", "none"}
-
 #: What a page says of a form's result, by what was done; anything else in its URL is passed over.
 _DONE = {"redrive": "redriven", "drop": "dropped"}
 _WHY = {
@@ -57,6 +60,14 @@ _WHY = {
     "more": "There may be more: do it again for the rest.",
     "gone": "It is not there any more.",
 }
+
+
+#: Characters of a field of a form that a log line has.
+LONGEST_LOGGED = 300
+
+_Result = TypeVar("_Result")
+
+_log = get_logger("relay.gateway.console")
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -93,6 +104,9 @@ class Console:
         self._token = settings.gateway.operator_token.get_secret_value()
         self._pages = Pages(settings)
         self._attempts = Attempts()
+        self._hosts = Hosts.of(settings.gateway)
+        self._proxies = [ipaddress.ip_network(each, strict=False) for each in settings.gateway.trusted_proxies]
+        self._wrong_tokens = CountedLog(_log, "wrong operator tokens")
         self._shard = Shard(settings)
         self._sampler = Sampler(self._shard, settings)
         self._streams = live.Streams()
@@ -135,6 +149,7 @@ class Console:
                 sampling.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await sampling
+            self._wrong_tokens.close()
             await self._shard.close()
 
     def stop(self) -> None:
@@ -177,13 +192,56 @@ class Console:
             return self._to_sign_in(request)
         form: Mapping[str, str] = {}
         if request.method == "POST":
-            form = await _form_of(request)
+            form = await self._form_of(request)
             if not known.allows(form.get("csrf", "")):
                 raise _not_ours()
         response = await handler(Visit(request, known, form))
         if request.method == "POST":
             self._sampler.expire()
         return response
+
+    def _address_of(self, request: Request) -> str:
+        """Return the client's address: the peer's, or what the configured proxies say of theirs."""
+        peer = request.client.host if request.client else ""
+        return hosts.client_address(peer, request.headers.getlist("x-forwarded-for"), self._proxies)
+
+    async def _logged(self, visit: Visit, action: str, doing: Awaitable[_Result], **what: str) -> _Result:
+        """Await an action, and log who did what; an action that Redis did not answer may have had its effect."""
+        line = {"action": action, "session": visit.session.name, "address": self._address_of(visit.request)}
+        line |= {name: value[:LONGEST_LOGGED] for name, value in what.items()}
+        try:
+            result = await doing
+        except QueueUnavailable:
+            _log.warning("console action without an answer of Redis", **line)
+            raise
+        _log.info("console action", **line, **(result._asdict() if isinstance(result, letters.Done) else {}))
+        return result
+
+    async def _form_of(self, request: Request) -> dict[str, str]:
+        """Read a form as browsers send it, or refuse it: too large, too slow, or sent from elsewhere."""
+        try:
+            self._hosts.check_page(request.headers)
+        except RefusedRequest:
+            raise _not_ours() from None
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not a form", "Only forms of these pages are taken.")
+        content = bytearray()
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > FORM_BYTES:
+                        raise Refused(
+                            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large", "This is more than a form has."
+                        )
+        except TimeoutError:
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "Too slow", "The form did not arrive in time.") from None
+        except ClientDisconnect:  # so no answer arrives
+            raise Refused(HTTPStatus.BAD_REQUEST, "Not a form", "The form did not arrive.") from None
+        try:
+            return dict(parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS))
+        except ValueError:
+            raise Refused(HTTPStatus.BAD_REQUEST, "Not a form", "The form cannot be read.") from None
 
     def _session(self, request: Request) -> Session | None:
         return session.read(request.cookies.get(COOKIE, ""), self._token, time.time())
@@ -235,8 +293,8 @@ class Console:
 
     async def _sign_in(self, request: Request) -> Response:
         async def answer() -> Response:
-            form = await _form_of(request)
-            address = request.client.host if request.client else ""
+            form = await self._form_of(request)
+            address = self._address_of(request)
             now = time.monotonic()
             following = _ours(form.get("next", ""))
             wait = self._attempts.wait_seconds(address, now)
@@ -247,10 +305,14 @@ class Console:
                 return response
             if not session.is_operator(form.get("token", ""), self._token):
                 self._attempts.failed(address, now)
+                self._wrong_tokens.note(f"the last one from {address[:LONGEST_LOGGED]}")
                 return self._show_sign_in(request, following, "This is not the operator token.", HTTPStatus.FORBIDDEN)
             response = redirect(following)
+            cookie = session.begin(self._token, time.time())
+            begun = session.read(cookie, self._token, time.time())
+            _log.info("console sign-in", session=begun.name if begun else "", address=address)
             response.set_cookie(
-                COOKIE, session.begin(self._token, time.time()), max_age=session.SESSION_SECONDS,
+                COOKIE, cookie, max_age=session.SESSION_SECONDS,
                 path=ROOT, secure=_came_safely(request), httponly=True, samesite="strict",
             )  # fmt: skip
             return response
@@ -284,16 +346,19 @@ class Console:
 
     async def _pause(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        await self._shard.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_ENDPOINT, [name]))
+        pausing_it = self._shard.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_ENDPOINT, [name]))
+        await self._logged(visit, "pause", pausing_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _resume(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        await self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_ENDPOINT, [name]))
+        resuming_it = self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_ENDPOINT, [name]))
+        await self._logged(visit, "resume", resuming_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _lift(self, visit: Visit) -> Response:
-        await self._shard.ask(lambda client, keys: endpoint.lift(client, keys, DEFAULT_ENDPOINT))
+        lifting = self._shard.ask(lambda client, keys: endpoint.lift(client, keys, DEFAULT_ENDPOINT))
+        await self._logged(visit, "lift", lifting, destination=DEFAULT_ENDPOINT)
         return redirect(_ours(visit.form.get("back", "")))
 
     # --- dead letters
@@ -346,18 +411,23 @@ class Console:
     async def _redrive(self, visit: Visit) -> Response:
         form, most = visit.form, self._settings.queue.max_backlog
         force = form.get("force", "") == "yes"
+        forced = {"force": "yes"} if force else {}
         if letter_id := form.get("id", ""):
-            done = await letters.redrive_one(self._shard, letter_id, max_backlog=most, force=force)
+            redriving = letters.redrive_one(self._shard, letter_id, max_backlog=most, force=force)
+            done = await self._logged(visit, "redrive", redriving, letter=letter_id, **forced)
             return _told("redrive", done, {})
         asked = _readable(form, settled=True)
-        done = await letters.redrive_set(self._shard, asked, max_backlog=most, force=force)
+        redriving = letters.redrive_set(self._shard, asked, max_backlog=most, force=force)
+        done = await self._logged(visit, "redrive", redriving, **asked.query, **forced)
         return _told("redrive", done, asked.query)
 
     async def _drop(self, visit: Visit) -> Response:
         if letter_id := visit.form.get("id", ""):
-            return _told("drop", await letters.drop_one(self._shard, letter_id), {})
+            dropping = letters.drop_one(self._shard, letter_id)
+            return _told("drop", await self._logged(visit, "drop", dropping, letter=letter_id), {})
         asked = _readable(visit.form, settled=True)
-        return _told("drop", await letters.drop_set(self._shard, asked), asked.query)
+        dropping = letters.drop_set(self._shard, asked)
+        return _told("drop", await self._logged(visit, "drop", dropping, **asked.query), asked.query)
 
     # --- what runs where
 
@@ -382,29 +452,6 @@ def _with_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers[name] = value
     return response
-
-
-async def _form_of(request: Request) -> dict[str, str]:
-    """Read a form as browsers send it, or refuse it: too large, too slow, or sent from elsewhere."""
-    if request.headers.get("sec-fetch-site", "") not in _OUR_OWN:
-        raise _not_ours()
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not a form", "Only forms of these pages are taken.")
-    content = bytearray()
-    try:
-        async with asyncio.timeout(FORM_SECONDS):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > FORM_BYTES:
-                    raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large", "This is more than a form has.")
-    except TimeoutError:
-        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "Too slow", "The form did not arrive in time.") from None
-    except ClientDisconnect:  # the answer reaches nobody
-        raise Refused(HTTPStatus.BAD_REQUEST, "Not a form", "The form did not arrive.") from None
-    try:
-        return dict(parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS))
-    except ValueError:
-        raise Refused(HTTPStatus.BAD_REQUEST, "Not a form", "The form cannot be read.") from None
 
 
 def _not_ours() -> Refused:
