@@ -51,6 +51,7 @@ class Cause(StrEnum):
     POISON = "poison"
     INBOX_WAITS = "inbox_waits"
     BEHIND = "behind"
+    CONTESTED = "contested"
     DEAD_LETTERS = "dead_letters"
     UNACCOUNTED = "unaccounted"
 
@@ -92,6 +93,7 @@ def _findings(seen: Overview) -> Iterator[Finding]:
     if not explained:
         yield from _slowness(seen)
     yield from _poison(seen)
+    yield from _contested(seen)
     yield from _dead_letters(seen)
     if lost := seen.ledger.unaccounted:
         yield Finding(
@@ -266,6 +268,24 @@ def _poison(seen: Overview) -> Iterator[Finding]:
             f"{worst.answers} times while others are delivered",
             do="it becomes a dead letter when its attempts are used up; only its own instance waits for it",
         )
+
+
+def _contested(seen: Overview) -> Iterator[Finding]:
+    """Name instances that two sources change in turns: each undoes what the other reported."""
+    if not seen.contested:
+        return
+    worst, others = seen.contested[0], len(seen.contested) - 1
+    one, other = (source or "reports without a source" for source in worst.sources)
+    by_whom = f"{one} and {other}" if one != other else f"{one}, perhaps of two clusters"
+    more = f", and {others:,} more like it" if others else ""
+    times = "once" if worst.returns == 1 else f"{worst.returns:,} times in a row"
+    yield Finding(
+        cause=Cause.CONTESTED,
+        level=Level.WARN,
+        what=f"{worst.instance.strip()} in {worst.environment} is changed in turns by {by_whom} and was changed back "
+        f"{times}, the last {duration(seen.now - worst.at)} ago{more}",
+        do="give each cluster a name of its own (CLUSTER_NAME), or let only one of them report it",
+    )
 
 
 def _dead_letters(seen: Overview) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ removal from the inbox. Dying anywhere in between leaves the entries in the inbo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import LineLimit, get_logger
 from relay.store import bounded, inbox, leases, scripts
+from relay.store.contested import Change
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
 from relay.store.state import Accepted, Delivered, written_arrival
@@ -28,7 +30,7 @@ from workers.stopping import is_stopping
 from workers.verdict import Verdict, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from relay.event import Defaults
     from relay.keys import OutboxKeys
@@ -246,9 +248,32 @@ def take_in(
     reply = scripts.run(runtime.client, _accept_call(runtime, token, unreadable, outboxes, judged))
     if not reply[0]:
         raise LeaseLost("another drain of the inbox has taken over")
+    _note_changes(runtime, outboxes, judged)
     if _log.isEnabledFor(logging.DEBUG):
         _log_fates(unreadable, judged)
     return int(reply[2]), [name.decode() for name in reply[3:]]
+
+
+def _note_changes(runtime: Runtime, outboxes: list[OutboxKeys], judged: list[list[Judged]]) -> None:
+    """Note what reports changed, so that instances which two sources change in turns are found."""
+    changes = (
+        Change(keys.environment, item.instance, entry.event.source or "", entry.digest, before)
+        for keys, each in zip(outboxes, judged, strict=True)
+        for item in each
+        for entry, before in _changes(item)
+    )
+    with contextlib.suppress(RedisError):  # it is for people, and the entries are committed
+        runtime.changes.note(runtime.client, runtime.keys, DEFAULT_ENDPOINT, changes)
+
+
+def _changes(item: Judged) -> Iterator[tuple[Readable, str]]:
+    """Yield an instance's entries that report another digest than the one before, and that one."""
+    before = item.expected.partition("\n")[0]
+    for verdict, entry in item.entries:
+        if verdict is Verdict.CHANGED and entry.redriven is None:
+            yield entry, before
+        if verdict.is_news:
+            before = entry.digest
 
 
 def _log_fates(unreadable: list[Unreadable], judged: list[list[Judged]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from relay.errors import ConfigurationError
 from relay.event import Defaults
 from relay.keys import Keys
 from relay.platform import parse_platform
+from relay.store.contested import ChangeSample
 from workers.bells import Bells
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Runtime:
     bells: Bells
     transport: Transport[Any]
     random: Random
+    changes: ChangeSample = field(default_factory=ChangeSample)
 
     def reload_token(self) -> None:
         """Read the API's token again, so that a rotated one needs no restart; count it if that changed something."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from relay.store import bounded, counts, dead, endpoint
+from relay.store import bounded, contested, counts, dead, endpoint
 from relay.store.outbox import Trials
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from relay.keys import Keys
     from relay.settings import QueueSettings
+    from relay.store.contested import Contested
     from relay.store.counts import EnvironmentCounts, Ledger
     from relay.store.dead import DeadLetter
     from relay.store.endpoint import Health
@@ -74,6 +75,8 @@ class Overview:
     retrying: Sequence[Retrying] = ()
     #: The dead letter that died last.
     newest_dead: DeadLetter | None = None
+    #: Instances that two sources change in turns.
+    contested: Sequence[Contested] = ()
     memory: Memory = UNKNOWN
     #: Whether this Redis is a replica, which takes no writes; False where the user may not ask.
     is_replica: bool = False
@@ -112,6 +115,7 @@ def read(
         environments=environments,
         retrying=_retrying(client, keys, endpoint_name, environments),
         newest_dead=dead.newest_of_all(client, keys),
+        contested=contested.read(client, keys, endpoint_name, now),
         memory=_memory(client),
         is_replica=_is_replica(client),
         max_backlog=queue.max_backlog,

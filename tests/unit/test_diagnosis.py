@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from relay.diagnosis import Cause, Level, describe, diagnose, duration
+from relay.store.contested import Contested
 from relay.store.counts import EnvironmentCounts, Ledger
 from relay.store.dead import DeadLetter
 from relay.store.endpoint import Health
@@ -51,6 +52,7 @@ EXPIRED = Health(until=NOW + 1500, reason="unauthorized", circuit="unauthorized"
 DOWN = Health(until=NOW + 1500, reason="circuit_open", circuit="circuit_open", openings=3, failures=22)
 LIMITED = Health(until=NOW + 30_000, reason="rate_limited", successes=9)
 PAUSED = [environment(waiting=30, paused_since=NOW - 9000, oldest=NOW - 9000), environment("staging", waiting=20)]
+CONTESTED = Contested("shop", "ghcr.io/acme/api linux/amd64 ", ("eu-1", "eu-2"), 3, NOW - 5000)
 RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ", 5)]}
 
 
@@ -111,6 +113,17 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
             overview(ledger=WAITING, environments=[environment(waiting=9, retrying=1)], **RETRYING),
             "poison",
             ["one event is at fault", "ghcr.io/acme/api linux/amd64 in production", "5 times"],
+        ),
+        (
+            overview(contested=[CONTESTED, CONTESTED._replace(instance="b linux/amd64 ")]),
+            "contested",
+            ["ghcr.io/acme/api linux/amd64 in shop", "in turns by eu-1 and eu-2", "changed back 3 times", "5 s ago",
+             "and 1 more like it", "CLUSTER_NAME"],
+        ),
+        (
+            overview(contested=[CONTESTED._replace(sources=("", ""))]),
+            "contested",
+            ["by reports without a source, perhaps of two clusters"],
         ),
         (
             overview(**DEAD),
