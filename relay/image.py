@@ -58,6 +58,8 @@ _PATH = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _LOWER_HEX = re.compile(r"[0-9a-f]+")
 
+#: A digest that has digits, as nearly all have.
+_BEGINS_WHOLE = re.compile(r"sha(?:256|512):[0-9a-f]{32}")
 #: What a digest begins with, alone or before what stands for its digits.
 _ALGORITHM = re.compile(r"sha(?:256|512)(?::|$)")
 #: How shells, JavaScript, Go, Python, Ruby and Helm write what has no value, in lower case.
@@ -98,7 +100,7 @@ def parse_image(text: str) -> ImageReference:
 def _parsed(text: str) -> ImageReference:
     reference = text.removeprefix(_PULLABLE)
     name, at, digest = reference.partition("@")
-    if at and name and is_unset(digest):
+    if at and name and not _BEGINS_WHOLE.match(digest) and is_unset(digest):
         raise InvalidImage(unset_digest(digest))
     _refuse_unwritable(reference)
     _refuse_without_digest(reference)

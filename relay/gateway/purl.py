@@ -35,8 +35,15 @@ _EXAMPLE = "pkg:oci/app@sha256%3A<64 hex digits>?repository_url=registry.example
 #: Definitions ask for none, people write them.
 _URL_SCHEME = re.compile(r"(?:https?|oci|docker)://", re.IGNORECASE)
 
-#: What docker's definition has as its default is the site; this is the registry.
-_DOCKER_HUB_SITE, _DOCKER_HUB = "hub.docker.com", "docker.io"
+#: Docker Hub's registry, and the other hosts that purls have for it: the site, which docker's definition has as its
+#: default, and those of its API.
+_DOCKER_HUB = "docker.io"
+_DOCKER_HUB_HOSTS = frozenset(
+    {"hub.docker.com", "registry.hub.docker.com", "index.docker.io", "registry-1.docker.io"}
+)
+
+#: Where the site and the API have a repository: `hub.docker.com/r/team/app`, `hub.docker.com/_/nginx`, `…/v1/`.
+_DOCKER_HUB_PATH = re.compile(r"^(?:r|v[12]|(_))(?:/|$)")
 
 #: Parts of a platform: operating system, architecture, variant.
 _Platform = tuple[str | None, str | None, str | None]
@@ -122,8 +129,10 @@ def _repository(purl: PackageURL, registry: str) -> str:
             f"has no repository_url, and so no registry: write {_EXAMPLE}, or set gateway.default_registry"
         )
     base = _URL_SCHEME.sub("", given, count=1).strip("/")
-    if base.partition("/")[0] == _DOCKER_HUB_SITE:
-        base = base.replace(_DOCKER_HUB_SITE, _DOCKER_HUB, 1)
+    host, _, rest = base.partition("/")
+    if host.lower() in _DOCKER_HUB_HOSTS:
+        rest = _DOCKER_HUB_PATH.sub(lambda found: "library/" if found[1] else "", rest)
+        base = f"{_DOCKER_HUB}/{rest}".rstrip("/")
     if not _names_registry(base):
         raise ValueError(f"has the repository_url {_shown(given)}, which starts with no registry: write {_EXAMPLE}")
     return base if base.endswith(f"/{path}") else f"{base}/{path}"
