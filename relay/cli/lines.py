@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from relay.encoding import other_encoding
+from relay.encoding import other_encoding, without_mark
 from relay.errors import ConfigurationError, InvalidEvent
 from relay.event import DeploymentEvent
 
@@ -80,7 +80,7 @@ def read_lines(
         if len(line) > MAX_LINE_BYTES:
             yield Line(number, InvalidEvent("", f"longer than {MAX_LINE_BYTES} bytes"))
             _skip_to_line_end(lines, line)
-        elif line.strip():
+        elif without_mark(line).strip():
             yield Line(number, _event(line))
             if number == 1 and other_encoding(line):
                 return  # its line ends are not where they seem to be

@@ -121,7 +121,7 @@ class _Gateway:
         """Tell what became of an event."""
         event_id: str = request.path_params["event_id"]
         try:
-            self._admit(request, request.headers.get("authorization"))
+            self._admit(request, webhook.authorization_of(request.headers))
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
@@ -136,7 +136,7 @@ class _Gateway:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         try:
             if self._metrics == "token":
-                self._admit(request, request.headers.get("authorization"))
+                self._admit(request, webhook.authorization_of(request.headers))
             else:
                 self._hosts.check_host(request.headers)
         except RelayError as error:

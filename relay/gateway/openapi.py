@@ -308,7 +308,7 @@ DOCUMENT: dict[str, Any] = {
         "version": version("deployment-relay"),
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
-    "security": [{"token": []}],
+    "security": [{"token": []}, {"tokenHeader": []}],
     "paths": {
         "/": {"post": _report("report"), "options": _handshake("handshake")},
         "/v1/deployments": {"post": _report("reportDeployment"), "options": _handshake("handshakeDeployment")},

@@ -270,7 +270,7 @@ def split(media: Media, body: bytes) -> list[bytes]:
         if encoding := other_encoding(body):
             raise Refused(HTTPStatus.BAD_REQUEST, f"the lines are not JSON: they are {encoding}, send them in UTF-8")
         _check_number(body.count(b"\n"))
-        return [line for line in body.split(b"\n") if line.strip()]
+        return [line for line in without_mark(body).split(b"\n") if line.strip()]
     documents = _json(body)
     if not isinstance(documents, list):
         raise InvalidEvent("", "a batch must be a JSON array")

@@ -27,7 +27,7 @@ MAX_ORIGIN_CHARACTERS = 253
 _PLAIN = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
-def authorization_of(headers: Mapping[str, str], query: bytes) -> str | None:
+def authorization_of(headers: Mapping[str, str], query: bytes = b"") -> str | None:
     """Return the `Authorization` header, or one with the token from where senders put it that cannot set that.
 
     An `Authorization` of another scheme is a proxy's, and gives way.

@@ -428,7 +428,7 @@ def test_ascii_locale_without_utf_8_mode_changes_no_text(tmp_path: Path) -> None
 
 def test_byte_order_mark_is_no_fault_and_utf_16_is_named(tmp_path: Path) -> None:
     marked, wide = tmp_path / "marked.jsonl", tmp_path / "wide.jsonl"
-    marked.write_text(f"{line(1, 'shop')}\n\ufeff{line(2, 'shop')}\n", encoding="utf-8-sig")
+    marked.write_text(f"\n{line(1, 'shop')}\n\ufeff{line(2, 'shop')}\n", encoding="utf-8-sig")
     wide.write_text(f"{line(1, 'shop')}\n{line(2, 'shop')}\n", encoding="utf-16")
 
     assert report(str(marked), "--dry-run").returncode == 0

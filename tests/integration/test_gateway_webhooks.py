@@ -124,6 +124,12 @@ def test_token_may_stand_elsewhere(
     assert answer.headers.get("Cache-Control") == ("private" if "access_token" in query else None)
 
 
+@pytest.mark.parametrize("path", ["/events/unknown", "/metrics"])
+def test_header_counts_everywhere_and_the_query_for_reports_only(gateway: Running, path: str) -> None:
+    assert gateway.ask("GET", path, headers={"X-Relay-Token": TOKEN}).status_code in {200, 404}
+    assert gateway.ask("GET", f"{path}?access_token={TOKEN}").status_code == 401
+
+
 def test_token_of_a_query_is_in_no_log_and_no_answer(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         answers = [

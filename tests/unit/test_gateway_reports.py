@@ -224,6 +224,7 @@ def test_json_that_is_no_event_names_the_field(body: bytes, envelope: Envelope, 
 @pytest.mark.parametrize(
     ("media", "body", "texts"),
     [
+        (Media.LINES, b"\xef\xbb\xbf\r\n{}\n", [b"{}"]),
         (Media.JSON, b"[]", []),
         (Media.JSON, b' [{"a": 1}, "b", null] ', [b'{"a":1}', b'"b"', b"null"]),
         (Media.LINES, b"", []),
