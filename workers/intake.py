@@ -21,7 +21,7 @@ from relay.errors import InvalidEvent, LeaseLost
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import LineLimit, get_logger
-from relay.store import bounded, inbox, leases, scripts
+from relay.store import bounded, inbox, leases, receipts, scripts
 from relay.store.contested import Change
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
@@ -75,6 +75,8 @@ class Unreadable(NamedTuple):
     reason: Reason = Reason.INVALID
     #: The id that a receipt is asked for by, '' for none.
     receipt: str = ""
+    #: As that of a `Readable`; a dead letter's receipt has its reason and detail.
+    answer: tuple[str, str] = ("", "")
 
 
 class Readable(NamedTuple):
@@ -93,6 +95,8 @@ class Readable(NamedTuple):
     redriven: Redriven | None = None
     #: The id that a receipt is asked for by, '' for none.
     receipt: str = ""
+    #: What a receipt says of one that is no news: its status if that is not the verdict, and its further lines.
+    answer: tuple[str, str] = ("", "")
     #: Whether it only repeats what is known, and once that is judged, when this came.
     resync: bool = False
     repeats: str = ""
@@ -431,10 +435,24 @@ def judge_in_order(
                 entry = _repeating(entry, state)  # noqa: PLW2901 - with what it repeats
             elif state.time != entry.time:
                 entry = entry._replace(newest=state.time)  # noqa: PLW2901 - with what is known
+        elif state and entry.receipt:
+            entry = entry._replace(answer=_answer(verdict, entry, state, last))  # noqa: PLW2901 - with what it says
         judged[name].entries.append((verdict, entry))
     for name, state in states.items():
         judged[name].state = state.encode() if state else ""
     return list(judged.values())
+
+
+def _answer(verdict: Verdict, entry: Readable, state: Accepted, last: bytes | None) -> tuple[str, str]:
+    """Return what the receipt of an event that is no news says: its status if not the verdict, and further lines."""
+    if verdict is not Verdict.DUPLICATE:
+        return "", ""
+    if entry.digest != state.digest:
+        return receipts.Status.SUPERSEDED, f"\n{receipts.BY_ID}\n{state.digest}"
+    delivered = Delivered.decode(last.decode()) if last else None
+    is_delivered = delivered and (delivered.digest, delivered.came) == (state.digest, written_arrival(*state.arrival))
+    repeated = state.ids[-1] if state.ids else ""
+    return "", f"\n{repeated}\n{receipts.DELIVERED if is_delivered else receipts.WAITING}"
 
 
 def _repeating(entry: Readable, state: Accepted) -> Readable:
@@ -463,8 +481,8 @@ def _accept_call(
         *unreadable,
         *(entry for each in judged for item in each for _, entry in item.entries),
     ]
-    asked = [part for entry in entries if entry.receipt for part in (entry.entry_id, entry.receipt)]
-    args += [len(asked) // 2, *asked]
+    asked = [(entry.entry_id, entry.receipt, *entry.answer) for entry in entries if entry.receipt]
+    args += [len(asked), *(part for each in asked for part in each)]
     args.append(len(unreadable))
     for entry in unreadable:
         args += [entry.entry_id, entry.reason, entry.detail]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from relay.errors import QueueFull, QueueUnavailable
-from relay.store.receipts import Status
+from relay.store.receipts import BY_ID, Status
+from relay.store.receipts import WAITING as _WAITS
 
 if TYPE_CHECKING:
     from relay.cli.ways import Way
@@ -38,6 +39,19 @@ MEANINGS = {
 }
 
 
+def meaning(outcome: str, receipt: Receipt | None) -> str:
+    """Return what an outcome means to who reported, as exactly as the receipt has it."""
+    if outcome == Status.SUPERSEDED and receipt and receipt.reason == BY_ID:
+        return (
+            f"superseded: this id was reported before, and {receipt.detail} was accepted since, so this was not "
+            "delivered; to deploy it again, report it with another --id"
+        )
+    if outcome == Status.DUPLICATE and receipt and receipt.reason:
+        known = "which is not delivered yet" if receipt.detail == _WAITS else "which was delivered"
+        return f"duplicate: a duplicate of {receipt.reason}, {known}; there was nothing more to deliver"
+    return MEANINGS[outcome]
+
+
 class Fates:
     """The events that are waited for, and what became of those whose end is known."""
 
@@ -47,6 +61,8 @@ class Fates:
         self.unreachable = ""
         self._way = way
         self._timeout_seconds = timeout_seconds
+        #: The receipt of the event whose end was known last.
+        self.last: Receipt | None = None
         self._is_over = False
         self._pending: dict[str, list[str]] = {}
 
@@ -81,7 +97,7 @@ class Fates:
         ids = list(self._pending)
         try:
             for event_id, receipt in zip(ids, self._way.receipts(ids, within_seconds=within_seconds), strict=True):
-                if receipt is None or receipt.status.is_final:
+                if receipt is None or receipt.is_final:
                     self._end(event_id, receipt)
         except (QueueFull, QueueUnavailable) as error:  # it may come back while there is time
             self.unreachable = str(error)
@@ -91,6 +107,7 @@ class Fates:
     def _end(self, event_id: str, receipt: Receipt | None) -> None:
         labels = self._pending.pop(event_id)
         self.counts[UNKNOWN if receipt is None else receipt.status] += len(labels)
+        self.last = receipt
         if receipt is not None and receipt.status is Status.DEAD:
             for label in labels:
                 typer.echo(f"{label}dead: {': '.join(filter(None, (receipt.reason, receipt.detail)))}", err=True)

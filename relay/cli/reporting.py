@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.fates import MEANINGS, UNKNOWN, WAITING, WINDOW, Fates
+from relay.cli.fates import UNKNOWN, WAITING, WINDOW, Fates, meaning
 from relay.cli.interrupts import Interrupted, Interrupts
 from relay.cli.lines import open_lines, read_lines
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
@@ -82,7 +82,7 @@ class Reporter:
         self.fates.wait()
         for fate in self.fates.counts:
             if fate != Status.DEAD:  # which has been told
-                typer.echo(MEANINGS[fate], err=True)
+                typer.echo(meaning(fate, self.fates.last), err=True)
         return self._exit_code(refused=0)
 
     def report_file(self, image: str) -> int:

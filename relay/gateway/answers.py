@@ -96,8 +96,9 @@ def of_receipt(event_id: str, receipt: Receipt | None) -> Answer:
     if receipt is None:
         reason = "no receipt: no event with this id was reported, or it ended a while ago (queue.receipt_for)"
         return refusal(HTTPStatus.NOT_FOUND, reason)
-    document = {"id": event_id, "status": receipt.status, "since": moment(receipt.at)}
-    if receipt.status is Status.DEAD:
+    status = Status.QUEUED if receipt.is_repeated else receipt.status
+    document = {"id": event_id, "status": status, "since": moment(receipt.at)}
+    if receipt.reason or receipt.status is Status.DEAD:
         document |= {"reason": receipt.reason, "detail": receipt.detail}
     return Answer(status=HTTPStatus.OK, document=document)
 

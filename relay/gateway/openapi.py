@@ -147,8 +147,16 @@ _RECEIPT = {
         "id": {"type": "string"},
         "status": {"enum": ["queued", "delivered", "duplicate", "stale", "superseded", "dead"]},
         "since": {"type": "string", "format": "date-time"},
-        "reason": {"type": "string", "description": "Why it is dead."},
-        "detail": {"type": "string", "description": "What the API, or intake, said."},
+        "reason": {
+            "type": "string",
+            "description": "Why it is dead; of a duplicate, the id of the event that it repeats; `id` if it is "
+            "superseded because its id was reported before, and another digest since.",
+        },
+        "detail": {
+            "type": "string",
+            "description": "What the API, or intake, said; of a duplicate, whether the event that it repeats is "
+            "`delivered` or `waiting`; the digest that was accepted since.",
+        },
     },
 }
 

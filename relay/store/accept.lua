@@ -8,7 +8,8 @@
 -- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with, 7 environments,
 --       8 internal, 9 dataset, then for each environment its accepted state, outbox, counts, lease, bell
 -- ARGV  token, lease in ms, bell in ms, ms to keep a receipt while its event waits, and after,
---       number of entries that ask for a receipt, for each: inbox id, event id
+--       number of entries that ask for a receipt, for each: inbox id, event id, and for one that is no news the
+--           receipt's status if that is not the verdict, and its further lines, each with a line feed before it
 --       number of unreadable entries, for each: inbox id, reason, detail
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
@@ -47,8 +48,8 @@ local asked, receipts = {}, {}
 local passed_over = 0
 local at = 7
 for _ = 1, tonumber(ARGV[6]) do
-  asked[ARGV[at]] = ARGV[at + 1]
-  at = at + 2
+  asked[ARGV[at]] = {event_id = ARGV[at + 1], status = ARGV[at + 2], lines = ARGV[at + 3]}
+  at = at + 4
 end
 at = at + 1
 for _ = 1, tonumber(ARGV[at - 1]) do
@@ -68,7 +69,7 @@ for _ = 1, tonumber(ARGV[at - 1]) do
     reasons[ARGV[at + 1]] = (reasons[ARGV[at + 1]] or 0) + 1
     ids[#ids + 1] = id
     if asked[id] then
-      receipts[#receipts + 1] = {asked[id], 'dead', '\n' .. ARGV[at + 1] .. '\n' .. ARGV[at + 2]}
+      receipts[#receipts + 1] = {asked[id].event_id, 'dead', '\n' .. ARGV[at + 1] .. '\n' .. ARGV[at + 2]}
     end
   end
   at = at + 3
@@ -91,7 +92,8 @@ for key = FIRST, #KEYS, KEYS_EACH do
       else
         ids[#ids + 1] = id
         if asked[id] then
-          receipts[#receipts + 1] = {asked[id], news[verdict] and 'accepted' or verdict, ''}
+          local status = asked[id].status ~= '' and asked[id].status or verdict
+          receipts[#receipts + 1] = {asked[id].event_id, news[verdict] and 'accepted' or status, asked[id].lines}
         end
         environment.counts[verdict] = (environment.counts[verdict] or 0) + 1
         if news[verdict] then
@@ -212,9 +214,12 @@ for _, receipt in ipairs(receipts) do
   if status == 'accepted' then
     redis.call('SET', key, status .. '\n' .. now, 'PX', waiting_ms)
   else
-    local before = string.match(redis.call('GET', key) or 'queued', '^%l*')
-    if before == 'queued' or before == 'dead' then
+    local value = redis.call('GET', key) or 'queued'
+    local before = string.match(value, '^%l*')
+    if before == 'queued' or before == 'dead' or status == 'superseded' then
       redis.call('SET', key, status .. '\n' .. now .. receipt[3], 'PX', done_ms)
+    elseif string.sub(value, -9) == '\nrepeated' then
+      redis.call('SET', key, string.sub(value, 1, -10), 'PX', done_ms)
     end
   end
 end

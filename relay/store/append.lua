@@ -56,9 +56,15 @@ if #KEYS >= first_receipt then
   local clock = redis.call('TIME')
   local queued = 'queued\n' .. clock[1] * 1000 + math.floor(clock[2] / 1000)
   for key = first_receipt, #KEYS do
-    -- An event that is reported again while it is on its way, or was delivered, is a duplicate: its receipt stands.
-    local status = string.match(redis.call('GET', KEYS[key]) or '', '^%l*')
-    if status ~= 'accepted' and status ~= 'delivered' then
+    -- An event that is reported again while it is on its way is a duplicate: its receipt stands. So does that of one
+    -- that was delivered, but what becomes of the repeat is known only when it is taken in (accept.lua).
+    local receipt = redis.call('GET', KEYS[key]) or ''
+    local status = string.match(receipt, '^%l*')
+    if status == 'delivered' then
+      if string.sub(receipt, -9) ~= '\nrepeated' then
+        redis.call('SET', KEYS[key], receipt .. '\nrepeated', 'PX', ARGV[4])
+      end
+    elseif status ~= 'accepted' then
       redis.call('SET', KEYS[key], queued, 'PX', ARGV[4])
     end
   end

@@ -2,8 +2,14 @@
 
 A receipt is kept for an event whose inbox entry has an `id` and a field `receipt`: while the event waits, and for
 `queue.receipt_for` once its fate is known. append.lua begins it, accept.lua and settle.lua write down what became of
-the event in the step that makes it so. Lines: status, when that was in Redis milliseconds, and for a dead letter its
-reason and detail. In Redis an event that waits is `queued` in the inbox and `accepted` in an outbox.
+the event in the step that makes it so. Lines: status, when that was in Redis milliseconds, and a reason and a detail:
+
+    dead          why
+    duplicate     the id of the event that it repeats, and `delivered` or `waiting`
+    superseded    `id` for an event whose id was accepted before, and another digest since; that digest
+
+In Redis an event that waits is `queued` in the inbox and `accepted` in an outbox. A last line `repeated` is there
+while an event that was delivered lies in the inbox once more: whether it is superseded is known when it is taken in.
 """
 
 from __future__ import annotations
@@ -21,6 +27,13 @@ if TYPE_CHECKING:
     from relay.keys import Keys
 
 _ACCEPTED = "accepted"
+_REPEATED = "\nrepeated"
+
+#: Details of a duplicate: whether the event that it repeats was delivered.
+DELIVERED, WAITING = "delivered", "waiting"
+
+#: Reason of an event that is superseded because of its id.
+BY_ID = "id"
 
 
 class Status(StrEnum):
@@ -35,26 +48,40 @@ class Status(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Tell whether nothing more becomes of it, a redrive apart."""
+        """Return whether nothing more becomes of it, a redrive apart."""
         return self is not Status.QUEUED
+
+    @property
+    def is_failure(self) -> bool:
+        """Return whether the API was not told of the event."""
+        return self in {Status.DEAD, Status.SUPERSEDED, Status.STALE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """An event's fate, since when in Redis milliseconds, and for a dead letter why."""
+    """What became of an event, since when in Redis milliseconds, and why."""
 
     status: Status
     at: int
     reason: str = ""
     detail: str = ""
+    #: Reported again, and that is not taken in yet.
+    is_repeated: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """Return whether this is the answer to the latest report under the id, a redrive apart."""
+        return self.status.is_final and not self.is_repeated
 
     @classmethod
     def decode(cls, value: bytes) -> Receipt:
         """Read a key's value; a `ValueError` if it is none of ours."""
-        status, at, *death = value.decode(errors="replace").split("\n", 3)
-        reason, detail = (*death, "", "")[:2]
+        text = value.decode(errors="replace")
+        status, at, *why = text.removesuffix(_REPEATED).split("\n", 3)
+        reason, detail = (*why, "", "")[:2]
         known = Status.QUEUED if status == _ACCEPTED else Status(status)
-        return cls(status=known, at=int(at), reason=reason, detail=detail)
+        is_repeated = known is Status.DELIVERED and text.endswith(_REPEATED)
+        return cls(status=known, at=int(at), reason=reason, detail=detail, is_repeated=is_repeated)
 
 
 def read(client: Redis, keys: Keys, event_id: str) -> Receipt | None:

@@ -118,7 +118,7 @@ class _Search:
                 place=Place.RECEIPT,
                 at=found.at,
                 status=found.status,
-                detail=": ".join(filter(None, (found.reason, found.detail))),
+                detail=": ".join(filter(None, (found.reason, found.detail))) if found.status.is_failure else "",
             )
 
     def inbox(self) -> Iterator[Sighting]:

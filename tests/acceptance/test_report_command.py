@@ -123,8 +123,22 @@ def test_wait_ends_when_the_api_has_it(way: dict[str, str], estate: Estate, envi
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{environment}-1\n", "delivered\n")
     assert received(estate, environment) == [digest("a")]
     again = report(image("a"), "-e", environment, "--wait", **way)
-    assert (again.returncode, again.stderr.partition(":")[0]) == (0, "duplicate")
+    assert again.returncode == 0
+    said = f"duplicate: a duplicate of {environment}-1, which was delivered; there was nothing more to deliver\n"
+    assert again.stderr == said
     assert received(estate, environment) == [digest("a")]
+
+
+def test_wait_does_not_tell_another_reports_outcome(way: dict[str, str], estate: Estate, environment: str) -> None:
+    """A, then B, then A under the first one's id: what the API believes is B."""
+    for version in "ab":
+        arguments = (image(version), "-e", environment, "--id", f"{environment}-{version}", "--wait")
+        assert report(*arguments, **way).stderr == "delivered\n"
+    again = report(image("a"), "-e", environment, "--id", f"{environment}-a", "--wait", **way)
+    assert (again.returncode, again.stderr.partition(":")[0]) == (0, "superseded")
+    assert digest("b") in again.stderr
+    assert "--id" in again.stderr
+    assert received(estate, environment) == [digest("a"), digest("b")]
 
 
 @contextmanager

@@ -105,6 +105,66 @@ def test_repeat_under_one_id_keeps_the_receipt_of_the_first(
     assert status_of(client, "one") is Status.DELIVERED
 
 
+@pytest.mark.parametrize("expired", [False, True], ids=["its receipt is kept", "its receipt has expired"])
+@pytest.mark.parametrize("image", ["a", "c"], ids=["rollback", "another image under a used id"])
+def test_repeat_under_an_id_whose_digest_is_not_the_current_one_is_superseded(
+    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox, image: str, *, expired: bool
+) -> None:
+    """Not `delivered`: that was the outcome of another report, and the API believes something else."""
+    ask(producer, "a", "one")
+    work(runtime)
+    ask(producer, "b", "two")
+    work(runtime)
+    if expired:
+        client.delete(KEYS.receipt("one"))
+    ask(producer, image, "one")
+    receipt = receipts.read(client, KEYS, "one")
+    assert receipt
+    assert not receipt.is_final, "whether it is the outcome of this report is not known yet"
+    work(runtime)
+    receipt = receipts.read(client, KEYS, "one")
+    assert receipt
+    assert receipt.is_final
+    assert receipt.status is Status.SUPERSEDED
+    assert (receipt.reason, receipt.detail) == (receipts.BY_ID, image_of("app", "b").partition("@")[2])
+    assert len(api.requests) == 2
+    assert 0 < client.pttl(KEYS.receipt("one")) <= 900_000
+
+
+def test_repeat_under_an_id_whose_digest_is_the_current_one_is_what_it_was(
+    client: Redis, producer: Producer, runtime: Runtime
+) -> None:
+    ask(producer, "a", "one")
+    work(runtime)
+    before = receipts.read(client, KEYS, "one")
+    for _ in range(2):
+        ask(producer, "a", "one")
+        repeated = receipts.read(client, KEYS, "one")
+        assert repeated
+        assert not repeated.is_final
+    work(runtime)
+    assert receipts.read(client, KEYS, "one") == before
+    assert before
+    assert before.is_final
+
+
+def test_duplicate_names_the_event_that_it_repeats_and_whether_that_was_delivered(
+    client: Redis, producer: Producer, runtime: Runtime
+) -> None:
+    ask(producer, "a", "one")
+    ask(producer, "a", "two")
+    drain_inbox(runtime)
+    receipt = receipts.read(client, KEYS, "two")
+    assert receipt
+    assert (receipt.status, receipt.reason, receipt.detail) == ("duplicate", "one", receipts.WAITING)
+    drain_outboxes(runtime, ["production"])
+    ask(producer, "a", "three")
+    drain_inbox(runtime)
+    receipt = receipts.read(client, KEYS, "three")
+    assert receipt
+    assert (receipt.status, receipt.reason, receipt.detail) == ("duplicate", "one", receipts.DELIVERED)
+
+
 def test_dead_letter_says_why_and_a_later_report_begins_anew(
     client: Redis, producer: Producer, runtime: Runtime, api: Sandbox
 ) -> None:
