@@ -229,7 +229,8 @@ def _where(url: str) -> str:
     """Return an address without what may be secret in it: user, query, fragment."""
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        host = name + (f":{parts.port}" if parts.port else "")
     except ValueError:
         return "an address that cannot be read"
     return urlunsplit((parts.scheme, host, parts.path, "", ""))

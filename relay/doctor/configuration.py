@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from relay import configuration
 from relay.configuration import Fault, Source
 from relay.doctor.result import Grade, Result, note, ok, warning
+from relay.hosts import is_loopback
 from relay.wording import some_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def examine(settings: Settings) -> Iterator[Result]:
         source = f"RELAY_CONFIG ({path})" if (path := os.environ.get("RELAY_CONFIG")) else "the environment"
         yield ok(CHECK, f"read from {source}; every name in it is known")
     yield from _open_files(settings)
+    yield from _open_doors(settings)
 
 
 def _told(grade: Grade, fault: Fault, otherwise: str) -> Result:
@@ -65,6 +67,25 @@ def _open_files(settings: Settings) -> Iterator[Result]:
             )
 
 
+def _open_doors(settings: Settings) -> Iterator[Result]:
+    """Name what a gateway beyond loopback gives to clients without a token, or takes of them."""
+    gateway = settings.gateway
+    if is_loopback(gateway.host):
+        return
+    if gateway.admission == "open":
+        yield warning(
+            "configuration.open",
+            f'gateway.admission = "open" on {gateway.host}: every client that reaches it can report deployments',
+            "set gateway.admission_secret_file, and its secret in the webhook's path (docs/gateway.md)",
+        )
+    if gateway.metrics == "open":
+        yield note(
+            "configuration.open",
+            f'gateway.metrics = "open" on {gateway.host}: every client that reaches it reads names of environments',
+            'set gateway.metrics = "token", and give Prometheus one',
+        )
+
+
 def _secret_files(settings: Settings) -> Iterator[tuple[str, Path]]:
     gateway = settings.gateway
     files = {
@@ -72,6 +93,7 @@ def _secret_files(settings: Settings) -> Iterator[tuple[str, Path]]:
         "producer.gateway_token_file": settings.producer.gateway_token_file,
         "gateway.tokens_file": gateway.tokens_file,
         "gateway.tls_key": gateway.tls_key,
+        "gateway.admission_secret_file": gateway.admission_secret_file,
     }
     yield from ((name, path) for name, path in files.items() if path)
     if any(each.is_masked and each.source is Source.FILE for each in configuration.effective(settings)):

@@ -351,3 +351,31 @@ def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:
     ]
     assert "no end within 1 s" in found[0].what
     assert "ZeroDivisionError: of its own" in found[1].what
+
+
+@pytest.mark.parametrize(
+    ("gateway", "grades"),
+    [
+        ({}, []),
+        ({"admission": "open", "metrics": "open"}, []),  # on loopback
+        ({"host": "*", "token": "of-producers"}, []),
+        ({"host": "*", "token": "of-producers", "metrics": "open"}, [Grade.NOTE]),
+        ({"host": "::", "token": "of-producers", "admission": "open"}, [Grade.WARNING]),
+        ({"host": "10.0.0.1", "token": "t", "admission": "open", "metrics": "open"}, [Grade.WARNING, Grade.NOTE]),
+    ],
+)
+def test_open_doors_beyond_loopback_are_named(gateway: dict[str, str], grades: list[Grade]) -> None:
+    found = configuration.examine(Settings.load(gateway=gateway, kubernetes={"cluster": "kind-1"}))
+    assert [each.grade for each in found if each.check == "configuration.open"] == grades
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("https://user:secret@[2001:db8::1]:8443/a?token=b#c", "https://[2001:db8::1]:8443/a"),
+        ("http://[::1]/", "http://[::1]/"),
+        ("https://api.example.com:8443/", "https://api.example.com:8443/"),
+    ],
+)
+def test_an_address_is_shown_as_a_url_has_it(url: str, where: str) -> None:
+    assert api._where(url) == where
