@@ -52,6 +52,7 @@ class Cause(StrEnum):
     INBOX_WAITS = "inbox_waits"
     BEHIND = "behind"
     CONTESTED = "contested"
+    CLOCK_AHEAD = "clock_ahead"
     DEAD_LETTERS = "dead_letters"
     UNACCOUNTED = "unaccounted"
 
@@ -94,6 +95,7 @@ def _findings(seen: Overview) -> Iterator[Finding]:
         yield from _slowness(seen)
     yield from _poison(seen)
     yield from _contested(seen)
+    yield from _clocks(seen)
     yield from _dead_letters(seen)
     if lost := seen.ledger.unaccounted:
         yield Finding(
@@ -285,6 +287,20 @@ def _contested(seen: Overview) -> Iterator[Finding]:
         what=f"{worst.instance.strip()} in {worst.environment} is changed in turns by {by_whom} and was changed back "
         f"{times}, the last {duration(seen.now - worst.at)} ago{more}",
         do="give each cluster a name of its own (CLUSTER_NAME), or let only one of them report it",
+    )
+
+
+def _clocks(seen: Overview) -> Iterator[Finding]:
+    """Name the source whose clock is ahead."""
+    if (ahead := seen.clock_ahead) is None:
+        return
+    source = f"source {ahead.source}" if ahead.source else "a source without a name"
+    yield Finding(
+        cause=Cause.CLOCK_AHEAD,
+        level=Level.WARN,
+        what=f"the clock of {source} is {duration(ahead.ahead_ms)} ahead of Redis's, as a report for "
+        f"{ahead.environment} in the last 24 h shows; {seen.clocks_ahead:,} such in all counted by their arrival",
+        do="correct that clock, or the time that is reported; delivery.max_clock_skew is the bound",
     )
 
 

@@ -47,6 +47,8 @@ environment; endpoint names have no colon, so the first one ends them.
                                            expires
     nodes:<cluster>                string  platforms of a cluster's nodes, which its watcher publishes for the webhook
                                            (relay/store/nodes.py); expires unless it is refreshed
+    clock_ahead                    string  last event whose `time` was ahead of Redis's clock
+                                           (relay/store/clock_ahead.py); expires
     internal                       hash    inbox entry that a redrive or a resync added → 1, until intake has it: of
                                            other entries the fields `redriven` and `resync` are ignored
     dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua). Beside
@@ -96,6 +98,7 @@ class Keys:
         self.latency = self.prefix + "latency"
         #: Beside the marks of calls, where each producer's ACL user may write.
         self.probe = self.prefix + "appended:probe"
+        self.clock_ahead = self.prefix + "clock_ahead"
         self.internal = self.prefix + "internal"
         self.dataset = self.prefix + "dataset"
         self.workers = self.prefix + "workers"

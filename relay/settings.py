@@ -355,6 +355,9 @@ class DeliverySettings(_Section):
     history: Literal["every", "latest"] = "every"
     """`every` accepted change is delivered, in order; with `latest` a newer event of an instance replaces an older
     one that is not delivered yet."""
+    max_clock_skew: PositiveDuration = 300.0
+    """How far an event's `time` may be ahead of Redis's clock. One that is further ahead comes from a wrong clock: it
+    is counted and shown, and counts as the whole second of the arrival, so that it makes no later event stale."""
     max_age: PositiveDuration = 2_592_000.0
     """An event that could not be delivered for this long becomes a dead letter, `expired`."""
     forget_after: PositiveDuration = 34_560_000.0

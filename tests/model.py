@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from redis import Redis
 
 #: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
-REMEMBERED = {"appended", "counts", "dataset", "dead", "endpoint", "environments", "inbox", "latency", "state"}
+REMEMBERED = {
+    "appended",
+    "clock_ahead",
+    "counts",
+    "dataset",
+    "dead",
+    "endpoint",
+    "environments",
+    "inbox",
+    "latency",
+    "state",
+}
 
 _VERDICTS = ("new", "changed", "reasserted", "duplicate", "stale")
 _NEWS = frozenset(_VERDICTS[:3])

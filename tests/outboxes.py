@@ -29,7 +29,7 @@ X, Y = "x", "y"
 
 #: The counters that are beside the ledger.
 BESIDE = re.compile(
-    r"attempt:|duration|latency_ms|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:|seen"
+    r"attempt:|duration|latency_ms|clock_ahead|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:|seen"
 )
 
 #: Longer than any test; nothing here waits for a time to pass.

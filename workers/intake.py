@@ -21,13 +21,14 @@ from relay.errors import InvalidEvent, LeaseLost
 from relay.event import MAX_ID_BYTES, DeploymentEvent
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import LineLimit, get_logger
-from relay.store import bounded, inbox, leases, receipts, scripts
+from relay.store import bounded, clock_ahead, inbox, leases, receipts, scripts
+from relay.store.clock_ahead import ClockAhead
 from relay.store.contested import Change
 from relay.store.dead import Reason
 from relay.store.inbox import Redriven
 from relay.store.state import Accepted, Delivered, written_arrival
 from workers.stopping import is_stopping
-from workers.verdict import Verdict, judge
+from workers.verdict import Clock, Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,8 +64,11 @@ MAX_NAMED = 5
 #: Characters of a fault's message that a dead letter keeps.
 _DETAIL_CHARACTERS = 500
 
+#: Believes the times of events that are not ahead of their arrival.
+_NO_CLOCK = Clock(2**62, inf)
+
 _log = get_logger(__name__)
-_forged_lines = LineLimit()
+_forged_lines, _ahead_lines = LineLimit(), LineLimit()
 
 
 class Unreadable(NamedTuple):
@@ -91,6 +95,8 @@ class Readable(NamedTuple):
     time: int | None
     #: The newest time that is known of its instance once it is accepted, where that is not its own.
     newest: int | None = None
+    #: By how much its `time` was ahead of Redis's clock, where that is more than is believed; else 0.
+    ahead_ms: int = 0
     sequence: int = 0
     redriven: Redriven | None = None
     #: The id that a receipt is asked for by, '' for none.
@@ -253,6 +259,7 @@ def take_in(
     if not reply[0]:
         raise LeaseLost("another drain of the inbox has taken over")
     _note_changes(runtime, outboxes, judged)
+    _note_clocks_ahead(runtime, judged)
     if _log.isEnabledFor(logging.DEBUG):
         _log_fates(unreadable, judged)
     return int(reply[2]), [name.decode() for name in reply[3:]]
@@ -278,6 +285,26 @@ def _changes(item: Judged) -> Iterator[tuple[Readable, str]]:
             yield entry, before
         if verdict.is_news:
             before = entry.digest
+
+
+def _note_clocks_ahead(runtime: Runtime, judged: list[list[Judged]]) -> None:
+    """Count and name the events whose `time` was further ahead of Redis's clock than is believed."""
+    ahead = [entry for each in judged for item in each for _, entry in item.entries if entry.ahead_ms]
+    if not ahead:
+        return
+    worst = max(ahead, key=lambda entry: entry.ahead_ms)
+    latest = ClockAhead(worst.ahead_ms, worst.event.environment.name or "", worst.event.source or "")
+    with contextlib.suppress(RedisError):  # what is only shown must not stop intake, such as at maxmemory
+        clock_ahead.note(runtime.client, runtime.keys, len(ahead), latest)
+    if number := _ahead_lines.add(len(ahead)):
+        _log.warning(
+            "the time of %d events was ahead of Redis's clock by more than delivery.max_clock_skew, and counts as "
+            "that of their arrival; correct the clock of the source",
+            number,
+            source=latest.source,
+            environment=latest.environment,
+            ahead_seconds=latest.ahead_ms // 1000,
+        )
 
 
 def _log_fates(unreadable: list[Unreadable], judged: list[list[Judged]]) -> None:
@@ -386,16 +413,19 @@ def _judge(
     delivery = runtime.settings.delivery
     reassert_after_ms, forget_after_ms = delivery.reassert_after * 1000, delivery.forget_after * 1000
     pipeline = runtime.client.pipeline(transaction=False)
+    pipeline.time()
     instances = [list(dict.fromkeys(entry.instance for entry in entries)) for entries in by_environment.values()]
     for keys, names in zip(outboxes, instances, strict=True):
         pipeline.hmget(keys.accepted, names)
         pipeline.hmget(keys.delivered, names)
-    replies = iter(pipeline.execute())
+    (seconds, microseconds), *states = pipeline.execute()
+    clock = Clock(seconds * 1000 + microseconds // 1000, delivery.max_clock_skew * 1000)
+    replies = iter(states)
     result = []
     for names, entries in zip(instances, by_environment.values(), strict=True):
         accepted = dict(zip(names, next(replies), strict=True))
         delivered = dict(zip(names, next(replies), strict=True))
-        result.append(judge_in_order(entries, accepted, delivered, reassert_after_ms, forget_after_ms))
+        result.append(judge_in_order(entries, accepted, delivered, reassert_after_ms, forget_after_ms, clock=clock))
     return result
 
 
@@ -405,6 +435,8 @@ def judge_in_order(
     delivered: dict[str, bytes | None],
     reassert_after_ms: float,
     forget_after_ms: float = inf,
+    *,
+    clock: Clock = _NO_CLOCK,
 ) -> list[Judged]:
     """Judge one environment's entries, each against what those before it left of its instance's state."""
     judged: dict[str, Judged] = {}
@@ -414,7 +446,11 @@ def judge_in_order(
         if name not in judged:
             value = (accepted[name] or b"").decode()
             judged[name] = Judged(name, value, value)
-            states[name] = Accepted.decode(value) if value else None
+            states[name] = clock.without_future(Accepted.decode(value)) if value else None
+        if entry.time is not None:
+            time, ahead_ms = clock.believed(entry.time, entry.first_arrived)
+            if time != entry.time:
+                entry = entry._replace(time=time, ahead_ms=ahead_ms)  # noqa: PLW2901 - with what is believed
         last = delivered[name]
         verdict, states[name] = judge(
             states[name],
@@ -428,6 +464,7 @@ def judge_in_order(
             sequence=entry.sequence,
             redriven=entry.redriven,
             resync=entry.resync,
+            is_ahead=entry.ahead_ms > 0,
         )
         state = states[name]
         if state and verdict.is_news:

@@ -4,12 +4,55 @@ from __future__ import annotations
 
 from enum import StrEnum
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from relay.store.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered, written_arrival
 
 if TYPE_CHECKING:
     from relay.store.inbox import Redriven
+
+
+class Clock(NamedTuple):
+    """Redis's time in milliseconds, and how many milliseconds a `time` may be ahead of it."""
+
+    now: int
+    max_skew_ms: float
+
+    def believed(self, time: int, arrived: int) -> Believed:
+        """Bound a `time` from the future by the event's arrival, which may itself be ahead if the clock was set back.
+
+        One from a wrong clock counts as the whole second of the arrival: times are often given without a fraction.
+        """
+        moment = min(arrived, self.now)
+        if time <= moment:
+            return Believed(time)
+        if time <= moment + self.max_skew_ms:
+            return Believed(moment)
+        return Believed(moment - moment % 1000, ahead_ms=time - moment)
+
+    def without_future(self, state: Accepted) -> Accepted:
+        """Take times from the future out of a state: an older version believed them, or Redis's clock was wrong.
+
+        The newest known time then counts as the arrival's, if that is not from the future, too.
+        """
+        latest = self.now + self.max_skew_ms
+        if max(state.time or 0, state.repeat_time, state.confirmed) <= latest:
+            return state
+        time = state.time
+        if time is not None and time > latest:
+            time = state.at if state.at <= latest else None
+        return state._replace(
+            time=time,
+            repeat_time=state.repeat_time if state.repeat_time <= latest else 0,
+            confirmed=state.confirmed if state.confirmed <= latest else 1,
+        )
+
+
+class Believed(NamedTuple):
+    """A `time` as far as it is believed, and by how much it was ahead of Redis's clock, 0 if within the bound."""
+
+    time: int
+    ahead_ms: int = 0
 
 
 class Verdict(StrEnum):
@@ -40,6 +83,7 @@ def judge(
     sequence: int = 0,
     redriven: Redriven | None = None,
     resync: bool = False,
+    is_ahead: bool = False,
 ) -> tuple[Verdict, Accepted | None]:
     """Judge an event and return the verdict with the instance's state after it.
 
@@ -51,6 +95,8 @@ def judge(
     An event that is `redriven` counts from when it first arrived, so that it undoes nothing that was accepted or
     confirmed since. Where nothing is known any more, one as old as what was forgotten is stale. One that is forced is
     news whatever was accepted, and counts from now.
+
+    The time of one that `is_ahead` was replaced by its arrival's second; it confirms what runs until its arrival.
 
     A `resync` is no report: nobody saw the digest run. It only has the API told once more what it was told last, and
     leaves the state as it is, but for the mark that it is on its way.
@@ -72,12 +118,12 @@ def judge(
     )
     if verdict.is_news:
         came = (arrived, sequence) if redriven is None or redriven.force else redriven.arrival
-        told = state.told if state and state.told > _time_of(delivered) else 0
-        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived, told=told)
+        repeat_time = state.repeat_time if state and state.repeat_time > _time_of(delivered) else 0
+        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived, repeat_time=repeat_time)
     if state is None:
         return verdict, None
     if state.confirmed and redriven is None and digest == state.digest and event_id not in state.ids:
-        state = state._replace(confirmed=max(state.confirmed, arrived if time is None else time))
+        state = state._replace(confirmed=max(state.confirmed, arrived if time is None or is_ahead else time))
     return verdict, _seen(state, time if verdict is Verdict.DUPLICATE else None, arrived)
 
 
@@ -137,7 +183,7 @@ def _reassert(state: Accepted, delivered: Delivered | None, arrived: int, reasse
 
 def _accepted(
     state: Accepted | None, digest: str, event_id: str, time: int | None, *,
-    came: tuple[int, int], seen: int, told: int,
+    came: tuple[int, int], seen: int, repeat_time: int,
 ) -> Accepted:  # fmt: skip
     at, sequence = came
     if state is None:
@@ -145,14 +191,14 @@ def _accepted(
     others = [known for known in state.ids if known != event_id]
     ids = (*others, event_id)[-REMEMBERED_IDS:]
     time = _newest(state.time, time)
-    return Accepted(digest, time, at, seen, ids, sequence, confirmed=state.confirmed, told=told)
+    return Accepted(digest, time, at, seen, ids, sequence, confirmed=state.confirmed, repeat_time=repeat_time)
 
 
 def _seen(state: Accepted, time: int | None, arrived: int) -> Accepted:
     seen = arrived if arrived - state.seen >= SEEN_STEP_MS else state.seen
     newest = _newest(state.time, time)
-    told = state.told if newest == state.time else newest or 0
-    return state._replace(time=newest, seen=seen, told=told)
+    repeat_time = state.repeat_time if newest == state.time else newest or 0
+    return state._replace(time=newest, seen=seen, repeat_time=repeat_time)
 
 
 def _time_of(delivered: Delivered | None) -> int:

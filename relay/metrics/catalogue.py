@@ -64,6 +64,10 @@ DEAD = _counter(
 )
 REDRIVEN = _counter("relay_events_redriven_total", "Dead letters that were put back into the inbox.")
 DROPPED = _counter("relay_events_dropped_total", "Dead letters that an operator dropped for good.")
+CLOCK_AHEAD = _counter(
+    "relay_events_clock_ahead_total",
+    "Events whose `time` was ahead of Redis's clock by more than delivery.max_clock_skew; the arrival counts.",
+)
 IGNORED = _counter(
     "relay_reports_ignored_total", "Reports of what no deployment is, which the gateway took and did not add."
 )
@@ -163,7 +167,8 @@ RESETS = _counter(
 
 METRICS = (
     UP, BUILD, SCRAPE_SECONDS,
-    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, IGNORED, SKIPPED, REFUSED,
+    ADDED, ACCEPTED, DELIVERED, DUPLICATE, STALE, SUPERSEDED, DEAD, REDRIVEN, DROPPED, CLOCK_AHEAD, IGNORED, SKIPPED,
+    REFUSED,
     WAITING, OLDEST, CAPACITY, NEWEST_ADDED, NEWEST_ACCEPTED, NEWEST_DELIVERED, LAST_SUCCESS, LATENCY,
     ATTEMPTS, ATTEMPT_SECONDS, RETRIES, IN_FLIGHT_LIMIT, HELD, HELD_SECONDS, RETRY_AFTER, PAUSED, TOKEN_RELOADS,
     TAKEN_OVER, BELLS, HEARTBEAT, MEMORY, DURABILITY, RESETS,

@@ -104,6 +104,7 @@ def _ledger(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.DROPPED, ledger.dropped)
     yield _plain(of.IGNORED, ledger.ignored)
     yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
+    yield _plain(of.CLOCK_AHEAD, snapshot.clocks_ahead)
     yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis.exceptions import ResponseError
 
 from relay.store import bounded, contested, counts, dead, endpoint
+from relay.store.clock_ahead import ClockAhead
 from relay.store.outbox import Trials
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class Overview:
     memory: Memory = UNKNOWN
     #: Whether this Redis is a replica, which takes no writes; False where the user may not ask.
     is_replica: bool = False
+    #: The last event whose `time` was ahead of Redis's clock, if there was one lately, and how many there were ever.
+    clock_ahead: ClockAhead | None = None
+    clocks_ahead: int = 0
     max_backlog: int = 1_000_000
     memory_watermark: float = 1.0
 
@@ -99,7 +103,9 @@ def read(
     pipeline.hget(keys.intake_run, "deaths")
     pipeline.exists(keys.intake_lease)
     pipeline.zrange(keys.workers, 0, -1, withscores=True)
-    (seconds, microseconds), inbox, deaths, lease, beats = pipeline.execute()
+    pipeline.get(keys.clock_ahead)
+    pipeline.hget(keys.counts, "clock_ahead")
+    (seconds, microseconds), inbox, deaths, lease, beats, ahead, clocks_ahead = pipeline.execute()
     first = bounded.first_id(client, keys.inbox) if inbox else None
     now = seconds * 1000 + microseconds // 1000
     environments = counts.read_environments(client, keys, endpoint_name, oldest_of=oldest_of)
@@ -118,6 +124,8 @@ def read(
         contested=contested.read(client, keys, endpoint_name, now),
         memory=_memory(client),
         is_replica=_is_replica(client),
+        clock_ahead=ClockAhead.decode(ahead.decode()) if ahead else None,
+        clocks_ahead=int(clocks_ahead or 0),
         max_backlog=queue.max_backlog,
         memory_watermark=queue.memory_watermark,
     )

@@ -139,10 +139,10 @@ local function newest(one, other)
 end
 
 -- A dead letter gives its state back: if it was the last accepted, what counts is again what was last delivered, with
--- the newest time that is known without it: that of what was delivered, or what a duplicate told. Reports of the
+-- the newest time that is known without it: that of what was delivered, or what a duplicate repeat_time. Reports of the
 -- digest that counts again say that it ran, so their time stays. Either way the event's id is forgotten, so that the
 -- same report made later is not taken for a repeat.
--- Returns the newest time that a duplicate told, if the event was the last accepted.
+-- Returns the newest time that a duplicate gave, if the event was the last accepted.
 local function give_back(instance, event_id)
   local state = redis.call('HGET', KEYS[7], instance)
   if not state then
@@ -154,13 +154,13 @@ local function give_back(instance, event_id)
   end
   local was_last = lines[#lines] == event_id
   -- Without a resync's mark: it may be it.
-  local seen, confirmed, told = string.match(lines[4], '^(%d+) ?%d* ?(%d*) ?(%d*)$')
+  local seen, confirmed, repeat_time = string.match(lines[4], '^(%d+) ?%d* ?(%d*) ?(%d*)$')
   if was_last and confirmed == '' then
     confirmed = '1' -- from here on it is noted when what counts again is reported: later than what died
   end
   local marks = seen
-  if told ~= '' then
-    marks = seen .. ' 0 ' .. confirmed .. ' ' .. told
+  if repeat_time ~= '' then
+    marks = seen .. ' 0 ' .. confirmed .. ' ' .. repeat_time
   elseif confirmed ~= '' then
     marks = seen .. ' 0 ' .. confirmed
   end
@@ -174,20 +174,20 @@ local function give_back(instance, event_id)
     local arrived = redis.call('HGET', KEYS[8], instance)
     if arrived then
       local digest, time, came = string.match(arrived, '^([^\n]*)\n([^\n]*)\n[^\n]*\n([^\n]*)$')
-      time = newest(told, time)
+      time = newest(repeat_time, time)
       if digest == lines[1] then
         time = newest(lines[2], time)
       end
       kept[1], kept[2], kept[3] = digest, time, came
-    elseif told ~= '' then
-      kept[1], kept[2], kept[3] = '', told, '0'
+    elseif repeat_time ~= '' then
+      kept[1], kept[2], kept[3] = '', repeat_time, '0'
     else
       redis.call('HDEL', KEYS[7], instance)
       return
     end
   end
   redis.call('HSET', KEYS[7], instance, table.concat(kept, '\n'))
-  return was_last and told or ''
+  return was_last and repeat_time or ''
 end
 
 -- First those that give way to a later one of their instance: whatever is parked behind them is due when they were,
@@ -228,11 +228,11 @@ for i = 1, #states, MAX_UNPACKED do
 end
 for _, item in ipairs(dead) do
   local fields = item.fields
-  local told = give_back(item[2], item[4])
-  if told and told ~= '' then -- it was reported with that time, too: redriven, it is as new
+  local repeat_time = give_back(item[2], item[4])
+  if repeat_time and repeat_time ~= '' then -- it was reported with that time, too: redriven, it is as new
     for i = 1, #fields, 2 do
       if fields[i] == 'time' and fields[i + 1] ~= '' then
-        fields[i + 1] = newest(told, fields[i + 1])
+        fields[i + 1] = newest(repeat_time, fields[i + 1])
       end
     end
   end

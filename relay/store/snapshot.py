@@ -104,6 +104,8 @@ class Snapshot:
     #: What came of it → readings of the API's token that were not what was known.
     token_reloads: dict[str, int] = field(default_factory=dict)
     resets: int = 0
+    #: Events whose `time` was ahead of Redis's clock.
+    clocks_ahead: int = 0
     server: Server = field(default_factory=Server)
 
 
@@ -146,6 +148,7 @@ def read(client: Redis, keys: Keys, endpoint: str, *, environments: int) -> Snap
         skipped=_named(totals, "skipped:"),
         token_reloads=_named(totals, "token:"),
         resets=totals.get("resets", 0),
+        clocks_ahead=totals.get("clock_ahead", 0),
         server=read_server(client),
     )
 

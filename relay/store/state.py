@@ -4,8 +4,8 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
-The fourth is when it was seen, or `<seen> <resynced> <confirmed> <told>`, without the zeros at its end. The digest is
-empty where an event died that was the first of its instance, and a newer time that a duplicate of it told is known.
+The fourth is when it was seen, or `<seen> <resynced> <confirmed> <repeat_time>`, without the zeros at its end. The
+digest is empty where the first event of an instance died, and a newer time that a duplicate of it gave is known.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Accepted(NamedTuple):
     #: Since a dead letter gave the state back: until when this is known to have run, by reports that were duplicates;
     #: 1 before the first of them, 0 if no state was ever given back. Not the last event's alone: it is carried on.
     confirmed: int = 0
-    #: The newest time that a duplicate told and no event, 0 if that is not newer than what was delivered. A duplicate
+    #: The newest time that a duplicate gave and no event, 0 if that is not newer than what was delivered. A duplicate
     #: is done, so its time counts whatever becomes of the event that it repeated. Carried on as `confirmed` is.
-    told: int = 0
+    repeat_time: int = 0
 
     @property
     def arrival(self) -> tuple[int, int]:
@@ -48,8 +48,8 @@ class Accepted(NamedTuple):
         """Write it as the hash field's value."""
         time = "" if self.time is None else self.time
         seen = f"{self.seen}"
-        if self.resynced or self.confirmed or self.told:
-            seen = f"{seen} {self.resynced} {self.confirmed} {self.told}".removesuffix(" 0").removesuffix(" 0")
+        if self.resynced or self.confirmed or self.repeat_time:
+            seen = f"{seen} {self.resynced} {self.confirmed} {self.repeat_time}".removesuffix(" 0").removesuffix(" 0")
         head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
         return "\n".join((head, *self.ids))
 
@@ -59,8 +59,8 @@ class Accepted(NamedTuple):
         digest, time, at, seen, *ids = value.split("\n")
         at, _, sequence = at.partition("-")
         moment = int(time) if time else None
-        seen_ms, resynced, confirmed, told = (*map(int, seen.split(" ")), 0, 0, 0)[:4]
-        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed, told)
+        seen_ms, resynced, confirmed, repeat_time = (*map(int, seen.split(" ")), 0, 0, 0)[:4]
+        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed, repeat_time)
 
 
 class Delivered(NamedTuple):

@@ -101,6 +101,7 @@ KEYS_AT_REST = (
     "worker:",
     "workers",
     "appended:",
+    "clock_ahead",
     "dataset",
     "forgetting",
 )

@@ -314,7 +314,7 @@ MUTANTS = (
     Mutant(
         "repeat-forgotten",
         "a time that only a duplicate told is given back with the event that dies",
-        edits=(Edit("relay/store/settle.lua", "      time = newest(told, time)\n", ""),),
+        edits=(Edit("relay/store/settle.lua", "      time = newest(repeat_time, time)\n", ""),),
         tests=(f"{STALE_GUARD}::test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",),
     ),
     Mutant(
@@ -383,7 +383,13 @@ MUTANTS = (
     Mutant(
         "state-not-given-back",
         "what dies stays what was last accepted, so the same report made later is taken for a repeat",
-        edits=(Edit("relay/store/settle.lua", "  local told = give_back(item[2], item[4])\n", "  local told\n"),),
+        edits=(
+            Edit(
+                "relay/store/settle.lua",
+                "  local repeat_time = give_back(item[2], item[4])\n",
+                "  local repeat_time\n",
+            ),
+        ),
         tests=(REDRIVE,),
     ),
     Mutant(

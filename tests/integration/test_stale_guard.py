@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from drains import (
     KEYS,
     PRODUCTION,
+    REPOSITORY,
     TOKEN,
     delivered_digests,
     digest,
@@ -15,13 +18,20 @@ from drains import (
     make_runtime_for,
     report,
 )
+from outboxes import now_ms
 
+from relay.diagnosis import Cause, diagnose
+from relay.doctor import deliveries
 from relay.keys import DEFAULT_ENDPOINT
+from relay.logs import LineLimit
 from relay.sandbox import Sandbox
+from relay.store import overview, snapshot
 from relay.store.dead import walk
 from relay.store.inventory import read as read_inventory
 from relay.store.redriving import Redrive
 from relay.store.resyncing import resync_all
+from relay.store.state import Accepted
+from workers import intake
 from workers.deliver import drain_outboxes
 from workers.intake import drain_inbox
 
@@ -204,4 +214,70 @@ def test_an_entry_that_an_older_version_accepted_sets_no_time_back(runtime: Runt
     drain_outboxes(runtime, ["production"])
     refused(runtime, api, "c")
     told(runtime, "o", **at("07:00"))
+    assert delivered_digests(api) == digests("a", "b")
+
+
+# Clocks that are ahead
+
+
+def iso(client: Redis, seconds: float) -> str:
+    """Return the time so many seconds after Redis's, as `date -u +%FT%TZ` writes it."""
+    return datetime.fromtimestamp(now_ms(client) // 1000 + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize("ahead_seconds", [302, 86_400, 10**9])
+def test_a_clock_that_is_ahead_makes_no_later_report_stale(
+    runtime: Runtime, api: Sandbox, ahead_seconds: float
+) -> None:
+    client = runtime.client
+    told(runtime, "a", time=iso(client, ahead_seconds), source="east")
+    told(runtime, "b", time=iso(client, 0))
+    told(runtime, "c", time=iso(client, ahead_seconds), source="east")
+    told(runtime, "yesterday", time=iso(client, -86_400))
+    told(runtime, "d")
+    assert delivered_digests(api) == digests("a", "b", "c", "d")
+    assert ledger_of(client).stale == 1
+
+
+def test_a_clock_that_is_ahead_is_counted_and_named(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = runtime.client
+    monkeypatch.setattr(intake, "_ahead_lines", LineLimit())
+    for version in ("a", "b", "c"):
+        told(runtime, version, time=iso(client, 86_400), source="east")
+    told(runtime, "d", time=iso(client, 60), source="a little ahead")
+    seen = overview.read(client, KEYS, DEFAULT_ENDPOINT, runtime.settings.queue)
+    [finding] = [each for each in diagnose(seen) if each.cause is Cause.CLOCK_AHEAD]
+    assert "source east is 24 h ahead" in finding.what
+    assert "production" in finding.what
+    assert "3 such in all" in finding.what
+    assert [each.grade for each in deliveries.judge(seen) if each.check == "deliveries.clock_ahead"] == ["warning"]
+    assert snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).clocks_ahead == 3
+    assert len([line for line in caplog.text.splitlines() if "ahead of Redis's clock" in line]) == 1
+    assert 0 < client.ttl(KEYS.clock_ahead) <= 86_400
+
+
+def test_a_time_from_the_future_in_a_state_of_before_makes_nothing_stale(runtime: Runtime, api: Sandbox) -> None:
+    client = runtime.client
+    told(runtime, "a", **at("08:00"))
+    future = 7_258_118_400_000
+    [(instance, value)] = client.hgetall(PRODUCTION.accepted).items()
+    state = Accepted.decode(value.decode())._replace(time=future)
+    client.hset(PRODUCTION.accepted, instance, state.encode())
+    client.hset(PRODUCTION.delivered, instance, f"{state.digest}\n{future}\n{state.at}\n{state.at}")
+    told(runtime, "b", time=iso(client, 1))
+    refused(runtime, api, "c", time=iso(client, 1))
+    told(runtime, "d", time=iso(client, 1))
+    assert delivered_digests(api) == digests("a", "b", "d")
+
+
+def test_an_entry_whose_own_id_is_ahead_makes_nothing_stale(runtime: Runtime, api: Sandbox) -> None:
+    """As after Redis's clock was a day ahead, or of a producer that gives its entries ids."""
+    client = runtime.client
+    event = {"image": {"url": f"{REPOSITORY}@{digest('a')}"}, "environment": {"name": "production"}}
+    ahead = now_ms(client) + 86_400_000
+    client.xadd(KEYS.inbox, {"event": json.dumps(event), "time": iso(client, 86_000)}, id=f"{ahead}-0")
+    work(runtime)
+    told(runtime, "b", time=iso(client, 0))
     assert delivered_digests(api) == digests("a", "b")

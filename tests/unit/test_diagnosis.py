@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from relay.diagnosis import Cause, Level, describe, diagnose, duration
+from relay.store.clock_ahead import ClockAhead
 from relay.store.contested import Contested
 from relay.store.counts import EnvironmentCounts, Ledger
 from relay.store.dead import DeadLetter
@@ -124,6 +125,11 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
             overview(contested=[CONTESTED._replace(sources=("", ""))]),
             "contested",
             ["by reports without a source, perhaps of two clusters"],
+        ),
+        (
+            overview(clock_ahead=ClockAhead(86_400_000, "production", "east"), clocks_ahead=7),
+            "clock_ahead",
+            ["source east is 24 h ahead", "production", "7 such", "correct that clock", "delivery.max_clock_skew"],
         ),
         (
             overview(**DEAD),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.store.inbox import Redriven
 from relay.store.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
-from workers.verdict import Verdict, judge
+from workers.verdict import Believed, Clock, Verdict, judge
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000
@@ -453,3 +453,50 @@ def resync(
     return judge(
         state, delivered, digest=A, event_id="r", time=None, arrived=asked, reassert_after_ms=DAY, resync=True
     )
+
+
+# Clocks that are ahead
+
+CLOCK = Clock(NOW + 500, max_skew_ms=5 * MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("time", "arrived", "expected"),
+    [
+        (NOW - DAY, NOW, Believed(NOW - DAY)),
+        (NOW + 300, NOW + 400, Believed(NOW + 300)),
+        (NOW + 401, NOW + 400, Believed(NOW + 400)),
+        (NOW + 400 + 5 * MINUTE, NOW + 400, Believed(NOW + 400)),
+        (NOW + 401 + 5 * MINUTE, NOW + 400, Believed(NOW, 5 * MINUTE + 1)),
+        (NOW + DAY, NOW + DAY, Believed(NOW, DAY - 500)),
+        (NOW + 600, NOW + DAY, Believed(NOW + 500)),
+    ],
+    ids=[
+        "the past is believed",
+        "as is the arrival's second",
+        "a little ahead counts as the arrival's",
+        "so does as much as the bound",
+        "more comes from a wrong clock, and counts as the arrival's second",
+        "an entry's own id may be ahead: Redis's clock bounds it",
+        "and bounds what is a little ahead of it",
+    ],
+)
+def test_a_time_is_bounded_by_the_arrival_and_by_redis(time: int, arrived: int, expected: Believed) -> None:
+    assert CLOCK.believed(time, arrived) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (Accepted(A, NOW - 1, NOW, NOW, ()), Accepted(A, NOW - 1, NOW, NOW, ())),
+        (Accepted(A, NOW + DAY, NOW, NOW, ()), Accepted(A, NOW, NOW, NOW, ())),
+        (Accepted(A, NOW + DAY, NOW + DAY, NOW, ()), Accepted(A, None, NOW + DAY, NOW, ())),
+        (
+            Accepted(A, NOW, NOW, NOW, (), repeat_time=NOW + DAY, confirmed=NOW + DAY),
+            Accepted(A, NOW, NOW, NOW, (), repeat_time=0, confirmed=1),
+        ),
+    ],
+    ids=["none is ahead", "the arrival is known", "the arrival is ahead, too", "what repeats told"],
+)
+def test_a_state_that_an_older_version_wrote_has_no_time_from_the_future(state: Accepted, expected: Accepted) -> None:
+    assert CLOCK.without_future(state) == expected
