@@ -123,6 +123,7 @@ def bells_ring(estate: Estate, first: int) -> None:
 
 
 def test_deliveries_go_on_without_a_broker_and_bells_return_with_it(estate: Estate, link: DeafeningProxy) -> None:
+    estate.stack.environment["RELAY_WORKER__DEAF_AFTER"] = PATIENT
     worker = estate.start_worker()
     report(estate, range(10))
     estate.wait_until_done(10)
