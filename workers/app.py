@@ -149,6 +149,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
         "priority_steps": [0],  # no priorities: one list a queue instead of four
+        "prioritised_queue": settings.broker.report_queue,  # but for what others send (workers/broker.py)
         "max_retries": 1,  # a refused port would cost each bell six seconds
         "interval_start": 0,
         "interval_step": 0.1,

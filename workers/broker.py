@@ -2,11 +2,15 @@
 
 kombu takes `READONLY` for an error of its channel and keeps the connection: a publisher would get it for ever. As an
 error of the connection it closes that, and the next publish or read makes a new one (relay/failover.py).
+
+What kombu does not recognise as a message becomes one here (workers/unreadable.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kombu import transport
 from kombu.transport import redis
@@ -14,10 +18,40 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from relay.failover import WrongServer, follow_refusals, follow_role
+from workers import unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The priorities that have a list of their own at a sender with the most steps there can be.
+PRIORITIES = range(1, 10)
 
 
-class _Follows:
-    """Mixed into kombu's channels."""
+class Channel(redis.Channel):
+    """A channel of one Redis."""
+
+    #: The queue of which the lists of all priorities are read: others send there, with priorities of theirs.
+    prioritised_queue = ""
+
+    from_transport_options = (*redis.Channel.from_transport_options, "prioritised_queue")  # type: ignore[assignment]
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Wait for a message in each queue's list, and in those of the priorities of one.
+
+        A sender puts a message with a priority into a list of its own: the queue, `sep` and N, the highest of its
+        `priority_steps` up to the priority: 0, 3, 6, 9 unless set, 0 to 9 at most. Wake-ups have no priority.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        keys = []
+        for queue in queues:
+            keys.append(queue)
+            if queue == self.prioritised_queue:
+                keys += [f"{queue}{self.sep}{priority}" for priority in PRIORITIES]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()  # type: ignore[assignment]  # kombu's None is of any type
+        self.client.connection.send_command("BRPOP", *keys, timeout or self.brpop_timeout or 0)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's
         """Return what a connection is made with, its class among it; `asynchronous` for those of the event loop.
@@ -25,15 +59,32 @@ class _Follows:
         The event loop's connections are for BRPOP, which a demoted node refuses, and for what comes with it. The
         others publish, and tell how many messages wait, which a demoted node does not refuse.
         """
-        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]  # kombu's
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]  # kombu's
         if asynchronous:
             return {**params, "connection_class": follow_refusals(params["connection_class"])}
         once_more = Retry(NoBackoff(), 1, supported_errors=(WrongServer,))
         return {**params, "connection_class": follow_role(params["connection_class"]), "retry": once_more}
 
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        """Return a client; that of the event loop reads messages with BRPOP, and kombu's way from there has no check.
 
-class Channel(_Follows, redis.Channel):
-    """A channel of one Redis."""
+        What was popped is not in Redis any more, and kombu raises at what is not its own: the message would be lost,
+        and for some the worker with it.
+        """
+        client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]  # kombu's
+        if asynchronous:
+            client.parse_response = partial(self._parse, client.parse_response)
+        return client
+
+    def _parse(self, parse: Callable[..., Any], connection: Any, command: str, **options: Any) -> Any:
+        reply = parse(connection, command, **options)
+        if command != "BRPOP" or not reply:
+            return reply
+        key, item = reply
+        why = unreadable.fault_of_item(item, self.decode_body)
+        if why is None:
+            return reply
+        return key, unreadable.replacement(item, key.decode().rsplit(self.sep, 1)[0], why)
 
 
 class Transport(redis.Transport):

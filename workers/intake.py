@@ -48,6 +48,7 @@ _EVENT, _ID, _SOURCE, _TIME = b"event", b"id", b"source", b"time"
 _RECEIPT = b"receipt"
 
 #: The field of an entry that was a dead letter before, and that of one that only repeats what is known.
+_UNREADABLE = inbox.UNREADABLE.encode()
 _REDRIVEN, _RESYNC = b"redriven", b"resync"
 
 #: Bytes of a batch that intake aims at, entries that it reads at first, and by how much more at most the next time.
@@ -319,6 +320,8 @@ def _log_fates(unreadable: list[Unreadable], judged: list[list[Judged]]) -> None
 def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Unreadable:
     """Read one entry as it lies in the inbox; whatever is wrong with it is said, never raised."""
     body = entry.fields.get(_EVENT)
+    if (why := entry.fields.get(_UNREADABLE)) is not None:
+        return Unreadable(entry.entry_id, why.decode(errors="replace")[:_DETAIL_CHARACTERS])
     if body is None:
         return Unreadable(entry.entry_id, "the entry has no field `event`")
     if len(body) > max_bytes:

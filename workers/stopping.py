@@ -11,6 +11,7 @@ signals the whole group cuts nothing short.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -99,6 +100,8 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
         signal.signal(signal.SIGINT, self._asked)
         signal.signal(signal.SIGQUIT, self._insisted)
         signal.signal(signal.SIGALRM, self._overdue)
+        # Python drops the handler before it ends, and an alarm in that moment would replace the exit code.
+        atexit.register(signal.alarm, 0)
         global _deadline_seconds  # noqa: PLW0603 - one process, one deadline
         _deadline_seconds = deadline_seconds(self._worker.app.relay_settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from celery.exceptions import Reject, Retry
@@ -77,19 +78,25 @@ def forget(task: Task, after: str = "", cursor: int = 0) -> str:
         return _shown(Drained(summary=f"Redis failed, so the rest waits: {type(error).__name__}", met_outage=True))
 
 
-def report(task: Task, body: Any = None, *more: Any, **envelope: Any) -> str:
+def report(task: Task, /, *args: Any, **envelope: Any) -> str:
     """Enqueue an event for a producer that speaks Celery; judged in the inbox like everybody's.
 
     `body` is the API's JSON body, as an object or as text. `id`, `source` and `time` as a queue entry has them;
     without `id` the message's own id is taken, so that a message handed out twice is one event. Arguments that there
-    are not make a body that cannot be read, so that a wrong call becomes a dead letter and does not vanish.
+    are not make a body that cannot be read, so that a wrong call becomes a dead letter and does not vanish. So does
+    `unreadable`, which says what is wrong with a message whose raw text is the body (workers/unreadable.py).
     """
-    fields = {name: str(envelope.pop(name)) for name in ("id", "source", "time") if envelope.get(name)}
+    body, more = (args[0], args[1:]) if args else (envelope.pop("body", None), ())
+    fields = {name: _text(envelope.pop(name)) for name in ("id", "source", "time") if envelope.get(name)}
     unknown = {name: value for name, value in envelope.items() if name not in {"id", "source", "time"}}
+    unreadable = unknown.pop(inbox.UNREADABLE, None)
     if more or unknown:
         body = {"body": body, "unknown arguments": [*more, unknown]}
-    text = body if isinstance(body, str) else json.dumps(body)
-    entry = {"event": text, "id": task.request.id, **fields}
+    # What kombu's JSON made of dates, decimals and the like becomes text again.
+    text = body if isinstance(body, str) else json.dumps(body, default=str)
+    entry = {"event": text, "id": str(task.request.id), **fields}
+    if unreadable is not None:
+        entry[inbox.UNREADABLE] = str(unreadable)
     queue = queue_of(task.app)
     try:
         encoded = {name: value.encode(errors="surrogatepass") for name, value in entry.items()}  # intake judges it
@@ -98,6 +105,11 @@ def report(task: Task, body: Any = None, *more: Any, **envelope: Any) -> str:
     except RedisError as error:
         _try_again(task, error)
     return str(fields.get("id", task.request.id))
+
+
+def _text(value: Any) -> str:
+    """Return an argument as text; kombu's JSON makes a date of what was one."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _try_again(task: Task, error: RedisError) -> NoReturn:

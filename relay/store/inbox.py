@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: How long a call that added events is remembered: longer than a client's retries of it take.
 MARK_MILLISECONDS = 60_000
 
+#: The field that says what is wrong with an entry that stands for a message which could not be read.
+UNREADABLE = "unreadable"
+
 #: What to do when memory is what is short.
 _MORE_MEMORY = "raise its maxmemory if this does not pass as events are delivered"
 
