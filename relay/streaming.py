@@ -40,7 +40,7 @@ def in_chunks(
     Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are held.
     """
     stream = _Stream(send, size, on_error)
-    items = iter(source)
+    items, add, outcomes = iter(source), stream.add, stream.outcomes
     failure: BaseException | None = None
     try:
         while True:
@@ -51,11 +51,11 @@ def in_chunks(
             except BaseException as error:  # noqa: BLE001 - raised below
                 failure = error
                 break
-            stream.add(item)
-            while stream.outcomes:
-                yield stream.outcomes.popleft()
+            add(item)
+            while outcomes:
+                yield outcomes.popleft()
         stream.end()
-        yield from stream.outcomes
+        yield from outcomes
         if failure is not None:
             raise failure
     finally:
@@ -78,8 +78,6 @@ class _Stream(Generic[_Item, _Outcome]):
         self._pending: deque[_Item] = deque()
         #: When the first of the pending items was read, by the monotonic clock.
         self._begun = 0.0
-        #: Items read so far.
-        self._read = 0
         self._error: BaseException | None = None
         self._sending = threading.Lock()
         self._has_begun = threading.Event()
@@ -88,18 +86,19 @@ class _Stream(Generic[_Item, _Outcome]):
 
     def add(self, item: _Item) -> None:
         """Take an item; send the chunk if that makes it full."""
-        self._raise_error()
-        begins = not self._pending
-        if begins:
+        if self._error is not None:
+            raise self._error
+        pending = self._pending
+        if pending:
+            pending.append(item)
+        else:
             self._begun = time.monotonic()
-        self._pending.append(item)
-        self._read += 1
-        if begins:  # only now: the thread must find the item
-            self._has_begun.set()
+            pending.append(item)
+            self._has_begun.set()  # only now: the thread must find the item
             if self._thread is None:
                 self._thread = threading.Thread(target=self._send_what_waits, name="stream", daemon=True)
                 self._thread.start()
-        if len(self._pending) >= self._size:
+        if len(pending) >= self._size:
             self._send_pending()
             self._raise_error()
 
@@ -135,10 +134,11 @@ class _Stream(Generic[_Item, _Outcome]):
         while self._has_begun.wait() and not self._stopped.is_set():
             self._has_begun.clear()
             while self._pending and not self._stopped.is_set():
-                read = self._read
+                seen = self._begun, len(self._pending)
                 if self._stopped.wait(PAUSE_SECONDS):
                     return
-                if self._read > read and time.monotonic() - self._begun < LINGER_SECONDS:
+                goes_on = seen != (self._begun, len(self._pending))
+                if goes_on and time.monotonic() - self._begun < LINGER_SECONDS:
                     continue
                 self._send_pending()
                 if self._error is not None:

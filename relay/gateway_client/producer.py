@@ -10,6 +10,7 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -22,9 +23,10 @@ from relay.event import DeploymentEvent
 from relay.gateway_client import exchange
 from relay.gateway_client.exchange import Answer, TryAgain
 from relay.settings import Settings
+from relay.streaming import in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from relay.store.receipts import Receipt
@@ -98,16 +100,37 @@ class GatewayProducer:
     def report_each(self, events: Iterable[DeploymentEvent]) -> list[str | InvalidEvent]:
         """Report events in their order, and return for each its id, or why the gateway does not take it.
 
-        `enqueued` of `QueueFull` and `QueueUnavailable` has the ids of those that it took before.
+        `events` may be an iterator that pauses: events are sent as `report_stream` sends them. `enqueued` of
+        `QueueFull` and `QueueUnavailable` has the ids of those that it took before.
         """
-        lines = [exchange.line_of(_with_id(event)) for event in events]
+        if isinstance(events, Sequence):
+            return self._report_all(events)
         outcomes: list[str | InvalidEvent] = []
+        try:
+            for outcome in self.report_stream(events):
+                outcomes.append(outcome)  # noqa: PERF402 - those before an error count
+        except (QueueFull, QueueUnavailable) as error:
+            error.enqueued = (*_ids(outcomes), *error.enqueued)
+            raise
+        return outcomes
+
+    def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str | InvalidEvent]:
+        """Report any number of events in bounded memory, and yield for each its id, or why it is not taken.
+
+        Lazy, as `Producer.report_stream` is: `events` is read, in this thread, as outcomes are asked for; what was
+        read is sent within a fraction of a second, though `events` pauses.
+        """
+        return in_chunks(events, self._report_all, size=exchange.MAX_EVENTS)
+
+    def _report_all(self, events: Sequence[DeploymentEvent]) -> list[str | InvalidEvent]:
+        """Report events in requests as large as may be."""
+        outcomes: list[str | InvalidEvent] = []
+        lines = [exchange.line_of(_with_id(event)) for event in events]
         for request in exchange.requests_of(lines):
             try:
                 outcomes += self._report(request)
             except (QueueFull, QueueUnavailable) as error:
-                before = (outcome for outcome in outcomes if isinstance(outcome, str))
-                error.enqueued = (*before, *error.enqueued)
+                error.enqueued = (*_ids(outcomes), *error.enqueued)
                 raise
         return outcomes
 
@@ -276,6 +299,10 @@ def _because(error: Exception) -> str:
     inner = error.args[0] if error.args else error
     reason = str(getattr(inner, "reason", None) or inner)
     return reason.rpartition(": ")[2].strip("()'\"") or type(error).__name__
+
+
+def _ids(outcomes: Iterable[str | InvalidEvent]) -> Iterator[str]:
+    return (outcome for outcome in outcomes if isinstance(outcome, str))
 
 
 def _with_id(event: DeploymentEvent) -> DeploymentEvent:

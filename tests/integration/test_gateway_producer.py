@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import servers
+from rig import wait_for
 from servers import Authority, Server, answer, byte_by_byte, endless_body, half_a_body, hang, head, reset
 
 from relay import ConfigurationError, DeploymentEvent, GatewayProducer, GatewayRefused, QueueFull, QueueUnavailable
@@ -19,6 +20,7 @@ from relay.gateway_client import producer as gateway_producer
 from relay.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from random import Random
 
@@ -196,6 +198,24 @@ def test_many_events_go_in_bounded_requests() -> None:
         events = [DeploymentEvent.of(IMAGE, id=str(number)) for number in range(2_500)]
         assert reports.report_each(events) == [str(number) for number in range(2_500)]
         assert [len(lines(request)) for request in server.received] == [1_000, 1_000, 500]
+
+
+def test_what_an_iterator_gave_is_sent_while_it_pauses() -> None:
+    """A generator waits until each event has arrived: with requests cut by number alone it would wait for ever."""
+    with serving() as server, producer(server) as reports:
+
+        def pausing() -> Iterator[DeploymentEvent]:
+            for number in range(2):
+                yield DeploymentEvent.of(IMAGE, id=f"e{number}")
+                wait_for(lambda: len(server.received) > number, PATIENCE_SECONDS)  # noqa: B023 - called at once
+
+        assert reports.report_each(pausing()) == ["e0", "e1"]
+        assert list(reports.report_stream(DeploymentEvent.of(IMAGE, id=f"s{each}") for each in range(3))) == [
+            "s0",
+            "s1",
+            "s2",
+        ]
+        assert [len(lines(request)) for request in server.received] == [1, 1, 3]
 
 
 def test_when_a_later_request_fails_it_is_known_what_was_taken() -> None:
