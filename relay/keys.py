@@ -54,6 +54,7 @@ environment; endpoint names have no colon, so the first one ends them.
     dataset                        hash    random id of this data set; one that is gone was flushed (beat.lua). Beside
                                            it `internal_after`: entries up to this id are from before `internal` was
     forgetting                     string  a walk over what is remembered was made lately; expires
+    forget_position                string  where the next such walk goes on; expires
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class Keys:
         self.dataset = self.prefix + "dataset"
         self.workers = self.prefix + "workers"
         self.forgetting = self.prefix + "forgetting"
+        self.forget_position = self.prefix + "forget_position"
         #: What a receipt's key begins with; the scripts append the event's id.
         self.receipts = self.prefix + "receipt:"
 

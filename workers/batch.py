@@ -23,7 +23,7 @@ class Batch:
 
     def __init__(self, keys: OutboxKeys, token: str, cursor: str, *, latest_only: bool = False) -> None:
         #: When the lease was last renewed, when the outbox was last found to have no more, and when the batch got
-        #: its first entry: on the drain's monotonic clock. Another drain has it once `lost`.
+        #: its first entry: by relay/clock.py. Another drain has it once `lost`.
         self.renewed_at = 0.0
         self.found_empty_at = 0.0
         self.opened_at: float | None = None

@@ -80,9 +80,9 @@ class Bells:
             if not self._ring(DELIVER, some) and self._deputy:
                 self._deputy.deliver(self, some)
 
-    def ring_forget(self, after: str = "", cursor: int = 0) -> bool:
-        """Call for a walk over what is remembered, from this place on; tell whether the broker took it."""
-        return self._ring(FORGET, (after, cursor))
+    def ring_forget(self) -> bool:
+        """Call for a walk over what is remembered; return whether the broker took the call."""
+        return self._ring(FORGET, ())
 
     def _ring(self, task: str, args: Sequence[str | int]) -> bool:
         started = time.monotonic()

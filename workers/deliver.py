@@ -9,6 +9,7 @@ is sent again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay import crashpoints
+from relay import clock, crashpoints
 from relay.backoff import pause_seconds
 from relay.errors import LeaseLost
 from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import get_logger
-from relay.store import leases, outbox, scripts
+from relay.store import dataset, leases, outbox, scripts
 from relay.store.dead import Reason
 from relay.store.endpoint import Health
 from relay.store.outbox import Death, OutboxEntry, Settlement
@@ -125,8 +126,10 @@ class _Drain:
         self._lease = runtime.settings.worker.lease
         # Often enough that a lease outlasts the next request, however little it is longer than one.
         self._renew_seconds = min(self._lease / 4, (self._lease - runtime.settings.api.timeout) / 2)
-        self._started = time.monotonic()
-        self._clock_offset_ms = 0.0
+        self._started = clock.uptime()
+        self._clock_offset_ms: float | None = None
+        #: The ages of events are reckoned from here on, in Redis milliseconds: its clock was stepped then.
+        self._steady_since = 0
         self._unsettled_since: float | None = None
         #: What is being committed, and where another drain must begin reading once that is and nothing after it.
         self._settling: list[tuple[Batch, Settlement, str]] = []
@@ -144,13 +147,13 @@ class _Drain:
         except RedisError as error:
             self._hand_back(error)
         self.report.held = self._held()
-        self.report.seconds = time.monotonic() - self._started
+        self.report.seconds = clock.uptime() - self._started
 
     def _work(self) -> None:
         """Take, send and settle until nothing is left, the time is over, or the endpoint is held."""
         deadline = self._started + self._runtime.settings.worker.budget
         while self.batches:
-            going_on = self._gate.hold is None and time.monotonic() < deadline and not is_stopping()
+            going_on = self._gate.hold is None and clock.uptime() < deadline and not is_stopping()
             if going_on:
                 self._take()
                 self._send()
@@ -182,6 +185,7 @@ class _Drain:
                 self._lease,
                 counts=self._runtime.keys.counts,
                 outbox=(keys.cursor, self._runtime.keys.dataset),
+                gap_ms=dataset.longest_gap_ms(self._delivery.max_age),
             )
             for keys, token in zip(outboxes, tokens, strict=True)
         ]
@@ -193,12 +197,13 @@ class _Drain:
                 batch = Batch(keys, token, lease.cursor, latest_only=self._delivery.history == "latest")
                 batch.renewed_at = self._started
                 batch.one_at_a_time = lease.unfinished > 0
+                self._steady_since = max(self._steady_since, lease.steady_since)
                 batches.append(batch)
         return batches
 
     def _take(self) -> None:
         """Fill the batches that have room, unless they were found empty a moment ago."""
-        now = time.monotonic()
+        now = clock.uptime()
         most = self._delivery.batch_size
         limit = max(1, min(most, WINDOW_BATCHES * most // len(self.batches)))
         hungry = [batch for batch in self.batches if batch.in_hand <= limit // 2]
@@ -206,13 +211,13 @@ class _Drain:
 
     def _renew(self) -> None:
         """Renew the leases that nothing else renewed."""
-        now = time.monotonic()
+        now = clock.uptime()
         self._ask([batch for batch in self.batches if now - batch.renewed_at > self._renew_seconds], 0)
 
     def _ask(self, batches: list[Batch], limit: int) -> None:
         if not batches:
             return
-        asked = time.monotonic()
+        asked = clock.uptime()
         wanted = [max(0, limit - batch.in_hand) for batch in batches]
         calls = [
             outbox.take_call(
@@ -241,16 +246,34 @@ class _Drain:
                 batch.opened_at = asked
             if batch.settlement and self._unsettled_since is None:  # what was superseded needs no answer
                 self._unsettled_since = asked
-            self._clock_offset_ms = found.now - time.monotonic() * 1000  # behind by the reply's way, and never ahead
+            self._note_clock(found.now)
             self._gate.learn(found.health, found.now)
         self._let_go_of_paused()
+
+    def _note_clock(self, now: int) -> None:
+        """Note Redis's time. Where its clock was stepped, the leases are renewed before anything more is sent.
+
+        They expire by that clock: after a step ahead another drain may have taken them over.
+        """
+        offset_ms = now - clock.uptime() * 1000  # behind by the reply's way, and never ahead
+        before, self._clock_offset_ms = self._clock_offset_ms, offset_ms
+        stepped_ms = 0.0 if before is None else offset_ms - before
+        if abs(stepped_ms) <= self._renew_seconds * 1000:
+            return
+        _log.warning(
+            "Redis's clock was stepped by %+.0f s; leases are renewed before more is sent", stepped_ms / 1000
+        )
+        for batch in self.batches:
+            batch.renewed_at = -math.inf
+        if abs(stepped_ms) > dataset.longest_gap_ms(self._delivery.max_age):
+            self._steady_since = now
 
     def _send(self) -> None:
         """Send as much as may be in flight, an entry of each batch in turn; nothing once the endpoint is held."""
         room = self._gate.room(self._transport.in_flight)
         if room <= 0:
             return
-        now = time.monotonic()
+        now = clock.uptime()
         sending = [
             *self._one_alone(batch for batch in self._turn if batch.is_ready and not self._lingers(batch, now))
         ]
@@ -287,7 +310,7 @@ class _Drain:
 
     def _outlasts_a_request(self, batch: Batch) -> bool:
         """Tell whether a batch's lease certainly lasts until a request sent now has ended."""
-        return time.monotonic() - batch.renewed_at <= self._lease - self._runtime.settings.api.timeout
+        return clock.uptime() - batch.renewed_at <= self._lease - self._runtime.settings.api.timeout
 
     def _send_next(self, batch: Batch) -> bool:
         """Send one entry of a batch; tell whether one went out, and none died of its age or its past."""
@@ -303,17 +326,17 @@ class _Drain:
         if death is not None:
             batch.in_flight -= 1
             self._bury(batch, death)
-            self._unsettled_since = self._unsettled_since or time.monotonic()
+            self._unsettled_since = self._unsettled_since or clock.uptime()
             return False
         crashpoints.handling("deliver", entry.event_id)
-        sent = _Sent(batch, entry, self._gate.successes, time.monotonic())
+        sent = _Sent(batch, entry, self._gate.successes, clock.uptime())
         key = self._idempotency.of(batch.keys.environment, entry)
         self._transport.send(Request(sent, entry.body, key))
         crashpoints.passing("after:post")
         return True
 
     def _death_of_age(self, entry: OutboxEntry) -> Death | None:
-        if self._now_ms() - entry.arrived <= self._delivery.max_age * 1000:
+        if self._now_ms() - max(entry.arrived, self._steady_since) <= self._delivery.max_age * 1000:
             return None
         return Death(entry, Reason.EXPIRED, f"not delivered within {self._delivery.max_age:g} s")
 
@@ -331,7 +354,7 @@ class _Drain:
 
     def _now_ms(self) -> float:
         """Return the time by Redis's clock."""
-        return time.monotonic() * 1000 + self._clock_offset_ms
+        return clock.uptime() * 1000 + (self._clock_offset_ms or 0.0)
 
     def _lingers(self, batch: Batch, now: float) -> bool:
         """Tell whether a batch is still held open to gather more."""
@@ -350,7 +373,7 @@ class _Drain:
 
     def _answer(self, answers: Sequence[tuple[_Sent, Answer]]) -> None:
         seen = []
-        now = time.monotonic()
+        now = clock.uptime()
         tells_each = _log.isEnabledFor(logging.DEBUG)
         for (batch, entry, successes, sent_at), answer in answers:
             batch.in_flight -= 1
@@ -364,7 +387,7 @@ class _Drain:
                 own_fault = self._note(batch, entry, outcome, successes)
             seen.append((outcome, own_fault))
         if self._unsettled_since is None and any(batch.settlement for batch in self.batches):
-            self._unsettled_since = time.monotonic()
+            self._unsettled_since = clock.uptime()
         for outcome, own_fault in seen:  # only now: it may ask Redis, and what is noted must not be lost with it
             self._gate.saw(outcome, own_fault=own_fault)
 
@@ -431,7 +454,7 @@ class _Drain:
         if since is None:
             return False
         together = sum(len(batch.settlement.delivered) for batch in self.batches)
-        waited = time.monotonic() - since
+        waited = clock.uptime() - since
         if together < SETTLE_ENTRIES and waited < SETTLE_SECONDS and self._transport.in_flight:
             return False
         self._commit()
@@ -440,7 +463,7 @@ class _Drain:
     def _commit(self) -> None:
         """Commit what was answered; what a lost connection left undecided before is committed again, harmlessly."""
         self._unsettled_since = None
-        asked = time.monotonic()
+        asked = clock.uptime()
         self._settling += [
             (batch, batch.begin_settling(), batch.cursor) for batch in self.batches if batch.settlement
         ]
@@ -523,7 +546,7 @@ class _Drain:
         """
         _log.warning("Redis failed a drain, which now only hands back what it has: %s", error)
         self._gate.is_over = True
-        give_up_at = time.monotonic() + HAND_BACK_SECONDS
+        give_up_at = clock.uptime() + HAND_BACK_SECONDS
         while True:
             while self._transport.in_flight:
                 self._answer(self._transport.wait(ASK_AGAIN_SECONDS))
@@ -532,7 +555,7 @@ class _Drain:
                 self._gate.tell_hold()
                 self._release(self.batches)
             except RedisError:
-                now = time.monotonic()
+                now = clock.uptime()
                 if is_stopping():
                     give_up_at = min(give_up_at, now + HAND_BACK_STOPPING_SECONDS)
                 if now > give_up_at:

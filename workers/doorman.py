@@ -87,6 +87,8 @@ class Doorman:
         self._client = client
         self._bells = bells
         self._bell_seconds = settings.worker.sweep
+        self._expire_after = settings.delivery.max_age
+        self._forget_after = settings.delivery.forget_after
         self._forget_seconds = every_seconds(settings.delivery.forget_after)
         self._name = name
         self._dataset = ""
@@ -185,7 +187,13 @@ class Doorman:
             return
         self._beat_at = time.monotonic()
         found = dataset.beat(
-            self._client, self._keys, self._name, keep_seconds=HEARTBEAT_SECONDS, known=self._dataset
+            self._client,
+            self._keys,
+            self._name,
+            keep_seconds=HEARTBEAT_SECONDS,
+            known=self._dataset,
+            expire_after=self._expire_after,
+            forget_after=self._forget_after,
         )
         self._read_only_since = None
         if self._dataset not in {"", found}:

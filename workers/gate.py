@@ -7,9 +7,9 @@ along with the drain's settlements.
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
+from relay import clock
 from relay.keys import DEFAULT_ENDPOINT
 from relay.store import endpoint, leases
 from relay.store.endpoint import Health, Hold, HoldReason
@@ -50,7 +50,7 @@ class Gate:
         self._ask_again_at = 0.0
         #: Whether what is in flight is a probe, and was not sent before the circuit opened.
         self._sent_probe = False
-        #: Until when the API asked to be spared, on the monotonic clock, if the others are not told yet.
+        #: Until when the API asked to be spared, by relay/clock.py, if the others are not told yet.
         self._asked_until: float | None = None
 
     @property
@@ -71,7 +71,7 @@ class Gate:
 
     def room(self, in_flight: int) -> int:
         """How many more may be in flight, as far as is known here."""
-        if self.hold is not None or time.monotonic() < self._ask_again_at:
+        if self.hold is not None or clock.uptime() < self._ask_again_at:
             return 0
         return (1 if self._health.openings else self._window.size) - in_flight
 
@@ -96,7 +96,7 @@ class Gate:
             self._sent_probe = True
             self._runtime.reload_token()
         if not admission.granted:
-            self._ask_again_at = time.monotonic() + admission.again_seconds
+            self._ask_again_at = clock.uptime() + admission.again_seconds
             if self._health.openings:  # another drain probes: this one has nothing to do until that is known
                 self._heed(Hold(self._health.until, self._health.circuit, self._health.openings))
         return admission.granted
@@ -104,13 +104,13 @@ class Gate:
     @property
     def pause_seconds(self) -> float:
         """How long nothing may be sent for the rate's sake."""
-        return max(0.0, self._ask_again_at - time.monotonic())
+        return max(0.0, self._ask_again_at - clock.uptime())
 
     def heard(self, outcome: Outcome) -> None:
         """Note what the API asks for, without asking Redis: what comes after may fail, and this must not be lost."""
         if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
             seconds = min(outcome.hold_seconds, self._settings.delivery.retry_after_max)
-            self._asked_until = max(self._asked_until or 0.0, time.monotonic() + seconds)
+            self._asked_until = max(self._asked_until or 0.0, clock.uptime() + seconds)
             self.because = outcome.because
 
     def saw(self, outcome: Outcome, *, own_fault: bool = False) -> None:
@@ -141,7 +141,7 @@ class Gate:
         """Hold the endpoint for all workers, as the API asked for; at once, or once Redis is back."""
         if self._asked_until is None:
             return
-        seconds = max(0.0, self._asked_until - time.monotonic())
+        seconds = max(0.0, self._asked_until - clock.uptime())
         client, keys = self._runtime.client, self._runtime.keys
         hold = endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED)
         if hold.openings:

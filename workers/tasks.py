@@ -70,10 +70,10 @@ def _shown(drained: Drained) -> str:
     return drained.summary
 
 
-def forget(task: Task, after: str = "", cursor: int = 0) -> str:
-    """Let go of what was not seen for long, from this place on."""
+def forget(task: Task, *_: object) -> str:
+    """Forget what was not seen for long. Older versions sent along where to go on."""
     try:
-        return walk(runtime_of(task.app), after, cursor)
+        return walk(runtime_of(task.app))
     except RedisError as error:
         return _shown(Drained(summary=f"Redis failed, so the rest waits: {type(error).__name__}", met_outage=True))
 

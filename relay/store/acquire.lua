@@ -4,9 +4,10 @@
 -- work, or lost its lease: from then until a drain lets go in peace, entries are handled one at a time, and the
 -- mark says which (handle.lua). Each death with an entry in hand is counted against that entry.
 -- KEYS  bell, lease, run, counts, and for an outbox its cursor and the data set
--- ARGV  token, lease in milliseconds, for an outbox the id of the data set if it has none yet
--- ->    {1, cursor or '', drains that did not let go, the data set's id or ''} taken (or held already by this token),
---       {0} held by another
+-- ARGV  token, lease in milliseconds, for an outbox the id of the data set if it has none yet, and milliseconds between
+--       two signs of life that make the age of events begin anew (beat.lua)
+-- ->    {1, cursor or '', drains that did not let go, the data set's id or '', since when in ms ages are reckoned}
+--       taken (or held already by this token), {0} held by another
 redis.call('DEL', KEYS[1])
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
@@ -23,9 +24,15 @@ if run[1] and run[1] ~= ARGV[1] then
   end
 end
 redis.call('HSET', KEYS[3], 'token', ARGV[1])
-local dataset = ''
+local dataset, steady_since = '', 0
 if KEYS[6] then
   redis.call('HSETNX', KEYS[6], 'id', ARGV[3])
-  dataset = redis.call('HGET', KEYS[6], 'id')
+  local known = redis.call('HMGET', KEYS[6], 'id', 'steady:expire', 'beat_at')
+  local clock = redis.call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  dataset, steady_since = known[1], tonumber(known[2] or '0')
+  if math.abs(now - tonumber(known[3] or now)) > tonumber(ARGV[4]) then -- no worker has noted it yet
+    steady_since = now
+  end
 end
-return {1, KEYS[5] and redis.call('GET', KEYS[5]) or '', unfinished, dataset}
+return {1, KEYS[5] and redis.call('GET', KEYS[5]) or '', unfinished, dataset, steady_since}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from redis.exceptions import OutOfMemoryError
 
-from relay.store import counts, scripts
+from relay.store import scripts
 from relay.store.state import SEEN_STEP_MS, Accepted
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 #: Instances that are read in one step, about.
 PAGE = 500
+
+#: Environments that are read in one step, about, and how long the position of a walk is kept.
+ENVIRONMENTS_PAGE = 100
+POSITION_MILLISECONDS = 30 * 86_400_000
 
 #: The most entries of an outbox that are read to learn which instances have an event waiting. Redis does nothing else
 #: meanwhile; of an environment with more, nothing is forgotten until a later walk.
@@ -51,12 +55,44 @@ def unclaim(client: Redis, keys: Keys) -> None:
     client.delete(keys.forgetting)
 
 
-def environments(client: Redis, keys: Keys, endpoint: str) -> list[str]:
-    """Return the environments of which anything is known, counts or instances, in the order of their names."""
-    prefix = keys.of_outbox(endpoint, "").accepted
-    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
-    found = {key.decode().removeprefix(prefix) for key in client.scan_iter(match=pattern, count=1000)}
-    return sorted(found.union(counts.environment_names(client, keys, endpoint)))
+class Position(NamedTuple):
+    """Where a walk goes on: a page of environments, the first of its names not done yet, and a page of its instances.
+
+    Both pages are Redis's cursors, which a restart or a growing set does not make wrong. Where so many environments
+    are forgotten that Redis shrinks the set, one may change its page and be met by the next walk only.
+    """
+
+    page: int = 0
+    environment: str = ""
+    instances: int = 0
+
+
+START = Position()
+
+
+def position(client: Redis, keys: Keys) -> Position:
+    """Return where the last walk ended, `START` for at the end."""
+    found = cast("bytes | None", client.get(keys.forget_position))
+    if found is None:
+        return START
+    page, instances, name = found.decode(errors="replace").split(" ", 2)
+    return Position(int(page), name, int(instances))
+
+
+def note_position(client: Redis, keys: Keys, at: Position) -> None:
+    """Note where a walk goes on, so that it does not begin again. A Redis without memory takes no note."""
+    if at == START:
+        client.delete(keys.forget_position)
+        return
+    with contextlib.suppress(OutOfMemoryError):
+        client.set(keys.forget_position, f"{at.page} {at.instances} {at.environment}", px=POSITION_MILLISECONDS)
+
+
+def environments(client: Redis, keys: Keys, endpoint: str, page: int) -> tuple[int, list[str]]:
+    """Return the next cursor (0 for the end) and the environments at a cursor, in the order of their names."""
+    reply: Any = client.zscan(keys.environments(endpoint), page, count=ENVIRONMENTS_PAGE)
+    following, found = reply
+    return int(following), sorted(name.decode() for name, _ in found)
 
 
 def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int) -> Page:

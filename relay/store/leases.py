@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Drains that may die with one entry alone in hand before it is taken for what kills them.
 MAX_DEATHS = 3
 
+#: Longer than any time between two signs of life.
+NO_GAP_MS = 1 << 52
+
 _ACQUIRE = scripts.load("acquire")
 _HANDLE = scripts.load("handle")
 _RING = scripts.load("ring")
@@ -38,12 +41,14 @@ def new_token() -> str:
 class Lease(NamedTuple):
     """A lease that was taken. `cursor` is an outbox's, '' for none yet; `unfinished` drains before did not let go.
 
-    `dataset` is the id of the data set that an outbox lies in.
+    `dataset` is the id of the data set that an outbox lies in. Ages of events are reckoned from `steady_since` on, in
+    Redis milliseconds, because its clock was stepped then, or no worker had run for long.
     """
 
     cursor: str
     unfinished: int
     dataset: str = ""
+    steady_since: int = 0
 
 
 def acquire_call(
@@ -55,15 +60,21 @@ def acquire_call(
     *,
     counts: str,
     outbox: tuple[str, str] | None = None,
+    gap_ms: int = 0,
 ) -> Call:
-    """Return the call that takes a lease; `acquired` reads its reply. `outbox` is the keys of cursor and data set."""
+    """Return the call that takes a lease; `acquired` reads its reply. `outbox` is the keys of cursor and data set.
+
+    `gap_ms` is how far apart two signs of life may be for ages to be reckoned across them; 0 for any.
+    """
     keys = (bell, lease, run, counts, *(outbox or ()))
-    return scripts.Call(_ACQUIRE, keys, (token, round(lease_seconds * 1000), secrets.token_hex(8) if outbox else ""))
+    args: list[scripts.Argument] = [token, round(lease_seconds * 1000)]
+    args += [secrets.token_hex(8), gap_ms or NO_GAP_MS] if outbox else []
+    return scripts.Call(_ACQUIRE, keys, args)
 
 
 def acquired(reply: list[Any]) -> Lease | None:
     """Read the reply of an acquisition; None when another drain is at it."""
-    return Lease(reply[1].decode(), int(reply[2]), reply[3].decode()) if reply[0] else None
+    return Lease(reply[1].decode(), int(reply[2]), reply[3].decode(), int(reply[4])) if reply[0] else None
 
 
 def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from relay import clock
 from relay.errors import LeaseLost
 from relay.store import leases, scripts
 from relay.store.dead import revived, walk
@@ -56,7 +57,7 @@ class Redrive:
 
     def begin(self) -> bool:
         """Take the lease; False when another redrive has it."""
-        self._renewed_at = time.monotonic()
+        self._renewed_at = clock.uptime()
         lease = self.keys.redrive_lease
         if self.client.set(lease, self._token, nx=True, px=round(LEASE_SECONDS * 1000)):
             return True
@@ -69,7 +70,7 @@ class Redrive:
 
     def keep(self) -> None:
         """Renew the lease, if it is time to."""
-        if time.monotonic() - self._renewed_at > LEASE_SECONDS / 3:
+        if clock.uptime() - self._renewed_at > LEASE_SECONDS / 3:
             self._run((), LEASE_SECONDS)
 
     def end(self) -> None:
@@ -77,7 +78,7 @@ class Redrive:
         scripts.run(self.client, self._call((), 0))
 
     def _run(self, letters: Sequence[DeadLetter], lease_seconds: float) -> Moved:
-        asked = time.monotonic()
+        asked = clock.uptime()
         held, *reply = scripts.run(self.client, self._call(letters, lease_seconds))
         if not held:
             raise LeaseLost("another redrive has taken over")

@@ -31,10 +31,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rig import event_of, wait_for
 
+from relay import clock
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.store import leases, pausing, scripts
+from relay.store import leases, outbox, pausing, scripts
 from workers import deliver
 from workers.deliver import drain_outboxes
 from workers.intake import drain_inbox
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from relay.store.outbox import Taken
     from workers.runtime import Runtime
     from workers.transport import Request, Transport
 
@@ -106,6 +108,78 @@ def report_old(client: Redis, version: str, age_ms: int, **fields: str) -> None:
     ((_, entry),) = client.xrange(KEYS.inbox, report(client, version, **fields))
     client.delete(KEYS.inbox)
     client.xadd(KEYS.inbox, entry, id=entry_id)
+
+
+def put_back(client: Redis, field: str, age_ms: int) -> None:
+    seconds, _ = client.time()
+    client.hset(KEYS.dataset, field, int(seconds) * 1000 - age_ms)
+
+
+@pytest.mark.parametrize(
+    ("noted", "dead"),
+    [
+        pytest.param(("beat_at", HOUR_MS), 0, id="stepped ahead, or no worker ran, and none noted it"),
+        pytest.param(("beat_at", -HOUR_MS), 0, id="stepped back"),
+        pytest.param(("steady:expire", HOUR_MS // 10), 0, id="noted a while ago"),
+        pytest.param(("steady:expire", HOUR_MS), 1, id="noted so long ago that the age is certain"),
+        pytest.param(("beat_at", HOUR_MS // 10), 1, id="a short time without workers"),
+    ],
+)
+def test_event_does_not_expire_of_one_reading_of_a_clock(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, noted: tuple[str, int], dead: int
+) -> None:
+    report_old(client, "old", HOUR_MS, id="old")
+    with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
+        drain_inbox(runtime)
+        put_back(client, *noted)
+        deliver_until(runtime, lambda: nothing_waits(client))
+    assert client.xlen(KEYS.dead) == dead
+    assert len(api.requests) == 1 - dead
+
+
+def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_renewed(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if Redis's clock were stepped two hours ahead after the first reading of it."""
+    taken, readings = outbox.taken, 0
+
+    def ahead(reply: list[Any]) -> Taken | None:
+        nonlocal readings
+        readings += 1
+        found = taken(reply)
+        return found if found is None or readings == 1 else replace(found, now=found.now + 2 * HOUR_MS)
+
+    monkeypatch.setattr(outbox, "taken", ahead)
+    report_many(client, 60)
+    with running(redis_server, api, delivery={"max_age": "1h", "batch_size": 10}, worker={"stay": 0.05}) as runtime:
+        drain_inbox(runtime)
+        report = drained(runtime)
+    assert (report.delivered, report.dead, report.leases_lost) == (60, 0, 0)
+    assert readings > 2
+    assert client.xlen(KEYS.dead) == 0
+    assert len(delivered_images(api)) == 60
+
+
+def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine sleeps while a request is in flight, and another drain takes the outbox over."""
+    slept = 0.0
+    uptime = clock.uptime
+    monkeypatch.setattr(clock, "uptime", lambda: uptime() + slept)
+
+    def sleep() -> None:
+        nonlocal slept
+        slept = 3600.0
+        client.set(PRODUCTION.lease, "another drain")
+        client.hset(PRODUCTION.run, "token", "another drain")
+
+    report_many(client, 20)
+    with running(redis_server, api, delivery={"max_in_flight": 1}) as runtime:
+        drain_inbox(runtime)
+        report = drained(replace(runtime, transport=Meddled(runtime.transport, sleep)))
+    assert report.leases_lost == 1
+    assert len(api.requests) == 1
 
 
 def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from drains import TOKEN, drained, ledger_of, report, running
@@ -11,7 +11,7 @@ from outboxes import everything
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.sandbox import Sandbox
 from relay.store import counts, dataset, forgetting, pausing, scripts
-from relay.store.state import SEEN_STEP_MS, Accepted
+from relay.store.state import Accepted
 from workers import forget
 from workers.intake import drain_inbox
 
@@ -96,57 +96,22 @@ def test_thousands_are_walked_in_pages(client: Redis) -> None:
     assert len(known(client)[0]) == 3 * forgetting.PAGE // 2
 
 
-def test_environments_are_those_of_which_anything_is_known(client: Redis) -> None:
-    remember(client, "a", OLD)
-    for name in ("a:b", "*[x]"):
-        client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).accepted, "a", "")
-    client.hset(KEYS.of_outbox("other", "elsewhere").accepted, "a", "")
-    client.zadd(INDEX, {"production": 7, "without instances": 0})
-    found = forgetting.environments(client, KEYS, DEFAULT_ENDPOINT)
-    assert found == ["*[x]", "a:b", "production", "without instances"]
-
-
-# By hand
-
-
-def forget_some(client: Redis, *instances: str, **how: Any) -> forgetting.Forgotten:
-    return forgetting.forget_some(client, OUTBOX, is_meant=lambda key: not instances or key in instances, **how)
-
-
-def test_what_is_meant_is_forgotten_however_lately_it_was_seen(client: Redis) -> None:
-    for name in ("a", "b", "c"):
-        remember(client, name, forgetting.now_ms(client))
-    assert forget_some(client, "a", "b", dry_run=True) == (3, 2, 0)
-    assert len(known(client)[0]) == 3
-    assert forget_some(client, "a", "b") == (3, 2, 0)
-    assert known(client) == ({b"c"}, {b"c"})
-    assert forget_some(client, "a", "b") == (1, 0, 0)
-    assert forget_some(client) == (1, 1, 0)
-
-
-def test_by_hand_too_an_instance_with_an_event_waiting_is_kept(client: Redis) -> None:
-    remember(client, "waits", OLD)
-    remember(client, "old", OLD)
-    client.xadd(OUTBOX.outbox, {"event": "{}", "instance": "waits"})
-    assert forget_some(client) == (2, 1, 1)
-    assert known(client)[0] == {b"waits"}
-
-
-def test_a_time_spares_what_may_have_been_seen_since(client: Redis) -> None:
-    """A duplicate refreshes the time only once an hour."""
-    now = forgetting.now_ms(client)
-    remember(client, "old", now - SEEN_STEP_MS - 1)
-    remember(client, "perhaps", now - SEEN_STEP_MS)
-    assert forget_some(client, seen_before=now) == (2, 1, 0)
-    assert known(client)[0] == {b"perhaps"}
-
-
-def test_many_are_forgotten_in_pages(client: Redis) -> None:
-    for number in range(3 * forgetting.PAGE):
-        remember(client, f"{number}", NOW)
-    done = forget_some(client)
-    assert (done.forgotten, done.kept) == (3 * forgetting.PAGE, 0)
-    assert known(client) == (set(), set())
+def test_environments_are_walked_in_pages_and_no_key_space_is_scanned(client: Redis) -> None:
+    names = {f"env-{n}" for n in range(1000)} | {"*[x]", "a b"}
+    client.zadd(INDEX, dict.fromkeys(names, 0))
+    client.config_resetstat()
+    found: set[str] = set()
+    page, pages = 0, 0
+    while True:
+        page, some = forgetting.environments(client, KEYS, DEFAULT_ENDPOINT, page)
+        assert some == sorted(some)
+        found.update(some)
+        pages += 1
+        if not page:
+            break
+    assert found == names
+    assert pages > 5
+    assert "cmdstat_scan" not in client.info("commandstats")
 
 
 # Environments
@@ -243,7 +208,7 @@ def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
     before = ledger_of(client)
     assert known_environments(client) == ["pr-1", "pr-2", "production"]
 
-    assert forget.walk(runtime, "", 0) == "instances forgotten: 0, environments: 1"
+    assert forget.walk(runtime) == "instances forgotten: 0, environments: 1"
     assert known_environments(client) == ["pr-2", "production"]
     assert not list(client.scan_iter("*pr-1"))
     assert ledger_of(client) == before
@@ -317,3 +282,90 @@ def test_workers_that_give_no_more_signs_of_life_are_forgotten_by_the_others(cli
     dataset.beat(client, KEYS, "one", keep_seconds=10)
     dataset.beat(client, KEYS, "two", keep_seconds=10)
     assert set(client.zrange(KEYS.workers, 0, -1)) == {b"one", b"two"}
+
+
+# Walks that do not come to the end
+
+
+def walk_to_the_end(runtime: Runtime, client: Redis) -> int:
+    """Walk again and again, each time for one step; return how many walks it took."""
+    for walks in range(1, 2000):
+        said = forget.walk(runtime)
+        if not said.endswith("more to look at"):
+            assert client.get(KEYS.forget_position) is None
+            return walks
+    pytest.fail("the walks make no progress")
+
+
+def test_walks_whose_budget_is_over_at_once_come_to_the_end_all_the_same(
+    redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forget, "_is_over", lambda _: True)
+    for number in range(2 * forgetting.PAGE):
+        remember(client, f"{number}", OLD)
+    names = [f"env-{n}" for n in range(300)]
+    client.zadd(INDEX, dict.fromkeys([*names, "production"], 0))
+    for name in names:
+        client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).counts, mapping={"seen": OLD, "outbox": 0})
+    with running(redis_server, api) as runtime:
+        assert walk_to_the_end(runtime, client) > 100
+        while client.zcard(INDEX) > 1:  # Redis shrinks the set meanwhile, and some environments change their page
+            before = client.zcard(INDEX)
+            walk_to_the_end(runtime, client)
+            assert client.zcard(INDEX) < before
+    assert known(client) == (set(), set())
+    assert client.zrange(INDEX, 0, -1) == [b"production"], "it has no count of when it was seen"
+
+
+def test_walk_goes_on_where_the_last_one_ended_even_if_that_environment_is_gone(
+    client: Redis, runtime: Runtime
+) -> None:
+    remember(client, "old", OLD)
+    client.zadd(INDEX, {"production": 0, "zebra": 0})
+    forgetting.note_position(client, KEYS, forgetting.Position(0, "prod gone", 17))
+    assert forgetting.position(client, KEYS) == (0, "prod gone", 17)
+    assert forget.walk(runtime).startswith("instances forgotten: 1")
+    assert forgetting.position(client, KEYS) == forgetting.START
+
+
+# Clocks
+
+
+def step(client: Redis, seconds: float) -> None:
+    """Have the last sign of life lie so far in the past, as a clock that steps forward does; negative for back."""
+    client.hincrby(KEYS.dataset, "beat_at", -round(seconds * 1000))
+
+
+def beat(client: Redis, runtime: Runtime) -> None:
+    delivery = runtime.settings.delivery
+    dataset.beat(
+        client, KEYS, "one", keep_seconds=10, expire_after=delivery.max_age, forget_after=delivery.forget_after
+    )
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_clock_that_steps_makes_nothing_forgotten_before_it_ran_on_for_long(
+    client: Redis, runtime: Runtime, direction: int
+) -> None:
+    forget_after = runtime.settings.delivery.forget_after
+    remember(client, "old", OLD)
+    client.zadd(INDEX, {"production": 0})
+    beat(client, runtime)
+    step(client, direction * 0.7 * forget_after)
+    assert forget.walk(runtime).startswith("nothing forgotten: within"), "before it was noted"
+    beat(client, runtime)
+    assert forget.walk(runtime).startswith("nothing forgotten")
+    beat(client, runtime)
+    assert known(client)[0] == {b"old"}
+
+    client.hincrby(KEYS.dataset, "steady:forget", -round(1000 * forget_after) - 1000)
+    assert forget.walk(runtime).startswith("instances forgotten: 1")
+
+
+def test_pause_of_all_workers_that_is_short_for_it_changes_nothing(client: Redis, runtime: Runtime) -> None:
+    remember(client, "old", OLD)
+    client.zadd(INDEX, {"production": 0})
+    beat(client, runtime)
+    step(client, 0.3 * runtime.settings.delivery.forget_after)
+    beat(client, runtime)
+    assert forget.walk(runtime).startswith("instances forgotten: 1")
