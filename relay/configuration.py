@@ -17,6 +17,8 @@ from pydantic import SecretStr, ValidationError
 from relay import addresses
 from relay.connection import connect, without_secrets
 from relay.errors import ConfigurationError
+from relay.event import Defaults
+from relay.platform import parse_platform
 from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, faults
 
 if TYPE_CHECKING:
@@ -282,3 +284,14 @@ def _empty_token(settings: Settings, name: str, what: str) -> Iterator[Fault]:
         return
     if not token:
         yield Fault(where=name, what=f"{what} is empty", do="put the token in it")
+
+
+def defaults_of(settings: Settings) -> Defaults:
+    """Return what events mean that do not say, from the configuration."""
+    try:
+        rules = [(glob, rule.platform) for glob, rule in settings.environments.items() if rule.platform]
+        rules.append(("*", settings.defaults.platform))
+        platforms = tuple((glob, parse_platform(text)) for glob, text in rules)
+        return Defaults(environment=settings.defaults.environment, platforms=platforms)
+    except ValueError as error:
+        raise ConfigurationError(f"a default of [defaults] or [environments] is wrong: {error}") from error

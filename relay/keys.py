@@ -10,6 +10,8 @@ environment; endpoint names have no colon, so the first one ends them.
     dead                           stream  dead letters, until redriven or dropped
     state:accepted:<ep>:<env>      hash    instance → what was last accepted (relay/store/state.py)
     state:delivered:<ep>:<env>     hash    instance → what was last delivered
+    gone:<ep>:<env>                hash    instance that a cluster's watcher no longer sees → since when, Redis
+                                           milliseconds; void if seen later (relay/store/gone.py); expires
     parked:<ep>:<env>              zset    (instance, entry) of outbox entries that wait for their instance's
                                            retry; all scores 0, so it is ordered by instance, then entry
     due:<ep>:<env>                 zset    instance that waits for a retry → when, in Redis milliseconds
@@ -74,6 +76,7 @@ class OutboxKeys:
     outbox: str
     accepted: str
     delivered: str
+    gone: str
     parked: str
     due: str
     attempts: str
@@ -157,6 +160,7 @@ class Keys:
             outbox=f"{self.prefix}outbox:{tail}",
             accepted=f"{self.prefix}state:accepted:{tail}",
             delivered=f"{self.prefix}state:delivered:{tail}",
+            gone=f"{self.prefix}gone:{tail}",
             parked=f"{self.prefix}parked:{tail}",
             due=f"{self.prefix}due:{tail}",
             attempts=f"{self.prefix}attempts:{tail}",

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from relay.configuration import defaults_of
 from relay.connection import connect
 from relay.errors import ConfigurationError
-from relay.event import Defaults
 from relay.keys import Keys
-from relay.platform import parse_platform
 from relay.store.contested import ChangeSample
 from workers.bells import Bells
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from redis import Redis
 
+    from relay.event import Defaults
     from relay.settings import Settings
     from workers.transport import Transport
 
@@ -69,17 +69,6 @@ def make_runtime(settings: Settings, app: Celery) -> Runtime:
         transport=_transport(settings),
         random=SystemRandom(),
     )
-
-
-def defaults_of(settings: Settings) -> Defaults:
-    """Return what events mean that do not say, from the configuration."""
-    try:
-        rules = [(glob, rule.platform) for glob, rule in settings.environments.items() if rule.platform]
-        rules.append(("*", settings.defaults.platform))
-        platforms = tuple((glob, parse_platform(text)) for glob, text in rules)
-        return Defaults(environment=settings.defaults.environment, platforms=platforms)
-    except ValueError as error:
-        raise ConfigurationError(f"a default of [defaults] or [environments] is wrong: {error}") from error
 
 
 def _transport(settings: Settings) -> Transport[Any]:

@@ -137,6 +137,7 @@ def _as_json(running: Running) -> dict[str, Any]:
         "delivered": running.delivered,
         "told": {"digest": told.digest, "at": moment(told.at)} if told else None,
         "last_seen_at": moment(running.last_seen_at),
+        "gone_since": None if running.gone_since is None else moment(running.gone_since),
     }
 
 

@@ -57,6 +57,8 @@ def resync(
     what is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the
     same things once more.
 
+    What the watcher of a cluster (`relay watch`) no longer sees in two listings in a row is left out.
+
     An instance that no longer runs is known until `relay forget` or delivery.forget_after. Where everything that runs
     is reported regularly, as by `relay watch`, --seen-within leaves out what no longer runs. The time of the last
     report is kept to the hour, so an instance may be included for up to an hour more.
@@ -141,7 +143,8 @@ def _outcome(done: Progress, *, dry_run: bool) -> str:
     again = f"{done.added} {'would be ' if dry_run else ''}delivered again"
     on_their_way = f"{done.on_their_way} on their way anyhow" if done.on_their_way else ""
     not_seen = f"{done.not_seen} left out, not seen within that time" if done.not_seen else ""
-    return ", ".join(filter(None, (again, on_their_way, not_seen)))
+    gone = f"{done.gone} left out, gone from their cluster" if done.gone else ""
+    return ", ".join(filter(None, (again, on_their_way, not_seen, gone)))
 
 
 def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:

@@ -63,6 +63,7 @@ def kubernetes(
         )
     given = {"namespace": namespace, "selector": selector, "heartbeat_file": heartbeat}
     settings = Settings.load(kubernetes={name: value for name, value in given.items() if value is not None})
+    from relay.kubernetes.absences import Absences  # noqa: PLC0415 - with it
     from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
     from relay.kubernetes.publishing import NodePublisher  # noqa: PLC0415 - with it
     from relay.kubernetes.watcher import Watcher  # noqa: PLC0415 - with it
@@ -74,8 +75,14 @@ def kubernetes(
         Producer(settings=settings) as producer,
         Cluster(settings.kubernetes, context=context) as cluster,
     ):
-        publisher = NodePublisher(settings)
-        watcher = Watcher(cluster, producer, settings.kubernetes, publisher=publisher, is_patient=not once)
+        watcher = Watcher(
+            cluster,
+            producer,
+            settings.kubernetes,
+            publisher=NodePublisher(settings),
+            absences=Absences(settings),
+            is_patient=not once,
+        )
         if once:
             watcher.turn()  # the first is a listing
         else:

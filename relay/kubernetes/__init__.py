@@ -14,6 +14,7 @@
     cluster.py       asks the API server, through the official client
     surroundings.py  nodes' platforms and namespaces' labels
     publishing.py    publishes the nodes' platforms for the webhook
+    absences.py      marks what the cluster no longer runs
     memory.py        what each pod ran when it was last read                     pure
     next_step.py     what the watcher does after a failure                       pure
 

@@ -44,6 +44,11 @@ class Surroundings:
         """Whether the nodes were listed: then `platforms` has all there are, those aside that do not say theirs."""
         return self._nodes.has_listed
 
+    @property
+    def basis(self) -> tuple[bool, bool]:
+        """Whether nodes and namespaces were listed, after which instances are named and placed."""
+        return self._nodes.has_listed, self._namespaces.has_listed
+
     def list(self) -> None:
         """Forget what is known, and list anew."""
         self.platforms.clear()

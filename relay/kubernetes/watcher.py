@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relay.event import DeploymentEvent
+    from relay.kubernetes.absences import Absences
     from relay.kubernetes.cluster import Cluster
     from relay.kubernetes.pod import PodReading
     from relay.kubernetes.publishing import NodePublisher
@@ -76,10 +77,12 @@ class Watcher:
         settings: KubernetesSettings,
         *,
         publisher: NodePublisher | None = None,
+        absences: Absences | None = None,
         is_patient: bool = True,
     ) -> None:
         self._is_patient = is_patient
         self._publisher = publisher
+        self._absences = absences
         self._cluster = cluster
         self._producer = producer
         self._settings = settings
@@ -121,6 +124,7 @@ class Watcher:
     def _list(self) -> None:
         """List all pods and report what they run; all of it is enqueued when this returns."""
         began = time.monotonic()
+        listed_at = self._absences.begin() if self._absences else None
         self._surroundings.list()
         self._publish(at_once=True)  # before what the pods run: the webhook may be asked about them meanwhile
         listing = _Listing(self._cluster, self._surroundings, self._heartbeat)
@@ -132,6 +136,8 @@ class Watcher:
             namespace_labels=self._surroundings.labels,
         )
         self._report(reading.events)
+        if self._absences:
+            self._absences.listed(reading.events, listed_at, self._surroundings.basis)
         self._place, self._memory, self._has_listed = listing.place, listing.memory, True
         self._listed_at, self._list_at = began, began + self._settings.snapshot_interval
         self._say(listing.pods, reading, time.monotonic() - began)
@@ -170,6 +176,8 @@ class Watcher:
                     namespace_labels=self._surroundings.labels.get(shape.text(pod, "metadata", "namespace")),
                 )
                 self._report(reading.events)
+                if self._absences:
+                    self._absences.reported(reading.events)
                 self._memory.remember(pod)
                 self._followed.update(changes=1, events=len(reading.events))
             case "DELETED":
@@ -204,6 +212,8 @@ class Watcher:
 
     def _recover(self, error: ClusterUnavailable, *, is_watching: bool) -> None:
         self._failures += 1
+        if self._absences and not is_watching:
+            self._absences.interrupt()
         following = next_step(
             error,
             is_watching=is_watching,

@@ -1,7 +1,7 @@
 -- Forget instances that were not seen for long, together with what was last delivered of them.
 -- Passed over is one whose state is not the one that was read (it was seen meanwhile), and one with an event in the
 -- outbox; with more there than this script reads, all wait for the next walk.
--- KEYS  outbox, accepted state, delivered state
+-- KEYS  outbox, accepted state, delivered state, gone
 -- ARGV  entries of the outbox that may be read, then for each instance: its key, the state that was read
 -- ->    number of instances forgotten
 if redis.call('XLEN', KEYS[1]) > tonumber(ARGV[1]) then
@@ -21,6 +21,7 @@ for i = 2, #ARGV, 2 do
   if not waits[instance] and redis.call('HGET', KEYS[2], instance) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[2], instance)
     redis.call('HDEL', KEYS[3], instance)
+    redis.call('HDEL', KEYS[4], instance)
     forgotten = forgotten + 1
   end
 end

@@ -2,7 +2,7 @@
 -- that one that gets an event this moment stays. The shard's totals keep what was counted there.
 -- KEYS  1 environments, 2 schedule, 3 paused, 4 the outbox's counts,
 --       5 outbox, 6 accepted state, 7 parked, 8 lease, 9 bell: with one of these it stays,
---       10 delivered state, 11 due, 12 attempts, 13 cursor, 14 run: these go with it
+--       10 delivered state, 11 due, 12 attempts, 13 cursor, 14 run, 15 gone: these go with it
 -- ARGV  environment, milliseconds since the epoch: what happened there since then keeps it
 -- ->    1 if it is forgotten, else 0
 local environment = ARGV[1]
@@ -24,5 +24,5 @@ if tonumber(known[1]) >= tonumber(ARGV[2]) or tonumber(known[2] or '0') ~= 0 the
   return 0
 end
 redis.call('ZREM', KEYS[1], environment)
-redis.call('DEL', KEYS[4], unpack(KEYS, 10, 14))
+redis.call('DEL', KEYS[4], unpack(KEYS, 10, 15))
 return 1

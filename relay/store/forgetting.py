@@ -105,7 +105,7 @@ def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int
             args += (instance, state)
     if len(args) == 1:
         return Page(cursor=int(following), forgotten=0)
-    call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered), args)
+    call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
     return Page(cursor=int(following), forgotten=int(scripts.run(client, call)))
 
 
@@ -118,7 +118,7 @@ def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_befor
     script_keys = (
         keys.environments(endpoint), keys.schedule(endpoint), keys.paused(endpoint), outbox.counts,
         outbox.outbox, outbox.accepted, outbox.parked, outbox.lease, outbox.bell,
-        outbox.delivered, outbox.due, outbox.attempts, outbox.cursor, outbox.run,
+        outbox.delivered, outbox.due, outbox.attempts, outbox.cursor, outbox.run, outbox.gone,
     )  # fmt: skip
     call = scripts.Call(_FORGET_ENVIRONMENT, script_keys, (outbox.environment, seen_before))
     return bool(scripts.run(client, call))
@@ -158,7 +158,7 @@ def forget_some(
                 args += (instance, state)
         meant = forgotten = len(args) // 2
         if meant and not dry_run:
-            call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered), args)
+            call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
             forgotten = int(scripts.run(client, call))
         done = Forgotten(done.looked_at + len(states), done.forgotten + forgotten, done.kept + meant - forgotten)
         if not cursor:

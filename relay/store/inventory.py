@@ -34,6 +34,8 @@ class Running:
     last_seen_at: int
     #: What the API was last told; None if nothing yet.
     told: Delivered | None
+    #: Since when a cluster's watcher no longer sees it; None if it does, never did, or it was seen later.
+    gone_since: int | None = None
 
     def was_seen_since(self, moment_ms: int) -> bool:
         """Return whether it may have been reported since then: what its state does not say exactly counts for it."""
@@ -101,18 +103,23 @@ def _step(client: Redis, keys: Keys, endpoint: str, environment: str, *, after: 
     accepted = {key: value for key, value in accepted.items() if not value.startswith(b"\n")}
     if not accepted:
         return cursor, []
-    told = cast("list[bytes | None]", client.hmget(outbox.delivered, list(accepted)))
+    pipeline = client.pipeline(transaction=False)
+    pipeline.hmget(outbox.delivered, list(accepted))
+    pipeline.hmget(outbox.gone, list(accepted))
+    told, gone = cast("list[list[bytes | None]]", pipeline.execute())
     return cursor, [
-        _running(environment, key.decode(), Accepted.decode(value.decode()), value_told)
-        for (key, value), value_told in zip(accepted.items(), told, strict=True)
+        _running(environment, key.decode(), Accepted.decode(value.decode()), value_told, since)
+        for (key, value), value_told, since in zip(accepted.items(), told, gone, strict=True)
     ]
 
 
-def _running(environment: str, key: str, accepted: Accepted, told: bytes | None) -> Running:
+def _running(environment: str, key: str, accepted: Accepted, told: bytes | None, gone: bytes | None) -> Running:
+    gone_since = int(gone) if gone and gone.isdigit() else 0
     return Running(
         instance=Instance.from_key(environment, key),
         digest=accepted.digest,
         since=accepted.at if accepted.time is None else accepted.time,
         last_seen_at=accepted.seen,
         told=Delivered.decode(told.decode()) if told else None,
+        gone_since=gone_since if gone_since > accepted.seen else None,
     )

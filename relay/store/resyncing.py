@@ -33,6 +33,8 @@ class Progress(NamedTuple):
     full: str = ""
     #: Left out, because they were not seen for as long as was given.
     not_seen: int = 0
+    #: Left out, because the watcher of their cluster no longer sees them.
+    gone: int = 0
 
 
 def rehearse(
@@ -51,7 +53,8 @@ def resync_all(
 ) -> Iterator[Progress]:  # fmt: skip
     """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page.
 
-    With `seen_since`, in milliseconds of Redis's clock, only for those that were reported since then.
+    Left out is what the watcher of a cluster no longer sees, and with `seen_since`, in milliseconds of Redis's clock,
+    what was not reported since then.
     """
     done = Progress()
     for running in inventory.pages(client, keys, endpoint, environment):
@@ -65,17 +68,21 @@ def resync_all(
 
 def _is_there(running: Running, seen_since: int | None) -> bool:
     """Return whether an instance may still run; the API must not be told again of one that does not."""
+    if running.gone_since is not None:
+        return False
     return seen_since is None or running.was_seen_since(seen_since)
 
 
 def _after(done: Progress, running: Sequence[Running], seen_since: int | None) -> Progress:
+    gone = sum(each.gone_since is not None for each in running)
     there = [each for each in running if _is_there(each, seen_since)]
     delivered = sum(each.delivered for each in there)
     return Progress(
         looked_at=done.looked_at + len(running),
         added=done.added + delivered,
         on_their_way=done.on_their_way + len(there) - delivered,
-        not_seen=done.not_seen + len(running) - len(there),
+        not_seen=done.not_seen + len(running) - len(there) - gone,
+        gone=done.gone + gone,
     )
 
 

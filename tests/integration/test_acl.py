@@ -25,13 +25,14 @@ from rig import TIMERS, TOKEN, Estate, wait_for
 from relay import Producer
 from relay.embedded import EmbeddedRedis
 from relay.errors import QueueFull, QueueUnavailable
+from relay.event import Defaults, DeploymentEvent
 from relay.keys import Keys
 from relay.metrics.exporter import Exporter
 from relay.platform import parse_platform
 from relay.sandbox import Sandbox
 from relay.settings import Settings
 from relay.stack import Stack
-from relay.store import nodes, receipts
+from relay.store import gone, nodes, receipts
 from relay.store.receipts import Status
 
 if TYPE_CHECKING:
@@ -303,6 +304,10 @@ class TestTheOthers:
         with guarded.as_user("relay-watcher") as client:
             nodes.publish(client, KEYS, "eu-1", {"n1": platform})
 
+            instance = DeploymentEvent.of(IMAGE, environment="production").completed(Defaults()).instance
+            gone.mark(client, KEYS, "default", {instance: 1}, lifetime_seconds=60)
+            gone.unmark(client, KEYS, "default", [instance])
+
         async def read() -> nodes.NodeMap:
             async with AsyncRedis.from_url(guarded.url("relay-gateway")) as client:
                 return await nodes.read(client, KEYS, "eu-1", nodes.NodeMap())
@@ -310,7 +315,13 @@ class TestTheOthers:
         assert asyncio.run(read()).platforms == {"n1": platform}
         assert not guarded.refused()
         for user, commands in {
-            "relay-watcher": [("GET", key), ("GETRANGE", key, "0", "9"), ("DEL", key), ("SET", key, "x", "GET")],
+            "relay-watcher": [
+                ("GET", key),
+                ("GETRANGE", key, "0", "9"),
+                ("DEL", key),
+                ("SET", key, "x", "GET"),
+                ("HGETALL", KEYS.of_outbox("default", "production").gone),
+            ],
             "relay-gateway": [("SET", key, "x"), ("DEL", key)],
             "relay-producer": [("SET", key, "x"), ("GET", key), ("GETRANGE", key, "0", "9")],
         }.items():
