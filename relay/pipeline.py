@@ -50,7 +50,7 @@ class Origin:
     step: tuple[str, ...] | None
 
     def credit(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
-        """Fill in the event's `source` and, where the step is known, its `id`; what it has of them stays."""
+        """Fill in the event's `source` and, where the step is known, its `id`, unless it has them."""
         update = {"source": event.source or self.source}
         if not event.id and self.step is not None:
             update["id"] = self.id_for(event, line)

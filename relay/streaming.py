@@ -1,8 +1,8 @@
 """Sending a stream of items in chunks, none of which waits long for the next item.
 
 A source may pause: a pipe between two lines, a generator between two pages. It is read in the caller's thread, where
-its code expects to run. What was read before a pause is sent by a thread of its own, which lives as long as
-the stream. Chunks are sent one at a time and in the order of the items.
+its code expects to run. When it pauses, a thread that lives as long as the stream sends the items read before.
+Chunks are sent one at a time and in the order of the items.
 """
 
 from __future__ import annotations

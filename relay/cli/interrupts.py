@@ -1,4 +1,4 @@
-"""Signals that end a stream of reports: what was read is sent first, so that the last line sent can be named."""
+"""Signals that end a stream of reports; the lines read before are sent first, so that the next one can be named."""
 
 from __future__ import annotations
 

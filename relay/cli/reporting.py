@@ -40,6 +40,7 @@ class _Tally:
     under_way: deque[int] = field(default_factory=deque)
     #: Number of the last line that was read.
     last_line: int = 0
+    is_at_end: bool = False
 
     def refuse(self, number: int, why: InvalidEvent) -> None:
         """Count and name a bad line."""
@@ -55,8 +56,11 @@ class _Tally:
     def stop(self, interrupted: Interrupted) -> None:
         """Print how far it came when a signal ends it: every line that was read and is not under way is done."""
         line = next(iter(self.under_way), self.last_line + 1)
+        rest = f"report again from line {line} on"
+        if self.is_at_end and not self.under_way:
+            rest = "all lines were read, and the relay goes on with what is enqueued"
         counts = f"{self.enqueued} enqueued, {self.refused} refused"
-        typer.echo(f"stopped by {interrupted.name}: {counts}; report again from line {line} on", err=True)
+        typer.echo(f"stopped by {interrupted.name}: {counts}; {rest}", err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ class Reporter:
             else:
                 tally.under_way.append(number)
                 yield self._signed(event, number)
+        tally.is_at_end = True
 
     def _note(self, outcome: str | InvalidEvent, tally: _Tally, interrupts: Interrupts) -> None:
         """Note what came of the line that was sent longest ago; if too many are waited for, wait."""

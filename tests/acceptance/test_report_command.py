@@ -197,6 +197,25 @@ def test_a_signal_sends_what_was_read_and_names_the_first_line_that_was_not(
     wait_for(lambda: received(estate, environment) == [digest(each) for each in "abc"], 60)
 
 
+@pytest.mark.parametrize("way", ["redis"], indirect=True)
+def test_a_signal_while_waiting_leaves_nothing_to_report_again(
+    way: dict[str, str], estate: Estate, environment: str
+) -> None:
+    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    outbox = estate.keys.of_outbox(DEFAULT_ENDPOINT, environment).outbox
+    with reporting_stream("--wait", **way) as process:
+        assert process.stdin is not None
+        write(process, line("a", environment))
+        process.stdin.close()
+        wait_for(lambda: estate.client.xlen(outbox) == 1, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert said.startswith("stopped by SIGTERM: 1 enqueued, 0 refused; all lines were read")
+    pausing.resume(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+
+
 def test_a_queue_that_goes_away_ends_a_stream_that_pauses() -> None:
     with reporting_stream(RELAY_REDIS_URL=NOWHERE, RELAY_REDIS__CONNECT_TIMEOUT="1s") as process:
         write(process, line("a", "production"))
