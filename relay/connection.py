@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from redis.asyncio.connection import AbstractConnection
+    from redis.connection import AbstractConnection as SyncConnection
 
     from relay.settings import RedisSettings
 
@@ -56,8 +57,8 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url, **own, **of_url, max_connections=connections, timeout=settings.timeout
     )
-    named = type(pool.connection_class.__name__, (_AsyncNamed, pool.connection_class), {})
-    pool.connection_class = follow_role_async(named)
+    of_ours = type(pool.connection_class.__name__, (_AsyncNamed, pool.connection_class), {})
+    pool.connection_class = follow_role_async(of_ours)
     if HIREDIS_AVAILABLE:  # the bare install does without
         pool.connection_class = _packing_in_c(pool.connection_class)
     client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
@@ -76,9 +77,7 @@ def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any
         client = kind.from_url(url, **own, **of_url)
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         if isinstance(client, redis.Redis):
-            kind_of_connection = client.connection_pool.connection_class
-            named = type(kind_of_connection.__name__, (_Named, kind_of_connection), {})
-            client.connection_pool.connection_class = follow_role(named)
+            client.connection_pool.connection_class = follow_role(named(client.connection_pool.connection_class))
     except (AttributeError, TypeError, ValueError, redis.RedisError):
         raise ConfigurationError(
             "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
@@ -142,11 +141,13 @@ class _Named:
     redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
     """
 
+    our_name = CLIENT_NAME
+
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
         """Authenticate and select the database as redis-py does, then give the name."""
         super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's, beside which this is mixed in
         with contextlib.suppress(redis.ResponseError):
-            self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
+            self.send_command("CLIENT", "SETNAME", self.our_name, check_health=False)  # type: ignore[attr-defined]  # the same
             self.read_response()  # type: ignore[attr-defined]  # the same
 
 
@@ -159,6 +160,11 @@ class _AsyncNamed:
         with contextlib.suppress(redis.ResponseError):
             await self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
             await self.read_response()  # type: ignore[attr-defined]  # the same
+
+
+def named(kind: type[SyncConnection], name: str = CLIENT_NAME) -> type[SyncConnection]:
+    """Return the connection class with a name for `CLIENT LIST`."""
+    return type(kind.__name__, (_Named, kind), {"our_name": name})
 
 
 class _PackingInC:
@@ -187,6 +193,8 @@ def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
         **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
         "health_check_interval": 15,
         "retry": retry,
+        # Answers have one form, whichever release of redis-py; and HELLO, which a proxy may not know, is not needed.
+        "protocol": 2,
     }
 
 

@@ -17,6 +17,7 @@ from kombu.transport import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from relay.connection import named
 from relay.failover import WrongServer, follow_refusals, follow_role
 from workers import unreadable
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: The priorities that have a list of their own at a sender with the most steps there can be.
 PRIORITIES = range(1, 10)
+
+#: What `CLIENT LIST` calls the connections to the broker.
+CLIENT_NAME = "relay-celery"
 
 
 class Channel(redis.Channel):
@@ -60,10 +64,12 @@ class Channel(redis.Channel):
         others publish, and tell how many messages wait, which a demoted node does not refuse.
         """
         params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]  # kombu's
+        kind = named(params["connection_class"], CLIENT_NAME)
+        params["protocol"] = 2  # as the queue's clients: without HELLO
         if asynchronous:
-            return {**params, "connection_class": follow_refusals(params["connection_class"])}
+            return {**params, "connection_class": follow_refusals(kind)}
         once_more = Retry(NoBackoff(), 1, supported_errors=(WrongServer,))
-        return {**params, "connection_class": follow_role(params["connection_class"]), "retry": once_more}
+        return {**params, "connection_class": follow_role(kind), "retry": once_more}
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
         """Return a client; that of the event loop reads messages with BRPOP, and kombu's way from there has no check.

@@ -16,20 +16,7 @@ if TYPE_CHECKING:
 
     from relay.sandbox import Sandbox
 
-FORBIDDEN = (
-    "ACL",
-    "CLIENT",
-    "COMMAND",
-    "CONFIG",
-    "DEBUG",
-    "INFO",
-    "KEYS",
-    "MEMORY",
-    "MONITOR",
-    "OBJECT",
-    "ROLE",
-    "SLOWLOG",
-)
+FORBIDDEN = ("ACL", "CLIENT", "COMMAND", "CONFIG", "HELLO", "INFO", "KEYS", "MEMORY", "OBJECT", "ROLE", "SLOWLOG")
 
 
 def test_a_worker_delivers_by_the_broker_without_commands_that_are_nice_to_have(api: Sandbox, tmp_path: Path) -> None:
