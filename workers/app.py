@@ -14,7 +14,7 @@ from kombu.entity import Queue
 from relay import addresses
 from relay.errors import ConfigurationError
 from relay.settings import Settings
-from workers import logs, stopping, tasks
+from workers import compression, logs, stopping, tasks
 from workers.bells import DELIVER, FORGET, INTAKE
 from workers.broker import follow_failovers
 from workers.doorman import DoormanStep
@@ -33,6 +33,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
 
     def __init__(self, settings: Settings) -> None:
         follow_failovers()
+        compression.bound()
         super().__init__("relay", broker=settings.broker_url, set_as_current=False)
         self.relay_settings = settings
         self.conf.update(configuration(settings))

@@ -9,6 +9,7 @@ that cannot be read, and so a dead letter (workers/unreadable.py).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from functools import partial
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 #: The pauses between two tries to connect, in seconds: a connection refused costs neither side anything.
 PAUSES = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2}
 
+#: The pause after a broker that took the connection and refused its first command, as a read-only Redis does.
+REFUSED_SECONDS = 1.0
+
 #: At most one line of the log in this time tells of messages that cannot be read.
 LOG_SECONDS = 1.0
 
@@ -34,13 +38,23 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
     """Celery's, with the two differences above."""
 
     _take: Callable[[Any], Any]
+    _connecting: Any = None
     _logged_at = -LOG_SECONDS
     _unlogged = 0
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect as Celery does, with these pauses."""
+        self._connecting = conn
         conn.ensure_connection = partial(conn.ensure_connection, **PAUSES)
         return super().ensure_connected(conn)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Close what was connected before the error, and pause: Celery does neither, and connections pile up."""
+        super().on_connection_error_before_connected(exc)
+        if self._connecting is not None:
+            with contextlib.suppress(Exception):  # whatever a connection that failed raises once more
+                self._connecting.collapse()
+        time.sleep(REFUSED_SECONDS)
 
     def create_task_handler(self, **given: Any) -> Callable[[Any], Any]:
         """Return what takes a message: Celery's own handler, once it is certain that it can."""

@@ -197,6 +197,21 @@ def test_a_worker_whose_redis_stays_read_only_exits_and_says_why(estate: Estate)
     assert "Redis refused writes for 2 s (READONLY You can't write against a read only replica." in log(estate)
 
 
+def test_a_broker_that_stays_read_only_piles_up_no_connections_and_bells_return(
+    estate: Estate, broker: EmbeddedRedis
+) -> None:
+    """A separate broker that was demoted, and that its address still leads to: deliveries go on without it."""
+    estate.start_worker(concurrency=1)
+    with Redis.from_url(broker.url) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        wait_for(lambda: log(estate).count("Cannot connect") >= 4, 30, lambda: log(estate)[-3000:])
+        assert len(client.client_list()) < 25
+        report(estate, range(1))
+        assert estate.wait_until_done(1).delivered == 1
+        client.execute_command("REPLICAOF", "NO", "ONE")
+    bells_ring(estate, 1)
+
+
 def test_a_lost_data_set_raises_an_alarm_and_the_worker_goes_on(estate: Estate) -> None:
     worker = estate.start_worker()
     report(estate, range(10))

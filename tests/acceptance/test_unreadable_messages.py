@@ -6,6 +6,7 @@ import base64
 import datetime as dt
 import json
 import pickle
+import zlib
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ UNREADABLE = [
     (message(**{"content-type": "application/data"}), "no task"),
     (message(headers=headers(compression="application/x-unknown")), "decompressed"),
     (message(headers=headers(compression="application/x-gzip")), "decompressed"),
+    (message(zlib.compress(b" " * 100_000_000), headers=headers(compression="application/x-gzip")), "decompressed"),
     (message(headers=headers(eta="yesterday")), "ETA"),
     (message(headers=headers(expires="never")), "expires"),
     (message(headers=headers(timelimit="soon")), "timelimit"),
@@ -109,6 +111,7 @@ READABLE: list[dict[str, Any]] = [
     {"compression": "gzip"},
     {"compression": "bzip2"},
     {"compression": "zlib"},
+    {"compression": "lzma"},
     {"kwargs": {"time": dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)}},
     {"expires": 600},
     {"queue": "relay.deliver"},
