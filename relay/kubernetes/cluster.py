@@ -235,7 +235,7 @@ def _change(line: bytes) -> Mapping[str, Any]:
     status = shape.part(change, "object")
     code, message = status.get("code"), shape.text(status, "message") or shape.text(status, "reason")
     raise ClusterUnavailable(
-        f"watch pods: {code} {message[:_MESSAGE_CHARACTERS]}", status=code if isinstance(code, int) else None
+        f"watch pods: {code} {message[:_MESSAGE_CHARACTERS]}", status=code if type(code) is int else None
     )
 
 

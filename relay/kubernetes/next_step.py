@@ -8,8 +8,9 @@
                       listed: a wrong selector   be one that this server does not know (restored from a backup)
     others, or none   list anew                  the same
 
-Each after a pause that grows with the failures in a row, and not before `Retry-After` is over. Nothing is lost by
-resuming: the place is that of the last change that was reported.
+Each after a pause that grows with the failures in a row, and not before `Retry-After` is over. The first listing
+after a 410 of a watch is made at once, however many failures there were before. Nothing is lost by resuming: the
+place is that of the last change that was reported.
 """
 
 from __future__ import annotations
@@ -58,14 +59,24 @@ class Next:
 
 
 def next_step(
-    error: ClusterUnavailable, *, is_watching: bool, has_listed: bool, failures: int, random: Random
+    error: ClusterUnavailable,
+    *,
+    is_watching: bool,
+    has_listed: bool,
+    failures: int,
+    random: Random,
+    is_first_gone: bool = False,
 ) -> Next:
-    """Decide after the `failures`-th failure in a row (from 1); `has_listed`: whether a listing ever went well."""
+    """Decide after the `failures`-th failure in a row (from 1); `has_listed`: whether a listing ever went well.
+
+    `is_first_gone`: whether a 410 would be the first since a watch was good.
+    """
     if error.status in _WRONG_QUESTION and not has_listed:
         return Next(step=Step.GIVE_UP)
     after_seconds = max(pause_seconds(failures, random), min(error.retry_after_seconds, RETRY_AFTER_MAX_SECONDS))
     if error.status == HTTPStatus.GONE:
-        return Next(step=Step.LIST, after_seconds=0.0 if failures == 1 else after_seconds)
+        at_once = failures == 1 or (is_watching and is_first_gone)
+        return Next(step=Step.LIST, after_seconds=0.0 if at_once else after_seconds)
     renew = error.status in _WHO_ARE_YOU
     may_resume = renew or error.status == HTTPStatus.TOO_MANY_REQUESTS or failures % RESUMES != 0
     step = Step.RESUME if is_watching and may_resume else Step.LIST

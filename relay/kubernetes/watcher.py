@@ -20,6 +20,7 @@ import random
 import time
 import uuid
 from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
@@ -101,6 +102,8 @@ class Watcher:
         #: When the last one began.
         self._listed_at = 0.0
         self._failures = 0
+        #: Whether the place was gone (410) since a watch was good.
+        self._was_gone = False
         self._followed: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -153,13 +156,13 @@ class Watcher:
                     self._heartbeat.beat()
                     self._take(change)
                     self._publish()
-                    heard, self._failures = True, 0
+                    heard, self._failures, self._was_gone = True, 0, False
                     if self._list_at < list_at or time.monotonic() >= list_at:
                         return
         finally:
             lasted = time.monotonic() - began
             if lasted >= GOOD_WATCH_SECONDS:
-                self._failures = 0
+                self._failures, self._was_gone = 0, False
         if not heard and lasted < NO_WATCH_SECONDS:
             raise ClusterUnavailable("watch pods: it ended as soon as it began")
 
@@ -220,7 +223,9 @@ class Watcher:
             has_listed=self._has_listed,
             failures=self._failures,
             random=self._random,
+            is_first_gone=not self._was_gone,
         )
+        self._was_gone = self._was_gone or (is_watching and error.status == HTTPStatus.GONE)
         if following.step is Step.GIVE_UP:
             raise ConfigurationError(f"the API server does not take the question: {error}") from error
         if not self._is_patient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from rig import wait_for
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
 from relay.keys import Keys
+from relay.kubernetes import next_step as steps
 from relay.kubernetes import publishing
 from relay.kubernetes import watcher as module
 from relay.kubernetes.cluster import Cluster
@@ -206,6 +208,38 @@ def test_what_happened_in_a_gap_is_found_by_a_new_listing(api: KubernetesApi, wa
     assert (api.count("list"), api.count("watch")) == (2, 1)
     api.put(web("c"))
     assert watch.turn() == ["a", "b", "c"]
+
+
+def test_a_listing_after_a_gap_is_made_at_once_whatever_failed_before(
+    api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.put(web("a", created=LONG_AGO))
+    watch.turn()
+    monkeypatch.setattr(steps, "PAUSE_SECONDS", (0.001, 0.002))
+    api.fail(500, times=4, verb="watch")
+    watch.turn(4)
+    monkeypatch.setattr(steps, "PAUSE_SECONDS", (3600.0, 3600.0))
+    api.put(web("b"))
+    api.forget()
+    watch.turn()
+    assert "410" in caplog.text
+    assert watch.turn() == ["a", "b"]
+
+
+def test_a_place_that_is_gone_again_and_again_is_not_listed_without_a_pause(
+    api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(steps, "PAUSE_SECONDS", (0.001, 0.002))
+    watch.turn()
+    for _ in range(3):
+        api.put(web("a"))
+        api.forget()
+        watch.turn(2)
+    api.fail(410, verb="watch", times=3)
+    watch.turn(6)
+    pauses = re.findall(r"list anew in (\S+) s", caplog.text)
+    assert len(pauses) >= 3
+    assert watch.watcher._was_gone
 
 
 def test_a_half_open_link_is_noticed(api: KubernetesApi, watch: Watch) -> None:

@@ -596,6 +596,14 @@ class TestWebhook:
         assert asked == {("CREATE", "pods"), ("UPDATE", "pods/status"), ("UPDATE", "pods/ephemeralcontainers")}
         assert all((rule["apiGroups"], rule["apiVersions"]) == ([""], ["v1"]) for rule in self.webhook["rules"])
 
+    def test_its_own_namespace_is_left_alone_by_the_watcher_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        [given] = [each for each in build(FOLDER / "base") if each["kind"] == "ConfigMap"]
+        data = given["data"] | {"CLUSTER_NAME": "prod-eu-1"}
+        naming = Naming.of(settings_with(data, monkeypatch).kubernetes)
+        [selector] = self.webhook["namespaceSelector"]["matchExpressions"]
+        assert all(naming.ignores(name) for name in selector["values"])
+        assert not naming.ignores("shop")
+
     def test_leaves_the_clusters_own_and_its_own_namespace_alone(self) -> None:
         [expression] = self.webhook["namespaceSelector"]["matchExpressions"]
         assert (expression["key"], expression["operator"]) == ("kubernetes.io/metadata.name", "NotIn")

@@ -58,6 +58,12 @@ def test_a_place_that_is_gone_costs_no_pause_the_first_time() -> None:
     assert after(410, failures=3).after_seconds > 0
 
 
+def test_the_first_place_that_is_gone_costs_no_pause_after_other_failures_either() -> None:
+    assert after(410, failures=7, is_first_gone=True).after_seconds == 0
+    assert after(410, failures=7, is_first_gone=True, is_watching=False).after_seconds > 0
+    assert after(500, failures=7, is_first_gone=True).after_seconds > 0
+
+
 @pytest.mark.parametrize(("asked", "waited"), [(7.0, 7.0), (1e9, RETRY_AFTER_MAX_SECONDS)])
 def test_retry_after_is_waited_for_within_bounds(asked: float, waited: float) -> None:
     assert after(429, retry_after=asked).after_seconds == waited
