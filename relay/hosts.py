@@ -44,7 +44,7 @@ def listen(host: str, port: int, *, backlog: int) -> socket.socket:
     candidates = sorted(found, key=lambda each: each[0] != socket.AF_INET)
     for family, *_, address in candidates[:-1]:
         try:
-            return socket.create_server(address[:2], family=family, backlog=backlog)
+            return socket.create_server(address, family=family, backlog=backlog)
         except OSError:
             continue
     family, *_, address = candidates[-1]

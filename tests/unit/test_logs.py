@@ -128,6 +128,9 @@ SECRETS: dict[str, Callable[[Path], Settings]] = {
     "gateway.tokens_file": lambda path: settings(
         gateway={"tokens_file": written(path, f"[team]\ntoken = {json.dumps(PASSWORD)}\n")}
     ),
+    "gateway.admission_secret_file": lambda path: settings(
+        gateway={"token": "any", "admission_secret_file": written(path, f"first-of-two\n{PASSWORD}\n")}
+    ),
     "redis.url": lambda _: settings(redis={"url": f"redis://user:{IN_URL}@host:6379/0"}),
     "redis.url's query": lambda _: settings(redis={"url": f"redis://host:6379/0?password={IN_URL}"}),
     "broker.url": lambda _: settings(broker={"url": f"rediss://:{IN_URL}@host:6379/0"}),
