@@ -110,3 +110,9 @@ def test_a_skip_is_a_failure_in_ci_and_there_alone(tmp_path: Path, source: str) 
     assert inside.returncode in {1, 2}, inside.stdout
     assert "no such" in inside.stdout.replace("_", " ")
     assert ("1 failed, 1 xfailed, 1 error" if source is SKIPPED else "1 error") in inside.stdout
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    """Test folders are no packages: of two files with one name pytest imports only the first, and stops the run."""
+    names = sorted(file.name for file in TESTS.rglob("test_*.py"))
+    assert names == sorted(set(names))
