@@ -19,7 +19,7 @@ from relay.connection import connect, without_secrets
 from relay.errors import ConfigurationError
 from relay.event import Defaults
 from relay.platform import parse_platform
-from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, faults
+from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, admission_secrets, faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -274,6 +274,16 @@ def _files(settings: Settings) -> Iterator[Fault]:
             continue
         if path == ("api", "token_file"):
             yield from _empty_token(settings, name, what)
+        elif path == ("gateway", "admission_secret_file"):
+            yield from _unusable_secret(file, name, what)
+
+
+def _unusable_secret(file: Path, name: str, what: str) -> Iterator[Fault]:
+    try:
+        admission_secrets(file.read_text(encoding="utf-8"))
+    except (ConfigurationError, UnicodeDecodeError) as error:
+        reason = str(error) if isinstance(error, ConfigurationError) else "it is not text"
+        yield Fault(where=name, what=f"{what} cannot be used: {reason}")
 
 
 def _empty_token(settings: Settings, name: str, what: str) -> Iterator[Fault]:

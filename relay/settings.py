@@ -70,6 +70,9 @@ LEASE_MARGIN_SECONDS = 1.0
 #: A token that a person types may be guessed; one of this length is not.
 SHORTEST_OPERATOR_TOKEN = 16
 
+#: A secret that is one segment of a path: nothing in it needs to be encoded, and it is too long to be guessed.
+_PATH_SECRET = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 
@@ -130,6 +133,16 @@ def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
         return file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{setting} {file} cannot be read: {error}") from error
+
+
+def admission_secrets(text: str) -> list[str]:
+    """Parse the text of `gateway.admission_secret_file`, a secret a line; an error repeats none of them."""
+    secrets = [line.strip() for line in text.splitlines() if line.strip()]
+    if not secrets or not all(_PATH_SECRET.fullmatch(secret) for secret in secrets):
+        raise ConfigurationError(
+            "each line must be a secret of 16 to 256 letters, digits or -._~ (make one with: openssl rand -hex 24)"
+        )
+    return secrets
 
 
 #: The longest duration there is, ten years: longer ones overflow somewhere, or were meant in another unit.

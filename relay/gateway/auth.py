@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import re
 import tomllib
 from dataclasses import dataclass
 from enum import Enum
@@ -14,12 +13,9 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 
 from relay.errors import ConfigurationError
-from relay.settings import Registry  # noqa: TC001 - pydantic reads it
+from relay.settings import Registry, admission_secrets
 
 _SCHEME = "bearer"
-
-#: A secret that is one segment of a path: nothing in it needs to be encoded, and it is too long to be guessed.
-_PATH_SECRET = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +82,8 @@ class Tokens:
 
 def parse_secrets(text: str) -> Tokens:
     """Parse the text of an admission secret's file, a secret a line; `ConfigurationError` repeats none of them."""
-    secrets = [line.strip() for line in text.splitlines() if line.strip()]
-    if not secrets or not all(_PATH_SECRET.fullmatch(secret) for secret in secrets):
-        raise ConfigurationError(
-            "each line must be a secret of 16 to 256 letters, digits or -._~ (make one with: openssl rand -hex 24)"
-        )
-    return Tokens(tuple((_hash(secret.encode()), Caller(name="admission")) for secret in secrets))
+    admission = Caller(name="admission")
+    return Tokens(tuple((_hash(secret.encode()), admission) for secret in admission_secrets(text)))
 
 
 class _Grant(BaseModel):

@@ -225,6 +225,24 @@ def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, t
         assert f"names {unreadable}, which cannot be read: " in configuration.check()[-1].what
 
 
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"change-me\n", "openssl rand"), (b"", "openssl rand"), (b"\xff" * 20, "not text")]
+)
+def test_an_admission_secret_that_no_gateway_starts_with_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, word: str
+) -> None:
+    file = tmp_path / "secret"
+    monkeypatch.setenv("CLUSTER_NAME", "kind-1")
+    monkeypatch.setenv("RELAY_GATEWAY__ADMISSION_SECRET_FILE", str(file))
+    file.write_bytes(content)
+    (fault,) = configuration.check()
+    assert fault.where == "RELAY_GATEWAY__ADMISSION_SECRET_FILE"
+    assert word in fault.what
+    assert "change-me" not in fault.what
+    file.write_text("0123456789abcdef\nanother-secret-of-these\n", encoding="utf-8")
+    assert configuration.check() == []
+
+
 def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str], Path]) -> None:
     path = config('[environments."edge 1.example: a"]\nplatfrom = "linux/arm64"\n')
     (fault,) = configuration.check()
