@@ -11,6 +11,9 @@
 redis.call('DEL', KEYS[1])
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
+  if redis.call('PTTL', KEYS[2]) > math.max(2 * ARGV[2], 600000) then -- the clock was set back since it was taken
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+  end
   return {0}
 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])

@@ -9,13 +9,14 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + clock[2] / 1000
 local health = redis.call('HMGET', KEYS[1], 'until', 'openings', 'prober', 'probe_until', 'full_at')
 local held_until = tonumber(health[1] or '0')
-if held_until > now then
+local MAX_HOLD_MS = 600000 -- what is farther ahead was set by a clock that was set back since
+if held_until > now and held_until <= now + MAX_HOLD_MS then
   return {0, math.ceil(held_until - now), 0}
 end
 local granted, probing = tonumber(ARGV[2]), 0
 if tonumber(health[2] or '0') > 0 then
   local probe_until = tonumber(health[4] or '0')
-  if health[3] and health[3] ~= ARGV[1] and probe_until > now then
+  if health[3] and health[3] ~= ARGV[1] and probe_until > now and probe_until <= now + MAX_HOLD_MS then
     return {0, math.ceil(probe_until - now), 0}
   end
   granted, probing = 1, 1

@@ -11,6 +11,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], now + ARGV[2], '+inf') -- from before the clock was set back
 redis.call('ZADD', KEYS[4], now, ARGV[5])
 -- The clock was stepped, or no worker ran: what is reckoned by long times begins anew, so that it is late, never early.
 local before = tonumber(redis.call('HGET', KEYS[2], 'beat_at') or now)

@@ -28,6 +28,10 @@ _LIFT = scripts.load("lift")
 #: The time between two probes of a throttle. What an endpoint asks for up to here is kept to the end without one.
 PROBE_THROTTLE_SECONDS = 60.0
 
+#: A hold that ends later than this from now was set by a clock that was set back since, and counts as over. The same
+#: number is in the scripts.
+MAX_HOLD_MS = 600_000
+
 
 class HoldReason(StrEnum):
     """Why an endpoint is held, or its circuit open."""
@@ -87,11 +91,11 @@ class Health(NamedTuple):
 
     def hold(self, now: float) -> Hold | None:
         """Return the hold that stands at a time in Redis milliseconds."""
-        return Hold(self.until, self.reason, self.openings) if self.until > now else None
+        return Hold(self.until, self.reason, self.openings) if now < self.until <= now + MAX_HOLD_MS else None
 
     def why_held(self, now: float) -> str | None:
         """Return why deliveries are held at a time in Redis milliseconds, None if they are not."""
-        return self.circuit if self.openings else self.reason if self.until > now else None
+        return self.circuit if self.openings else self.reason if self.hold(now) else None
 
 
 class Admission(NamedTuple):

@@ -8,8 +8,10 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local result = {now, redis.call('XLEN', KEYS[1]), ''} -- no id: Redis returns none without its entry, of any size
 local health = redis.call('HMGET', KEYS[3], 'until', 'openings', 'probe_until')
+local MAX_HOLD_MS = 600000         -- a hold that is farther ahead was set by a clock that was set back since
+local MAX_PAUSE_MS = 30 * 86400000 -- the same of an outbox
 local not_before = math.max(tonumber(health[1] or '0'), tonumber(health[3] or '0'))
-if not_before > now then
+if not_before > now and not_before <= now + MAX_HOLD_MS then
   result[3] = string.format('%d', not_before)
   return result
 end
@@ -25,5 +27,12 @@ if tonumber(health[2] or '0') > 0 then
 end
 for _, environment in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', skip, wanted)) do
   result[#result + 1] = environment
+end
+if tonumber(skip) == 0 then
+  local room = wanted - #result + 3
+  local ahead = room > 0 and redis.call('ZRANGEBYSCORE', KEYS[2], now + MAX_PAUSE_MS, '(+inf', 'LIMIT', 0, room) or {}
+  for _, environment in ipairs(ahead) do
+    result[#result + 1] = environment
+  end
 end
 return result

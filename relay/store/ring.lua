@@ -3,7 +3,13 @@
 -- ARGV  milliseconds after which a bell counts as lost, why it is rung
 -- ->    the positions (from 1) of the drains to ring
 local ring = {}
+local longest = math.max(2 * ARGV[1], 600000) -- that a lease or a bell may last: longer, and the clock was set back
 for i = 2, #KEYS, 2 do
+  for key = i, i + 1 do
+    if redis.call('PTTL', KEYS[key]) > longest then
+      redis.call('PEXPIRE', KEYS[key], ARGV[1])
+    end
+  end
   -- Deleting what is not there frees nothing, but at maxmemory a script may write once it began with a delete.
   if redis.call('EXISTS', KEYS[i]) == 0 and redis.call('DEL', KEYS[i]) == 0 and redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1]) then
     ring[#ring + 1] = i / 2

@@ -14,6 +14,8 @@ if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV
   return {}
 end
 local MAX_FORGOTTEN = 1000  -- parked entries without a stream entry, in one go
+local MAX_HOLD_MS = 600000    -- a hold that is farther ahead was set by a clock that was set back since
+local MAX_PAUSE_MS = 30 * 86400000 -- the same of a retry
 local MAX_SUPERSEDED = 1000 -- entries of one instance that one retry supersedes
 local MAX_BYTES = 8388608   -- of fresh events in one reply; the others are taken with the next
 redis.call('DEL', KEYS[1]) -- first: at maxmemory a script may write once it began with a delete
@@ -27,7 +29,8 @@ for i = 1, 7 do
   health[i] = health[i] or ''
 end
 local paused = redis.call('HEXISTS', KEYS[7], ARGV[6])
-if paused == 1 or (health[1] ~= '' and tonumber(health[1]) > now) then
+local held_until = tonumber(health[1]) or 0
+if paused == 1 or (held_until > now and held_until <= now + MAX_HOLD_MS) then
   return {now, '', {}, {}, health, paused}
 end
 
@@ -77,6 +80,9 @@ end
 
 local due = {}
 if tonumber(ARGV[5]) > 0 then
+  for _, instance in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], now + MAX_PAUSE_MS, '+inf', 'LIMIT', 0, ARGV[5])) do
+    redis.call('ZADD', KEYS[4], now, instance)
+  end
   for _, instance in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, ARGV[5])) do
     local entry, superseded = first_parked(instance), {}
     if entry then

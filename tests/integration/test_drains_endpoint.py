@@ -31,6 +31,7 @@ from drains import (
     retries_are_due,
     running,
 )
+from outboxes import now_ms
 from rig import wait_for
 
 from relay.keys import DEFAULT_ENDPOINT
@@ -355,7 +356,7 @@ def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: 
     with running(redis_server, api, delivery={"retry_after_max": 60}) as runtime:
         drain_inbox(runtime)
         drained(runtime)
-    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0)
+    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
     seconds, _ = client.time()
 
     assert hold is not None
@@ -436,7 +437,7 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
             reports = list(pool.map(drained, runtimes, environments))
             assert api.counts().received == number
             assert all(each.held.startswith("circuit_open") for each in reports)
-        assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0).openings == 9  # type: ignore[union-attr]
+        assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
 
         api.faults = []
         let_hold_pass(client)

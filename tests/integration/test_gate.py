@@ -251,7 +251,7 @@ def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, clien
         gate.heard(outcome)
         gate.saw(outcome)
 
-    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0)
+    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
     assert hold == gate.hold
     assert hold is not None
     assert hold.reason == "rate_limited"

@@ -38,15 +38,19 @@ def test_hold_is_only_ever_extended(client: Redis) -> None:
     assert first.until == pytest.approx(now_ms(client) + 30_000, abs=1000)
 
     assert hold(client, 1, "circuit_open").until == first.until
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == first
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) == first
 
     longer = hold(client, 60, "unauthorized")
     assert longer.until > first.until
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) == longer == Hold(longer.until, "unauthorized")
+    assert (
+        endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
+        == longer
+        == Hold(longer.until, "unauthorized")
+    )
 
 
 def test_endpoint_that_was_never_held_has_no_hold(client: Redis) -> None:
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(0) is None
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) is None
     assert health(client) == Health()
 
 
@@ -141,6 +145,29 @@ def test_lifted_hold_of_an_older_version_lets_all_go(client: Redis) -> None:
     client.hset(ENDPOINT, mapping={"until": now_ms(client) + HOUR_MS, "reason": "rate_limited"})
     assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is not None
     assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+
+
+YEAR_MS = 365 * 86_400_000
+
+
+def test_hold_from_before_the_clock_was_set_back_is_over(client: Redis) -> None:
+    ahead = now_ms(client) + YEAR_MS
+    client.hset(ENDPOINT, mapping={"until": ahead, "reason": "rate_limited", "prober": "x", "probe_until": ahead})
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client)) is None
+    assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
+    client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open"})
+    assert admit(client, DRAIN, wanted=5) == Admission(1, 0.0, probes=True)
+    schedule_many(client, 2)
+    assert look(client).due
+
+
+def test_outbox_whose_time_is_from_before_the_clock_was_set_back_is_due(client: Redis) -> None:
+    client.zadd(SCHEDULE, {"lost": now_ms(client) + YEAR_MS, "paused": "inf", "later": now_ms(client) + 60_000})
+    before = everything(client)
+    assert look(client).due == ["lost"]
+    assert look(client, count=0).due == []
+    assert everything(client) == before
 
 
 # open_circuit.lua

@@ -358,6 +358,18 @@ def test_many_drains_are_rung_for_in_one_call(client: Redis) -> None:
     assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
 
 
+def test_lease_and_bell_from_before_the_clock_was_set_back_end_soon(client: Redis) -> None:
+    for key in (PRODUCTION.lease, PRODUCTION.bell):
+        client.set(key, "of a drain that died", px=365 * 86_400_000)
+    assert leases.to_ring(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.bell)], 5.0, Why.DUE) == []
+    assert 0 < client.pttl(PRODUCTION.lease) <= 5000
+    assert 0 < client.pttl(PRODUCTION.bell) <= 5000
+
+    client.set(PRODUCTION.lease, "of a drain that died", px=365 * 86_400_000)
+    assert acquire(client, "other") is None
+    assert 0 < client.pttl(PRODUCTION.lease) <= LEASE_MS
+
+
 # What is counted
 
 

@@ -182,6 +182,14 @@ def test_instance_is_not_due_before_its_pause_is_over(client: Redis) -> None:
     assert client.zscore(PRODUCTION.due, X) == pytest.approx(now_ms(client) + LONG_SECONDS * 1000, abs=1000)
 
 
+def test_instance_whose_retry_is_from_before_the_clock_was_set_back_is_due(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, X)
+    (entry,) = took(client).fresh
+    park(client, entry, seconds=365 * 86_400)
+    assert [each.entry.entry_id for each in took(client).due] == [entry.entry_id]
+
+
 def test_trials_are_kept_from_retry_to_retry(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
