@@ -50,6 +50,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
     unreadable = CountedLog(get_logger("relay.gateway"), "unreadable requests")
     return _Server(
         console,
+        unreadable,
         uvicorn.Config(
             create_app(settings, console),
             http=partial(BoundedHeads, unreadable=unreadable),  # type: ignore[arg-type]
@@ -69,15 +70,17 @@ def create_server(settings: Settings) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Ends the console's streams before it waits for all connections to end."""
+    """Ends the console's streams before it waits for all connections to end, and then writes the last counts."""
 
-    def __init__(self, console: Console, config: uvicorn.Config) -> None:
+    def __init__(self, console: Console, unreadable: CountedLog, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._console = console
+        self._unreadable = unreadable
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._console.stop()
         await super().shutdown(sockets)
+        self._unreadable.close()
 
 
 def listen(settings: GatewaySettings) -> socket.socket:

@@ -265,6 +265,18 @@ def test_unreadable_requests_are_one_line_a_second_with_their_number(
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == len(counted())
 
 
+def test_the_end_of_the_gateway_leaves_no_unreadable_request_uncounted(
+    embedded: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), running(embedded.url) as gateway:
+        for _ in range(3):
+            with gateway.connect() as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert status_of(connection) == 400
+    lines = [record.msg for record in caplog.records if "unreadable requests" in str(record.msg)]
+    assert sum(line["count"] for line in lines) == 3
+
+
 def test_upgrades_to_other_protocols_are_counted_too(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
     upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     with caplog.at_level("INFO"):
