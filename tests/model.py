@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 #: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
 REMEMBERED = {
     "appended",
+    "changes",
     "clock_ahead",
+    "contested",
     "counts",
     "dataset",
     "dead",
@@ -529,7 +531,7 @@ class Model:
                 time = _newest(time, known.time)
             self._known[event.where] = Known(last, order, time, ids, known.confirmed or 1, known.told)
         elif known.told is not None:
-            self._known[event.where] = Known(None, (0, 0), known.told, ids, known.confirmed or 1, known.told)
+            self._known[event.where] = Known(None, (0, 0), known.told, ids, told=known.told)
         else:
             del self._known[event.where]
 

@@ -153,18 +153,12 @@ local function give_back(instance, event_id)
     lines[#lines + 1] = line
   end
   local was_last = lines[#lines] == event_id
-  -- Without a resync's mark: it may be it.
-  local seen, confirmed, repeat_time = string.match(lines[4], '^(%d+) ?%d* ?(%d*) ?(%d*)$')
+  local seen, confirmed = string.match(lines[4], '^(%d+) ?%d* ?(%d*)$') -- without a resync's mark: it may be it
+  local repeat_time = string.match(lines[5] or '', '^\t(%d+)$') or ''
   if was_last and confirmed == '' then
     confirmed = '1' -- from here on it is noted when what counts again is reported: later than what died
   end
-  local marks = seen
-  if repeat_time ~= '' then
-    marks = seen .. ' 0 ' .. confirmed .. ' ' .. repeat_time
-  elseif confirmed ~= '' then
-    marks = seen .. ' 0 ' .. confirmed
-  end
-  local kept = {lines[1], lines[2], lines[3], marks}
+  local kept = {lines[1], lines[2], lines[3], confirmed == '' and seen or seen .. ' 0 ' .. confirmed}
   for i = 5, #lines do
     if lines[i] ~= event_id then
       kept[#kept + 1] = lines[i]
@@ -180,7 +174,7 @@ local function give_back(instance, event_id)
       end
       kept[1], kept[2], kept[3] = digest, time, came
     elseif repeat_time ~= '' then
-      kept[1], kept[2], kept[3] = '', repeat_time, '0'
+      kept[1], kept[2], kept[3], kept[4] = '', repeat_time, '0', seen -- nothing counts again that could be confirmed
     else
       redis.call('HDEL', KEYS[7], instance)
       return

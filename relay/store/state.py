@@ -4,8 +4,9 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
-The fourth is when it was seen, or `<seen> <resynced> <confirmed> <repeat_time>`, without the zeros at its end. The
-digest is empty where the first event of an instance died, and a newer time that a duplicate of it gave is known.
+The fourth is when it was seen, or `<seen> <resynced> <confirmed>`, without the zeros at its end. Before the ids may be
+a line with a tab and `repeat_time`: older versions take it for an id, which none can be, and keep it. The digest is
+empty where the first event of an instance died, and a newer time that a duplicate of it gave is known.
 """
 
 from __future__ import annotations
@@ -47,11 +48,9 @@ class Accepted(NamedTuple):
     def encode(self) -> str:
         """Write it as the hash field's value."""
         time = "" if self.time is None else self.time
-        seen = f"{self.seen}"
-        if self.resynced or self.confirmed or self.repeat_time:
-            seen = f"{seen} {self.resynced} {self.confirmed} {self.repeat_time}".removesuffix(" 0").removesuffix(" 0")
+        seen = f"{self.seen} {self.resynced} {self.confirmed}".removesuffix(" 0").removesuffix(" 0")
         head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
-        return "\n".join((head, *self.ids))
+        return "\n".join((head, *((f"\t{self.repeat_time}",) if self.repeat_time else ()), *self.ids))
 
     @classmethod
     def decode(cls, value: str) -> Accepted:
@@ -59,7 +58,8 @@ class Accepted(NamedTuple):
         digest, time, at, seen, *ids = value.split("\n")
         at, _, sequence = at.partition("-")
         moment = int(time) if time else None
-        seen_ms, resynced, confirmed, repeat_time = (*map(int, seen.split(" ")), 0, 0, 0)[:4]
+        seen_ms, resynced, confirmed = (*map(int, seen.split(" ")), 0, 0)[:3]
+        repeat_time = int(ids.pop(0)) if ids and ids[0].startswith("\t") else 0
         return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed, repeat_time)
 
 

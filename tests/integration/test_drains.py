@@ -67,8 +67,8 @@ def test_intake_that_judged_by_a_state_given_back_meanwhile_judges_again(
     judge = intake.judge_in_order
     rounds = []
 
-    def judge_and_let_delivery_in(*args: object) -> object:
-        rounds.append(judged := judge(*args))
+    def judge_and_let_delivery_in(*args: object, **options: object) -> object:
+        rounds.append(judged := judge(*args, **options))
         if len(rounds) == 1:
             drain_outboxes(runtime, ["production"])
         return judged
@@ -105,14 +105,14 @@ def test_intake_whose_lease_ran_out_commits_nothing(
     report(client, "a")
     judge = intake.judge_in_order
 
-    def pause_past_the_lease(*args: object) -> object:
+    def pause_past_the_lease(*args: object, **options: object) -> object:
         client.delete(runtime.keys.intake_lease)
         keys = runtime.keys
         successor = leases.acquire_call(
             keys.intake_bell, keys.intake_lease, keys.intake_run, "successor", 5, counts=keys.counts
         )
         scripts.run(client, successor)
-        return judge(*args)
+        return judge(*args, **options)
 
     monkeypatch.setattr(intake, "judge_in_order", pause_past_the_lease)
     done = drain_inbox(runtime)

@@ -50,11 +50,12 @@ def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> 
 
     time = "" if state.time is None else str(state.time)
     at = f"{state.at}-{state.sequence}" if state.sequence else str(state.at)
-    numbers = [state.seen, state.resynced, state.confirmed, state.repeat_time]
+    numbers = [state.seen, state.resynced, state.confirmed]
     while len(numbers) > 1 and not numbers[-1]:
         numbers.pop()
     seen = " ".join(map(str, numbers))
-    assert lines == [state.digest, time, at, seen, *state.ids]
+    repeated = [f"\t{state.repeat_time}"] if state.repeat_time else []
+    assert lines == [state.digest, time, at, seen, *repeated, *state.ids]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> 
         (Accepted("sha256:a", 0, 6, 7, ()), "sha256:a\n0\n6\n7"),
         (Accepted("sha256:a", None, 6, 7, ("x",), 2), "sha256:a\n\n6-2\n7\nx"),
         (Accepted("sha256:a", None, 6, 7, ("x",), resynced=9), "sha256:a\n\n6\n7 9\nx"),
-        (Accepted("sha256:a", None, 6, 7, ("x",), repeat_time=9), "sha256:a\n\n6\n7 0 0 9\nx"),
+        (Accepted("sha256:a", None, 6, 7, ("x",), repeat_time=9), "sha256:a\n\n6\n7\n\t9\nx"),
     ],
 )
 def test_state_is_lines_with_an_unknown_time_empty_and_a_first_place_unsaid(state: Accepted, written: str) -> None:
