@@ -4,9 +4,9 @@ Lines, because Lua must read them too and JSON in Lua turns an empty list into a
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
-The fourth is when it was seen, or `<seen> <resynced> <confirmed>`, without the zeros at its end. Before the ids may be
-a line with a tab and `repeat_time`: older versions take it for an id, which none can be, and keep it. The digest is
-empty where the first event of an instance died, and a newer time that a duplicate of it gave is known.
+The fourth is when it was seen, or `<seen> <resynced> <confirmed>`, without the zeros at its end. A line with a tab
+and `repeat_time` may come before the ids: older versions take it for an id, which none can be, and keep it. The
+digest is empty where the first event of an instance died, and a newer time that a duplicate of it gave is known.
 """
 
 from __future__ import annotations

@@ -101,7 +101,10 @@ KEYS_AT_REST = (
     "worker:",
     "workers",
     "appended:",
+    "changes:",
     "clock_ahead",
+    "contested:",
+    "nodes:",
     "dataset",
     "forgetting",
 )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from relay import DeploymentEvent, Producer, crashpoints
 from relay.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
-from relay.store import dataset, dead, forgetting, pausing, snapshot
+from relay.store import dataset, dead, endpoint, forgetting, pausing, snapshot
 from relay.store.counts import read_environments, read_ledger
 from relay.store.redriving import Redrive, redrive_all
 from workers.app import RelayApp
@@ -101,6 +101,11 @@ def pause(runtime: Runtime, environment: str) -> None:
     pausing.resume(runtime.client, runtime.keys, DEFAULT_ENDPOINT, [environment])
 
 
+def lift(runtime: Runtime, _: str) -> None:
+    """Lift the hold of an endpoint, if there is one."""
+    endpoint.lift(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
+
+
 def forget(runtime: Runtime, environment: str) -> None:
     """Forget whatever of an environment may be forgotten."""
     outbox = runtime.keys.of_outbox(DEFAULT_ENDPOINT, environment)
@@ -120,7 +125,7 @@ def scrape(runtime: Runtime, _: str) -> None:
     snapshot.read(runtime.client, runtime.keys, DEFAULT_ENDPOINT, environments=1)
 
 
-STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, forget, status, scrape)}
+STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, lift, forget, status, scrape)}
 
 
 def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:

@@ -45,6 +45,7 @@ PASSES = {
     "ring": ("work", 1),
     "acquire": ("work", 2),
     "accept": ("work", 1),
+    "contested": ("work", 1),
     "release_inbox": ("work", 1),
     "take": ("work", 1),
     "admit": ("work", 2),
@@ -59,11 +60,13 @@ PASSES = {
     "drop": ("drop", 1),
     "pause": ("pause", 1),
     "resume": ("pause", 1),
+    "lift": ("lift", 1),
     "forget": ("forget", 1),
     "forget_environment": ("forget", 1),
     "ledger": ("status", 1),
     "environments": ("status", 1),
     "snapshot": ("scrape", 1),
+    "bury": ("work", 1),  # last, because its letters are dropped by none of the others
 }
 
 #: Point → the step that passes it.
@@ -76,6 +79,9 @@ POINTS = {
 
 #: Events of each point, by what the API makes of them: the first two are of one instance, and so are the next two.
 FATES = {"first": "a", "later": "a", "retried": "b", "behind": "b", "refused": "c", "alone": "d"}
+
+#: Bytes of an entry that is too large to be read.
+OVERSIZE_BYTES = 4_000_000
 
 #: Retries at once, and a rate limit that asks for leave to send and never withholds it.
 SWIFT = {
@@ -190,6 +196,8 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
         unsure = len(events)
     else:
         ground.report_events(events)
+    if "bury" in point:
+        ground.xadd({"id": f"event {point} oversize", "event": b"x" * OVERSIZE_BYTES}, malformed=True)
     if name in {"redrive", "drop"}:
         assert step("work_on") == 0
     if "handle" in point:  # what is in hand is noted only after a death

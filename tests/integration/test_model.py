@@ -115,13 +115,16 @@ class Killed(BaseException):
 
 
 class Clock:
-    """Stands in for the module `time` in the drains: each thread has its own, which goes on as it is looked at."""
+    """Stands in for `time` and `relay.clock` in the drains: each thread has its own, which goes on as it is read."""
 
     def __init__(self) -> None:
         self._of = threading.local()
 
     def monotonic(self) -> float:
         return self.advance(0.001)
+
+    def uptime(self) -> float:
+        return self.monotonic()
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)
@@ -481,8 +484,9 @@ class World:
 def steered_clock() -> Iterator[None]:
     """Give the drains the clock of their process, and have no pause be over by itself."""
     with ExitStack() as stack:
-        for module in (deliver, gate, intake, redriving):
-            stack.enter_context(patch.object(module, "time", CLOCK))
+        for module, names in ((deliver, "time clock"), (gate, "clock"), (intake, "time"), (redriving, "time clock")):
+            for name in names.split():
+                stack.enter_context(patch.object(module, name, CLOCK))
         # Those that count by Redis's clock never end before time is passed.
         stack.enter_context(patch.object(gate, "FIRST_PAUSE_SECONDS", HOLD_SECONDS))
         stack.enter_context(patch.object(gate, "LONGEST_PAUSE_SECONDS", dict.fromkeys(HoldReason, HOLD_SECONDS)))
