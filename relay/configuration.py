@@ -140,12 +140,22 @@ def hints(settings: Settings) -> Iterator[str]:
         yield "no token for the API is set (RELAY_API_TOKEN_FILE): a worker does not start without one"
     if settings.kubernetes != type(settings.kubernetes)() and not settings.kubernetes.cluster:
         yield "no cluster name is set (CLUSTER_NAME): `relay watch kubernetes` does not start without one"
+    yield from _tls_hints(settings)
 
-    broker_url = settings.broker.url or settings.redis.url
-    parts = (("redis", settings.redis.url, settings.redis), ("broker", broker_url, settings.broker))
-    for section, url, part in parts:
+
+def _tls_hints(settings: Settings) -> Iterator[str]:
+    """Yield what a URL leaves in the clear, or to any server that answers."""
+    for section, url, part in (
+        ("redis", settings.redis.url, settings.redis),
+        ("broker", settings.broker.url or settings.redis.url, settings.broker),
+    ):
         if files := addresses.unused(url, part):
             yield f"{section}.{files[0]} is set, and the URL is neither rediss:// nor amqps://: nothing is encrypted"
+        if section == "broker" and not settings.broker.url:
+            continue
+        if not (trust := addresses.trust(url, part)).is_verified or not trust.is_name_checked:
+            option = "ssl_check_hostname" if trust.is_verified else "ssl_cert_reqs"
+            yield f"{section}.url verifies no server ({option}): any that answers gets the password"
 
 
 def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:

@@ -86,6 +86,7 @@ class Recorder:
         self._threads = [threading.Thread(target=self._accept, name="recorder")]
         self._decrypted = bytearray()
         self._handshakes = 0
+        self._ends_at = b""
 
     @property
     def port(self) -> int:
@@ -103,10 +104,12 @@ class Recorder:
         with self._changed:
             return self._handshakes
 
-    def forget(self) -> None:
+    def forget(self, *, ends_at: bytes = b"") -> None:
+        """Begin anew; close a connection once these bytes came, so that its client need not wait for an answer."""
         with self._changed:
             self._decrypted.clear()
             self._handshakes = 0
+            self._ends_at = ends_at
 
     def wait_for_handshakes(self, count: int = 1, seconds: float = DEADLINE_SECONDS) -> None:
         with self._changed:
@@ -161,6 +164,8 @@ class Recorder:
                     with self._changed:
                         self._decrypted += got
                         self._changed.notify_all()
+                        if self._ends_at and self._ends_at in self._decrypted:
+                            return
 
 
 class RedisServer(NamedTuple):

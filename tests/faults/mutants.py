@@ -152,6 +152,20 @@ return 1
 
 MUTANTS = (
     Mutant(
+        "any-name",
+        "a Redis or a broker with a certificate of another name is trusted",
+        edits=(
+            Edit("relay/addresses.py", '"ssl_check_hostname": self.is_name_checked,', '"ssl_check_hostname": False,'),
+        ),
+        tests=("tests/integration/test_tls.py::test_a_wrong_certificate_is_refused_and_nothing_is_sent",),
+    ),
+    Mutant(
+        "celery-verifies-nothing",
+        "Celery's connections get no TLS options of the relay's",
+        edits=(Edit("workers/app.py", "ssl=where.ssl if ssl is None else ssl", "ssl=False"),),
+        tests=("tests/integration/test_tls.py::test_a_wrong_certificate_is_refused_and_nothing_is_sent",),
+    ),
+    Mutant(
         "commit-first",
         "an event is committed as delivered before it is POSTed",
         edits=(

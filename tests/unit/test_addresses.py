@@ -217,6 +217,29 @@ def test_a_name_is_asked_of_each_rabbitmq_of_a_list() -> None:
         assert dict(**several)["server_hostname"] == host  # as py-amqp is given it
 
 
+@pytest.mark.parametrize("variable", ["RELAY_REDIS", "RELAY_BROKER"])
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])
+def test_config_check_notes_a_server_that_is_not_verified(
+    variable: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{variable}__URL", f"rediss://h/0?{option}")
+    monkeypatch.setenv(f"{variable}__ALLOW_INSECURE", "true")
+    said = CliRunner().invoke(app, ["config", "check"])
+
+    assert said.exit_code == 0, said.output
+    assert "verifies no server" in " ".join(said.output.split())
+
+
+@pytest.mark.parametrize("urls", ["rediss://a/0;rediss://b/0", "amqps://a//;amqps://b//"])
+def test_each_broker_of_a_list_is_verified(urls: str) -> None:
+    where = Settings.load(broker={"url": urls}).broker_address
+    with Connection(where.url, ssl=where.ssl) as connection:
+        for host in ("a", "b", "a"):
+            assert connection.hostname == host
+            assert connection.ssl == where.ssl
+            connection.maybe_switch_next()
+
+
 @pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_READ_URL"])
 def test_another_broker_by_hand_is_verified_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """`celery -b URL` sets CELERY_BROKER_URL, which Celery prefers to what the app says."""
