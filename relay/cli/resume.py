@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from relay.keys import Keys
 
 Environments = Annotated[
-    list[str] | None, typer.Argument(parser=name_or_id, metavar="[ENV]...", help="Environments, by name.")
+    list[str] | None, typer.Argument(parser=name_or_id, metavar="ENV", help="Environments, by name.")
 ]
 Destination = Annotated[
     str | None,
