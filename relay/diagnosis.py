@@ -107,12 +107,12 @@ def _findings(seen: Overview) -> Iterator[Finding]:
 
 
 def _role(seen: Overview) -> Iterator[Finding]:
-    if seen.is_replica:
+    if seen.refusal:
         yield Finding(
             cause=Cause.READ_ONLY,
             level=Level.WARN if seen.workers else Level.BAD,  # workers that live write to the primary
-            what="this Redis is a replica: it takes no writes, so nothing is reported or delivered through it",
-            do="let RELAY_REDIS_URL name the primary; after a failover see whether a replica was promoted",
+            what=f"this Redis takes no writes, so nothing is reported or delivered through it ({seen.refusal})",
+            do="let RELAY_REDIS_URL lead to the primary; after a failover see whether a replica was promoted",
         )
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
-from relay.store import bounded, contested, counts, dead, endpoint
+from relay.failover import WrongServer
+from relay.store import bounded, contested, counts, dead, endpoint, probe
 from relay.store.clock_ahead import ClockAhead
 from relay.store.outbox import Trials
 
@@ -79,8 +80,8 @@ class Overview:
     #: Instances that two sources change in turns.
     contested: Sequence[Contested] = ()
     memory: Memory = UNKNOWN
-    #: Whether this Redis is a replica, which takes no writes; False where the user may not ask.
-    is_replica: bool = False
+    #: Why this Redis takes no writes, in its words; empty where it does, and where the user may not try.
+    refusal: str = ""
     #: The last event whose `time` was ahead of Redis's clock, if there was one lately, and how many there were ever.
     clock_ahead: ClockAhead | None = None
     clocks_ahead: int = 0
@@ -123,7 +124,7 @@ def read(
         newest_dead=dead.newest_of_all(client, keys),
         contested=contested.read(client, keys, endpoint_name, now),
         memory=_memory(client),
-        is_replica=_is_replica(client),
+        refusal=_refusal(client, keys),
         clock_ahead=ClockAhead.decode(ahead.decode()) if ahead else None,
         clocks_ahead=int(clocks_ahead or 0),
         max_backlog=queue.max_backlog,
@@ -168,6 +169,16 @@ def _memory(client: Redis) -> Memory:
         return UNKNOWN
     used = int(said.get("used_memory", 0)) - int(said.get("mem_not_counted_for_evict", 0))
     return Memory(used, int(said.get("maxmemory", 0)))
+
+
+def _refusal(client: Redis, keys: Keys) -> str:
+    try:
+        probe.write(client, keys)
+    except NoPermissionError:  # a user who only reads may ask for the role
+        return "it is a replica" if _is_replica(client) else ""
+    except (WrongServer, ResponseError) as error:
+        return str(error)
+    return ""
 
 
 def _is_replica(client: Redis) -> bool:

@@ -60,7 +60,7 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
 @pytest.mark.parametrize(
     ("seen", "cause", "words"),
     [
-        (overview(is_replica=True), "read_only", ["replica", "promoted"]),
+        (overview(refusal="READONLY You can't write"), "read_only", ["no writes", "READONLY", "promoted"]),
         (overview(workers={}, ledger=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
         (overview(workers={}), "no_workers", ["nothing is waiting"]),
         (overview(health=EXPIRED, ledger=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
@@ -253,7 +253,7 @@ def test_durations_are_short(milliseconds: int, written: str) -> None:
 
 def test_a_replica_is_the_worst_where_no_worker_lives() -> None:
     """Workers whose signs of life are replicated write to the primary: then only this client reads from a replica."""
-    worst = diagnose(overview(workers={}, is_replica=True))[0]
+    worst = diagnose(overview(workers={}, refusal="READONLY You can't write"))[0]
     assert (worst.cause, worst.level) == (Cause.READ_ONLY, Level.BAD)
-    [found] = diagnose(overview(is_replica=True))
+    [found] = diagnose(overview(refusal="READONLY You can't write"))
     assert (found.cause, found.level) == (Cause.READ_ONLY, Level.WARN)
