@@ -14,7 +14,7 @@ from relay.doctor.masking import mask_for, mask_for_refused, masked
 from relay.doctor.redis_server import Server, judge, server_of
 from relay.doctor.result import Grade, Result, ok
 from relay.doctor.workers import Look
-from relay.settings import ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
+from relay.settings import ApiSettings, BrokerSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -308,7 +308,8 @@ def test_rules_and_environments_that_do_not_meet_are_told() -> None:
 
 def test_secrets_are_masked_wherever_they_turn_up() -> None:
     settings = Settings(
-        redis=RedisSettings(url="redis://user:pa%2Fss-1@h:1/0?password=query-secret"),
+        redis=RedisSettings(url="redis://user:pa%2Fss-1@h:1/0"),
+        broker=BrokerSettings(url="redis://h:1/0?password=query-secret"),
         api=ApiSettings(token="the-token"),
     )
     said = "the-token pa%2Fss-1 pa/ss-1 query-secret user"
