@@ -189,14 +189,17 @@ def check_list(urls: str) -> None:
 
 
 def unused(url: str, section: Section) -> list[str]:
-    """Return the settings of TLS that are set, where the URL has none: what they are for travels in the clear."""
+    """Return the settings of TLS that are set although the URL has no TLS: its connections are in the clear."""
     if _scheme(url) in TLS_SCHEMES:
         return []
     return [name for name in ("ca_file", "cert_file", "key_file") if getattr(section, name) is not None]
 
 
-def trust(url: str, section: Section) -> Trust:
-    """Return what is required of the server of a URL; raise `ValueError` if that is unsafe and not permitted."""
+def trust(url: str, section: Section, variable: str = "allow_insecure") -> Trust:
+    """Return what is required of the server of a URL; raise `ValueError` if that is unsafe and not permitted.
+
+    `variable` is the name of the setting that permits it, for the message.
+    """
     options = _tls(_options(url.partition(";")[0]))
     is_verified = _CERT_REQS[options.get("ssl_cert_reqs", "required").lower()]
     is_name_checked = _BOOLEANS[options.get("ssl_check_hostname", "true").lower()]
@@ -206,7 +209,7 @@ def trust(url: str, section: Section) -> Trust:
                 value = "none" if name == "ssl_cert_reqs" else "false"
                 raise ValueError(
                     f"url has {name}={value}, so the password would be sent to any server that answers: take it out "
-                    "and name the server's authority in ca_file, or set allow_insecure = true on a trusted network"
+                    f"and name the server's authority in ca_file, or set {variable} = true on a trusted network"
                 )
     cert_file = _one_of(section.cert_file, options, "cert_file", "ssl_certfile")
     key_file = _one_of(section.key_file, options, "key_file", "ssl_keyfile")

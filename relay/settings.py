@@ -182,7 +182,7 @@ class RedisSettings(_Section):
 
     @model_validator(mode="after")
     def _tls_is_safe(self) -> Self:
-        addresses.trust(self.url, self)
+        addresses.trust(self.url, self, "redis.allow_insecure (RELAY_REDIS__ALLOW_INSECURE)")
         return self
 
 
@@ -208,7 +208,7 @@ class BrokerSettings(_Section):
     @model_validator(mode="after")
     def _tls_is_safe(self) -> Self:
         if self.url:
-            addresses.trust(self.url, self)
+            addresses.trust(self.url, self, "broker.allow_insecure (RELAY_BROKER__ALLOW_INSECURE)")
         return self
 
 

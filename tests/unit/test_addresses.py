@@ -1,4 +1,4 @@
-"""A URL of Redis or a broker has options of a list; what the libraries are given means the same to all of them."""
+"""A URL of Redis or a broker has options of a list, and all libraries are given the same by their own names."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_refusals_say_what_to_write_and_repeat_no_value(section: str, url: str, 
 def test_a_server_is_not_verified_only_where_that_is_permitted(section: str, url: str, option: str) -> None:
     said = refusal(**{section: {"url": f"{url}?{option}"}})
     assert "the password would be sent to any server" in said
-    assert "allow_insecure = true" in said
+    assert f"{section}.allow_insecure (RELAY_{section.upper()}__ALLOW_INSECURE) = true" in said
 
     Settings.load(**{section: {"url": f"{url}?{option}", "allow_insecure": True}})
 
