@@ -43,9 +43,9 @@ environment; endpoint names have no colon, so the first one ends them.
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's doorman, expires
     workers                        zset    worker that gives signs of life → the last, milliseconds
-    changes:<ep>                   hash    sample of instances → their last changes and by which sources, and `level`,
+    endpoint:<ep>:changes          hash    sample of instances → their last changes and by which sources, and `level`,
                                            how small a part of all it is (relay/store/contested.py); expires
-    contested:<ep>                 hash    instance that two sources change in turns → when, how often, by which;
+    endpoint:<ep>:contested        hash    instance that two sources change in turns → when, how often, by which;
                                            expires
     nodes:<cluster>                string  platforms of a cluster's nodes, which its watcher publishes for the webhook
                                            (relay/store/nodes.py); expires unless it is refreshed
@@ -137,11 +137,11 @@ class Keys:
 
     def changes(self, endpoint: str) -> str:
         """Return the key of the sample of instances whose changes are compared."""
-        return f"{self.prefix}changes:{endpoint}"
+        return f"{self.endpoint(endpoint)}:changes"
 
     def contested(self, endpoint: str) -> str:
         """Return the key of the instances that two sources change in turns."""
-        return f"{self.prefix}contested:{endpoint}"
+        return f"{self.endpoint(endpoint)}:contested"
 
     def nodes(self, cluster: str) -> str:
         """Return the key of the platforms of a cluster's nodes; `cluster` is "" for the one without a name."""

@@ -30,7 +30,7 @@ class NodePublisher:
     def __init__(self, settings: Settings) -> None:
         self._client = connect(settings.redis, retries=0)
         self._keys = Keys(settings.queue.namespace)
-        self._cluster = settings.kubernetes.cluster_name
+        self._settings = settings.kubernetes
         self._published: dict[str, Platform] | None = None
         #: When it was last tried, by the monotonic clock.
         self._tried_at = float("-inf")
@@ -51,7 +51,7 @@ class NodePublisher:
             self._fail(f"{len(platforms):,} nodes are more than the {nodes.MAX_NODES:,} of a map")
             return
         try:
-            nodes.publish(self._client, self._keys, self._cluster, platforms)
+            nodes.publish(self._client, self._keys, self._settings.cluster_name, platforms)
         except RedisError as error:
             self._fail(f"Redis did not take them ({type(error).__name__})")
         else:
