@@ -144,6 +144,8 @@ def test_a_body_says_all_of_its_instance(runtime: Runtime, client: Redis, api: S
     )
     client.xadd(KEYS.inbox, {"event": body})
     deliver(runtime)
+    (told,) = (Delivered.decode(value.decode()) for value in client.hvals(PRODUCTION.delivered))
+    wait_for(lambda: milliseconds(client) > told.at, seen=lambda: "Redis's clock stands still")
     resync(client)
     deliver(runtime)
 
