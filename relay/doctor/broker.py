@@ -8,6 +8,7 @@ kombu (a bare install) a Redis is asked for a sign of life, and no more.
 from __future__ import annotations
 
 from contextlib import closing
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -18,7 +19,7 @@ from relay.settings import REDIS_SCHEMES
 from relay.wording import some_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from relay.settings import Settings
 
@@ -28,12 +29,17 @@ PATIENCE_SECONDS = (1.0, 4.0)
 #: The queues that bells wait in.
 BELL_QUEUES = ("relay.intake", "relay.deliver")
 
+#: What senders choose as `sep`, between a queue's name and a priority: Celery's documentation has the first.
+SEPARATORS = (":", "-", "_", ".", "|", "/")
+
 
 class Heard(NamedTuple):
     """Who answered at the broker, and what waits in its queues; a queue that there is not yet is left out."""
 
     answered: frozenset[str]
     waiting: dict[str, int]
+    #: What waits in lists of Redis that no worker reads.
+    unread: Mapping[str, int] = MappingProxyType({})
 
 
 def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterator[Result]:
@@ -56,6 +62,13 @@ def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterat
         return
     bells = sum(heard.waiting.get(name, 0) for name in BELL_QUEUES)
     yield ok("broker", f"the broker at {where} takes messages; {bells:,} bells wait")
+    if heard.unread:
+        yield warning(
+            "broker.unread",
+            f"{sum(heard.unread.values()):,} messages lie in {some_of(sorted(heard.unread))}, which no worker reads: "
+            "their sender has another `sep` in its broker_transport_options",
+            "take `sep` out of the sender's options, or leave priorities out; move what lies there with LMOVE",
+        )
     yield from judge(heard.answered, beating(), where)
 
 
@@ -93,6 +106,7 @@ def listen(settings: Settings, beating: Callable[[], frozenset[str]]) -> Heard:
     ) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_max=0.2, timeout=seconds)
         waiting = {name: size for name in BELL_QUEUES if (size := _size(connection, name)) is not None}
+        unread = _unread(connection, settings.broker.report_queue)
         mailbox: Any = Mailbox("celery", type="fanout", accept=["json"], serializer="json")  # type: ignore[no-untyped-call]  # the same
         mailbox = mailbox(connection)
         answered: set[str] = set()
@@ -101,7 +115,20 @@ def listen(settings: Settings, beating: Callable[[], frozenset[str]]) -> Heard:
                 answered |= set(answer)
             if beating() <= answered:
                 break
-        return Heard(frozenset(answered), waiting)
+        return Heard(frozenset(answered), waiting, unread)
+
+
+def _unread(connection: Any, queue: str) -> dict[str, int]:
+    """Return which lists of priorities hold messages under another separator than kombu's own, which workers read."""
+    if connection.transport.driver_type != "redis":
+        return {}
+    names = [f"{queue}{separator}{priority}" for separator in SEPARATORS for priority in range(1, 10)]
+    try:
+        with connection.channel() as channel:
+            lengths = [channel.client.llen(name) for name in names]
+    except connection.channel_errors:  # this user may not look there
+        return {}
+    return {name: length for name, length in zip(names, lengths, strict=True) if length}
 
 
 def _size(connection: Any, queue: str) -> int | None:

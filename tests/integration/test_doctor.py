@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from kombu import Connection
 from redis import Redis
 from rig import FILLER, MEBIBYTE, TOKEN, wait_for
 from servers import Authority
 
 from relay.connection import connect
-from relay.doctor import api, examination, leases, redis_server, workers
+from relay.doctor import api, broker, examination, leases, redis_server, workers
 from relay.doctor.result import Grade
 from relay.embedded import EmbeddedRedis
 from relay.keys import DEFAULT_ENDPOINT, Keys
@@ -434,3 +435,19 @@ def test_a_held_or_paused_outbox_is_no_workers_fault(in_use: Redis) -> None:
     in_use.delete(KEYS.paused(DEFAULT_ENDPOINT))
     in_use.hset(KEYS.endpoint(DEFAULT_ENDPOINT), "openings", 1)
     assert workers.look(in_use, KEYS).due == {}
+
+
+def test_messages_under_another_separator_are_found(client: Redis, redis_server: EmbeddedRedis) -> None:
+    """A sender with `sep=":"`, as Celery's documentation has it: its lists are not those that workers read."""
+    settings = Settings(redis=RedisSettings(url=redis_server.url))
+
+    def found() -> dict[str, str]:
+        return {each.check: each.what for each in broker.examine(settings, frozenset)}
+
+    options = {"sep": ":", "priority_steps": [0, 3, 6, 9]}
+    with Connection(redis_server.url, transport_options=options) as connection:
+        for priority in (0, 3, 9):
+            connection.Producer().publish({}, exchange="", routing_key="celery", priority=priority)
+    assert "2 messages lie in celery:3, celery:9" in found()["broker.unread"]
+    client.delete("celery:3", "celery:9")
+    assert "broker.unread" not in found()
