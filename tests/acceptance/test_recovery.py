@@ -247,6 +247,7 @@ def test_what_was_not_seen_for_long_is_forgotten(estate: Estate) -> None:
         seen = now - round(hours * 3_600_000)
         state = Accepted("sha256:a", None, seen, seen, ("id",))
         estate.client.hset(outbox.accepted, f"{number}", state.encode())
+    estate.client.zadd(estate.keys.environments("default"), {"deployed": 0})
     estate.start_worker()
     wait_for(lambda: estate.client.hlen(outbox.accepted) == 1000, 20, lambda: log(estate)[-2000:])
     assert all(int(number) % 2 == 0 for number in estate.client.hkeys(outbox.accepted))
