@@ -30,8 +30,11 @@ MAX_CONTESTED = 100
 SAMPLE_SECONDS = 7 * 86_400.0
 CONTESTED_SECONDS = 86_400.0
 
-#: Changes that are noted of one batch: they keep the script below a few milliseconds.
-MAX_CHANGES = 100
+#: Changes that are noted of one batch: they cost it less than a hundredth, and keep the script below a millisecond.
+MAX_CHANGES = 32
+
+#: The level at which no batch has more changes than that, unless they are of one instance.
+_MAX_LEVEL = 20
 
 #: How long a process relies on the level that it was told: another one may have raised it, or a new sample begun.
 LEVEL_SECONDS = 60.0
@@ -75,21 +78,27 @@ class ChangeSample:
         """Note those of the sample; no round trip if there are none. Raises `RedisError`."""
         if time.monotonic() > self._level_until:
             self._level = 0
-        arguments: list[scripts.Argument] = []
-        for change in changes:
-            name = f"{change.environment}\n{change.instance}"
-            bucket = crc32(name.encode())
-            if bucket % (1 << self._level) == 0:
-                digests = (change.digest[-_DIGEST_CHARACTERS:], change.before[-_DIGEST_CHARACTERS:])
-                arguments += [bucket, name, change.source, *digests]
-                if len(arguments) >= MAX_CHANGES * 5:
-                    break
-        if not arguments:
+        named = ((f"{each.environment}\n{each.instance}", each) for each in changes)
+        noted = _of_level([(crc32(name.encode()), name, each) for name, each in named], self._level)
+        level = self._level
+        while len(noted) > MAX_CHANGES and level < _MAX_LEVEL:  # the same instances of each large batch
+            level += 1
+            noted = _of_level(noted, level)
+        if not noted:
             return
+        arguments: list[scripts.Argument] = []
+        for bucket, name, change in noted[:MAX_CHANGES]:
+            digests = (change.digest[-_DIGEST_CHARACTERS:], change.before[-_DIGEST_CHARACTERS:])
+            arguments += [bucket, name, change.source, *digests]
         limits = (MAX_SAMPLED, MAX_CONTESTED, round(SAMPLE_SECONDS * 1000), round(CONTESTED_SECONDS * 1000))
         names = (keys.changes(endpoint), keys.contested(endpoint))
         self._level = int(scripts.run(client, scripts.Call(_CONTESTED, names, [*limits, *arguments])))
         self._level_until = time.monotonic() + LEVEL_SECONDS
+
+
+def _of_level(changes: list[tuple[int, str, Change]], level: int) -> list[tuple[int, str, Change]]:
+    """Return the changes of instances that are in a sample of this level."""
+    return [each for each in changes if each[0] % (1 << level) == 0]
 
 
 def read(client: Redis, keys: Keys, endpoint: str, now: int) -> list[Contested]:

@@ -108,8 +108,13 @@ def test_the_sample_is_bounded_and_stays_the_same(client: Redis, monkeypatch: py
 
 
 def test_a_script_looks_at_a_bounded_number_of_changes(client: Redis) -> None:
-    ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, changes(5000, "y", "x", "b"))
-    assert client.hlen(KEYS.changes(DEFAULT_ENDPOINT)) == contested.MAX_CHANGES
+    """And of each batch at the same instances."""
+    for digest, before, source in [("y", "x", "b"), ("x", "y", "a")]:
+        ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, changes(5000, digest, before, source))
+        assert 0 < client.hlen(KEYS.changes(DEFAULT_ENDPOINT)) <= contested.MAX_CHANGES
+    assert len(seen(client).contested) == client.hlen(KEYS.changes(DEFAULT_ENDPOINT))
+    same = changes(1, "y", "x", "b") * 500
+    ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, same)
 
 
 def test_what_was_found_long_ago_is_not_told(client: Redis) -> None:
