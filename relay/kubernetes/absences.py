@@ -4,8 +4,8 @@ A pod's end is reported by nothing. A complete listing shows what is not there, 
 no accident of the moment. Only complete listings of the whole cluster count: not one that failed, is of one namespace
 or selector, or was made with other rights than the one before, on which names and platforms depend.
 
-What is known is what this process listed. After a restart it begins anew: what ended meanwhile gets no mark, and is
-left to `--seen-within`.
+Only instances that this process listed are followed. After a restart it begins anew: an instance that ended meanwhile
+gets no mark, and is left to `--seen-within`.
 """
 
 from __future__ import annotations

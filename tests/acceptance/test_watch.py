@@ -14,7 +14,9 @@ from kubernetes_api import KubernetesApi
 from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
+from relay.keys import DEFAULT_ENDPOINT
 from relay.processes import Child
+from relay.store import nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,6 +138,14 @@ def test_a_cluster_arrives_once_and_a_rolling_update_once_for_each_digest(
     assert (ledger.delivered, ledger.unaccounted, len(estate.api.requests)) == (6, 0, 6)
     assert [each for each in watch.delivered() if len(each) == 1] == ["a", "b"]
     assert ledger.duplicate >= 10
+    # The process publishes what the webhook looks up, and marks what a resync leaves out.
+    node = load("eks-node")["metadata"]["name"]
+    published = nodes.decode(estate.client.get(estate.keys.nodes("test")) or b"")
+    assert str(published.platforms[node]) == "linux/arm64"
+    cluster.delete(load("gke-statefulset"))
+    watch.wait(lambda: bool(estate.client.exists(estate.keys.of_outbox(DEFAULT_ENDPOINT, "test/shop").gone)))
+    said = relay("resync", "test/shop", "--dry-run", RELAY_REDIS_URL=estate.stack.redis_url)
+    assert "1 left out, gone from their cluster" in said.stdout, said
 
 
 def test_a_rollout_that_is_undone_is_told_though_no_pod_says_so(
