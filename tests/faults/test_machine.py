@@ -144,7 +144,10 @@ GROWTH_MEGABYTES = 64
           bound="a dead letter with its size after one look, never read whole; the 20 good entries behind it "
           "arrive")  # fmt: skip
 def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
-    workers = ground.start_workers(2)
+    # Redis copies the entry, appends it to its file, and answers nothing else meanwhile.
+    ground.client.connection_pool.connection_kwargs["socket_timeout"] = READY_SECONDS
+    ground.client.connection_pool.disconnect()
+    workers = ground.start_workers(2, RELAY_REDIS__TIMEOUT="20s")
     for worker in workers:
         for pid in worker.pids:
             resource.prlimit(pid, resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
@@ -153,7 +156,9 @@ def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
     since = time.monotonic()
     entry_id = ground.xadd({"event": b"x" * OVERSIZE_BYTES}, malformed=True)
     good = ground.report(20)
-    ground.wait(lambda: set(good) <= ground.api.processed_ids().keys(), timeout_seconds=60, seen=ground.ledger)
+    ground.wait(
+        lambda: set(good) <= ground.api.processed_ids().keys(), timeout_seconds=READY_SECONDS, seen=ground.ledger
+    )
     took = time.monotonic() - since
 
     [(_, letter)] = ground.client.xrange(ground.keys.dead)
