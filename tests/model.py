@@ -264,7 +264,7 @@ class Model:
         self._must(event is not None, f"{drain.name} sends {entry} of {environment}, which is not there any more")
         assert event is not None
         self._must(event.digest == digest, f"{event} is sent with another body")
-        subject = (event.event_id, *event.where, event.digest)
+        subject = (event.event_id, *event.where, event.digest, str(event.rank))
         same = self._keys_sent.setdefault(subject, key) == key and self._subjects.setdefault(key, subject) == subject
         self._must(
             same, f"{event} is sent with the key {key}, not that of its other attempts or that of another event"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from rig import wait_for
+
 from relay.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
 from relay.store import leases, outbox, scripts
 from relay.store.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
@@ -44,6 +46,12 @@ NOT_RECORDED = Applied(recorded=False, paused=False)
 def now_ms(client: Redis) -> int:
     seconds, microseconds = client.time()
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def next_millisecond(client: Redis) -> None:
+    """Wait for it: a resync that is asked for in the millisecond of a delivery repeats nothing."""
+    now = now_ms(client)
+    wait_for(lambda: now_ms(client) > now)
 
 
 def everything(client: Redis) -> dict[bytes, Any]:

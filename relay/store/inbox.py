@@ -259,7 +259,7 @@ def bury(
 ) -> int:  # fmt: skip
     """Make a dead letter of an oversize entry, with what is kept of it; return 1, 0 if it was gone, -1 for lost."""
     assert entry.oversize is not None  # noqa: S101 - the caller has asked
-    bury_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.internal]
+    bury_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.internal, keys.dataset]
     bury_keys += [keys.receipt(receipt)] if receipt else []
     args: list[Argument] = [token, round(lease_seconds * 1000), entry.entry_id, reason, detail, entry.oversize.size]
     args += [round(receipt_seconds * 1000), *_given(entry.oversize.kept)]

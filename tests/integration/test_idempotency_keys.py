@@ -16,7 +16,7 @@ from drains import (
     report,
     retries_are_due,
 )
-from outboxes import now_ms
+from outboxes import next_millisecond, now_ms
 from rig import event_of
 
 from relay.keys import DEFAULT_ENDPOINT
@@ -25,6 +25,7 @@ from relay.store import dataset
 from relay.store.dead import walk
 from relay.store.redriving import Redrive
 from relay.store.resyncing import resync_all
+from relay.store.state import REMEMBERED_IDS
 from workers.intake import drain_inbox
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from relay.embedded import EmbeddedRedis
     from workers.runtime import Runtime
+
+REFUSES = [{"kind": "status", "status": 422}]
 
 
 @pytest.fixture
@@ -101,11 +104,47 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
     assert len(set(keys_of(api))) == 1
 
 
+def test_an_event_that_is_accepted_anew_under_its_id_has_another_key(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """A rollback under an old id, which the state has forgotten: the API must not take it for the first deployment."""
+    for number, version in enumerate(["a", *(f"b{each}" for each in range(REMEMBERED_IDS)), "a"]):
+        report(client, version, id="job-0" if version == "a" else f"job-{number}")
+        drain_inbox(runtime)
+        drained(runtime)
+    keys = keys_of(api)
+    assert event_of(keys[0]) == event_of(keys[-1]) == "job-0"
+    assert len(set(keys)) == len(keys) == REMEMBERED_IDS + 2
+
+
+def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+    """The API may have taken the event that died, and another since: one that honours the key would drop the force."""
+    api.faults = REFUSES
+    report(client, "a", id="job-7")
+    drain_inbox(runtime)
+    drained(runtime)
+    api.faults = []
+    report(client, "b", id="job-8")
+    drain_inbox(runtime)
+    drained(runtime)
+    moving = Redrive(client, KEYS, max_backlog=100, force=True)
+    assert moving.begin()
+    for page in walk(client, KEYS):
+        moving.move(page.letters)
+    moving.end()
+    drain_inbox(runtime)
+    drained(runtime)
+    first, _, forced = keys_of(api)
+    assert event_of(first) == event_of(forced) == "job-7"
+    assert first != forced
+
+
 def test_what_is_told_again_on_purpose_carries_another_key(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     """An API that honours the key must take a resync for a request of its own."""
     report(client, "a", id="job-7")
     drain_inbox(runtime)
     drained(runtime)
+    next_millisecond(client)
     list(resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
     drain_inbox(runtime)
     drained(runtime)

@@ -17,9 +17,11 @@ from drains import (
     make_runtime_for,
     report,
 )
+from outboxes import next_millisecond
 
 from relay.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
+from relay.store import inbox
 from relay.store.dead import walk
 from relay.store.redriving import Redrive
 from relay.store.resyncing import resync_all
@@ -152,6 +154,7 @@ def test_what_a_redrive_and_a_resync_write_is_believed_and_not_kept(
 ) -> None:
     report(client, "a")
     work(runtime)
+    next_millisecond(client)
     list(resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
     assert client.hlen(KEYS.internal) == 1
     work(runtime)
@@ -174,3 +177,15 @@ def test_a_batch_without_internal_fields_asks_redis_nothing_about_them(
     report(client, "a")
     assert drain_inbox(runtime)
     assert ledger_of(client).accepted == 1
+
+
+def test_an_oversize_entry_in_a_new_data_set_makes_no_forged_field_authentic(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    client.xadd(KEYS.inbox, {"event": "x" * (inbox.OVERSIZE_BYTES + 1)})
+    assert runtime.settings.queue.max_event_bytes < inbox.OVERSIZE_BYTES
+    report(client, "a")
+    report(client, "a", redriven="1 1-0 force")
+    work(runtime)
+    assert delivered_digests(api) == [digest("a")]
+    assert ledger_of(client).duplicate == 1

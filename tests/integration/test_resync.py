@@ -21,6 +21,7 @@ from drains import (
     report_image,
     report_many,
 )
+from outboxes import next_millisecond
 from rig import wait_for
 
 from relay.keys import DEFAULT_ENDPOINT
@@ -58,6 +59,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 def resync(client: Redis, *, max_backlog: int = 1_000_000, seen_since: int | None = None) -> list[Progress]:
+    next_millisecond(client)
     steps = resync_all(
         client, KEYS, DEFAULT_ENDPOINT, "production",
         max_backlog=max_backlog, memory_watermark=1.0, seen_since=seen_since,

@@ -18,7 +18,7 @@ from drains import (
     make_runtime_for,
     report,
 )
-from outboxes import now_ms
+from outboxes import next_millisecond, now_ms
 
 from relay.diagnosis import Cause, diagnose
 from relay.doctor import deliveries
@@ -132,6 +132,7 @@ def test_a_superseded_event_leaves_its_time(redis_server: EmbeddedRedis, client:
 def test_a_resync_leaves_the_newest_time(runtime: Runtime, api: Sandbox) -> None:
     told(runtime, "a", **at("08:00"))
     told(runtime, "b")
+    next_millisecond(runtime.client)
     list(resync_all(runtime.client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
     work(runtime)
     refused(runtime, api, "c")

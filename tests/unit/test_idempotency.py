@@ -33,12 +33,13 @@ def test_whatever_tells_two_events_apart_tells_their_keys_apart() -> None:
         key(ENTRY._replace(event_id="1750000000000-1")),
         key(ENTRY._replace(instance="docker.io/library/nginx linux/amd64 sidecar")),
         key(ENTRY._replace(digest="sha256:b")),
+        key(ENTRY._replace(came="5-1")),
     ]
     assert all(one != other for one, other in combinations(keys, 2))
 
 
 def test_no_attempt_of_an_event_has_another_key() -> None:
-    again = ENTRY._replace(entry_id="9-9", trials=Trials(3, 4), parked=True, came="4", time="7", receipt=True)
+    again = ENTRY._replace(entry_id="9-9", trials=Trials(3, 4), parked=True, time="7", arrived=9, receipt=True)
     assert key(again) == key()
 
 
