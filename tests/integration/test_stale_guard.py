@@ -187,6 +187,7 @@ def test_a_digest_that_dies_when_it_is_reasserted_is_known_to_have_run(
     runtime = make_runtime_for(redis_server, api, delivery={"reassert_after": "1ms"})
     try:
         told(runtime, "a", **at("08:00"))
+        next_millisecond(client)
         refused(runtime, api, "a", **at("10:00"))
         assert ledger_of(client).dead == 1
         told(runtime, "o", **at("09:00"))
