@@ -107,7 +107,7 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
 def test_an_event_that_is_accepted_anew_under_its_id_has_another_key(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:
-    """A rollback under an old id, which the state has forgotten: the API must not take it for the first deployment."""
+    """A rollback under an old id, which the state has forgotten, is not the first deployment sent again."""
     for number, version in enumerate(["a", *(f"b{each}" for each in range(REMEMBERED_IDS)), "a"]):
         report(client, version, id="job-0" if version == "a" else f"job-{number}")
         drain_inbox(runtime)
@@ -118,7 +118,7 @@ def test_an_event_that_is_accepted_anew_under_its_id_has_another_key(
 
 
 def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: Sandbox) -> None:
-    """The API may have taken the event that died, and another since: one that honours the key would drop the force."""
+    """The API may have taken what died and another since: with the same key it would drop what is forced."""
     api.faults = REFUSES
     report(client, "a", id="job-7")
     drain_inbox(runtime)
