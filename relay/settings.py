@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,10 +25,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import from_json
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -69,6 +71,9 @@ LEASE_MARGIN_SECONDS = 1.0
 
 #: A token that a person types may be guessed; one of this length is not.
 SHORTEST_OPERATOR_TOKEN = 16
+
+#: A name, an IPv4 address, or an IPv6 address in brackets; a port is permitted.
+_HOST_NAME = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 #: A secret that is one segment of a path: nothing in it needs to be encoded, and it is too long to be guessed.
 _PATH_SECRET = re.compile(r"[A-Za-z0-9._~-]{16,256}")
@@ -123,6 +128,15 @@ def _network(text: str) -> str:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
+    return text
+
+
+def _host_name(text: str) -> str:
+    """Refuse what no `Host` header can be: a URL, a pattern, nothing."""
+    if not _HOST_NAME.fullmatch(text.strip()):
+        raise ValueError(
+            f"{text!r} is no host name: write it as relay.example.com, without scheme, path or *, an IPv6 address in brackets"
+        )
     return text
 
 
@@ -451,7 +465,7 @@ class GatewaySettings(_Section):
     metrics: Literal["open", "token", "off"] = "token"
     """Who may read `/metrics`, which names environments: with `token` clients that have a token (every client on
     loopback, without a token), with `open` every client, with `off` none."""
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
     """Further names under which the gateway is reached, those of a proxy before it. On loopback without a token,
     requests to other names than these and this machine's are refused. The variable is a JSON array."""
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
@@ -739,7 +753,9 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"RELAY_CONFIG names {path}, which cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise ConfigurationError("\n".join(map(str, faults(error)))) from None
-        except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
+        except SettingsError as error:  # JSON in a variable that does not parse
+            raise ConfigurationError(_unreadable_variables(cls) or f"the variables cannot be read: {error}") from None
+        except ValueError as error:  # TOML that does not parse
             raise ConfigurationError(
                 f"the configuration ({path or 'environment'}) cannot be read: {error}"
             ) from error
@@ -773,6 +789,25 @@ def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
         if name.startswith("RELAY_") and separator and section not in settings_cls.model_fields:
             known = ", ".join(settings_cls.model_fields)
             raise ConfigurationError(f"{name} names no section of the settings; there are: {known}")
+
+
+def _unreadable_variables(settings_cls: type[Settings]) -> str:
+    """Name each variable of a list, or of a whole section, that is no JSON, and repeat none of it; '' without any."""
+    found = []
+    for name, value in sorted(os.environ.items()):
+        section, _, key = name.upper().removeprefix("RELAY_").lower().partition("__")
+        its = settings_cls.model_fields.get(section)
+        if not name.upper().startswith("RELAY_") or its is None:
+            continue
+        setting = its.annotation.model_fields.get(key) if key and its.annotation else None
+        if key and (setting is None or get_origin(setting.annotation) is not tuple):
+            continue
+        try:
+            from_json(value)
+        except ValueError:
+            example = '["first", "second"]' if key else "an object with its keys"
+            found.append(f"{name} must be JSON: {example}")
+    return "\n".join(found)
 
 
 class Fault(NamedTuple):

@@ -252,7 +252,7 @@ def test_file_that_is_no_toml_is_refused(config: Callable[[str], Path]) -> None:
 def test_section_in_the_environment_that_is_no_json_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_API", "{")
 
-    assert re.search(r"the configuration \(.+\) cannot be read", refusal())
+    assert refusal() == "RELAY_API must be JSON: an object with its keys"
 
 
 @pytest.mark.parametrize(
@@ -460,3 +460,26 @@ def test_default_registry_may_have_a_path(given: str, registry: str) -> None:
 def test_default_registry_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(ConfigurationError, match="default_registry"):
         Settings.load(gateway={"default_registry": given})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RELAY_GATEWAY__HOSTS", "relay.example.com"),
+        ("RELAY_GATEWAY__TRUSTED_PROXIES", "10.0.0.1,s3cret"),
+        ("RELAY_KUBERNETES__IGNORE_KINDS", "[Job]"),
+    ],
+)
+def test_variable_of_a_list_that_is_no_json_is_named_with_an_example(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert refusal() == f'{name} must be JSON: ["first", "second"]'
+
+
+@pytest.mark.parametrize(
+    "host", ["https://relay.example.com", "relay.example.com/", "*.example.com", "", "a b", "2001:db8::1"]
+)
+def test_further_host_of_the_gateway_is_a_name(host: str) -> None:
+    assert "gateway.hosts.0" in refusal(gateway={"hosts": [host]})
+    assert "write it as relay.example.com" in refusal(gateway={"hosts": [host]})
