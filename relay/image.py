@@ -64,10 +64,14 @@ _BEGINS_WHOLE = re.compile(r"sha(?:256|512):[0-9a-f]{32}")
 _ALGORITHM = re.compile(r"sha(?:256|512)(?::|$)")
 #: How shells, JavaScript, Go, Python, Ruby and Helm write what has no value, in lower case.
 _NOTHING = frozenset(
-    {"", "null", "undefined", "none", "nil", "<nil>", "<no value>", "<none>", "<null>", "[object object]"}
+    {
+        *("", "null", "undefined", "none", "nil", "false", "n/a", "~", "-"),
+        *("(null)", "<nil>", "<no value>", "<none>", "<null>", "[object object]"),
+    }
 )
-#: How a variable begins that was not replaced: shell, Tekton, Argo, GitHub, Helm, Octopus, Windows, a placeholder.
-_VARIABLE = re.compile(r"\$|\{\{|#\{|%[A-Za-z_{]|<[A-Za-z]")
+#: How a variable begins that was not replaced: shell, Tekton, Argo, GitHub, Helm, Octopus, Windows, a placeholder,
+#: Harness, Concourse, Go templates of other delimiters, Azure's replacement task.
+_VARIABLE = re.compile(r"\$|\{\{|#\{|%[A-Za-z_{]|<\+?[A-Za-z]|\(\(|\[\[|__[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,8 +50,9 @@ READY_SECONDS = 2.0
 #: Where events are reported.
 REPORT_PATHS = ("/", "/v1/deployments")
 
-#: Where admission reviews come to, the second with a secret (`gateway.admission_secret_file`).
-REVIEW_PATHS = ("/admission", "/admission/{secret}")
+#: Where admission reviews come to, the second with a secret (`gateway.admission_secret_file`). That takes what is
+#: below too: a review is allowed and the log has a line, where 404 could refuse a deployment.
+REVIEW_PATHS = ("/admission", "/admission/{secret:path}")
 
 log = logging.getLogger("relay.gateway")
 

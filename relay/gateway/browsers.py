@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from relay.settings import GatewaySettings
 
-#: The values of `Sec-Fetch-Site` with which the gateway's own pages come, and what an operator does by hand.
-_OWN_SITES = frozenset({"same-origin", "none"})
-
 _USUAL_PORTS = {"http": 80, "https": 443}
 
 
@@ -60,11 +57,15 @@ class Hosts:
     def check_page(self, headers: Mapping[str, str]) -> None:
         """Refuse what a browser says a page of another site sent."""
         site = headers.get("sec-fetch-site")
-        if site is not None:
-            is_ours = site.strip().lower() in _OWN_SITES
-        else:
-            origin = headers.get("origin")
-            is_ours = origin is None or self._is_own_origin(origin, headers.get("host", ""))
+        origin = headers.get("origin")
+        is_own_origin = origin is None or self._is_own_origin(origin, headers.get("host", ""))
+        match None if site is None else site.strip().lower():
+            case None:
+                is_ours = is_own_origin
+            case "none":  # an operator's doing, or that of an extension of their browser, which no site's page is
+                is_ours = is_own_origin or not (origin or "").lower().startswith(("http:", "https:"))
+            case given:
+                is_ours = given == "same-origin"
         if not is_ours:
             raise Refused(HTTPStatus.FORBIDDEN, "a page of another site may not send this (Sec-Fetch-Site, Origin)")
 

@@ -86,7 +86,9 @@ _ADD_A_CONTENT_TYPE = (
 
 #: Other names of JSON lines: none is registered (https://github.com/ndjson, https://jsonlines.org).
 _LINES = ("ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-lines", "x-json-lines")
-_OTHER_NAMES = dict.fromkeys((f"application/{name}" for name in _LINES), Media.LINES)
+_OTHER_NAMES = dict.fromkeys(
+    (f"{kind}/{name}" for kind in ("application", "text") for name in ("x-ndjson", *_LINES)), Media.LINES
+)
 
 #: The parameter of a content type that says that a body is not UTF-8.
 _OTHER_CHARSET = re.compile(r";\s*charset\s*=\s*\"?(utf-?(?:16|32)[a-z-]*)", re.IGNORECASE)

@@ -30,6 +30,7 @@ from relay.gateway.counted import CountedLog
 from relay.gateway.nodes import Nodes
 from relay.gateway.reports import NotPermitted, Refused
 from relay.gateway.tokens import AdmissionSecrets
+from relay.gateway.webhook import authorization_of
 from relay.keys import Keys
 from relay.kubernetes.admission import allow, judge
 from relay.kubernetes.naming import Naming
@@ -120,7 +121,7 @@ class Reviewing:
         body = Body(receive, headers)
         try:
             self._hosts.check_page(headers)  # the API server is no browser, so this answer delays no deployment
-            caller = self._caller(headers, scope["path_params"].get("secret"))
+            caller = self._caller(headers, scope["path_params"].get("secret", "").removesuffix("/"))
         except Refused as error:
             await body.answer(of_error(error), send)
             return
@@ -166,7 +167,7 @@ class Reviewing:
         self._note(review.skipped)
         return [event for event in review.events if self._permits(caller, event)]
 
-    def _caller(self, headers: Mapping[str, str], secret: str | None) -> Caller | None:
+    def _caller(self, headers: Mapping[str, str], secret: str) -> Caller | None:
         """Return who reports, None for a client that may not, or for a review that is declared too large."""
         if self._door == "off" or reports.declared_size(headers) > MAX_REVIEW_BYTES:
             return None
@@ -180,12 +181,12 @@ class Reviewing:
             return None
         return caller
 
-    def _identified(self, headers: Mapping[str, str], secret: str | None) -> Caller | None:
-        if secret is not None:
+    def _identified(self, headers: Mapping[str, str], secret: str) -> Caller | None:
+        if secret:
             return self._secrets.match(secret)
         found: Caller | Stranger = Caller(name="admission")
         if self._door == "token":
-            found = self._tokens.current().identify(headers.get("authorization"))
+            found = self._tokens.current().identify(authorization_of(headers))
         if not isinstance(found, Caller) or (found is EVERYBODY and self._secrets.are_set):
             return None
         is_checked = found is not EVERYBODY and self._door != "open"

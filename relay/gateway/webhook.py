@@ -7,6 +7,7 @@ section 2.3).
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
@@ -25,6 +26,9 @@ MAX_ORIGIN_CHARACTERS = 253
 
 #: The visible characters of ASCII that stay as they are in a header (CloudEvents' HTTP binding, section 3.1.3.2).
 _PLAIN = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+#: The preference, without a value; an empty one is none (RFC 7240, section 2).
+_PREFERS_REPLY = re.compile(r'reply(?:\s*=\s*"")?', re.IGNORECASE)
 
 
 def authorization_of(headers: Mapping[str, str], query: bytes = b"") -> str | None:
@@ -82,7 +86,7 @@ def wants_no_body(headers: Mapping[str, str]) -> bool:
     preferences = headers.get("prefer")
     if preferences is None:
         return False
-    return any(each.partition(";")[0].strip().lower() == "reply" for each in preferences.split(","))
+    return any(_PREFERS_REPLY.fullmatch(each.partition(";")[0].strip()) for each in preferences.split(","))
 
 
 def without_body(answer: Answer) -> Answer:

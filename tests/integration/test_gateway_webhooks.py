@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import socket
 import zlib
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -72,6 +74,18 @@ def test_cloudevent_in_binary_mode_is_answered_without_a_body(
     assert not [name for name in answer.headers if name.lower().startswith(("ce-", "content-type"))]
     (entry,) = inbox(client)
     assert (entry[b"id"], entry[b"time"]) == (b"q-2", b"2026-04-05T03:56:24+00:00")
+
+
+def test_preferences_may_stand_in_several_headers(gateway: Running) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    preferences = b"Prefer: respond-async, wait=10\r\nPrefer: reply\r\n"
+    token = f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+    address = urlsplit(gateway.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(head + preferences + token + BODY)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert answer.endswith(b"\r\n\r\n")
 
 
 def test_cloudevents_in_a_document_are_answered_without_a_body(gateway: Running, client: Redis) -> None:

@@ -41,6 +41,7 @@ def test_a_program_and_our_own_pages_pass(headers: dict[str, str]) -> None:
     "headers",
     [
         {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "none", "host": "localhost:8080", "origin": "https://evil.example"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "Cross-Site"},
         {"sec-fetch-site": ""},

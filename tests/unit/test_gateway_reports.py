@@ -67,6 +67,8 @@ def test_who_may_report(authorization: str | None, token: str, who: str | Strang
         ({"content-type": "application/ndjson"}, Media.LINES),
         ({"content-type": "application/jsonl; charset=utf-8"}, Media.LINES),
         ({"content-type": "Application/X-JSONLines"}, Media.LINES),
+        ({"content-type": "text/x-ndjson"}, Media.LINES),
+        ({"content-type": "text/jsonl; charset=utf-8"}, Media.LINES),
         ({"content-type": "application/json; charset=iso-8859-1"}, Media.JSON),
         ({"content-type": "application/cloudevents+json; charset=UTF-8"}, Media.CLOUDEVENT),
         ({"content-type": "application/cloudevents-batch+json"}, Media.CLOUDEVENTS),

@@ -48,6 +48,7 @@ def test_token_may_stand_where_a_sender_can_put_it(
         {"content-type": "Application/CloudEvents-Batch+JSON; charset=UTF-8"},
         {"prefer": "reply"},
         {"prefer": 'respond-async, Reply ; x="y", wait=10'},
+        {"prefer": 'wait=10, reply=""'},
     ],
 )
 def test_cloudevents_and_who_takes_replies_get_no_body(headers: dict[str, str]) -> None:

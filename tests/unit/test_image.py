@@ -77,6 +77,7 @@ def test_repository_is_fully_qualified_without_tag(name: str, repository: str) -
         *("", " ", '""', "null", "undefined", "None", "nil", "<nil>", "<no value>", "<none>", "[object Object]"),
         *("$(tasks.build.results.DIGEST)", "${DIGEST}", "$DIGEST", "$env:DIGEST", "{{ .Values.digest }}", "%DIGEST%"),
         *("${{ steps.build.outputs.digest }}", "{{inputs.parameters.digest}}", "#{digest}", "<DIGEST>"),
+        *("__DIGEST__", "((digest))", "<+artifact.digest>", "[[ .Digest ]]", "(null)", "~", "-", "N/A", "false"),
     ],
 )
 def test_digest_that_never_came_is_said_to_be_empty(algorithm: str, value: str) -> None:
