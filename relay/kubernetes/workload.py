@@ -15,7 +15,7 @@ What is made anew for each run (`_RUNS`) is named after what it is made from, so
 
 - a label of the pod says what that is (`_STABLE_NAMES`): a CronWorkflow, a task of a pipeline, a Knative service;
 - else the run's name without its random end: the five characters that an API server appends to `generateName`
-  (kubernetes/apiserver `pkg/storage/names/generate.go`), or a time in seconds;
+  (kubernetes/apiserver `pkg/storage/names/generate.go`), a time in seconds, or a UUID;
 - a pod without a controller is named after its `generateName`, if it has one.
 
 Not promised: that a Job called `backup-20240131` by hand is not taken for a run of a CronJob `backup`, nor one
@@ -41,6 +41,8 @@ _HASHES = {"pod-template-hash": "Deployment", "rollouts-pod-template-hash": "Rol
 _SCHEDULED = re.compile(r"(.+)-[0-9]{8,10}")
 #: What an API server appends to `generateName`: five characters without vowels and what looks like them.
 _GENERATED = re.compile(r"(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}")
+#: What programs append that make a name unique by themselves: a UUID, with or without its dashes.
+_UNIQUE = re.compile(r"(.+)-[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 #: A pod that GitLab's runner makes: it appends characters of its own, and asks for no `generateName`.
 _GITLAB_RUNNER = re.compile(r"(runner-.+-concurrent-[0-9]+)-[a-z0-9]+")
 
@@ -117,10 +119,10 @@ def _above(kind: str, name: str, labels: Mapping[str, str], annotations: Mapping
             return ("CronJob" if kind == "Job" else "CronWorkflow"), scheduled[1]
         case "ReplicationController" if config := annotations.get(_DEPLOYMENT_CONFIG):
             return "DeploymentConfig", config
-        case "Job" | "Workflow" | "TaskRun" if generated := _GENERATED.fullmatch(name):
+        case "Job" | "Workflow" | "TaskRun" if generated := _GENERATED.fullmatch(name) or _UNIQUE.fullmatch(name):
             return kind, generated[1]
-        case "Pod" if gitlab := _GITLAB_RUNNER.fullmatch(name):
-            return kind, gitlab[1]
+        case "Pod" if made := _GITLAB_RUNNER.fullmatch(name) or _UNIQUE.fullmatch(name):
+            return kind, made[1]
         case _:
             return kind, name
 

@@ -661,6 +661,15 @@ def owned(kind: str, name: str, **metadata: Any) -> dict[str, Any]:
         # Runs, by what they are made from
         (owned("Job", "backup-x7k2p"), "Job", "backup"),
         (owned("Job", "backup-tests"), "Job", "backup-tests"),
+        (owned("Job", "backup-b7f9c0d2-1c2d-4e5f-8a9b-0c1d2e3f4a5b"), "Job", "backup"),
+        (owned("TaskRun", "build-b7f9c0d21c2d4e5f8a9b0c1d2e3f4a5b"), "TaskRun", "build"),
+        (owned("Job", "backup-b7f9c0d2"), "Job", "backup-b7f9c0d2"),
+        (
+            owned("StatefulSet", "db-b7f9c0d21c2d4e5f8a9b0c1d2e3f4a5b"),
+            "StatefulSet",
+            "db-b7f9c0d21c2d4e5f8a9b0c1d2e3f4a5b",
+        ),
+        ({"metadata": {"name": "extract-b7f9c0d2-1c2d-4e5f-8a9b-0c1d2e3f4a5b"}}, "Pod", "extract"),
         (owned("Workflow", "build-x7k2p"), "Workflow", "build"),
         (owned("Workflow", "nightly-1614733200"), "CronWorkflow", "nightly"),
         (
