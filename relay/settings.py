@@ -135,7 +135,8 @@ def _host_name(text: str) -> str:
     """Refuse what no `Host` header can be: a URL, a pattern, nothing."""
     if not _HOST_NAME.fullmatch(text.strip()):
         raise ValueError(
-            f"{text!r} is no host name: write it as relay.example.com, without scheme, path or *, an IPv6 address in brackets"
+            f"{text!r} is no host name: write it as relay.example.com, without scheme, path or *, "
+            "and an IPv6 address in brackets"
         )
     return text
 

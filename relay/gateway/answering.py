@@ -24,7 +24,7 @@ _READ = {name.encode(): name for name in READ}
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Return the headers `READ` by their lower-case names; of those that come twice the first counts, but for `Prefer`."""
+    """Return the headers `READ` by lower-case names; of those that come twice the first counts, of `Prefer` all."""
     found = {_READ[name]: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in _READ}
     if "prefer" in found:  # a list, and so all of its headers count (RFC 7240, section 2)
         found["prefer"] = ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"prefer")
