@@ -1,7 +1,7 @@
 """Idempotency keys: what the API may tell a repeated request by.
 
 A key is a hash of the data set, the event's id, instance and digest, and its place among all that came. So all
-attempts of one event carry the same key, by whichever worker, after a restart and after a redrive, because all of it
+attempts of one event carry the same key, by any worker, after a restart and after a redrive, because all of it
 lies in the data set. An event that is accepted anew under an id that its instance has forgotten, and one whose
 redrive is forced, have another place: an API that honours keys would drop them as repeats of the first, and they
 would count as delivered. An event without an id has its inbox entry's, which is only a moment and a number: two Redis
