@@ -8,6 +8,7 @@ from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from outboxes import LONGEST_PAUSE_SECONDS
 from rig import wait_for
 
 from relay.keys import DEFAULT_ENDPOINT, Keys
@@ -128,7 +129,7 @@ def deliver_until(
     def step() -> bool:
         if condition():
             return True
-        due = look(runtime.client, KEYS, DEFAULT_ENDPOINT, count=len(names)).due
+        due = look(runtime.client, KEYS, DEFAULT_ENDPOINT, count=len(names), longest_pause=LONGEST_PAUSE_SECONDS).due
         if due:
             drain_outboxes(runtime, due)
         return condition()

@@ -24,6 +24,8 @@ SCHEDULE = KEYS.schedule(DEFAULT_ENDPOINT)
 ENDPOINT = KEYS.endpoint(DEFAULT_ENDPOINT)
 PAUSED = KEYS.paused(DEFAULT_ENDPOINT)
 TOKEN = "token"
+#: The longest pause of a retry, as the scripts are told it.
+LONGEST_PAUSE_SECONDS = 900.0
 LEASE_MS = 15_000
 RECEIPT_SECONDS = 900.0
 BELL_MS = 5_000
@@ -140,6 +142,7 @@ def take(
         cursor=cursor,
         fresh=fresh,
         due=due,
+        longest_pause=LONGEST_PAUSE_SECONDS,
         latest_only=latest_only,
     )
     return outbox.taken(scripts.run(client, call))

@@ -26,6 +26,7 @@ from relay.store import dataset, leases, outbox, scripts
 from relay.store.dead import Reason
 from relay.store.endpoint import Health
 from relay.store.outbox import Death, OutboxEntry, Settlement
+from relay.store.schedule import longest_pause_seconds
 from workers.batch import Batch
 from workers.breaker import suspect
 from workers.gate import Gate
@@ -123,6 +124,7 @@ class _Drain:
         self._client = runtime.client
         self._transport = runtime.transport
         self._delivery = runtime.settings.delivery
+        self._longest_pause = longest_pause_seconds(self._delivery.backoff_max, runtime.settings.worker.lease)
         self._lease = runtime.settings.worker.lease
         # Often enough that a lease outlasts the next request, however little it is longer than one.
         self._renew_seconds = min(self._lease / 4, (self._lease - runtime.settings.api.timeout) / 2)
@@ -228,6 +230,7 @@ class _Drain:
                 cursor=batch.read_cursor,
                 fresh=n,
                 due=n,
+                longest_pause=self._longest_pause,
                 latest_only=self._delivery.history == "latest",
             )
             for batch, n in zip(batches, wanted, strict=True)

@@ -24,7 +24,7 @@ from relay.failover import WrongServer
 from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.store import dataset, forgetting, inbox, leases
 from relay.store.leases import Why
-from relay.store.schedule import look
+from relay.store.schedule import longest_pause_seconds, look
 from workers.bells import Bells
 from workers.echo import Echo
 from workers.forget import every_seconds
@@ -87,6 +87,7 @@ class Doorman:
         self._client = client
         self._bells = bells
         self._bell_seconds = settings.worker.sweep
+        self._longest_pause = longest_pause_seconds(settings.delivery.backoff_max, settings.worker.lease)
         self._expire_after = settings.delivery.max_age
         self._forget_after = settings.delivery.forget_after
         self._forget_seconds = every_seconds(settings.delivery.forget_after)
@@ -147,13 +148,20 @@ class Doorman:
         """
         began = time.monotonic()
         if began < self._rest_until and not self._leaving:
-            sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=0)
+            sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=0, longest_pause=self._longest_pause)
             self._seen = _seen(sight)
             self._ring_intake(waiting=sight.inbox)
             return max(PACE_SECONDS, self._rest_until - began)
         skip = 0
         while True:
-            sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=PAGE, skip=skip)
+            sight = look(
+                self._client,
+                self._keys,
+                DEFAULT_ENDPOINT,
+                count=PAGE,
+                skip=skip,
+                longest_pause=self._longest_pause,
+            )
             if skip == 0:
                 self._seen = _seen(sight)
                 self._ring_intake(waiting=sight.inbox)

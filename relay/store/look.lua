@@ -2,14 +2,15 @@
 -- While the endpoint is held no outbox is due; while its circuit is open, a few are, at random, so that a probe
 -- with one environment's event is followed by one with another's.
 -- KEYS  inbox, schedule, endpoint
--- ARGV  environments wanted, how many of the first to pass over, environments to probe with
+-- ARGV  environments wanted, how many of the first to pass over, environments to probe with, the longest pause
+--       of a retry in ms
 -- ->    {now in ms, entries in the inbox, when the next outbox is due in ms or '', environments that are due...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local result = {now, redis.call('XLEN', KEYS[1]), ''} -- no id: Redis returns none without its entry, of any size
 local health = redis.call('HMGET', KEYS[3], 'until', 'openings', 'probe_until')
 local MAX_HOLD_MS = 600000         -- a hold that is farther ahead was set by a clock that was set back since
-local MAX_PAUSE_MS = 30 * 86400000 -- the same of an outbox
+local MAX_PAUSE_MS = tonumber(ARGV[4]) -- the same of an outbox
 local not_before = math.max(tonumber(health[1] or '0'), tonumber(health[3] or '0'))
 if not_before > now and not_before <= now + MAX_HOLD_MS then
   result[3] = string.format('%d', not_before)

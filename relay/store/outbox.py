@@ -168,14 +168,19 @@ def after(entry_id: str) -> str:
 
 def take_call(
     keys: OutboxKeys, shared: Keys, *,
-    token: str, lease_seconds: float, cursor: str, fresh: int, due: int, latest_only: bool = False,
+    token: str, lease_seconds: float, cursor: str, fresh: int, due: int, longest_pause: float,
+    latest_only: bool = False,
 ) -> Call:  # fmt: skip
-    """Return the call that renews the lease and finds what may be sent; `taken` reads its reply."""
+    """Return the call that renews the lease and finds what may be sent; `taken` reads its reply.
+
+    A retry that is due later than the `longest_pause` in seconds is due.
+    """
     script_keys = (
         keys.lease, keys.outbox, keys.parked, keys.due, keys.attempts,
         shared.endpoint(keys.endpoint), shared.paused(keys.endpoint), keys.run,
     )  # fmt: skip
-    args = (token, round(lease_seconds * 1000), cursor, fresh, due, keys.environment, int(latest_only))
+    args: list[Argument] = [token, round(lease_seconds * 1000), cursor, fresh, due, keys.environment]
+    args += [int(latest_only), round(longest_pause * 1000)]
     return scripts.Call(_TAKE, script_keys, args)
 
 

@@ -19,6 +19,15 @@ PROBERS = 3
 _LOOK = scripts.load("look")
 
 
+#: What is added to the longest pause of a retry before one is taken for scheduled by a clock that was set back since.
+PAUSE_MARGIN_SECONDS = 600.0
+
+
+def longest_pause_seconds(backoff_max: float, lease: float) -> float:
+    """Return how far ahead a retry may be due; one that is farther ahead is from before the clock was set back."""
+    return 2 * max(backoff_max, lease) + PAUSE_MARGIN_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What waits. `next_due_seconds` is from now, None if no outbox waits for a later time."""
@@ -28,13 +37,14 @@ class Sight:
     next_due_seconds: float | None
 
 
-def look(client: Redis, keys: Keys, endpoint: str, *, count: int, skip: int = 0) -> Sight:
+def look(client: Redis, keys: Keys, endpoint: str, *, count: int, skip: int = 0, longest_pause: float) -> Sight:
     """Return what waits: the inbox, and up to `count` environments that are due, after the first `skip`.
 
-    While the endpoint is held none is due; while its circuit is open, a few to probe with.
+    While the endpoint is held none is due; while its circuit is open, a few to probe with. One that is due later than
+    the `longest_pause` in seconds is due.
     """
     look_keys = (keys.inbox, keys.schedule(endpoint), keys.endpoint(endpoint))
-    call = scripts.Call(_LOOK, look_keys, (count, skip, PROBERS))
+    call = scripts.Call(_LOOK, look_keys, (count, skip, PROBERS, round(longest_pause * 1000)))
     now, inbox, later, *due = scripts.run(client, call)
     return Sight(
         inbox=int(inbox),

@@ -5,7 +5,7 @@
 -- A lease that ran out while nobody took over is taken again: the mark of the run is still this drain's.
 -- KEYS  1 lease, 2 outbox, 3 parked, 4 due, 5 attempts, 6 endpoint, 7 paused, 8 run
 -- ARGV  token, lease in ms, XRANGE start, fresh entries wanted, due instances wanted, environment,
---       1 if only an instance's latest entry counts
+--       1 if only an instance's latest entry counts, the longest pause of a retry in ms
 -- ->    {} when the lease is lost; else {now in ms, last id looked at or '', fresh entries,
 --       due entries as {attempts value, entry, ids of entries that it supersedes...},
 --       the endpoint's health as observe.lua has it, 1 if the environment is paused}
@@ -15,7 +15,7 @@ if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV
 end
 local MAX_FORGOTTEN = 1000  -- parked entries without a stream entry, in one go
 local MAX_HOLD_MS = 600000    -- a hold that is farther ahead was set by a clock that was set back since
-local MAX_PAUSE_MS = 30 * 86400000 -- the same of a retry
+local MAX_PAUSE_MS = tonumber(ARGV[8]) -- the same of a retry
 local MAX_SUPERSEDED = 1000 -- entries of one instance that one retry supersedes
 local MAX_BYTES = 8388608   -- of fresh events in one reply; the others are taken with the next
 redis.call('DEL', KEYS[1]) -- first: at maxmemory a script may write once it began with a delete

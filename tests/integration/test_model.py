@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from model import Drain, Event, Kind, Model, Post, entry_order
+from outboxes import LONGEST_PAUSE_SECONDS
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as ConnectionLost
@@ -467,7 +468,7 @@ class World:
         pausing.resume(self.client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENTS)
         for _ in range(MOST_ROUNDS):
             self.pass_time()
-            sight = schedule.look(self.client, KEYS, DEFAULT_ENDPOINT, count=10)
+            sight = schedule.look(self.client, KEYS, DEFAULT_ENDPOINT, count=10, longest_pause=LONGEST_PAUSE_SECONDS)
             if sight.inbox:
                 self.finish(self.take_in())
             if sight.due:
