@@ -65,9 +65,11 @@ def kubernetes(
     settings = Settings.load(kubernetes={name: value for name, value in given.items() if value is not None})
     from relay.kubernetes.absences import Absences  # noqa: PLC0415 - with it
     from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
+    from relay.kubernetes.naming import Naming  # noqa: PLC0415 - with it
     from relay.kubernetes.publishing import NodePublisher  # noqa: PLC0415 - with it
     from relay.kubernetes.watcher import Watcher  # noqa: PLC0415 - with it
 
+    Naming.of(settings.kubernetes)  # a missing name is said whether or not there is a cluster to watch yet
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
     logging.getLogger("relay").setLevel(logging.INFO)
     with (

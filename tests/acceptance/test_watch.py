@@ -326,6 +326,8 @@ def test_a_cluster_without_a_name_is_a_usage_error_that_says_what_to_do(
     kubeconfig = str(cluster.kubeconfig(tmp_path / "kubeconfig"))
     done = relay("watch", "kubernetes", "--once", KUBECONFIG=kubeconfig, CLUSTER_NAME="")
     assert (done.returncode, "set CLUSTER_NAME" in done.stderr, "'none'" in done.stderr) == (2, True, True)
+    done = relay("watch", "kubernetes", "--once", KUBECONFIG="/nowhere", CLUSTER_NAME="")
+    assert (done.returncode, "set CLUSTER_NAME" in done.stderr) == (2, True)
     assert cluster.count("list") == 0
 
 
