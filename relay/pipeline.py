@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from relay.encoding import restored
 from relay.event import MAX_NAME_BYTES
+from relay.image import is_unset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,9 +96,11 @@ def _tekton(environ: Mapping[str, str]) -> Origin | None:
 def _templated(
     system: str, namespace: str, name: str, run: str, environ: Mapping[str, str], *others: str
 ) -> Origin | None:
-    if not (environ.get(name) and environ.get(run)):
+    # A template whose variables its engine does not know leaves them as they are, the same for every run.
+    environ = {key: "" if is_unset(environ.get(key, "")) else environ[key] for key in (namespace, name, run, *others)}
+    if not (environ[name] and environ[run]):
         return None
-    source = f"{system}:{environ.get(namespace, '')}/{environ[name]}"
+    source = f"{system}:{environ[namespace]}/{environ[name]}"
     return _origin(system, source, _all_of(environ, run, *others))
 
 
@@ -150,8 +153,8 @@ def _jenkins(environ: Mapping[str, str]) -> Origin | None:
 
 
 def _all_of(environ: Mapping[str, str], *names: str) -> tuple[str, ...] | None:
-    """Return the variables' values; None if one of them is missing or empty."""
-    values = tuple(environ.get(name, "") for name in names)
+    """Return the variables' values; None if one of them is missing, empty or blank."""
+    values = tuple(environ.get(name, "").strip() for name in names)
     return values if all(values) else None
 
 

@@ -93,6 +93,8 @@ def test_a_run_is_told_by_documented_variables(environ: dict[str, str], system: 
         {"JOB_NAME": "mine", "BUILD_NUMBER": "3"},
         without(ARGO, "RELAY_ARGO_RUN"),
         TEKTON | {"RELAY_TEKTON_TASKRUN": ""},
+        pytest.param(TEKTON | {"RELAY_TEKTON_RUN": "$(context.taskRun.uid)"}, id="a Tekton that does not know it"),
+        pytest.param(ARGO | {"RELAY_ARGO_RUN": "{{workflow.uid}}"}, id="an Argo that does not know it"),
     ],
 )
 def test_what_is_not_told_whole_is_nobody(environ: dict[str, str]) -> None:
@@ -157,6 +159,8 @@ def test_another_run_attempt_job_or_step_says_another_id(environ: dict[str, str]
         ),
         pytest.param(without(JENKINS, "STAGE_NAME"), id="jenkins, no stage"),
         pytest.param(without(JENKINS, "BUILD_URL"), id="jenkins, no address"),
+        pytest.param(ARGO | {"RELAY_ARGO_POD": "{{pod.uid}}"}, id="argo, a template with a variable that is none"),
+        pytest.param(GITHUB | {"GITHUB_RUN_ATTEMPT": " "}, id="a blank attempt"),
         pytest.param(without(ARGO, "RELAY_ARGO_POD"), id="argo, a template that does not set the pod"),
     ],
 )
