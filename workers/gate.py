@@ -145,6 +145,7 @@ class Gate:
         client, keys = self._runtime.client, self._runtime.keys
         hold = endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED)
         if hold.openings:
+            self._sent_probe = self._sent_probe and seconds <= endpoint.PROBE_THROTTLE_SECONDS
             self._health = self._health._replace(openings=hold.openings, circuit=hold.circuit)
         self._heed(hold)
         self._asked_until = None
@@ -185,6 +186,7 @@ class Gate:
             _log.warning("deliveries are held, %s: %s; the API is probed from now on", reason, because)
 
     def _close(self) -> None:
+        self._sent_probe = False
         endpoint.close_circuit(self._runtime.client, self._runtime.keys, DEFAULT_ENDPOINT)
         self._health = self._health._replace(openings=0, circuit="", failures=0, window=1)
         self._failures = 0

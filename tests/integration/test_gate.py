@@ -300,6 +300,25 @@ def test_probe_of_a_throttle_ends_it_or_not(
             assert found.until - now_ms(client) == pytest.approx(60_000, abs=2000)
 
 
+@pytest.mark.parametrize("teller", ["the same run", "another run"])
+def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_between(
+    redis_server: EmbeddedRedis, client: Redis, teller: str
+) -> None:
+    with throttled(redis_server) as runtime:
+        gate = open_for(client, runtime)
+        assert gate.admit(wanted=5, room=1) == 1
+        gate.saw(Delivered())
+        assert gate.admit(wanted=5, room=5) == 5
+        other = gate if teller == "the same run" else Gate(runtime)
+        other.heard(LONG)
+        other.saw(LONG)
+        gate.learn(health(client), now_ms(client))
+        gate.saw(Delivered())
+        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        assert found.circuit == "rate_limited"
+        assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
+
+
 def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
     outcome = Retry("HTTP 429", 429, hold_seconds=30.0, uses_attempt=False)
