@@ -2,9 +2,13 @@
 -- Passed over is one whose state is not the one that was read (it was seen meanwhile), and one with an event in the
 -- outbox; with more there than this script reads, all wait for the next walk.
 -- KEYS  outbox, accepted state, delivered state, gone
--- ARGV  entries of the outbox that may be read, then for each instance: its key, the state that was read
+-- ARGV  entries of the outbox that may be read, and bytes, then for each instance: its key, the state that was read
 -- ->    number of instances forgotten
 if redis.call('XLEN', KEYS[1]) > tonumber(ARGV[1]) then
+  return 0
+end
+local bytes = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0) -- an error where the command is renamed
+if type(bytes) == 'number' and bytes > tonumber(ARGV[2]) then
   return 0
 end
 local waits = {}
@@ -16,7 +20,7 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
   end
 end
 local forgotten = 0
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local instance = ARGV[i]
   if not waits[instance] and redis.call('HGET', KEYS[2], instance) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[2], instance)

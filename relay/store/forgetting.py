@@ -24,9 +24,9 @@ PAGE = 500
 ENVIRONMENTS_PAGE = 100
 POSITION_MILLISECONDS = 30 * 86_400_000
 
-#: The most entries of an outbox that are read to learn which instances have an event waiting. Redis does nothing else
-#: meanwhile; of an environment with more, nothing is forgotten until a later walk.
-MAX_WAITING = 1000
+#: The most entries of an outbox, and bytes, that are read to learn which instances have an event waiting. Redis does
+#: nothing else meanwhile; of an environment with more, nothing is forgotten until a later walk.
+MAX_WAITING, MAX_WAITING_BYTES = 1000, 524_288
 
 _FORGET = scripts.load("forget")
 _FORGET_ENVIRONMENT = scripts.load("forget_environment")
@@ -99,11 +99,11 @@ def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int
     """Forget those of a page of instances that were last seen before then, in milliseconds since the epoch."""
     reply: Any = client.hscan(outbox.accepted, cursor, count=PAGE)
     following, states = reply
-    args: list[scripts.Argument] = [MAX_WAITING]
+    args: list[scripts.Argument] = [MAX_WAITING, MAX_WAITING_BYTES]
     for instance, state in states.items():
         if Accepted.decode(state.decode()).seen < seen_before:
             args += (instance, state)
-    if len(args) == 1:
+    if len(args) == 2:  # noqa: PLR2004 - nothing but the bounds
         return Page(cursor=int(following), forgotten=0)
     call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
     return Page(cursor=int(following), forgotten=int(scripts.run(client, call)))
@@ -151,12 +151,12 @@ def forget_some(
     while True:
         reply: Any = client.hscan(outbox.accepted, cursor, count=PAGE)
         cursor, states = int(reply[0]), reply[1]
-        args: list[scripts.Argument] = [MAX_WAITING]
+        args: list[scripts.Argument] = [MAX_WAITING, MAX_WAITING_BYTES]
         for instance, state in states.items():
             seen_until = Accepted.decode(state.decode()).seen + SEEN_STEP_MS
             if is_meant(instance.decode()) and (seen_before is None or seen_until < seen_before):
                 args += (instance, state)
-        meant = forgotten = len(args) // 2
+        meant = forgotten = len(args) // 2 - 1
         if meant and not dry_run:
             call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
             forgotten = int(scripts.run(client, call))

@@ -75,6 +75,17 @@ def test_with_more_waiting_than_is_read_nothing_is_forgotten(client: Redis, monk
     assert walk(client, NOW) == 1
 
 
+def test_a_few_large_events_that_wait_are_not_read_either(client: Redis) -> None:
+    """Redis would do nothing else meanwhile: 60 MB take it half a second."""
+    remember(client, "old", OLD)
+    large = "x" * 65_536
+    for _ in range(forgetting.MAX_WAITING_BYTES // len(large) + 1):
+        client.xadd(OUTBOX.outbox, {"event": large, "instance": "other"})
+    assert walk(client, NOW) == 0
+    client.xtrim(OUTBOX.outbox, maxlen=1, approximate=False)
+    assert walk(client, NOW) == 1
+
+
 def test_an_intake_in_between_keeps_the_instance(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state is read, then an intake takes an event of the instance in, then the script runs."""
     remember(client, "old", OLD)
