@@ -111,8 +111,15 @@ def test_other_encodings_are_415_with_those_that_are_accepted(encoding: str) -> 
 
 @pytest.mark.parametrize(
     "body",
-    [gzip.compress(TEXT), zlib.compress(TEXT), gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:])],
-    ids=["gzip", "deflate", "two members"],
+    [
+        gzip.compress(TEXT),
+        zlib.compress(TEXT),
+        zlib.compress(TEXT, wbits=-zlib.MAX_WBITS),
+        zlib.compress(TEXT, 1, wbits=9),
+        gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:]),
+        gzip.compress(TEXT) + bytes(512),
+    ],
+    ids=["gzip", "deflate", "raw deflate", "a small window", "two members", "padding"],
 )
 def test_body_is_decompressed_up_to_the_last_byte_that_is_allowed(body: bytes) -> None:
     assert compression.decompress(body, len(TEXT)) == TEXT
