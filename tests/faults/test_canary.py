@@ -280,7 +280,7 @@ def everything(ground: Ground) -> list[tuple[str, bytes]]:
     return [(str(path.relative_to(ground.directory)), path.read_bytes()) for path in files]
 
 
-@scenario(37, "the API says the token back with 302, 400, 401, 429, 500; TLS, DNS; a spoiled token file; a crash, a "
+@scenario(52, "the API says the token back with 302, 400, 401, 429, 500; TLS, DNS; a spoiled token file; a crash, a "
           "traceback; wrong settings; a gateway and commands",
           bound="the token in no log (DEBUG), Celery event or message, dead letter, answer, output, process title, "
                 "and in nothing that Redis was told")  # fmt: skip
