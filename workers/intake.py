@@ -461,7 +461,8 @@ def judge_in_order(
             digest=entry.digest,
             event_id=entry.event_id,
             time=entry.time,
-            arrived=entry.arrived,
+            # A resync's is compared with the time of a delivery; it is ahead of that if the clock was set back.
+            arrived=min(entry.arrived, clock.now) if entry.resync else entry.arrived,
             reassert_after_ms=reassert_after_ms,
             forget_after_ms=forget_after_ms,
             sequence=entry.sequence,

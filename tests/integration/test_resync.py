@@ -21,7 +21,7 @@ from drains import (
     report_image,
     report_many,
 )
-from outboxes import next_millisecond
+from outboxes import next_millisecond, now_ms
 from rig import wait_for
 
 from relay.keys import DEFAULT_ENDPOINT
@@ -166,6 +166,19 @@ def test_the_state_is_as_if_there_had_been_none(runtime: Runtime, client: Redis)
     assert accepted(client)._replace(resynced=0) == state
     assert delivered(client)._replace(at=told.at) == told
     assert delivered(client).at > told.at
+
+
+def test_it_can_be_asked_for_again_though_the_clock_was_set_back(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """The inbox gives ids ahead of the clock then, and a delivery is noted by the clock."""
+    report(client, "a")
+    deliver(runtime)
+    client.xadd(KEYS.inbox, {"event": "{"}, id=f"{now_ms(client) + DAY_MS}-0")
+    for _ in range(3):
+        resync(client)
+        deliver(runtime)
+    assert len(api.requests) == 4
 
 
 def test_asked_for_twice_before_it_is_delivered_it_is_told_once(
