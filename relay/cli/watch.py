@@ -8,13 +8,17 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from relay.errors import ConfigurationError
 from relay.producer import Producer
 from relay.settings import Settings
+
+if TYPE_CHECKING:
+    from relay.kubernetes.cluster import Cluster
+    from relay.settings import KubernetesSettings
 
 watch = typer.Typer(
     add_completion=False,
@@ -64,18 +68,15 @@ def kubernetes(
     given = {"namespace": namespace, "selector": selector, "heartbeat_file": heartbeat}
     settings = Settings.load(kubernetes={name: value for name, value in given.items() if value is not None})
     from relay.kubernetes.absences import Absences  # noqa: PLC0415 - with it
-    from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
-    from relay.kubernetes.naming import Naming  # noqa: PLC0415 - with it
     from relay.kubernetes.publishing import NodePublisher  # noqa: PLC0415 - with it
     from relay.kubernetes.watcher import Watcher  # noqa: PLC0415 - with it
 
-    Naming.of(settings.kubernetes)  # a missing name is said whether or not there is a cluster to watch yet
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.WARNING)
     logging.getLogger("relay").setLevel(logging.INFO)
     with (
         contextlib.suppress(KeyboardInterrupt),
         Producer(settings=settings) as producer,
-        Cluster(settings.kubernetes, context=context) as cluster,
+        _connected(settings.kubernetes, context) as cluster,
     ):
         watcher = Watcher(
             cluster,
@@ -89,3 +90,18 @@ def kubernetes(
             watcher.turn()  # the first is a listing
         else:
             watcher.run()
+
+
+def _connected(settings: KubernetesSettings, context: str | None) -> Cluster:
+    """Connect to the cluster; without one, say at once what else is missing, a name for it."""
+    from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
+    from relay.kubernetes.naming import Naming  # noqa: PLC0415 - with it
+
+    try:
+        return Cluster(settings, context=context)
+    except ConfigurationError as error:
+        try:
+            Naming.of(settings)
+        except ConfigurationError as other:
+            raise ConfigurationError(f"{error}\n{other}") from error
+        raise
