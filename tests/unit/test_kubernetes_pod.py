@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 A, B, C = digest_of("a"), digest_of("b"), digest_of("c")
 WEB = "ghcr.io/acme/web"
 
-PODS = sorted(path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith(("review-", "eks-node")))
+PODS = sorted(
+    path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith(("review-", "eks-node", "recorded-"))
+)
 
 
 def reported(reading: PodReading) -> dict[str | None, str]:
