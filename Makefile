@@ -13,8 +13,9 @@ READY = $(VENV)/.ready
 # With -qq errors only: pip says a line for each package and index else.
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-# Test files that run at once. The fault suite runs one scenario at a time: it measures.
-JOBS = 2
+# Tests that run at once: most of them wait for processes to start, or for a timer. The fault suite runs one at a time:
+# it measures.
+JOBS = 4
 # make demo KEEP=1 lets the demo run on, to be looked at.
 KEEP =
 # make lock keeps the versions that still fit; make lock UPGRADE=--upgrade takes the newest.

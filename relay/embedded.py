@@ -86,8 +86,8 @@ class EmbeddedRedis:
     killed). Without `port`, the first `start` chooses a free one. `options` are lines of redis.conf, names
     to values as they are written there, and come last, so they win.
 
-    With `append_only`, what was acknowledged survives `kill` and `restart`; the loss of power too only with
-    `append_fsync="always"`.
+    With `append_only` and `append_fsync="always"`, what was acknowledged survives `kill` and a loss of power. With
+    "everysec" it survives `kill` unless an fsync is under way, during which Redis answers before it writes.
     """
 
     def __init__(

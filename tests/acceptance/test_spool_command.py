@@ -44,7 +44,7 @@ PASSED_ONCE = {"after:spool-seal:1", "after:append:2", "before:spool-remove:2"}
 
 @pytest.fixture
 def redis_server() -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(append_fsync="always") as server:
         yield server
 
 

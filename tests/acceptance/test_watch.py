@@ -202,6 +202,7 @@ def test_nothing_is_lost_while_redis_is_away(cluster: KubernetesApi, estate: Est
     watch.start()
     watch.wait_for_log("1 events wait")
     redis.restart()
+    estate.client.config_set("appendfsync", "always")
     watch.wait(lambda: cluster.watches == 1)
     redis.kill()
     for seed in "bcd":

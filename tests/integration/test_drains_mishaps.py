@@ -384,7 +384,7 @@ def test_pause_of_one_environment_leaves_the_others_alone(runtime: Runtime, clie
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A Redis to be killed, which keeps what it acknowledged."""
-    with EmbeddedRedis(tmp_path / "redis") as server:
+    with EmbeddedRedis(tmp_path / "redis", append_fsync="always") as server:
         yield server
 
 

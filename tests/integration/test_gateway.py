@@ -221,7 +221,7 @@ def test_health(gateway: Running) -> None:
 
 def test_redis_away_is_503_until_it_is_back() -> None:
     with (
-        EmbeddedRedis() as redis_server,
+        EmbeddedRedis(append_fsync="always") as redis_server,
         running(redis_server.url.replace("://", "://default:hunter2@")) as gateway,
     ):
         # This Redis has no password; with its default user it takes any.

@@ -42,7 +42,7 @@ TIMEOUTS = {"timeout": 0.3, "connect_timeout": 0.3}
 @pytest.fixture
 def server() -> Iterator[EmbeddedRedis]:
     """A Redis of the test's own, to be stopped and started."""
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(append_fsync="always") as server:
         yield server
 
 
