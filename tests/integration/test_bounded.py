@@ -220,7 +220,9 @@ def test_events_are_taken_for_delivery_by_bytes(runtime: Runtime, client: Redis)
     for _ in range(5):
         client.xadd(PRODUCTION.outbox, body)
     client.set(PRODUCTION.lease, "t")
-    call = outbox.take_call(PRODUCTION, KEYS, token="t", lease_seconds=9, cursor="-", fresh=5, due=5)
+    call = outbox.take_call(
+        PRODUCTION, KEYS, token="t", lease_seconds=9, cursor="-", fresh=5, due=5, longest_pause=60
+    )
     found = outbox.taken(scripts.run(client, call))
     assert found is not None
     assert len(found.fresh) == 2
