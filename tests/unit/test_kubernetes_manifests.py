@@ -206,7 +206,9 @@ class TestFiles:
             expected = None if document["kind"] in clusterwide else NAMESPACE
             assert document["metadata"].get("namespace") == expected, name_of(document)
 
-    @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has a kustomize in it, is not there")
+    @pytest.mark.skipif(
+        shutil.which("kubectl") is None, reason="no kubectl on PATH: install 1.21 or later, for its kustomize"
+    )
     @pytest.mark.parametrize("name", BUILDS)
     def test_kustomize_builds_the_same(self, name: str, tmp_path: Path) -> None:
         folder = FOLDER / "overlays" / name
