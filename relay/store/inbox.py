@@ -39,8 +39,9 @@ _APPEND = scripts.load("append")
 _RELEASE = scripts.load("release_inbox")
 _BURY = scripts.load("bury")
 
-#: Bytes of an entry, and fields, with which it is still read whole. A larger one is cut.
-OVERSIZE_BYTES, MAX_FIELDS = 1_048_576, 1000
+#: Bytes of an entry, and fields, with which it is still read whole: an event of a mebibyte, which is far too large, is
+#: kept with all its bytes. A larger entry is cut.
+OVERSIZE_BYTES, MAX_FIELDS = 2_097_152, 1000
 
 #: Bytes of the stream that may be read at once.
 READ_BYTES = 16_777_216
