@@ -82,15 +82,11 @@ def wait_for(
 
 
 def pool_processes(pid: int) -> list[int]:
-    """The processes that run a worker's drains: its children but multiprocessing's own."""
-    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def event_of(key: str | None) -> str:
-    """Return the id of the event that a request was of, by its idempotency key."""
-    assert key
-    return key.rpartition(".")[0]
+    """The processes that run a worker's drains: its children but multiprocessing's own, and but those that ended."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _proc(task / "children").split()
+    ]
+    return [child for child in children if b"spawn_main" in _proc(Path(f"/proc/{child}/cmdline"))]
 
 
 def signal_all(pids: list[int], number: int) -> None:
@@ -98,5 +94,9 @@ def signal_all(pids: list[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
+def _proc(file: Path) -> bytes:
+    """What a file of /proc says; nothing, once its process or thread has ended."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -39,8 +39,8 @@ _APPEND = scripts.load("append")
 _RELEASE = scripts.load("release_inbox")
 _BURY = scripts.load("bury")
 
-#: Bytes of an entry, and fields, with which it is still read whole: an event of a mebibyte, which is far too large, is
-#: kept with all its bytes. A larger entry is cut.
+#: Bytes of an entry, and fields, with which it is still read whole: an event of a mebibyte, although far too large,
+#: is kept with all its bytes. A larger entry is cut.
 OVERSIZE_BYTES, MAX_FIELDS = 2_097_152, 1000
 
 #: Bytes of the stream that may be read at once.
