@@ -89,6 +89,12 @@ def pool_processes(pid: int) -> list[int]:
     return [child for child in children if b"spawn_main" in _proc(Path(f"/proc/{child}/cmdline"))]
 
 
+def event_of(key: str | None) -> str:
+    """Return the id of the event that a request was of, by its idempotency key."""
+    assert key
+    return key.rpartition(".")[0]
+
+
 def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
         os.kill(pid, number)
