@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gateways import TOKEN, Running, running
+from gateways import DEADLINE_SECONDS, TOKEN, Running, running
 from redis import Redis
 from rig import wait_for
 
@@ -68,10 +68,18 @@ def gateway(serving: Running, client: Redis) -> Running:
     return serving
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A review has as long as a loaded machine needs, where a test is about what is reported and not about time."""
+    monkeypatch.setattr(reviewing, "BODY_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(reviewing, "ANSWER_SECONDS", DEADLINE_SECONDS)
+
+
 def inbox(client: Redis) -> list[dict[str, Any]]:
     return [json.loads(fields[b"event"]) for _, fields in client.xrange(Keys().inbox)]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["create", "status", "ephemeral"])
 def test_what_a_review_deploys_is_in_the_inbox_before_it_is_answered(
     gateway: Running, client: Redis, name: str
@@ -104,6 +112,7 @@ def test_what_deploys_nothing_is_allowed_and_counted(gateway: Running, client: R
     wait_for(lambda: any(name.startswith(b"skipped:") for name in client.hgetall(Keys().counts)), 20)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_review_too_large_is_allowed_and_not_read(gateway: Running, client: Redis, *, is_declared: bool) -> None:
     for size, taken in ((reviewing.MAX_REVIEW_BYTES, True), (reviewing.MAX_REVIEW_BYTES + 1, False)):
@@ -187,6 +196,7 @@ def test_no_more_reports_than_allowed_are_behind(
     assert client.hget(Keys().counts, "skipped:not_reported"), "counted at the latest when it ends"
 
 
+@pytest.mark.usefixtures("patient")
 def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client: Redis) -> None:
     asked = review("create")
     uid = asked["request"]["uid"]
@@ -251,6 +261,7 @@ def test_cluster_without_a_name_is_allowed_and_counted_where_no_reviews_are_expe
     assert "set CLUSTER_NAME" in caplog.text
 
 
+@pytest.mark.usefixtures("patient")
 def test_cluster_that_has_no_name_on_purpose_reports(redis_server: EmbeddedRedis, client: Redis) -> None:
     with running(redis_server.url, kubernetes={"cluster": "none"}, gateway=OPEN) as gateway:
         assert is_allowed(ask(gateway, asked := review("create")), asked["request"]["uid"])
@@ -277,6 +288,7 @@ def platforms(client: Redis) -> list[str | None]:
     return [event.get("platform", {}).get("architecture") for event in inbox(client)]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("maps", "name", "expected"),
     [
@@ -305,6 +317,7 @@ def test_while_a_watcher_publishes_platforms_none_is_guessed(
         assert client.hget(Keys().counts, "skipped:platform_unknown") == b"1"
 
 
+@pytest.mark.usefixtures("patient")
 def test_platforms_are_read_again_and_not_for_each_review(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
