@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report import table, verdict
 from benchmarks.rig import bare_environment
-from relay.embedded import EmbeddedRedis
+from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

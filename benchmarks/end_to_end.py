@@ -11,9 +11,9 @@ from benchmarks.report import table, verdict
 from benchmarks.rig import rig
 from benchmarks.throughput import GRACE_SECONDS, Throughput, costs
 from benchmarks.workload import ENVIRONMENTS, PRODUCERS, REPOSITORIES
-from relay.keys import Keys
-from relay.store.counts import Ledger, read_ledger
-from relay.store.latency import percentile
+from relay.queue.counters import Ledger, read_ledger
+from relay.queue.keys import Keys
+from relay.queue.latency import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report import table, verdict
 from benchmarks.rig import rig
-from relay.keys import Keys
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,14 +26,14 @@ import redis
 
 from benchmarks import processor_time
 from benchmarks.workload import PRODUCERS
-from relay.embedded import EmbeddedRedis
 from relay.errors import ChildFailed
-from relay.processes import Children
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.supervisor import Children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from relay.processes import Child
+    from relay.processes.supervisor import Child
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,10 +17,10 @@ import redis
 
 from benchmarks.rig import ROOT, bare_environment
 from relay.cli.status import OLDEST_OF
-from relay.embedded import EmbeddedRedis
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import overview
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
-from relay.store import overview
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.rig import Rig
-    from relay.processes import Child
+    from relay.processes.supervisor import Child
 
 #: A run that is slower than this is given up, and what starting and stopping may add.
 SLOWEST_EVENTS_PER_SECOND = 100

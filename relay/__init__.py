@@ -16,9 +16,9 @@ if TYPE_CHECKING:
         RelayError,
         SpoolUnavailable,
     )
-    from relay.event import DeploymentEvent
-    from relay.gateway_client.producer import GatewayProducer
-    from relay.producer import AsyncProducer, Producer
+    from relay.events.event import DeploymentEvent
+    from relay.producer.gateway_producer import GatewayProducer
+    from relay.producer.queue_producer import AsyncProducer, Producer
 
 __all__ = [
     "AsyncProducer",
@@ -36,10 +36,10 @@ __all__ = [
 
 #: Public name → the module that has it; the errors' is the default.
 _MODULES = {
-    "AsyncProducer": "relay.producer",
-    "DeploymentEvent": "relay.event",
-    "GatewayProducer": "relay.gateway_client.producer",
-    "Producer": "relay.producer",
+    "AsyncProducer": "relay.producer.queue_producer",
+    "DeploymentEvent": "relay.events.event",
+    "GatewayProducer": "relay.producer.gateway_producer",
+    "Producer": "relay.producer.queue_producer",
 }
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from structlog.stdlib import BoundLogger, PositionalArgumentsFormatter, ProcessorFormatter
 
-from relay.secrecy import Secrets
+from relay.redaction import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence

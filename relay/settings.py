@@ -36,8 +36,8 @@ from pydantic_settings import (
 
 from relay import addresses
 from relay.errors import ConfigurationError, InvalidImage
+from relay.events.image import parse_image
 from relay.hosts import is_loopback
-from relay.image import parse_image
 from relay.template import Template
 
 if TYPE_CHECKING:

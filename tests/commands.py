@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from relay.stack import FLOWER
+from relay.processes.stack import FLOWER
 
 WORKER = ("relay", "worker")
 GATEWAY = ("relay", "gateway")

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 from outboxes import LONGEST_PAUSE_SECONDS
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.counters import Ledger, read_ledger
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.schedule import look
 from relay.settings import Settings
-from relay.store.counts import Ledger, read_ledger
-from relay.store.schedule import look
-from workers.app import RelayApp
-from workers.deliver import DeliveryReport, drain_outboxes
+from workers.delivery.run import DeliveryReport, drain_outboxes
 from workers.runtime import make_runtime
+from workers.scheduling.app import RelayApp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from relay.sandbox import Sandbox
     from workers.runtime import Runtime
 

@@ -9,7 +9,7 @@ from faults.proxy import Proxy
 from redis import Redis
 from rig import wait_for
 
-from relay.embedded import EmbeddedRedis
+from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from relay.settings import RedisSettings

@@ -6,7 +6,7 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from relay.keys import Keys
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from outboxes import BESIDE
 
-from relay.keys import DEFAULT_ENDPOINT, Keys
-from relay.store.counts import read_ledger
-from relay.store.leases import MAX_DEATHS
-from relay.store.state import REMEMBERED_IDS, Accepted, Delivered
+from relay.queue.counters import read_ledger
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.leases import MAX_DEATHS
+from relay.queue.state import REMEMBERED_IDS, Accepted, Delivered
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
-from relay.store import leases, outbox, scripts
-from relay.store.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
+from relay.queue import leases, outbox, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
+from relay.queue.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
 
-    from relay.store.leases import Lease
+    from relay.queue.leases import Lease
 
 KEYS = Keys()
 PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")

@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relay.keys import Keys
-from relay.store.counts import read_ledger
+from relay.queue.counters import read_ledger
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
 
-    from relay.processes import Child
+    from relay.processes.stack import Stack
+    from relay.processes.supervisor import Child
+    from relay.queue.counters import Ledger
     from relay.sandbox import Sandbox
-    from relay.stack import Stack
-    from relay.store.counts import Ledger
 
 TOKEN = "canary-token-of-the-tests"
 

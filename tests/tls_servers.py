@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import pytest
 import trustme
 
-from relay.embedded import free_port
+from relay.processes.embedded_redis import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

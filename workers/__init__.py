@@ -8,7 +8,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     """Make Celery's application when Celery asks, so that the pure parts import without a configuration."""
     if name == "celery":
-        from workers.app import make_app  # noqa: PLC0415 - the point is to import it late
+        from workers.scheduling.app import make_app  # noqa: PLC0415 - the point is to import it late
 
         globals()["celery"] = app = make_app()
         return app

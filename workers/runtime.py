@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from relay.configuration import defaults_of
-from relay.connection import connect
+from relay.connections.clients import connect
 from relay.errors import ConfigurationError
-from relay.keys import Keys
-from relay.store.contested import ChangeSample
-from workers.bells import Bells
+from relay.operations.settings_report import defaults_of
+from relay.queue.contested import ChangeSample
+from relay.queue.keys import Keys
+from workers.scheduling.wakeups import Bells
 
 if TYPE_CHECKING:
     from celery import Celery
     from redis import Redis
 
-    from relay.event import Defaults
+    from relay.events.event import Defaults
     from relay.settings import Settings
-    from workers.transport import Transport
+    from workers.delivery.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +74,9 @@ def make_runtime(settings: Settings, app: Celery) -> Runtime:
 def _transport(settings: Settings) -> Transport[Any]:
     api = settings.require_api()
     if api.transport == "requests":
-        from workers.transport.with_requests import RequestsTransport  # noqa: PLC0415 - one of the two is used
+        from workers.delivery.transport.with_requests import RequestsTransport  # noqa: PLC0415 - one of the two is used
 
         return RequestsTransport(api, connections=settings.delivery.max_in_flight)
-    from workers.transport.curl import CurlTransport  # noqa: PLC0415 - the same
+    from workers.delivery.transport.curl import CurlTransport  # noqa: PLC0415 - the same
 
     return CurlTransport(api, connections=settings.delivery.max_in_flight)

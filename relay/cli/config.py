@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay import configuration
 from relay.cli import EX_USAGE
-from relay.cli.letters import printable
+from relay.cli.dead_letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
 from relay.errors import ConfigurationError
+from relay.operations import settings_report
 from relay.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from relay.configuration import Setting
+    from relay.operations.settings_report import Setting
 
 config = typer.Typer(
     name="config",
@@ -52,8 +52,8 @@ def check(*, as_json: Json = False) -> None:
       relay config check
       RELAY_CONFIG=relay.toml relay config check && relay worker
     """  # noqa: D301 - \b keeps typer from joining the lines
-    faults = [str(fault) for fault in configuration.check()]
-    hints = [] if faults else list(configuration.hints(Settings.load()))
+    faults = [str(fault) for fault in settings_report.check()]
+    hints = [] if faults else list(settings_report.hints(Settings.load()))
     if as_json:
         typer.echo(json.dumps({"valid": not faults, "faults": faults, "hints": hints}, indent=2))
     else:
@@ -89,7 +89,7 @@ def show(
     """  # noqa: D301 - \b keeps typer from joining the lines
     if as_json and as_toml:
         raise ConfigurationError("choose one of --json and --toml")
-    settings = configuration.effective(Settings.load())
+    settings = settings_report.effective(Settings.load())
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in settings], indent=2))
     elif as_toml:
@@ -138,4 +138,4 @@ def _show(settings: Sequence[Setting]) -> None:
     widths = [max(len(row[column]) for row in clean) for column in range(3)]
     for row, each in zip(clean, settings, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.secho("  ".join([*cells, row[3]]).rstrip(), dim=each.source is configuration.Source.DEFAULT)
+        typer.secho("  ".join([*cells, row[3]]).rstrip(), dim=each.source is settings_report.Source.DEFAULT)

@@ -13,19 +13,19 @@ import typer
 from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.letters import as_json_line, json_line, plain_row, show_letter, show_table
+from relay.cli.dead_letters import as_json_line, json_line, plain_row, show_letter, show_table
 from relay.cli.options import filled, positive_duration, somebody_can_answer
-from relay.cli.shard import open_shard
+from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, LeaseLost
-from relay.store.dead import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
-from relay.store.redriving import LEASE_SECONDS, Redrive, redrive_all
+from relay.queue.dead_letters import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
+from relay.queue.redrive import LEASE_SECONDS, Redrive, redrive_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from relay.cli.shard import Shard
-    from relay.store.dead import DeadLetter
+    from relay.cli.queue_client import Shard
+    from relay.queue.dead_letters import DeadLetter
 
 #: Letters that `list` shows unless told otherwise.
 LISTED = 50

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from relay.demo.run import Demo, Sight, Verdict
-    from relay.stack import Stack
+    from relay.processes.stack import Stack
 
 #: Without a terminal, a line of progress is printed this often.
 LINE_SECONDS = 2.0
@@ -169,7 +169,7 @@ def _show_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def _figures(verdict: Verdict) -> list[str]:
-    from relay.store.latency import percentile  # noqa: PLC0415 - at the end only
+    from relay.queue.latency import percentile  # noqa: PLC0415 - at the end only
 
     ledger = verdict.ledger
     shares = [(f"p{share * 100:g}", percentile(ledger.latency, share)) for share in (0.5, 0.9, 0.99)]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.cli.letters import printable
+from relay.cli.dead_letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
-from relay.doctor.examination import examine
-from relay.doctor.result import Grade
+from relay.operations.doctor.examination import examine
+from relay.operations.doctor.result import Grade
 
 if TYPE_CHECKING:
-    from relay.doctor.result import Result
+    from relay.operations.doctor.result import Result
 
 _COLOURS = {Grade.OK: "green", Grade.NOTE: None, Grade.WARNING: "yellow", Grade.FAULT: "red"}
 

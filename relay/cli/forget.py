@@ -9,17 +9,17 @@ import typer
 
 from relay.cli import EX_TEMPFAIL
 from relay.cli.options import Json, filled, name_or_id, positive_duration, somebody_can_answer
-from relay.cli.shard import open_shard
+from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, InvalidImage
-from relay.image import parse_image
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import forgetting, inventory
+from relay.events.image import parse_image
+from relay.queue import forgetting, inventory
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from relay.cli.shard import Shard
-    from relay.store.forgetting import Forgotten
+    from relay.cli.queue_client import Shard
+    from relay.queue.forgetting import Forgotten
 
 #: A digest that makes a reference of a repository, so that the parser of images can read it.
 _ANY_DIGEST = f"sha256:{'0' * 64}"

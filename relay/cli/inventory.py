@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.cli import EX_REFUSED
-from relay.cli.letters import printable
+from relay.cli.dead_letters import printable
 from relay.cli.options import Json, name_or_id
-from relay.cli.shard import open_shard
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import counts
-from relay.store import inventory as store
-from relay.store.dead import moment
-from relay.store.forgetting import now_ms
+from relay.cli.queue_client import open_shard
+from relay.queue import counters
+from relay.queue import inventory as store
+from relay.queue.dead_letters import moment
+from relay.queue.forgetting import now_ms
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from relay.cli.shard import Shard
-    from relay.store.inventory import Running
+    from relay.cli.queue_client import Shard
+    from relay.queue.inventory import Running
 
 #: Rows of one table; a terminal gets one after the other, so that nothing is held until the last row is known.
 ROWS = 200
@@ -114,7 +114,7 @@ def _days(seconds: float) -> str:
 def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
     """Go through the instances, never holding more than a page of them."""
     client, keys, _ = shard
-    names = counts.environment_names(client, keys, DEFAULT_ENDPOINT) if environment is None else [environment]
+    names = counters.environment_names(client, keys, DEFAULT_ENDPOINT) if environment is None else [environment]
     for name in names:
         for page in store.pages(client, keys, DEFAULT_ENDPOINT, name, wanted=wanted):
             yield from page

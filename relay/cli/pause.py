@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from relay.cli.options import Json, name_or_id
-from relay.cli.shard import open_shard
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import pausing
-from relay.store.dead import moment
+from relay.cli.queue_client import open_shard
+from relay.queue import pausing
+from relay.queue.dead_letters import moment
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 Environments = Annotated[
     list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="One environment or more, by name.")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.cli import EX_REFUSED, exit_code
-from relay.cli.fates import Fates
-from relay.cli.lines import means_file
+from relay.cli.backends import open_way
+from relay.cli.jsonl import means_file
 from relay.cli.options import filled
 from relay.cli.reporting import Reporter
-from relay.cli.ways import open_way
+from relay.cli.wait import Fates
 from relay.errors import ConfigurationError, InvalidImage, RelayError
-from relay.event import DeploymentEvent
-from relay.pipeline import detect
+from relay.events.event import DeploymentEvent
+from relay.producer.ci import detect
 from relay.settings import Settings
 
 if TYPE_CHECKING:

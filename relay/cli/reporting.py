@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.fates import UNKNOWN, WAITING, WINDOW, Fates, meaning
 from relay.cli.interrupts import Interrupted, Interrupts
-from relay.cli.lines import open_lines, read_lines
+from relay.cli.jsonl import open_lines, read_lines
+from relay.cli.wait import UNKNOWN, WAITING, WINDOW, Fates, meaning
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
-from relay.store.receipts import Status
+from relay.queue.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from relay.cli.lines import Line
-    from relay.cli.ways import Way
-    from relay.event import DeploymentEvent
-    from relay.pipeline import Origin
+    from relay.cli.backends import Way
+    from relay.cli.jsonl import Line
+    from relay.events.event import DeploymentEvent
+    from relay.producer.ci import Origin
 
 
 @dataclass(kw_only=True)

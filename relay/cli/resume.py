@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli.options import Json, name_or_id
-from relay.cli.shard import open_shard
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint, pausing
-from relay.store.dead import moment
+from relay.cli.queue_client import open_shard
+from relay.queue import health, pausing
+from relay.queue.dead_letters import moment
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from relay.keys import Keys
+    from relay.queue.keys import Keys
 
 Environments = Annotated[
     list[str] | None, typer.Argument(parser=name_or_id, metavar="ENV", help="Environments, by name.")
@@ -68,7 +68,7 @@ def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool
 
 
 def _lift(client: Redis, keys: Keys, name: str, *, as_json: bool) -> None:
-    lifted = endpoint.lift(client, keys, name)
+    lifted = health.lift(client, keys, name)
     until = None if lifted is None else moment(max(lifted.until, lifted.throttled_until))
     if as_json:
         typer.echo(

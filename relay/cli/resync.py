@@ -12,18 +12,18 @@ import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.options import Json, duration, name_or_id, positive_duration, somebody_can_answer
-from relay.cli.shard import open_shard
+from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import inventory
-from relay.store.forgetting import now_ms
-from relay.store.resyncing import Progress, rehearse, resync_all
+from relay.queue import inventory
+from relay.queue.forgetting import now_ms
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.resync import Progress, rehearse, resync_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from relay.cli.shard import Shard
+    from relay.cli.queue_client import Shard
 
 #: The pause before a queue that is full is tried again.
 FULL_PAUSE_SECONDS = 0.5

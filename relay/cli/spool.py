@@ -13,9 +13,9 @@ import typer
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.options import filled
 from relay.errors import ConfigurationError, QueueFull, QueueUnavailable
-from relay.producer import Producer
+from relay.producer.queue_producer import Producer
+from relay.producer.spool import Spool
 from relay.settings import Settings
-from relay.spool import Spool
 
 spool = typer.Typer(
     name="spool",

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic_core import to_json
 
-from relay.cli.letters import printable
+from relay.cli.dead_letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
-from relay.cli.shard import open_shard
-from relay.diagnosis import Level, describe, diagnose, duration
+from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import overview
-from relay.store.dead import moment
+from relay.operations.diagnosis import Level, describe, diagnose, duration
+from relay.queue import overview
+from relay.queue.dead_letters import moment
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.cli.shard import Shard
-    from relay.store.counts import EnvironmentCounts
-    from relay.store.overview import Overview
+    from relay.cli.queue_client import Shard
+    from relay.queue.counters import EnvironmentCounts
+    from relay.queue.overview import Overview
 
 #: Environments that are shown unless all are asked for.
 SHOWN = 20

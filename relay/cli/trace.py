@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli import EX_REFUSED
-from relay.cli.letters import printable
+from relay.cli.dead_letters import printable
 from relay.cli.options import Json, name_or_id
-from relay.cli.shard import open_shard
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import tracing
-from relay.store.dead import moment
-from relay.store.tracing import LOOK_AT, Place, Sighting, Trace
+from relay.cli.queue_client import open_shard
+from relay.queue import lookup
+from relay.queue.dead_letters import moment
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.lookup import LOOK_AT, Place, Sighting, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def trace(
       relay trace job-7 --json | jq -r '.timeline[].what'
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as shard:
-        found = tracing.trace(
+        found = lookup.trace(
             shard.client, shard.keys, DEFAULT_ENDPOINT, event_id, environments=environment or None, look_at=look_at
         )
     if as_json:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.connection import without_secrets
+from relay.connections.clients import without_secrets
 from relay.errors import ChildFailed, ConfigurationError
 from relay.settings import Settings
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from relay.processes import Ended
-    from relay.stack import Stack
+    from relay.processes.stack import Stack
+    from relay.processes.supervisor import Ended
 
 #: How often to look for a signal while waiting for a child to end.
 LOOK_SECONDS = 0.5
@@ -51,7 +51,7 @@ def up(
       relay up --flower
       RELAY_API_URL=https://… RELAY_API_TOKEN_FILE=token relay up --data /var/lib/relay
     """  # noqa: D301 - \b keeps typer from joining the lines
-    from relay.stack import Stack  # noqa: PLC0415 - starts processes; only this command needs it
+    from relay.processes.stack import Stack  # noqa: PLC0415 - starts processes; only this command needs it
 
     settings = Settings.load()
     if _is_set(settings, "redis") and not settings.api.url:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.errors import ConfigurationError
-from relay.producer import Producer
+from relay.producer.queue_producer import Producer
 from relay.settings import Settings
 
 if TYPE_CHECKING:

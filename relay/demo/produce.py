@@ -13,13 +13,13 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from relay.connection import connect
+from relay.connections.clients import connect
 from relay.demo.estate import shipped_log
 from relay.demo.ledger import partition
 from relay.errors import InvalidEvent
-from relay.event import DeploymentEvent
-from relay.keys import Keys
-from relay.producer import Producer
+from relay.events.event import DeploymentEvent
+from relay.producer.queue_producer import Producer
+from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:

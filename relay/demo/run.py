@@ -10,14 +10,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from relay.connection import connect
+from relay.connections.clients import connect
 from relay.demo.estate import shipped_log
 from relay.demo.ledger import reckon
 from relay.errors import ConfigurationError
-from relay.keys import Keys
+from relay.processes.stack import Stack, local_session
+from relay.queue.counters import Ledger, read_ledger
+from relay.queue.keys import Keys
 from relay.settings import SHORT_NAMES
-from relay.stack import Stack, local_session
-from relay.store.counts import Ledger, read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.demo.ledger import Reckoning
-    from relay.processes import Child
+    from relay.processes.supervisor import Child
 
 #: Producers and workers, all processes of their own. The log divides evenly between two or four.
 PRODUCERS = 4

@@ -20,20 +20,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from relay.connection import connect_async
+from relay.connections.clients import connect_async
 from relay.errors import RelayError
-from relay.gateway import answers, openapi, reports, webhook
-from relay.gateway.answering import response_of
+from relay.gateway import openapi, report_parsing, responses, webhook
+from relay.gateway.admission_endpoint import Reviewing
+from relay.gateway.asgi import response_of
 from relay.gateway.auth import EVERYBODY
-from relay.gateway.browsers import Hosts
-from relay.gateway.reporting import Reporting
-from relay.gateway.reviewing import Reviewing
+from relay.gateway.report_endpoint import Reporting
 from relay.gateway.tokens import TokenSource
-from relay.keys import Keys
+from relay.http.browsers import Hosts
 from relay.metrics.exporter import Exporter
 from relay.metrics.exposition import CONTENT_TYPE
-from relay.producer import AsyncProducer
-from relay.store import probe, receipts
+from relay.producer.queue_producer import AsyncProducer
+from relay.queue import probe, receipts
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from relay.gateway.console.site import Console
+    from relay.console.routes import Console
     from relay.settings import Settings
 
 #: How long Redis may take to answer the write of `/readyz`.
@@ -115,7 +115,7 @@ class _Gateway:
             answer = webhook.consent(request.headers)
             self._admit(request, webhook.authorization_of(request.headers, request.scope["query_string"]))
         except RelayError as error:
-            answer = answers.of_error(error)
+            answer = responses.of_error(error)
         return response_of(webhook.kept_private(answer, request.scope["query_string"]))
 
     async def receipt(self, request: Request) -> Response:
@@ -126,10 +126,10 @@ class _Gateway:
             async with asyncio.timeout(self._deadline_seconds):
                 found = await receipts.read_async(self._client, self._keys, event_id)
         except RelayError as error:
-            return response_of(answers.of_error(error))
+            return response_of(responses.of_error(error))
         except (RedisError, TimeoutError) as error:
-            return response_of(answers.unavailable(error))
-        return response_of(answers.of_receipt(event_id, found))
+            return response_of(responses.unavailable(error))
+        return response_of(responses.of_receipt(event_id, found))
 
     def metrics(self, request: Request) -> Response:
         """Answer a scrape; Starlette runs this in a thread, because it waits for Redis."""
@@ -141,12 +141,12 @@ class _Gateway:
             else:
                 self._hosts.check_host(request.headers)
         except RelayError as error:
-            return response_of(answers.of_error(error))
+            return response_of(responses.of_error(error))
         return Response(self._exporter.scrape(), media_type=CONTENT_TYPE)
 
     def _admit(self, request: Request, authorization: str | None) -> None:
         """Refuse a request without a token, or, where there are no tokens, one to a name that is not ours."""
-        caller = reports.admitted(self._tokens.current().identify(authorization))
+        caller = report_parsing.admitted(self._tokens.current().identify(authorization))
         if caller is EVERYBODY:
             self._hosts.check_host(request.headers)
 
@@ -160,7 +160,7 @@ class _Gateway:
             async with asyncio.timeout(READY_SECONDS):
                 await probe.write_async(self._client, self._keys)
         except (RedisError, TimeoutError) as error:
-            return response_of(answers.unavailable(error))
+            return response_of(responses.unavailable(error))
         return JSONResponse({"status": "ready"})
 
     async def openapi(self, request: Request) -> Response:
@@ -169,7 +169,7 @@ class _Gateway:
             try:
                 self._hosts.check_host(request.headers)
             except RelayError as error:
-                return response_of(answers.of_error(error))
+                return response_of(responses.of_error(error))
         return JSONResponse(openapi.DOCUMENT)
 
 
@@ -193,12 +193,12 @@ class _Edge:
             await (self._reporting if is_report else self._app)(scope, receive, send)
         except asyncio.CancelledError:  # only the end of the process cancels, after STOP_SECONDS
             with contextlib.suppress(RuntimeError):  # the answer had begun
-                await response_of(answers.stopping())(scope, receive, send)
+                await response_of(responses.stopping())(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge
             place = traceback.extract_tb(error.__traceback__)[-1]
             log.error("a request failed: %s at %s:%s", type(error).__qualname__, place.filename, place.lineno)  # noqa: TRY400 - see above
             with contextlib.suppress(RuntimeError):
-                await response_of(answers.of_error(RelayError()))(scope, receive, send)
+                await response_of(responses.of_error(RelayError()))(scope, receive, send)
 
 
 async def _no_such_route(_request: Request, error: Exception) -> Response:
@@ -206,4 +206,4 @@ async def _no_such_route(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     status = HTTPStatus(error.status_code)
-    return response_of(answers.refusal(status, status.phrase.lower(), headers=error.headers))
+    return response_of(responses.refusal(status, status.phrase.lower(), headers=error.headers))

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
-from relay.gateway import reports
-from relay.gateway.answering import tell
+from relay.gateway import report_parsing
+from relay.gateway.asgi import tell
 from relay.gateway.compression import decompress, is_compressed
-from relay.gateway.reports import Media, Refused
+from relay.gateway.report_parsing import Media
+from relay.http.refused import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.types import Receive, Send
 
-    from relay.gateway.answers import Answer
-    from relay.gateway.reports import Limits
+    from relay.gateway.report_parsing import Limits
+    from relay.gateway.responses import Answer
 
 #: How long a body may take from its first byte to its last.
 BODY_SECONDS = 30.0
@@ -51,16 +52,16 @@ class Body:
         if not is_compressed(self._headers):
             return await self._read(media, limits)
         content = decompress(await self._read(Media.LINES, limits), limits.many)
-        reports.check_size(len(content), media, content, limits)
+        report_parsing.check_size(len(content), media, content, limits)
         return content
 
     async def _read(self, media: Media, limits: Limits) -> bytes:
-        declared = reports.declared_size(self._headers)
-        reports.check_size(declared, media, b"", limits)
+        declared = report_parsing.declared_size(self._headers)
+        report_parsing.check_size(declared, media, b"", limits)
         content = await self._chunk()
         if not self.ended:
             content = await self._read_on(content, declared, media, limits)
-        reports.check_size(max(declared, len(content)), media, content, limits)
+        report_parsing.check_size(max(declared, len(content)), media, content, limits)
         return content
 
     async def _read_on(self, begun: bytes, declared: int, media: Media, limits: Limits) -> bytes:
@@ -68,7 +69,7 @@ class Body:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while not self.ended:
-                    reports.check_size(max(declared, len(content)), media, content, limits)
+                    report_parsing.check_size(max(declared, len(content)), media, content, limits)
                     content += await self._chunk()
         except TimeoutError:
             reason = f"the body did not arrive within {BODY_SECONDS:g} s"

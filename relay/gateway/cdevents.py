@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.errors import InvalidEvent
-from relay.event import DeploymentEvent
-from relay.gateway.attributes import event_id, required
+from relay.events.event import DeploymentEvent
+from relay.gateway.cloudevent_ids import event_id, required
 from relay.gateway.purl import read_purl
 
 _TYPES = "dev.cdevents."

@@ -25,9 +25,9 @@ from pydantic_core import from_json
 
 from relay.encoding import without_mark
 from relay.errors import InvalidEvent
-from relay.event import DeploymentEvent
+from relay.events.event import DeploymentEvent
 from relay.gateway import cdevents
-from relay.gateway.attributes import event_id, required
+from relay.gateway.cloudevent_ids import event_id, required
 
 #: The version that is taken; 0.3 encodes data in another way.
 SPECVERSION = "1.0"

@@ -6,7 +6,7 @@ import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from relay.gateway.reports import Refused
+from relay.http.refused import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The node map that a cluster's watcher publishes (relay/store/nodes.py), kept at hand for reviews.
+"""The node map that a cluster's watcher publishes (relay/queue/nodes.py), kept at hand for reviews.
 
 No review costs a round trip for it: the first one starts a task that looks every `REFRESH_SECONDS` whether there is
 another version. While Redis is away, what was read last holds.
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from relay.store.nodes import NodeMap, read
+from relay.queue.nodes import NodeMap, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from redis.asyncio import Redis
 
-    from relay.keys import Keys
-    from relay.platform import Platform
+    from relay.events.platform import Platform
+    from relay.queue.keys import Keys
 
 #: How old what is known may be.
 REFRESH_SECONDS = 3.0

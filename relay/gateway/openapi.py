@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from relay.event import MAX_ID_BYTES, MAX_NAME_BYTES
-from relay.gateway.reports import MAX_MANY_EVENTS
+from relay.events.event import MAX_ID_BYTES, MAX_NAME_BYTES
+from relay.gateway.report_parsing import MAX_MANY_EVENTS
 from relay.gateway.webhook import EVENT_ID_HEADER, MAX_ORIGIN_CHARACTERS
 
 _DIGEST = "0123456789abcdef" * 4

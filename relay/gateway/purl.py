@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from packageurl import PackageURL
 
 from relay.errors import InvalidEvent
-from relay.image import is_unset, unset_digest
-from relay.platform import normalise
+from relay.events.image import is_unset, unset_digest
+from relay.events.platform import normalise
 
 _EXAMPLE = "pkg:oci/app@sha256%3A<64 hex digits>?repository_url=registry.example.com/team"
 

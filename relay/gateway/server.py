@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from relay import hosts
+from relay.console.routes import Console
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
-from relay.gateway.console.site import Console
-from relay.gateway.counted import CountedLog
-from relay.gateway.heads import BoundedHeads
+from relay.gateway.http_limits import BoundedHeads
 from relay.hosts import url_of
+from relay.http.counted import CountedLog
 from relay.logs import get_logger
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
-from relay.gateway.answers import Answer
-from relay.gateway.reports import Refused
+from relay.gateway.responses import Answer
+from relay.http.refused import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from relay.configuration import defaults_of
-from relay.connection import connect
-from relay.keys import DEFAULT_ENDPOINT, Keys
-from relay.store import gone
+from relay.connections.clients import connect
+from relay.operations.settings_report import defaults_of
+from relay.queue import gone
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from relay.event import DeploymentEvent, Instance
+    from relay.events.event import DeploymentEvent, Instance
     from relay.settings import Settings
 
 log = logging.getLogger("relay.watch")

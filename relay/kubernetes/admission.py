@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from relay.kubernetes import shape
+from relay.kubernetes import json_access
 from relay.kubernetes.pod import PodReading, read_pinned, read_pod
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.skip_reason import Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from relay.event import DeploymentEvent
+    from relay.events.event import DeploymentEvent
+    from relay.events.platform import Platform
     from relay.kubernetes.naming import Naming
-    from relay.platform import Platform
 
 #: The versions that are answered in kind; whatever claims another is answered in the first.
 _VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
@@ -77,25 +77,30 @@ def _decoded(body: bytes, *, may_be_cut: bool = False) -> object:
 
 
 def _allow(review: object) -> Mapping[str, Any]:
-    version = shape.text(review, "apiVersion")
+    version = json_access.text(review, "apiVersion")
     return {
         "apiVersion": version if version in _VERSIONS else _VERSIONS[0],
         "kind": "AdmissionReview",
-        "response": {"uid": shape.text(review, "request", "uid"), "allowed": True},
+        "response": {"uid": json_access.text(review, "request", "uid"), "allowed": True},
     }
 
 
 def _read(review: object, naming: Naming, nodes: Mapping[str, Platform] | None) -> PodReading:
-    request = shape.part(review, "request")
+    request = json_access.part(review, "request")
     if skipped := _skip(request):
         return PodReading(skipped=Counter([skipped]))
-    return _READERS[_asked(request)](_pod(request), naming, before=shape.part(request, "oldObject"), nodes=nodes)
+    return _READERS[_asked(request)](
+        _pod(request), naming, before=json_access.part(request, "oldObject"), nodes=nodes
+    )
 
 
 def _skip(request: Mapping[str, Any]) -> Skipped | None:
     if not request:
         return Skipped.NOT_A_REVIEW
-    if (shape.text(request, "resource", "group"), shape.text(request, "resource", "resource")) != ("", "pods"):
+    if (json_access.text(request, "resource", "group"), json_access.text(request, "resource", "resource")) != (
+        "",
+        "pods",
+    ):
         return Skipped.NOT_A_POD
     if request.get("dryRun"):
         return Skipped.DRY_RUN
@@ -103,12 +108,12 @@ def _skip(request: Mapping[str, Any]) -> Skipped | None:
 
 
 def _asked(request: Mapping[str, Any]) -> tuple[str, str]:
-    return shape.text(request, "subResource"), shape.text(request, "operation")
+    return json_access.text(request, "subResource"), json_access.text(request, "operation")
 
 
 def _pod(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the request's object; the request itself may know better where and what it is."""
-    pod = shape.part(request, "object")
-    metadata = shape.part(pod, "metadata")
-    known = {key: shape.text(metadata, key) or shape.text(request, key) for key in ("namespace", "name")}
+    pod = json_access.part(request, "object")
+    metadata = json_access.part(pod, "metadata")
+    known = {key: json_access.text(metadata, key) or json_access.text(request, key) for key in ("namespace", "name")}
     return {**pod, "metadata": {**metadata, **known}}

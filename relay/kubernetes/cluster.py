@@ -31,7 +31,7 @@ from kubernetes.config.config_exception import ConfigException
 from pydantic_core import from_json
 
 from relay.errors import ClusterUnavailable, ConfigurationError
-from relay.kubernetes import shape
+from relay.kubernetes import json_access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -147,10 +147,10 @@ class Cluster:
                 listing = self._answer(
                     name, *arguments, limit=self._settings.page_size, **_given(_continue=token, **selectors)
                 )
-            token, position = (shape.text(listing, "metadata", key) for key in ("continue", "resourceVersion"))
+            token, position = (json_access.text(listing, "metadata", key) for key in ("continue", "resourceVersion"))
             if not position:
                 raise ClusterUnavailable(f"list {what}: the answer is no listing")
-            yield Page(items=tuple(shape.each(listing, "items")), position=position)
+            yield Page(items=tuple(json_access.each(listing, "items")), position=position)
             if not token:
                 return
 
@@ -230,10 +230,10 @@ def _lines(response: urllib3.HTTPResponse, deadline: float) -> Iterator[bytes]:
 
 def _change(line: bytes) -> Mapping[str, Any]:
     change = _decoded(line)
-    if shape.text(change, "type") != "ERROR":
+    if json_access.text(change, "type") != "ERROR":
         return change
-    status = shape.part(change, "object")
-    code, message = status.get("code"), shape.text(status, "message") or shape.text(status, "reason")
+    status = json_access.part(change, "object")
+    code, message = status.get("code"), json_access.text(status, "message") or json_access.text(status, "reason")
     raise ClusterUnavailable(
         f"watch pods: {code} {message[:_MESSAGE_CHARACTERS]}", status=code if type(code) is int else None
     )
@@ -253,7 +253,7 @@ def _refusal(what: str, error: ApiException) -> ClusterUnavailable:
     """Say what the server said; neither its headers nor ours."""
     message = ""
     with contextlib.suppress(ValueError):
-        message = shape.text(from_json(error.body or ""), "message")
+        message = json_access.text(from_json(error.body or ""), "message")
     status = error.status or None  # 0 is what the client makes of a TLS error
     explained = f"{status or ''} {message or error.reason or ''}".strip().replace("\n", " ")
     retry_after = (error.headers or {}).get("Retry-After", "")

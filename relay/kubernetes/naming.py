@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Self
 
 from relay.errors import ConfigurationError
-from relay.event import MAX_NAME_BYTES
+from relay.events.event import MAX_NAME_BYTES
 from relay.settings import kubernetes_template
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import InvalidEvent
-from relay.kubernetes import shape
-from relay.platform import Platform, normalise, platform_of
+from relay.events.platform import Platform, normalise, platform_of
+from relay.kubernetes import json_access
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ _REQUIRED_TERMS = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredD
 
 def platform_of_node(node: Mapping[str, Any]) -> Platform | None:
     """Return what a node says in `status.nodeInfo`, if that is a platform."""
-    info = shape.part(node, "status", "nodeInfo")
-    return _platform(shape.text(info, "operatingSystem"), shape.text(info, "architecture"))
+    info = json_access.part(node, "status", "nodeInfo")
+    return _platform(json_access.text(info, "operatingSystem"), json_access.text(info, "architecture"))
 
 
 def platform_of_pod(
@@ -38,10 +38,10 @@ def platform_of_pod(
     """
     if node is not None:
         return node
-    spec = shape.part(pod, "spec")
-    if nodes and (known := nodes.get(shape.text(spec, "nodeName"))):
+    spec = json_access.part(pod, "spec")
+    if nodes and (known := nodes.get(json_access.text(spec, "nodeName"))):
         return known
-    os = _selected(spec, _OS_LABELS) or shape.text(spec, "os", "name")
+    os = _selected(spec, _OS_LABELS) or json_access.text(spec, "os", "name")
     pinned = _platform(os, _selected(spec, _ARCHITECTURE_LABELS)) or Platform()
     if pinned.os == "linux" and pinned.architecture is None:
         pinned = Platform()
@@ -60,7 +60,7 @@ def platform_of_pod(
 def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """Return the one value of a label that the pod's nodes must have, "" if there is no such one."""
     for name in names:
-        if value := shape.text(spec, "nodeSelector", name):
+        if value := json_access.text(spec, "nodeSelector", name):
             return value
         required = list(_required(spec, name))
         if required and all(required) and len(set(required)) == 1:
@@ -70,11 +70,11 @@ def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 def _required(spec: Mapping[str, Any], name: str) -> Iterator[str]:
     """Yield for each term of the required affinity, any of which suffices, the one value it asks for, or ""."""
-    for term in shape.each(spec, *_REQUIRED_TERMS):
+    for term in json_access.each(spec, *_REQUIRED_TERMS):
         asked = (
-            shape.texts(expression, "values")
-            for expression in shape.each(term, "matchExpressions")
-            if shape.text(expression, "key") == name and shape.text(expression, "operator") == "In"
+            json_access.texts(expression, "values")
+            for expression in json_access.each(term, "matchExpressions")
+            if json_access.text(expression, "key") == name and json_access.text(expression, "operator") == "In"
         )
         yield next((values[0] for values in asked if len(values) == 1), "")
 

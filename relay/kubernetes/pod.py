@@ -30,21 +30,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import InvalidEvent, InvalidImage
-from relay.event import DeploymentEvent
-from relay.kubernetes import shape
+from relay.events.event import DeploymentEvent
+from relay.kubernetes import json_access
 from relay.kubernetes.naming import Place
 from relay.kubernetes.node import platform_of_pod
 from relay.kubernetes.origin import is_local, is_nameless
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.skip_reason import Skipped
 from relay.kubernetes.workload import workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
+    from relay.events.platform import Platform
     from relay.kubernetes.naming import Naming
     from relay.kubernetes.workload import Workload
-    from relay.platform import Platform
 
 #: Containers, init containers (sidecars among them) and ephemeral ones, each beside where their statuses stand.
 _KINDS = (
@@ -91,7 +91,7 @@ def read_pod(
     is guessed (`platform_of_pod`).
     """
     known = {container.name: container.ran for container in _containers(_same_pod(before, pod))}
-    created = shape.moment(pod, "metadata", "creationTimestamp")
+    created = json_access.moment(pod, "metadata", "creationTimestamp")
 
     def what_runs(container: _Container) -> _Found | Skipped:
         if not container.has_started or (container.is_unpulled and container.name not in known):
@@ -168,28 +168,28 @@ class _Container:
     @property
     def has_started(self) -> bool:
         """Whether it runs or ever ran; a container between two restarts waits, and its last state tells."""
-        state, last = shape.part(self.status, "state"), shape.part(self.status, "lastState")
+        state, last = json_access.part(self.status, "state"), json_access.part(self.status, "lastState")
         signs = state.get("running"), state.get("terminated"), last.get("terminated")
         return any(isinstance(sign, dict) for sign in signs)
 
     @property
     def is_unpulled(self) -> bool:
         """Whether it waits for its image, which may be another than the one that it ran before."""
-        return shape.text(self.status, "state", "waiting", "reason") in _UNPULLED
+        return json_access.text(self.status, "state", "waiting", "reason") in _UNPULLED
 
     @property
     def started(self) -> datetime | None:
         """When it was started, the last time."""
         return (
-            shape.moment(self.status, "state", "running", "startedAt")
-            or shape.moment(self.status, "state", "terminated", "startedAt")
-            or shape.moment(self.status, "lastState", "terminated", "startedAt")
+            json_access.moment(self.status, "state", "running", "startedAt")
+            or json_access.moment(self.status, "state", "terminated", "startedAt")
+            or json_access.moment(self.status, "lastState", "terminated", "startedAt")
         )
 
     @property
     def image_id(self) -> str:
         """What the runtime calls the image that it runs or ran."""
-        return shape.text(self.status, "imageID")
+        return json_access.text(self.status, "imageID")
 
     @property
     def is_of_the_node(self) -> bool:
@@ -204,12 +204,12 @@ class _Container:
 
 def _containers(pod: Mapping[str, Any]) -> Iterator[_Container]:
     for kind, statuses in _KINDS:
-        by_name = {shape.text(status, "name"): status for status in shape.each(pod, "status", statuses)}
-        for specified in shape.each(pod, "spec", kind):
-            name = shape.text(specified, "name")
+        by_name = {json_access.text(status, "name"): status for status in json_access.each(pod, "status", statuses)}
+        for specified in json_access.each(pod, "spec", kind):
+            name = json_access.text(specified, "name")
             yield _Container(
                 name=name,
-                image=shape.text(specified, "image").strip(),
+                image=json_access.text(specified, "image").strip(),
                 status=by_name.get(name, {}),
                 is_ephemeral=kind == "ephemeralContainers",
             )
@@ -219,7 +219,7 @@ def _same_pod(before: Mapping[str, Any] | None, pod: Mapping[str, Any]) -> Mappi
     """Return `before`, unless it is another pod: a StatefulSet's pods keep their names when they are replaced."""
     if before is None or _has_too_many(before):
         return {}
-    same = shape.text(before, "metadata", "uid") == shape.text(pod, "metadata", "uid")
+    same = json_access.text(before, "metadata", "uid") == json_access.text(pod, "metadata", "uid")
     return before if same else {}
 
 
@@ -234,14 +234,18 @@ def _read(
     namespace_labels: Mapping[str, str] | None,
 ) -> PodReading:
     """Make an event of each container in which something is found."""
-    namespace, workload = shape.text(pod, "metadata", "namespace"), workload_of(pod)
+    namespace, workload = json_access.text(pod, "metadata", "namespace"), workload_of(pod)
     if skipped := _skip_whole(pod, naming, namespace, workload):
         return PodReading(skipped=Counter([skipped]))
     platform = platform_of_pod(pod, node_platform, nodes)
-    pod_labels = shape.labels(pod, "metadata", "labels")
+    pod_labels = json_access.labels(pod, "metadata", "labels")
     outcomes: list[DeploymentEvent | Skipped] = []
     if not _same_pod(before, pod):  # volumes are of the specification, and stay as they are
-        outcomes += [Skipped.IMAGE_VOLUME for each in shape.each(pod, "spec", "volumes") if shape.part(each, "image")]
+        outcomes += [
+            Skipped.IMAGE_VOLUME
+            for each in json_access.each(pod, "spec", "volumes")
+            if json_access.part(each, "image")
+        ]
     for container in _containers(pod):
         place = Place(
             namespace=namespace,
@@ -266,13 +270,13 @@ def _skip_whole(pod: Mapping[str, Any], naming: Naming, namespace: str, workload
         return Skipped.NAMESPACE_IGNORED
     if naming.ignores_kind(workload.kind, workload.owner_kind):
         return Skipped.KIND_IGNORED
-    if shape.part(pod, "metadata").get("deletionTimestamp"):
+    if json_access.part(pod, "metadata").get("deletionTimestamp"):
         return Skipped.TERMINATING
     return Skipped.TOO_MANY_CONTAINERS if _has_too_many(pod) else None
 
 
 def _has_too_many(pod: Mapping[str, Any]) -> bool:
-    return sum(1 for kind, _ in _KINDS for _ in shape.each(pod, "spec", kind)) > MAX_CONTAINERS
+    return sum(1 for kind, _ in _KINDS for _ in json_access.each(pod, "spec", kind)) > MAX_CONTAINERS
 
 
 def _event(

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect
-from relay.keys import Keys
-from relay.store import nodes
+from relay.connections.clients import connect
+from relay.queue import nodes
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from relay.platform import Platform
+    from relay.events.platform import Platform
     from relay.settings import Settings
 
 #: The shortest pause between two attempts, also when new nodes come one after the other or Redis is away.

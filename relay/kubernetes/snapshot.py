@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relay.kubernetes import shape
+from relay.kubernetes import json_access
 from relay.kubernetes.pod import PodReading, read_pod
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.skip_reason import Skipped
 from relay.kubernetes.workload import workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from relay.event import DeploymentEvent
+    from relay.events.event import DeploymentEvent
+    from relay.events.platform import Platform
     from relay.kubernetes.naming import Naming
     from relay.kubernetes.workload import Workload
-    from relay.platform import Platform
 
 #: Labels of pods that name the template which their controller made them from.
 _REVISIONS = ("pod-template-hash", "rollouts-pod-template-hash", "controller-revision-hash")
@@ -59,8 +59,8 @@ def read_snapshot(
         reading = read_pod(
             pod,
             naming,
-            node_platform=(node_platforms or {}).get(shape.text(pod, "spec", "nodeName")),
-            namespace_labels=(namespace_labels or {}).get(shape.text(pod, "metadata", "namespace")),
+            node_platform=(node_platforms or {}).get(json_access.text(pod, "spec", "nodeName")),
+            namespace_labels=(namespace_labels or {}).get(json_access.text(pod, "metadata", "namespace")),
         )
         listing.add(pod, reading)
     events = (listing.spoken(each, at) for each in listing.speakers.values())
@@ -100,8 +100,8 @@ class _Listing:
     skipped: Counter[Skipped] = field(default_factory=Counter)
 
     def add(self, pod: Mapping[str, Any], reading: PodReading) -> None:
-        workload, is_over = (shape.text(pod, "metadata", "namespace"), workload_of(pod)), _is_over(pod)
-        created, revision = shape.moment(pod, "metadata", "creationTimestamp"), _revision(pod)
+        workload, is_over = (json_access.text(pod, "metadata", "namespace"), workload_of(pod)), _is_over(pod)
+        created, revision = json_access.moment(pod, "metadata", "creationTimestamp"), _revision(pod)
         self.skipped.update(reading.skipped)
         if reading.skipped[Skipped.NOT_RUNNING] and not is_over and created:
             starting = _Starting(created, revision if _is_pinned(pod) else "")
@@ -130,17 +130,17 @@ class _Listing:
 
 def _revision(pod: Mapping[str, Any]) -> str:
     """Return what tells a workload's pod templates apart, "" if nothing does."""
-    labels = shape.labels(pod, "metadata", "labels")
+    labels = json_access.labels(pod, "metadata", "labels")
     return next(filter(None, map(labels.get, _REVISIONS)), "")
 
 
 def _is_pinned(pod: Mapping[str, Any]) -> bool:
-    images = (shape.text(each, "image") for kind in _KINDS for each in shape.each(pod, "spec", kind))
+    images = (json_access.text(each, "image") for kind in _KINDS for each in json_access.each(pod, "spec", kind))
     return all("@" in image for image in images)
 
 
 def _is_over(pod: Mapping[str, Any]) -> bool:
-    return shape.text(pod, "status", "phase") in {"Succeeded", "Failed"}
+    return json_access.text(pod, "status", "phase") in {"Succeeded", "Failed"}
 
 
 def _instance(event: DeploymentEvent) -> object:

@@ -24,24 +24,24 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
-from relay.kubernetes import shape
-from relay.kubernetes.memory import Memory
+from relay.kubernetes import json_access
 from relay.kubernetes.naming import Naming
-from relay.kubernetes.next_step import Step, next_step, pause_seconds
+from relay.kubernetes.node_cache import Surroundings
 from relay.kubernetes.pod import read_pod
+from relay.kubernetes.pod_cache import Memory
+from relay.kubernetes.retry_policy import Step, next_step, pause_seconds
 from relay.kubernetes.snapshot import read_snapshot
-from relay.kubernetes.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from relay.event import DeploymentEvent
+    from relay.events.event import DeploymentEvent
     from relay.kubernetes.absences import Absences
     from relay.kubernetes.cluster import Cluster
     from relay.kubernetes.pod import PodReading
     from relay.kubernetes.publishing import NodePublisher
-    from relay.producer import Producer
+    from relay.producer.queue_producer import Producer
     from relay.settings import KubernetesSettings
 
 #: How long one watch lasts, anywhere between the two: as client-go has it, so that watches spread over API servers.
@@ -168,15 +168,15 @@ class Watcher:
 
     def _take(self, change: Mapping[str, Any]) -> None:
         """Report a change, then move the place behind it."""
-        pod = shape.part(change, "object")
-        match shape.text(change, "type"):
+        pod = json_access.part(change, "object")
+        match json_access.text(change, "type"):
             case "ADDED" | "MODIFIED" if self._surroundings.learn(pod):
                 reading = read_pod(
                     pod,
                     self._naming,
                     before=self._memory.before(pod),
-                    node_platform=self._surroundings.platforms.get(shape.text(pod, "spec", "nodeName")),
-                    namespace_labels=self._surroundings.labels.get(shape.text(pod, "metadata", "namespace")),
+                    node_platform=self._surroundings.platforms.get(json_access.text(pod, "spec", "nodeName")),
+                    namespace_labels=self._surroundings.labels.get(json_access.text(pod, "metadata", "namespace")),
                 )
                 self._report(reading.events)
                 if self._absences:
@@ -188,7 +188,7 @@ class Watcher:
                 if self._memory.forget(pod):
                     settled = time.monotonic() + self._settings.settle
                     self._list_at = min(self._list_at, max(settled, self._listed_at + APART * self._settings.settle))
-        self._place = shape.text(pod, "metadata", "resourceVersion") or self._place
+        self._place = json_access.text(pod, "metadata", "resourceVersion") or self._place
 
     def _report(self, events: Iterable[DeploymentEvent]) -> None:
         """Enqueue events, however long it takes; each once, since it keeps its id."""

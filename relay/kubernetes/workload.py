@@ -28,7 +28,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relay.kubernetes import shape
+from relay.kubernetes import json_access
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,17 +95,17 @@ class Workload:
 
 def workload_of(pod: Mapping[str, Any]) -> Workload:
     """Read a pod's workload off its metadata."""
-    annotations = shape.labels(pod, "metadata", "annotations")
+    annotations = json_access.labels(pod, "metadata", "annotations")
     if _MIRROR in annotations:
-        node = shape.text(pod, "spec", "nodeName")
+        node = json_access.text(pod, "spec", "nodeName")
         return Workload(kind=_POD, name=_pod_name(pod).removesuffix(f"-{node}"))
     owner = next(
-        (each for each in shape.each(pod, "metadata", "ownerReferences") if each.get("controller") is True), {}
+        (each for each in json_access.each(pod, "metadata", "ownerReferences") if each.get("controller") is True), {}
     )
-    kind, name = shape.text(owner, "kind"), shape.text(owner, "name")
+    kind, name = json_access.text(owner, "kind"), json_access.text(owner, "name")
     if not kind or not name:
         kind, name = _POD, _generated_from(pod)
-    labels = shape.labels(pod, "metadata", "labels")
+    labels = json_access.labels(pod, "metadata", "labels")
     above = _named_by_label(kind, labels) or _above(kind, name, labels, annotations)
     return Workload(kind=above[0], name=above[1], owner_kind=kind)
 
@@ -149,10 +149,10 @@ def _above_replica_set(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
 
 def _generated_from(pod: Mapping[str, Any]) -> str:
     """Return what a pod's name was generated from, without the dash; its name if that was given."""
-    name, prefix = shape.text(pod, "metadata", "name"), shape.text(pod, "metadata", "generateName")
+    name, prefix = json_access.text(pod, "metadata", "name"), json_access.text(pod, "metadata", "generateName")
     return (prefix.rstrip("-") if name.startswith(prefix) else "") or _pod_name(pod)
 
 
 def _pod_name(pod: Mapping[str, Any]) -> str:
     """Return a pod's name, or what it will begin with: a pod that is being created may not have its name yet."""
-    return shape.text(pod, "metadata", "name") or shape.text(pod, "metadata", "generateName").rstrip("-")
+    return json_access.text(pod, "metadata", "name") or json_access.text(pod, "metadata", "generateName").rstrip("-")

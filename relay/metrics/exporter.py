@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from relay.connection import connect
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.connections.clients import connect
 from relay.metrics.exposition import Limits, exposition
-from relay.store import snapshot
+from relay.queue import metrics_snapshot
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 
 if TYPE_CHECKING:
     from relay.settings import Settings
@@ -40,7 +40,9 @@ class Exporter:
             started = time.monotonic()
             found = None
             try:
-                found = snapshot.read(self._client, self._keys, DEFAULT_ENDPOINT, environments=self._environments)
+                found = metrics_snapshot.read(
+                    self._client, self._keys, DEFAULT_ENDPOINT, environments=self._environments
+                )
             except RedisError as error:
                 log.warning("Redis did not answer a scrape: %s", error)
             return exposition(found, limits=self._limits, seconds=time.monotonic() - started)

@@ -11,15 +11,15 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.skip_reason import Skipped
 from relay.metrics import catalogue as of
 from relay.metrics.catalogue import Kind
-from relay.store.attempts import BOUNDS_SECONDS, Durations
-from relay.store.dead import Reason
-from relay.store.endpoint import HoldReason
-from relay.store.latency import upper_bound_seconds
-from relay.store.leases import Why
-from relay.store.snapshot import ELSEWHERE
+from relay.queue.attempts import BOUNDS_SECONDS, Durations
+from relay.queue.dead_letters import Reason
+from relay.queue.health import HoldReason
+from relay.queue.latency import upper_bound_seconds
+from relay.queue.leases import Why
+from relay.queue.metrics_snapshot import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
     from relay.metrics.catalogue import Metric
-    from relay.store.snapshot import EndpointState, Snapshot, Waiting
+    from relay.queue.metrics_snapshot import EndpointState, Snapshot, Waiting
 
 __all__ = ["CONTENT_TYPE", "Limits", "exposition"]
 

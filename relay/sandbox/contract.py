@@ -1,6 +1,6 @@
 """Whether a request is one that the reporting API takes.
 
-The stand-in is an oracle, so nothing here is shared with `relay.event`: the rules are written a second
+The stand-in is an oracle, so nothing here is shared with `relay.events.event`: the rules are written a second
 time, from the API's documentation (design.md, section 1), and stricter wherever the two could differ.
 """
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from rig import TIMERS, TOKEN, Estate
 
-from relay.connection import connect
+from relay.connections.clients import connect
+from relay.processes.stack import Stack
 from relay.sandbox import Sandbox
-from relay.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

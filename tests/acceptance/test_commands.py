@@ -17,8 +17,8 @@ import requests
 from redis import Redis
 from rig import wait_for
 
-from relay.embedded import EmbeddedRedis
-from relay.processes import Children
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.supervisor import Children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

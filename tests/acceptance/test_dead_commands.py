@@ -15,11 +15,11 @@ from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refu
 from redis import Redis
 from rig import wait_for
 
-from relay.embedded import EmbeddedRedis
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint
-from relay.store.counts import read_ledger
-from relay.store.inbox import Redriven
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import health
+from relay.queue.counters import read_ledger
+from relay.queue.inbox import Redriven
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -392,7 +392,7 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
 def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
     assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
-    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
+    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
     status = json.loads(run(url, "status", "--json").stdout)
     assert status["endpoint"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)

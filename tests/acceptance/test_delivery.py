@@ -16,7 +16,7 @@ from celery import Celery
 from rig import TOKEN, event_of, pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer
-from workers.breaker import FAILURES
+from workers.delivery.circuit_breaker import FAILURES
 
 if TYPE_CHECKING:
     from rig import Estate

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rig import TOKEN, pool_processes, signal_all, wait_for
 
-from relay.embedded import EmbeddedRedis
+from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from rig import Estate
@@ -94,12 +94,12 @@ def test_a_worker_whose_doorman_is_silent_here_is_found(estate: Estate) -> None:
 
     def told() -> bool:
         found.update(faults_found(estate, "--offline"))
-        return "workers.doorman" in found
+        return "workers.scheduling.poller" in found
 
     wait_for(told, 90, lambda: str(found))
-    assert "stranger@" in found["workers.doorman"]
-    assert "the doorman is silent" in found["workers.doorman"]
-    assert "queue.namespace" in found["workers.doorman"]
+    assert "stranger@" in found["workers.scheduling.poller"]
+    assert "the doorman is silent" in found["workers.scheduling.poller"]
+    assert "queue.namespace" in found["workers.scheduling.poller"]
     assert "no worker is alive" in found["workers"]
 
 
@@ -107,9 +107,9 @@ def test_a_broker_elsewhere_is_found(estate: Estate) -> None:
     estate.start_worker()
     with EmbeddedRedis(append_only=False) as elsewhere:
         faults = faults_found(estate, "--offline", RELAY_BROKER_URL=elsewhere.url)
-    assert list(faults) == ["workers.broker"]
-    assert "no worker answers at the broker" in faults["workers.broker"]
-    assert "RELAY_BROKER_URL" in faults["workers.broker"]
+    assert list(faults) == ["workers.scheduling.broker"]
+    assert "no worker answers at the broker" in faults["workers.scheduling.broker"]
+    assert "RELAY_BROKER_URL" in faults["workers.scheduling.broker"]
     faults = faults_found(estate, "--offline", RELAY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0")
     assert list(faults) == ["broker"]
     assert "redis://***@127.0.0.1:1/0 is not reachable" in faults["broker"]

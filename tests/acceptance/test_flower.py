@@ -20,9 +20,9 @@ from redis import Redis
 from rig import TOKEN, pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer
-from relay.embedded import EmbeddedRedis
-from relay.processes import Children
-from workers.bells import DELIVER, INTAKE
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.supervisor import Children
+from workers.scheduling.wakeups import DELIVER, INTAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import requests
 from rig import TOKEN, wait_for
 
 from relay import DeploymentEvent, Producer
-from relay.processes import Children
+from relay.processes.supervisor import Children
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from rig import TIMERS, TOKEN, Estate, wait_for
 from tls_servers import HOST, redis_server
 
 from relay import DeploymentEvent, Producer
-from relay.connection import connect
-from relay.stack import Stack
+from relay.connections.clients import connect
+from relay.processes.stack import Stack
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from exposed import Exposed, lint
 from rig import TOKEN, Estate, wait_for
 
 from relay import Producer
-from relay.embedded import EmbeddedRedis
-from relay.processes import Child, await_ready
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.supervisor import Child, await_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

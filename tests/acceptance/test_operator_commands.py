@@ -17,10 +17,10 @@ from letters import KEYS, body, bury, digest, refused
 from redis import Redis
 from rig import TOKEN, wait_for
 
-from relay.embedded import EmbeddedRedis
-from relay.store import forgetting
-from relay.store.dead import moment
-from relay.store.state import Accepted
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import forgetting
+from relay.queue.dead_letters import moment
+from relay.queue.state import Accepted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,9 +17,9 @@ from redis.exceptions import ResponseError
 from rig import pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer
-from relay.embedded import EmbeddedRedis
 from relay.errors import QueueFull
-from relay.store.state import Accepted
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue.state import Accepted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

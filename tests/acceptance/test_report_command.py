@@ -16,11 +16,11 @@ import pytest
 from rig import TIMERS, TOKEN, Estate, wait_for
 from servers import Server, answer, hang
 
-from relay.connection import connect
-from relay.keys import DEFAULT_ENDPOINT
+from relay.connections.clients import connect
+from relay.processes.stack import Stack
+from relay.queue import pausing
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.stack import Stack
-from relay.store import pausing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

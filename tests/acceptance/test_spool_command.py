@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from relay.embedded import EmbeddedRedis
-from relay.spool import Spool
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.producer.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from relay import DeploymentEvent, Producer
 if TYPE_CHECKING:
     from rig import Estate
 
-    from relay.processes import Child
+    from relay.processes.supervisor import Child
 
 
 def under_load(estate: Estate, worker: Child, latency_seconds: float, events: int = 2000) -> list[int]:

@@ -14,9 +14,9 @@ from kubernetes_api import KubernetesApi
 from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.processes import Child
-from relay.store import nodes
+from relay.processes.supervisor import Child
+from relay.queue import nodes
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,9 +11,9 @@ import pytest
 from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from rig import TIMERS, TOKEN, Estate
 
-from relay.connection import connect
+from relay.connections.clients import connect
+from relay.processes.stack import Stack
 from relay.sandbox import Sandbox
-from relay.stack import Stack
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 

@@ -12,8 +12,8 @@ import requests
 from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from letters import body, bury, refused
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import pausing
+from relay.queue import pausing
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 expect = sync_api.expect

@@ -10,9 +10,9 @@ from playwright.sync_api import expect
 from rig import TIMERS, TOKEN, Estate, wait_for
 
 from relay import DeploymentEvent, Producer
-from relay.connection import connect
+from relay.connections.clients import connect
+from relay.processes.stack import Stack
 from relay.sandbox import Sandbox
-from relay.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

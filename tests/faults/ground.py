@@ -40,16 +40,16 @@ from redis.retry import Retry
 from rig import pool_processes, signal_all, wait_for
 
 from relay import DeploymentEvent, Producer, QueueUnavailable
-from relay.embedded import EmbeddedRedis
-from relay.keys import DEFAULT_ENDPOINT, Keys
-from relay.processes import Child
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.supervisor import Child
+from relay.queue.counters import read_ledger
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
-from relay.store.counts import read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from relay.store.counts import Ledger
+    from relay.queue.counters import Ledger
 
 #: Looked for everywhere at the end of each scenario.
 TOKEN = "canary-token-of-the-faults"

@@ -155,22 +155,28 @@ MUTANTS = (
         "any-name",
         "a Redis or a broker with a certificate of another name is trusted",
         edits=(
-            Edit("relay/addresses.py", '"ssl_check_hostname": self.is_name_checked,', '"ssl_check_hostname": False,'),
+            Edit(
+                "relay/addresses.py",
+                '"ssl_check_hostname": self.is_name_checked,',
+                '"ssl_check_hostname": False,',
+            ),
         ),
         tests=("tests/integration/test_tls.py::test_a_wrong_certificate_is_refused_and_nothing_is_sent",),
     ),
     Mutant(
         "celery-verifies-nothing",
         "Celery's connections get no TLS options of the relay's",
-        edits=(Edit("workers/app.py", "ssl=where.ssl if ssl is None else ssl", "ssl=False"),),
+        edits=(Edit("workers/scheduling/app.py", "ssl=where.ssl if ssl is None else ssl", "ssl=False"),),
         tests=("tests/integration/test_tls.py::test_a_wrong_certificate_is_refused_and_nothing_is_sent",),
     ),
     Mutant(
         "commit-first",
         "an event is committed as delivered before it is POSTed",
         edits=(
-            Edit("workers/deliver.py", _SEND, f"        batch.deliver(entry, 0)\n        self._commit()\n{_SEND}"),
-            Edit("workers/deliver.py", "            if not batch.lost:  #", "            if False:  #"),
+            Edit(
+                "workers/delivery/run.py", _SEND, f"        batch.deliver(entry, 0)\n        self._commit()\n{_SEND}"
+            ),
+            Edit("workers/delivery/run.py", "            if not batch.lost:  #", "            if False:  #"),
         ),
         tests=(f"{DRAINS}::test_a_failing_instance_holds_up_itself_and_no_other", REFUSED),
     ),
@@ -178,11 +184,11 @@ MUTANTS = (
         "no-fence",
         "no script asks whose lease it is",
         edits=(
-            Edit("relay/store/settle.lua", _FENCE, ""),
-            Edit("relay/store/release_outbox.lua", _FENCE, ""),
-            Edit("relay/store/take.lua", _FENCE_OF_TAKE, "if false then"),
+            Edit("relay/queue/scripts/settle.lua", _FENCE, ""),
+            Edit("relay/queue/scripts/release_outbox.lua", _FENCE, ""),
+            Edit("relay/queue/scripts/take.lua", _FENCE_OF_TAKE, "if false then"),
             Edit(
-                "relay/store/handle.lua",
+                "relay/queue/scripts/handle.lua",
                 "if holder ~= ARGV[1] and (holder or run[3] ~= ARGV[1]) then",
                 "if false then",
             ),
@@ -192,7 +198,7 @@ MUTANTS = (
     Mutant(
         "no-fence-at-commit",
         "a commit does not ask whose lease it is, the rest does",
-        edits=(Edit("relay/store/settle.lua", _FENCE, ""),),
+        edits=(Edit("relay/queue/scripts/settle.lua", _FENCE, ""),),
         tests=(f"{DRAINS}::test_delivery_whose_lease_ran_out_commits_nothing",),
     ),
     Mutant(
@@ -200,7 +206,7 @@ MUTANTS = (
         "a commit is refused once the lease ran out, though nobody took over",
         edits=(
             Edit(
-                "relay/store/settle.lua",
+                "relay/queue/scripts/settle.lua",
                 "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then",
                 "if holder ~= ARGV[1] then",
             ),
@@ -212,7 +218,7 @@ MUTANTS = (
         "what was answered while the drain waited for Redis counts as a time-out",
         edits=(
             Edit(
-                "workers/transport/curl.py",
+                "workers/delivery/transport/curl.py",
                 "        if now > self._late_from:\n            self._hear()\n",
                 "",
             ),
@@ -224,7 +230,7 @@ MUTANTS = (
         "a request that found its connection closed goes out whenever it is looked at again",
         edits=(
             Edit(
-                "workers/transport/curl.py",
+                "workers/delivery/transport/curl.py",
                 "        if left <= 0:\n",
                 "        left = max(left, 1.0)\n        if left <= 0:\n",
             ),
@@ -234,13 +240,13 @@ MUTANTS = (
     Mutant(
         "alone-in-each-outbox",
         "after a death each outbox has an entry in hand alone, beside the others'",
-        edits=(Edit("workers/deliver.py", "                if is_taken:\n", "                if False:\n"),),
+        edits=(Edit("workers/delivery/run.py", "                if is_taken:\n", "                if False:\n"),),
         tests=(f"{MISHAPS}::test_deadly_event_takes_none_of_other_environments_with_it",),
     ),
     Mutant(
         "hold-lost-with-redis",
         "a Retry-After that comes while Redis is away is forgotten",
-        edits=(Edit("workers/deliver.py", "                self._gate.tell_hold()\n", ""),),
+        edits=(Edit("workers/delivery/run.py", "                self._gate.tell_hold()\n", ""),),
         tests=(f"{MISHAPS}::test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back",),
     ),
     Mutant(
@@ -248,7 +254,7 @@ MUTANTS = (
         "Retry-After holds nobody",
         edits=(
             Edit(
-                "workers/gate.py",
+                "workers/delivery/health.py",
                 "if isinstance(outcome, Retry) and outcome.hold_seconds is not None:",
                 "if isinstance(outcome, Retry) and outcome.hold_seconds is ...:",
             ),
@@ -260,7 +266,7 @@ MUTANTS = (
         "a hold is heeded by the drain that was told, and by no other",
         edits=(
             Edit(
-                "relay/store/hold.lua",
+                "relay/queue/scripts/hold.lua",
                 "  redis.call('HSET', KEYS[1], 'until', string.format('%d', wanted), 'reason', ARGV[2])\n",
                 "",
             ),
@@ -272,7 +278,7 @@ MUTANTS = (
         "what the API refuses for good is tried again",
         edits=(
             Edit(
-                "workers/outcome.py",
+                "workers/delivery/outcome.py",
                 "    return Refused(because, status)\n\n\ndef _failed",
                 "    return _later(status, because, None)\n\n\ndef _failed",
             ),
@@ -282,7 +288,9 @@ MUTANTS = (
     Mutant(
         "attempts-burned",
         "a probe of an endpoint that is held uses up an attempt",
-        edits=(Edit("workers/deliver.py", "retry.uses_attempt and not self._gate.is_probing", "retry.uses_attempt"),),
+        edits=(
+            Edit("workers/delivery/run.py", "retry.uses_attempt and not self._gate.is_probing", "retry.uses_attempt"),
+        ),
         tests=(f"{ENDPOINT}::test_outage_uses_up_no_attempt_once_the_circuit_is_open", STORM),
     ),
     Mutant(
@@ -290,7 +298,9 @@ MUTANTS = (
         "a refused token uses up an attempt",
         edits=(
             Edit(
-                "workers/deliver.py", "entry = self._tried(entry, uses_attempt=False)", "entry = self._tried(entry)"
+                "workers/delivery/run.py",
+                "entry = self._tried(entry, uses_attempt=False)",
+                "entry = self._tried(entry)",
             ),
         ),
         tests=(f"{ENDPOINT}::test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
@@ -300,7 +310,7 @@ MUTANTS = (
         "what comes within ten seconds of an instance's last event is taken for a repeat",
         edits=(
             Edit(
-                "workers/verdict.py",
+                "workers/intake/deduplication.py",
                 "    if digest == state.digest:\n",
                 "    if digest == state.digest or arrived - state.at < 10_000:\n",
             ),
@@ -312,7 +322,7 @@ MUTANTS = (
         "a redriven event is not compared with what was accepted since",
         edits=(
             Edit(
-                "workers/verdict.py",
+                "workers/intake/deduplication.py",
                 "overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival",
                 "overtaken = False",
             ),
@@ -322,13 +332,13 @@ MUTANTS = (
     Mutant(
         "stale-guard-lost",
         "an event without a time does not carry the newest time that is known of its instance",
-        edits=(Edit("relay/store/outbox.py", '(fields.get(b"newest") or fields[b"time"])', 'fields[b"time"]'),),
+        edits=(Edit("relay/queue/outbox.py", '(fields.get(b"newest") or fields[b"time"])', 'fields[b"time"]'),),
         tests=(f"{STALE_GUARD}::test_a_superseded_event_leaves_its_time",),
     ),
     Mutant(
         "repeat-forgotten",
         "a time that only a duplicate told is given back with the event that dies",
-        edits=(Edit("relay/store/settle.lua", "      time = newest(repeat_time, time)\n", ""),),
+        edits=(Edit("relay/queue/scripts/settle.lua", "      time = newest(repeat_time, time)\n", ""),),
         tests=(f"{STALE_GUARD}::test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",),
     ),
     Mutant(
@@ -336,7 +346,7 @@ MUTANTS = (
         "a producer's own field `redriven` is believed",
         edits=(
             Edit(
-                "workers/intake.py",
+                "workers/intake/run.py",
                 "    forged = set(internal) - inbox.authentic(runtime.client, runtime.keys, internal)\n",
                 "    forged: set[str] = set()\n",
             ),
@@ -346,7 +356,7 @@ MUTANTS = (
     Mutant(
         "entry-id-as-key",
         "the idempotency key is the event's id, which two Redis servers give to different events",
-        edits=(Edit("workers/deliver.py", "entry.body, key)", "entry.body, entry.event_id)"),),
+        edits=(Edit("workers/delivery/run.py", "entry.body, key)", "entry.body, entry.event_id)"),),
         tests=(
             "tests/integration/test_idempotency_keys.py::test_several_images_under_one_id_have_keys_of_their_own",
         ),
@@ -354,7 +364,7 @@ MUTANTS = (
     Mutant(
         "redrives-together",
         "a second redrive does not wait for the first",
-        edits=(Edit("relay/store/redriving.py", "self._token, nx=True, px", "self._token, px"),),
+        edits=(Edit("relay/queue/redrive.py", "self._token, nx=True, px", "self._token, px"),),
         tests=(REDRIVE,),
     ),
     Mutant(
@@ -362,7 +372,7 @@ MUTANTS = (
         "a redriven event does not say when it first came",
         edits=(
             Edit(
-                "relay/store/dead.py",
+                "relay/queue/dead_letters.py",
                 "    if before is not None:\n        return Redriven(before.times + 1,",
                 "    if before is ...:\n        return Redriven(before.times + 1,",
             ),
@@ -374,11 +384,11 @@ MUTANTS = (
         "events of one instance are sent side by side",
         edits=(
             Edit(
-                "workers/batch.py",
+                "workers/delivery/batch.py",
                 _IN_ORDER,
                 "            self._behind[entry.instance] = deque()\n            self._ready.append(entry)\n",
             ),
-            Edit("workers/batch.py", _SETTLED, "            self._behind.pop(entry.instance, None)\n"),
+            Edit("workers/delivery/batch.py", _SETTLED, "            self._behind.pop(entry.instance, None)\n"),
         ),
         tests=(PAUSE,),
     ),
@@ -387,7 +397,7 @@ MUTANTS = (
         "what waits behind an event that is to be tried again is not parked with it",
         edits=(
             Edit(
-                "workers/batch.py",
+                "workers/delivery/batch.py",
                 "return replace(parking, followers=tuple(self._behind.get(parking.entry.instance, ())))",
                 "return replace(parking, followers=())",
             ),
@@ -399,7 +409,7 @@ MUTANTS = (
         "what dies stays what was last accepted, so the same report made later is taken for a repeat",
         edits=(
             Edit(
-                "relay/store/settle.lua",
+                "relay/queue/scripts/settle.lua",
                 "  local repeat_time = give_back(item[2], item[4])\n",
                 "  local repeat_time\n",
             ),
@@ -409,25 +419,27 @@ MUTANTS = (
     Mutant(
         "applied-twice",
         "a commit whose reply was lost counts again",
-        edits=(Edit("relay/store/settle.lua", "  if deleted == 0 then", "  if false then"),),
+        edits=(Edit("relay/queue/scripts/settle.lua", "  if deleted == 0 then", "  if false then"),),
         tests=(f"{SETTLE}::test_settle_applied_twice_does_nothing_more",),
     ),
     Mutant(
         "accepted-twice",
         "an acceptance whose reply was lost counts again",
-        edits=(Edit("relay/store/accept.lua", "if deleted == 0 then", "if false then"),),
+        edits=(Edit("relay/queue/scripts/accept.lua", "if deleted == 0 then", "if false then"),),
         tests=("tests/integration/test_scripts_intake.py::test_accept_applied_twice_does_nothing_more",),
     ),
     Mutant(
         "breaker-stays-open",
         "a success closes no circuit",
-        edits=(Edit("workers/gate.py", "            self._close()\n", "            pass\n"),),
+        edits=(Edit("workers/delivery/health.py", "            self._close()\n", "            pass\n"),),
         tests=(f"{ENDPOINT}::test_deliveries_begin_slowly_after_an_outage", STORM),
     ),
     Mutant(
         "token-read-once",
         "a probe carries the token that was read at the drain's beginning",
-        edits=(Edit("workers/gate.py", "            self._runtime.reload_token()\n", "            pass\n"),),
+        edits=(
+            Edit("workers/delivery/health.py", "            self._runtime.reload_token()\n", "            pass\n"),
+        ),
         tests=(f"{ENDPOINT}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
     ),
     Mutant(
@@ -435,7 +447,9 @@ MUTANTS = (
         "an answer that says the token back is kept as it is",
         edits=(
             Edit(
-                "workers/transport/__init__.py", 'shown = bytes(text).replace(token, b"***")', "shown = bytes(text)"
+                "workers/delivery/transport/__init__.py",
+                'shown = bytes(text).replace(token, b"***")',
+                "shown = bytes(text)",
             ),
         ),
         tests=(CANARY,),
@@ -443,7 +457,7 @@ MUTANTS = (
     Mutant(
         "silent-release",
         "an outbox that is let go of with more to do rings for nobody",
-        edits=(Edit("relay/store/release_outbox.lua", _RELEASED, "return 0\n"),),
+        edits=(Edit("relay/queue/scripts/release_outbox.lua", _RELEASED, "return 0\n"),),
         tests=(f"{LEASES}::test_released_outbox_with_more_to_do_counts_as_rung_for",),
     ),
     Mutant(
@@ -451,7 +465,7 @@ MUTANTS = (
         "a bell that got lost is never rung again",
         edits=(
             Edit(
-                "relay/store/ring.lua",
+                "relay/queue/scripts/ring.lua",
                 "redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1])",
                 "redis.call('SET', KEYS[i + 1], '1', 'NX')",
             ),
@@ -461,13 +475,13 @@ MUTANTS = (
     Mutant(
         "no-limit",
         "the queue is never full",
-        edits=(Edit("relay/store/append.lua", "if waiting >= tonumber(ARGV[1]) then", "if false then"),),
+        edits=(Edit("relay/queue/scripts/append.lua", "if waiting >= tonumber(ARGV[1]) then", "if false then"),),
         tests=(FULL,),
     ),
     Mutant(
         "no-watermark",
         "producers are taken until Redis has no memory left for the workers",
-        edits=(Edit("relay/store/append.lua", "if used > tonumber(ARGV[2]) * most then", "if false then"),),
+        edits=(Edit("relay/queue/scripts/append.lua", "if used > tonumber(ARGV[2]) * most then", "if false then"),),
         tests=(
             "tests/integration/test_memory.py::test_producers_are_refused_at_the_watermark_and_taken_again_below_it",
         ),
@@ -475,14 +489,18 @@ MUTANTS = (
     Mutant(
         "no-worker-crash",
         "an event that kills is delivered again for ever",
-        edits=(Edit("workers/deliver.py", "if deaths < leases.MAX_DEATHS:", "if deaths >= 0:"),),
+        edits=(Edit("workers/delivery/run.py", "if deaths < leases.MAX_DEATHS:", "if deaths >= 0:"),),
         tests=(f"{MISHAPS}::test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive",),
     ),
     Mutant(
         "superseded-uncounted",
         "what gives way to a newer event is not counted",
         edits=(
-            Edit("relay/store/settle.lua", "    redis.call('HINCRBY', KEYS[key], 'superseded', #superseded)\n", ""),
+            Edit(
+                "relay/queue/scripts/settle.lua",
+                "    redis.call('HINCRBY', KEYS[key], 'superseded', #superseded)\n",
+                "",
+            ),
         ),
         tests=(f"{MISHAPS}::test_latest_of_an_instance_replaces_what_was_not_delivered",),
     ),
@@ -491,10 +509,12 @@ MUTANTS = (
         "a paused environment's events are handed out and sent",
         edits=(
             Edit(
-                "relay/store/take.lua", "local paused = redis.call('HEXISTS', KEYS[7], ARGV[6])", "local paused = 0"
+                "relay/queue/scripts/take.lua",
+                "local paused = redis.call('HEXISTS', KEYS[7], ARGV[6])",
+                "local paused = 0",
             ),
             Edit(
-                "relay/store/settle.lua",
+                "relay/queue/scripts/settle.lua",
                 "local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])",
                 "local paused = 0",
             ),

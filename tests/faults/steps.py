@@ -15,17 +15,17 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from relay import DeploymentEvent, Producer, crashpoints
-from relay.keys import DEFAULT_ENDPOINT
+from relay import DeploymentEvent, Producer, failpoints
+from relay.queue import dead_letters, epoch, forgetting, health, metrics_snapshot, pausing
+from relay.queue.counters import read_environments, read_ledger
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import Settings
-from relay.store import dataset, dead, endpoint, forgetting, pausing, snapshot
-from relay.store.counts import read_environments, read_ledger
-from relay.store.redriving import Redrive, redrive_all
-from workers.app import RelayApp
-from workers.deliver import drain_outboxes
-from workers.doorman import Doorman
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake.run import drain_inbox
 from workers.runtime import make_runtime
+from workers.scheduling.app import RelayApp
+from workers.scheduling.poller import Doorman
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def work(runtime: Runtime, _: str) -> None:
     """Do what a worker does from one look of its doorman to the next, and what it then is called to."""
     called = Called()
     runtime = replace(runtime, bells=called)  # type: ignore[arg-type]
-    dataset.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
+    epoch.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
     Doorman(runtime.settings, runtime.client, called, "steps").ring_for_what_waits()  # type: ignore[arg-type]
     if called.intake and (taken := drain_inbox(runtime)):
         called.ring_delivery(taken.to_deliver)
@@ -84,15 +84,15 @@ def redrive(runtime: Runtime, _: str) -> None:
     """Redrive all dead letters."""
     run = Redrive(runtime.client, runtime.keys, max_backlog=runtime.settings.queue.max_backlog)
     assert run.begin(), "another redrive is under way"
-    for _ in redrive_all(run, dead.EVERYTHING):
+    for _ in redrive_all(run, dead_letters.EVERYTHING):
         pass
     run.end()
 
 
 def drop(runtime: Runtime, _: str) -> None:
     """Drop all dead letters."""
-    for page in dead.walk(runtime.client, runtime.keys):
-        dead.drop(runtime.client, runtime.keys, page.letters)
+    for page in dead_letters.walk(runtime.client, runtime.keys):
+        dead_letters.drop(runtime.client, runtime.keys, page.letters)
 
 
 def pause(runtime: Runtime, environment: str) -> None:
@@ -103,7 +103,7 @@ def pause(runtime: Runtime, environment: str) -> None:
 
 def lift(runtime: Runtime, _: str) -> None:
     """Lift the hold of an endpoint, if there is one."""
-    endpoint.lift(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
+    health.lift(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
 
 
 def forget(runtime: Runtime, environment: str) -> None:
@@ -122,7 +122,7 @@ def status(runtime: Runtime, _: str) -> None:
 
 def scrape(runtime: Runtime, _: str) -> None:
     """Read what the metrics tell."""
-    snapshot.read(runtime.client, runtime.keys, DEFAULT_ENDPOINT, environments=1)
+    metrics_snapshot.read(runtime.client, runtime.keys, DEFAULT_ENDPOINT, environments=1)
 
 
 STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, lift, forget, status, scrape)}
@@ -136,7 +136,7 @@ def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:
     failed = 1
     try:
         os.environ["RELAY_TEST_CRASH"] = crash
-        importlib.reload(crashpoints)
+        importlib.reload(failpoints)
         STEPS[step](runtime, argument)
         failed = 0
     except BaseException:  # noqa: BLE001 - this process ends here

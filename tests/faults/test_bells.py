@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 from faults.ground import SWEEP_SECONDS, plain_client, scenario
 
-from workers.bells import DELIVER, INTAKE
+from workers.scheduling.wakeups import DELIVER, INTAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

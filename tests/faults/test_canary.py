@@ -24,9 +24,9 @@ from servers import Authority
 
 from relay import DeploymentEvent
 from relay.errors import ConfigurationError
-from relay.processes import Child
+from relay.processes.supervisor import Child
 from relay.settings import Settings
-from workers.bells import DELIVER
+from workers.scheduling.wakeups import DELIVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

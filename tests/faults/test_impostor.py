@@ -14,9 +14,9 @@ from faults.ground import Ground, scenario
 from faults.proxy import Proxy
 from tls_servers import HOST, Case, Certificates, Recorder
 
-from relay.embedded import free_port
-from relay.processes import Child
-from relay.stack import FLOWER
+from relay.processes.embedded_redis import free_port
+from relay.processes.stack import FLOWER
+from relay.processes.supervisor import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,9 @@ import pytest
 from faults.api import OK, Answer
 from faults.ground import Footprint, Worker, scenario
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.processes import Child
-from relay.store.endpoint import HoldReason
+from relay.processes.supervisor import Child
+from relay.queue.health import HoldReason
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,10 @@ from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent, Producer, QueueFull
 from relay.cli import EX_TEMPFAIL
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import pausing
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import LEASE_SECONDS as REDRIVE_LEASE_SECONDS
 from relay.settings import Settings
-from relay.store import pausing
-from relay.store.redriving import LEASE_SECONDS as REDRIVE_LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

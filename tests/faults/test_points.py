@@ -18,8 +18,8 @@ from faults.api import OK, Answer
 from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import leases
+from relay.queue import leases
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STEPS = Path(__file__).with_name("steps.py")
 
-SCRIPTS = {Path(file.name).stem for file in files("relay.store").iterdir() if file.name.endswith(".lua")}
+SCRIPTS = {Path(file.name).stem for file in files("relay.queue.scripts").iterdir() if file.name.endswith(".lua")}
 
 #: What goes along with the settlement, in one round trip: the points around it are those of `settle`. And what only
 #: reads, before `snapshot` does, if more environments have something waiting than are read by name.

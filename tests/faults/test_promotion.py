@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from faults.ground import Ground
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 
 def now_at(ground: Ground, server: EmbeddedRedis) -> None:

@@ -20,13 +20,13 @@ from faults.ground import plain_client, report_of, scenario
 from rig import signal_all
 
 from relay import Producer, QueueFull, QueueUnavailable
-from relay.connection import RETRIES
-from relay.embedded import SERVER_VARIABLE, find_server
-from relay.keys import DEFAULT_ENDPOINT
+from relay.connections.clients import RETRIES
+from relay.processes.embedded_redis import SERVER_VARIABLE, find_server
+from relay.queue import epoch, pausing, scripts
+from relay.queue.inbox import append_call, fields_of
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.settings import Settings
-from relay.store import dataset, pausing, scripts
-from relay.store.inbox import append_call, fields_of
-from workers.consumer import PAUSES
+from workers.scheduling.celery_reconnect import PAUSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -429,11 +429,11 @@ def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
         seen = len(ground.oracle.acknowledged)
         ground.wait(lambda: len(ground.oracle.acknowledged) > seen + 50)
         for worker in ground.workers:
-            ground.wait(lambda worker=worker: dataset.LOST in worker.log(), seen=worker.log)  # type: ignore[misc]
+            ground.wait(lambda worker=worker: epoch.LOST in worker.log(), seen=worker.log)  # type: ignore[misc]
     assert producer.refused == []
     ground.bit(ground.client.hget(ground.keys.counts, "resets") == b"1", "the loss of the data set was counted once")
     for worker in ground.workers:
-        said = [json.loads(line) for line in worker.log().splitlines() if dataset.LOST in line]
+        said = [json.loads(line) for line in worker.log().splitlines() if epoch.LOST in line]
         assert [(each["level"], each["pid"]) for each in said] == [("error", worker.child.pid)]
     assert unchanged(), "a process was replaced"
     gone = ground.oracle.acknowledged[: seen + 1]  # nobody can know which of those were in Redis alone

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from faults.api import OK, STALL, Answer
 from faults.ground import scenario
 
-from workers.stopping import MARGIN_SECONDS
+from workers.shutdown import MARGIN_SECONDS
 
 if TYPE_CHECKING:
     from faults.ground import Ground, Worker

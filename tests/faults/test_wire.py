@@ -15,7 +15,7 @@ from faults.ground import scenario
 from faults.proxy import Proxy
 from servers import Authority, Server, answer
 
-from relay.store.endpoint import HoldReason
+from relay.queue.health import HoldReason
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,15 +12,15 @@ from kubernetes_api import KubernetesApi
 from pods import digest_of, pod_of
 
 from relay.errors import ClusterUnavailable
-from relay.keys import DEFAULT_ENDPOINT
 from relay.kubernetes.absences import Absences
 from relay.kubernetes.cluster import Cluster
 from relay.kubernetes.watcher import Watcher
-from relay.producer import Producer
+from relay.producer.queue_producer import Producer
+from relay.queue import forgetting, inventory
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.resync import rehearse
 from relay.settings import Settings
-from relay.store import forgetting, inventory
-from relay.store.resyncing import rehearse
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 ENVIRONMENT = "test/shop"

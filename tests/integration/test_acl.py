@@ -23,17 +23,17 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 from rig import TIMERS, TOKEN, Estate, wait_for
 
 from relay import Producer
-from relay.embedded import EmbeddedRedis
 from relay.errors import QueueFull, QueueUnavailable
-from relay.event import Defaults, DeploymentEvent
-from relay.keys import Keys
+from relay.events.event import Defaults, DeploymentEvent
+from relay.events.platform import parse_platform
 from relay.metrics.exporter import Exporter
-from relay.platform import parse_platform
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.processes.stack import Stack
+from relay.queue import gone, nodes, receipts
+from relay.queue.keys import Keys
+from relay.queue.receipts import Status
 from relay.sandbox import Sandbox
 from relay.settings import Settings
-from relay.stack import Stack
-from relay.store import gone, nodes, receipts
-from relay.store.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

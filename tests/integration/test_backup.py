@@ -10,7 +10,7 @@ from drains import KEYS
 from rig import wait_for
 
 from relay import Producer
-from relay.embedded import EmbeddedRedis
+from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from relay.settings import Settings
-from workers import bells
-from workers.app import RelayApp
-from workers.bells import DELIVER, INTAKE, Bells
+from workers.scheduling import wakeups
+from workers.scheduling.app import RelayApp
+from workers.scheduling.wakeups import DELIVER, INTAKE, Bells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 
 @pytest.fixture
 def rung(redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bells]:
-    monkeypatch.setattr(bells, "MOST_WAITING", 5)
-    monkeypatch.setattr(bells, "COUNT_SECONDS", 0)
+    monkeypatch.setattr(wakeups, "MOST_WAITING", 5)
+    monkeypatch.setattr(wakeups, "COUNT_SECONDS", 0)
     app = RelayApp(Settings.load(redis={"url": redis_server.url}))
     yield Bells(app)
     app.close()
@@ -41,14 +41,14 @@ def test_bells_that_nobody_answers_are_bounded(rung: Bells, client: Redis) -> No
 
 
 def test_bells_are_counted_now_and_then(rung: Bells, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bells, "COUNT_SECONDS", 60)
+    monkeypatch.setattr(wakeups, "COUNT_SECONDS", 60)
     for number in range(20):
         rung.ring_delivery([f"env-{number}"])
     assert client.llen(DELIVER) == 20
 
 
 def test_a_walk_over_what_is_remembered_is_called_for_all_the_same(rung: Bells, client: Redis) -> None:
-    rung.ring_delivery([f"env-{number}" for number in range(5 * bells.ENVIRONMENTS_PER_BELL)])
+    rung.ring_delivery([f"env-{number}" for number in range(5 * wakeups.ENVIRONMENTS_PER_BELL)])
     assert client.llen(DELIVER) == 5
     assert rung.ring_forget()
     assert client.llen(DELIVER) == 6

@@ -10,17 +10,18 @@ import pytest
 from drains import KEYS, PRODUCTION, TOKEN, dead_letters, delivered_images, drained, ledger_of, report_many, running
 from redis import Redis
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, overview, receipts, scripts
+from relay.queue import dead_letters as dead
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.receipts import Status
 from relay.sandbox import Sandbox
 from relay.settings import QueueSettings
-from relay.store import bounded, dead, inbox, outbox, overview, receipts, scripts, snapshot, tracing
-from relay.store.receipts import Status
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 #: A size that no reader of an entry may come near to.
@@ -195,9 +196,9 @@ def test_lookups_hold_little_of_oversize_entries(client: Redis) -> None:
     arrived = int(first.partition("-")[0])
     with little_is_held():
         assert overview.read(client, KEYS, DEFAULT_ENDPOINT, QueueSettings()).inbox_oldest == arrived
-        assert snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).inbox.events == 2
-        found = tracing.trace(client, KEYS, DEFAULT_ENDPOINT, "wanted")
-    assert [each.place for each in found.sightings] == [tracing.Place.INBOX]
+        assert metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).inbox.events == 2
+        found = lookup.trace(client, KEYS, DEFAULT_ENDPOINT, "wanted")
+    assert [each.place for each in found.sightings] == [lookup.Place.INBOX]
 
 
 def test_page_of_dead_letters_is_bounded_in_bytes_and_large_ones_are_cut(client: Redis) -> None:

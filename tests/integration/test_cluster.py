@@ -13,9 +13,9 @@ from pods import digest_of, load, pod_of
 from servers import Authority, Server, answer, says
 
 from relay.errors import ClusterUnavailable, ConfigurationError
+from relay.events.platform import Platform
 from relay.kubernetes.cluster import Cluster
-from relay.kubernetes.surroundings import Surroundings
-from relay.platform import Platform
+from relay.kubernetes.node_cache import Surroundings
 from relay.settings import KubernetesSettings
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pytest
 import redis
 from servers import Server
 
-from relay.connection import CONNECTIONS, RETRIES, connect, connect_async, unavailable
-from relay.embedded import EmbeddedRedis
+from relay.connections.clients import CONNECTIONS, RETRIES, connect, connect_async, unavailable
+from relay.processes.embedded_redis import EmbeddedRedis
 from relay.settings import RedisSettings
 
 if TYPE_CHECKING:

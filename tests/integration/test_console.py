@@ -24,29 +24,30 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("jinja2")
 
-from relay.diagnosis import describe, diagnose
-from relay.embedded import free_port
+from relay.console import dead_letters, overview, queue_client, session, sse, status_cache
+from relay.console.attempts import AT_ONCE
+from relay.console.pages import HEADERS
+from relay.console.routes import COOKIE, FORM_BYTES
 from relay.errors import QueueUnavailable
-from relay.event import Instance
+from relay.events.event import Instance
 from relay.gateway import server
-from relay.gateway.console import letters, live, overview, sampling, session, shard
-from relay.gateway.console.attempts import AT_ONCE
-from relay.gateway.console.pages import HEADERS
-from relay.gateway.console.site import COOKIE, FORM_BYTES
 from relay.hosts import url_of
-from relay.keys import DEFAULT_ENDPOINT
+from relay.operations.diagnosis import describe, diagnose
+from relay.processes.embedded_redis import free_port
+from relay.queue import health as endpoint
+from relay.queue import overview as look_at_all
+from relay.queue import pausing
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.leases import new_token
+from relay.queue.state import Accepted
 from relay.settings import Settings
-from relay.store import endpoint, pausing
-from relay.store import overview as look_at_all
-from relay.store.leases import new_token
-from relay.store.state import Accepted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 TOKEN = "operator-token-of-the-tests"
 PRODUCERS = "producers-token-of-the-tests"
@@ -275,7 +276,7 @@ def test_an_action_leaves_a_line_with_who_and_what(
     path, form, line = asked
     bury(client, refused("1"))
     other = operator.signed_in()
-    with caplog.at_level(logging.INFO, "relay.gateway.console"):
+    with caplog.at_level(logging.INFO, "relay.console"):
         for visitor in (operator, other):
             assert visitor.send(path, **form).status_code == 303
     first, second = (record.msg for record in caplog.records if record.msg["event"] == "console action")
@@ -290,7 +291,7 @@ def test_an_action_leaves_a_line_with_who_and_what(
 def test_a_session_is_found_in_the_log_from_its_sign_in(
     stranger: Visitor, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "relay.gateway.console"):
+    with caplog.at_level(logging.INFO, "relay.console"):
         stranger.sign_in("wrong")
         stranger.signed_in().send("pause", environment="production")
     lines = [record.msg for record in caplog.records]
@@ -512,7 +513,7 @@ def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: R
 
 @pytest.mark.usefixtures("client")
 def test_what_a_form_did_is_on_the_next_page(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "PAUSE_FACTOR", 1_000_000)  # else a look is too soon old to be seen again
+    monkeypatch.setattr(status_cache, "PAUSE_FACTOR", 1_000_000)  # else a look is too soon old to be seen again
     operator.see()
     operator.send("pause", environment="production")
     assert "production is paused by an operator" in operator.see()
@@ -609,7 +610,7 @@ def test_dead_letters_are_filtered(operator: Visitor, client: Redis) -> None:
 
 
 def test_dead_letters_are_paged_the_newest_first(operator: Visitor, client: Redis) -> None:
-    buried = bury(client, *(refused(str(number)) for number in range(letters.ROWS + 5)))
+    buried = bury(client, *(refused(str(number)) for number in range(dead_letters.ROWS + 5)))
     bury(client, *(refused(f"s{number}", environment="staging") for number in range(20)))
     first = operator.see("dead", environment="production")
     second = operator.see(link(first, "Older"))
@@ -624,7 +625,7 @@ def test_dead_letters_are_paged_the_newest_first(operator: Visitor, client: Redi
 def test_a_page_looks_at_a_bounded_number_of_letters(
     operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(letters, "LOOK_AT", 100)
+    monkeypatch.setattr(dead_letters, "LOOK_AT", 100)
     (wanted,) = bury(client, refused("wanted", environment="staging"))
     bury(client, *(refused(str(number)) for number in range(400)))
     page = operator.see("dead", environment="staging")
@@ -709,7 +710,7 @@ def test_a_set_without_its_end_or_with_a_fault_is_refused(operator: Visitor, cli
 
 
 def test_one_form_does_a_bounded_number(operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(letters, "MOST_AT_ONCE", 30)
+    monkeypatch.setattr(dead_letters, "MOST_AT_ONCE", 30)
     bury(client, *(refused(str(number)) for number in range(100)), died=now_ms() - 10_000)
     for action in ("redrive", "drop"):
         answer = operator.send(f"dead/{action}", until=now_ms())
@@ -853,11 +854,11 @@ def test_without_redis_the_page_says_so(stranger: Visitor) -> None:
 
 
 def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr(queue_client, "DEADLINE_SECONDS", 0.05)
     enough = threading.Event()
 
     async def ask() -> None:
-        asked = shard.Shard(Settings.load())
+        asked = queue_client.Shard(Settings.load())
         try:
             with pytest.raises(QueueUnavailable, match=r"did not answer within 0\.05 s"):
                 await asked.ask(lambda _client, _keys: enough.wait(DEADLINE_SECONDS))
@@ -869,9 +870,9 @@ def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: py
 
 
 def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client: Redis) -> None:
-    async def look() -> list[sampling.Sample]:
-        asked = shard.Shard(settings)
-        sampler = sampling.Sampler(asked, settings)
+    async def look() -> list[status_cache.Sample]:
+        asked = queue_client.Shard(settings)
+        sampler = status_cache.Sampler(asked, settings)
         try:
             return await asyncio.gather(*(sampler.latest() for _ in range(8)))
         finally:
@@ -894,9 +895,9 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
         assert may_end.wait(DEADLINE_SECONDS)
         return seen
 
-    async def look() -> sampling.Sample:
-        asked = shard.Shard(settings)
-        sampler = sampling.Sampler(asked, settings)
+    async def look() -> status_cache.Sample:
+        asked = queue_client.Shard(settings)
+        sampler = status_cache.Sampler(asked, settings)
         under_way = asyncio.create_task(sampler.latest())
         try:
             assert await asyncio.to_thread(has_read.wait, DEADLINE_SECONDS)
@@ -970,7 +971,7 @@ def test_a_stranger_gets_no_stream(stranger: Visitor) -> None:
 
 
 def test_streams_are_bounded(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "STREAMS", 0)
+    monkeypatch.setattr(sse, "STREAMS", 0)
     assert operator.get("live/overview").status_code == 503
 
 

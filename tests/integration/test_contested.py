@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import KEYS, make_runtime_for, report, report_image
 
-from relay.diagnosis import diagnose
-from relay.keys import DEFAULT_ENDPOINT
+from relay.operations.diagnosis import diagnose
+from relay.queue import contested, overview
+from relay.queue.contested import Change, ChangeSample, Contested
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.settings import QueueSettings
-from relay.store import contested, overview
-from relay.store.contested import Change, ChangeSample, Contested
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 

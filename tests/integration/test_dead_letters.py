@@ -10,26 +10,27 @@ import pytest
 from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refused
 
 from relay.errors import LeaseLost
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import dead_letters, pausing, scripts
+from relay.queue import redrive as redriving
+from relay.queue.counters import read_environments, read_ledger
+from relay.queue.dead_letters import EVERYTHING, Filters, Reason
+from relay.queue.inbox import Redriven
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Moved, Progress, Redrive, redrive_all
 from relay.sandbox import Sandbox
 from relay.settings import Settings
-from relay.store import dead, pausing, redriving, scripts
-from relay.store.counts import read_environments, read_ledger
-from relay.store.dead import EVERYTHING, Filters, Reason
-from relay.store.inbox import Redriven
-from relay.store.redriving import Moved, Progress, Redrive, redrive_all
-from workers.app import RelayApp
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake.run import drain_inbox
 from workers.runtime import make_runtime
+from workers.scheduling.app import RelayApp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
-    from relay.store.dead import DeadLetter
+    from relay.processes.embedded_redis import EmbeddedRedis
+    from relay.queue.dead_letters import DeadLetter
     from workers.runtime import Runtime
 
 PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
@@ -99,7 +100,7 @@ def delivered(api: Sandbox) -> list[str]:
 
 
 def letters(client: Redis, filters: Filters = EVERYTHING, **options: Any) -> list[DeadLetter]:
-    return [letter for page in dead.walk(client, KEYS, filters, **options) for letter in page.letters]
+    return [letter for page in dead_letters.walk(client, KEYS, filters, **options) for letter in page.letters]
 
 
 def everything(client: Redis) -> dict[bytes, Any]:
@@ -507,7 +508,7 @@ def test_redrive_drop_pause_and_resume_work_at_maxmemory(client: Redis, request:
 
     assert run.move([*found[:1], *found[:1]]) == Moved(1, full=False)
     assert run.move(found) == Moved(1, full=False)
-    assert dead.drop(client, KEYS, found) == 0
+    assert dead_letters.drop(client, KEYS, found) == 0
     assert pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])[0].newly
     assert pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"]) != [None]
     assert_all_accounted_for(client)
@@ -542,7 +543,11 @@ def test_drop_applied_twice_counts_once(client: Redis) -> None:
     bury(client, refused("a"), refused("b"))
     [one, _] = letters(client)
 
-    assert (dead.drop(client, KEYS, [one]), dead.drop(client, KEYS, [one]), dead.drop(client, KEYS, [])) == (1, 0, 0)
+    assert (
+        dead_letters.drop(client, KEYS, [one]),
+        dead_letters.drop(client, KEYS, [one]),
+        dead_letters.drop(client, KEYS, []),
+    ) == (1, 0, 0)
     ledger = read_ledger(client, KEYS)
     assert (ledger.dead, ledger.dropped, ledger.dead_waiting) == (2, 1, 1)
     assert_all_accounted_for(client)
@@ -639,7 +644,7 @@ def test_twenty_thousand_letters_are_never_in_memory_together(client: Redis) -> 
     assert len(letters(client, Filters(environment="none"))) == 0  # the scripts and modules are there
     tracemalloc.start()
     try:
-        found = sum(len(page.letters) for page in dead.walk(client, KEYS))
+        found = sum(len(page.letters) for page in dead_letters.walk(client, KEYS))
         walking = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         moved = redrive(client).moved
@@ -654,7 +659,7 @@ def test_twenty_thousand_letters_are_never_in_memory_together(client: Redis) -> 
 
 def test_page_of_huge_letters_is_small(client: Redis) -> None:
     bury(client, *(invalid({"event": "x" * 1_000_000}) for _ in range(80)))
-    sizes = [page.looked_at for page in dead.walk(client, KEYS)]
+    sizes = [page.looked_at for page in dead_letters.walk(client, KEYS)]
 
     assert sum(sizes) == 80
     assert max(sizes) <= 5
@@ -671,7 +676,7 @@ def test_ledger_adds_up_with_redrives_drops_and_deaths_again(runtime: Runtime, c
     drain_inbox(runtime)
     assert_all_accounted_for(client)
     work(runtime, api)
-    dead.drop(client, KEYS, letters(client, Filters(event_ids=frozenset({"job-5", "job-6"}))))
+    dead_letters.drop(client, KEYS, letters(client, Filters(event_ids=frozenset({"job-5", "job-6"}))))
     redrive(client)
     work(runtime, api, refuse=True)
 

@@ -16,21 +16,21 @@ from redis import Redis
 from rig import FILLER, MEBIBYTE, TOKEN, wait_for
 from servers import Authority
 
-from relay.connection import connect
-from relay.doctor import api, broker, examination, leases, redis_server, workers
-from relay.doctor.result import Grade
-from relay.embedded import EmbeddedRedis
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.connections.clients import connect
+from relay.operations.doctor import api, broker, examination, leases, redis_server, workers
+from relay.operations.doctor.result import Grade
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import inbox, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.sandbox import Sandbox
 from relay.settings import ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
-from relay.store import inbox, scripts
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
-    from relay.doctor.result import Result
+    from relay.operations.doctor.result import Result
 
 KEYS = Keys()
 

@@ -23,23 +23,23 @@ from rig import wait_for
 
 from relay import Producer
 from relay.errors import QueueFull
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import health, inbox, leases, scripts
+from relay.queue.counters import read_ledger
+from relay.queue.inbox import InboxEntry
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.store import endpoint, inbox, leases, scripts
-from relay.store.counts import read_ledger
-from relay.store.inbox import InboxEntry
-from workers import doorman as doorman_module
-from workers import intake
-from workers.deliver import drain_outboxes
-from workers.doorman import Doorman
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake import run as intake
+from workers.intake.run import drain_inbox
+from workers.scheduling import poller as doorman_module
+from workers.scheduling.poller import Doorman
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 
@@ -409,7 +409,7 @@ def test_a_hold_set_by_another_worker_is_heeded_with_entries_in_hand(
         def wait(self, timeout_seconds: float) -> object:
             answers = wait(timeout_seconds)
             if answers and not client.exists(runtime.keys.endpoint(DEFAULT_ENDPOINT)):
-                endpoint.hold(client, runtime.keys, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
+                health.hold(client, runtime.keys, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
             return answers
 
     done = drain_outboxes(replace(runtime, transport=Transport()), ["production"])

@@ -34,13 +34,13 @@ from drains import (
 from outboxes import now_ms
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import health
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.outbox import Trials
 from relay.sandbox import Sandbox
-from relay.store import endpoint
-from relay.store.outbox import Trials
-from workers.breaker import FAILURES
-from workers.deliver import SLOW_BACKOFF_SECONDS, drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery.circuit_breaker import FAILURES
+from workers.delivery.run import SLOW_BACKOFF_SECONDS, drain_outboxes
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
+    from workers.delivery.transport import Transport
     from workers.runtime import Runtime
-    from workers.transport import Transport
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: 
     with running(redis_server, api, delivery={"retry_after_max": 60}) as runtime:
         drain_inbox(runtime)
         drained(runtime)
-    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
+    hold = health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
     seconds, _ = client.time()
 
     assert hold is not None
@@ -437,7 +437,7 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
             reports = list(pool.map(drained, runtimes, environments))
             assert api.counts().received == number
             assert all(each.held.startswith("circuit_open") for each in reports)
-        assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
+        assert health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
 
         api.faults = []
         let_hold_pass(client)

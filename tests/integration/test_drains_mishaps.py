@@ -32,21 +32,21 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from rig import event_of, wait_for
 
 from relay import clock
-from relay.embedded import EmbeddedRedis
-from relay.keys import DEFAULT_ENDPOINT
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import leases, outbox, pausing, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from relay.store import leases, outbox, pausing, scripts
-from workers import deliver
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery import run as deliver
+from workers.delivery.run import drain_outboxes
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from relay.store.outbox import Taken
+    from relay.queue.outbox import Taken
+    from workers.delivery.transport import Request, Transport
     from workers.runtime import Runtime
-    from workers.transport import Request, Transport
 
 HOUR_MS = 3_600_000
 

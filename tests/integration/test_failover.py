@@ -13,18 +13,19 @@ from gateways import running
 from redis.exceptions import ResponseError
 from rig import wait_for
 
-from relay import AsyncProducer, Producer, failover
-from relay.connection import connect, connect_async
-from relay.doctor import redis_server
-from relay.doctor.result import Grade
-from relay.failover import WrongServer, wrong_server
-from relay.gateway.console.shard import Shard
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay import AsyncProducer, Producer
+from relay.connections import failover
+from relay.connections.clients import connect, connect_async
+from relay.connections.failover import WrongServer, wrong_server
+from relay.console.queue_client import Shard
+from relay.operations.doctor import redis_server
+from relay.operations.doctor.result import Grade
+from relay.queue import overview, scripts
+from relay.queue.inbox import append_call
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
-from relay.store import overview, scripts
-from relay.store.inbox import append_call
-from workers.app import RelayApp
-from workers.bells import DELIVER
+from workers.scheduling.app import RelayApp
+from workers.scheduling.wakeups import DELIVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,19 +8,19 @@ import pytest
 from drains import TOKEN, drained, ledger_of, report, running
 from outboxes import everything
 
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue import counters, epoch, forgetting, pausing, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
-from relay.store import counts, dataset, forgetting, pausing, scripts
-from relay.store.state import Accepted
-from workers import forget
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
+from workers.scheduling import forgetting as forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 KEYS = Keys()
@@ -200,7 +200,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 def known_environments(client: Redis) -> list[str]:
-    return [each.environment for each in counts.read_environments(client, KEYS, DEFAULT_ENDPOINT)]
+    return [each.environment for each in counters.read_environments(client, KEYS, DEFAULT_ENDPOINT)]
 
 
 def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
@@ -265,33 +265,33 @@ def test_one_walk_at_a_time(client: Redis) -> None:
 
 
 def test_a_beat_tells_the_data_set_and_a_flushed_one_is_counted_once(client: Redis) -> None:
-    first = dataset.beat(client, KEYS, "one", keep_seconds=10)
-    assert dataset.beat(client, KEYS, "two", keep_seconds=10) == first
-    assert dataset.beat(client, KEYS, "one", keep_seconds=10, known=first) == first
+    first = epoch.beat(client, KEYS, "one", keep_seconds=10)
+    assert epoch.beat(client, KEYS, "two", keep_seconds=10) == first
+    assert epoch.beat(client, KEYS, "one", keep_seconds=10, known=first) == first
     assert client.hget(KEYS.counts, "resets") is None
     assert 0 < client.pttl(KEYS.worker("one")) <= 10_000
     client.flushall()
-    second = dataset.beat(client, KEYS, "one", keep_seconds=10, known=first)
+    second = epoch.beat(client, KEYS, "one", keep_seconds=10, known=first)
     assert second != first
-    assert dataset.beat(client, KEYS, "two", keep_seconds=10, known=first) == second
-    assert dataset.beat(client, KEYS, "one", keep_seconds=10, known=second) == second
+    assert epoch.beat(client, KEYS, "two", keep_seconds=10, known=first) == second
+    assert epoch.beat(client, KEYS, "one", keep_seconds=10, known=second) == second
     assert client.hget(KEYS.counts, "resets") == b"1"
 
 
 def test_a_worker_gives_its_sign_of_life_at_maxmemory(client: Redis) -> None:
     client.config_set("maxmemory", 1)
     try:
-        assert dataset.beat(client, KEYS, "one", keep_seconds=10)
+        assert epoch.beat(client, KEYS, "one", keep_seconds=10)
         assert client.exists(KEYS.worker("one"))
     finally:
         client.config_set("maxmemory", 0)
 
 
 def test_workers_that_give_no_more_signs_of_life_are_forgotten_by_the_others(client: Redis) -> None:
-    dataset.beat(client, KEYS, "gone", keep_seconds=10)
+    epoch.beat(client, KEYS, "gone", keep_seconds=10)
     client.zincrby(KEYS.workers, -10_001, "gone")
-    dataset.beat(client, KEYS, "one", keep_seconds=10)
-    dataset.beat(client, KEYS, "two", keep_seconds=10)
+    epoch.beat(client, KEYS, "one", keep_seconds=10)
+    epoch.beat(client, KEYS, "two", keep_seconds=10)
     assert set(client.zrange(KEYS.workers, 0, -1)) == {b"one", b"two"}
 
 
@@ -349,7 +349,7 @@ def step(client: Redis, seconds: float) -> None:
 
 def beat(client: Redis, runtime: Runtime) -> None:
     delivery = runtime.settings.delivery
-    dataset.beat(
+    epoch.beat(
         client, KEYS, "one", keep_seconds=10, expire_after=delivery.max_age, forget_after=delivery.forget_after
     )
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import ENDPOINT, KEYS, TOKEN, let_hold_pass, running
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint, scripts
-from relay.store.endpoint import Health, Hold
-from workers.breaker import FAILURES
-from workers.gate import PROBE_MARGIN_SECONDS, Gate
-from workers.outcome import Delivered, Refused, Retry, Unauthorized
+from relay.queue import health as endpoint
+from relay.queue import scripts
+from relay.queue.health import Health, Hold
+from relay.queue.keys import DEFAULT_ENDPOINT
+from workers.delivery.circuit_breaker import FAILURES
+from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
+from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
-    from workers.outcome import Outcome
+    from relay.processes.embedded_redis import EmbeddedRedis
+    from workers.delivery.outcome import Outcome
     from workers.runtime import Runtime
 
 NOWHERE = "http://127.0.0.1:9"

@@ -21,14 +21,14 @@ pytest.importorskip("uvicorn")
 
 from gateways import BODY, DEADLINE_SECONDS, HEADERS, IMAGE, TOKEN, Running, running
 
-from relay.embedded import EmbeddedRedis, free_port
 from relay.errors import ConfigurationError
-from relay.gateway import app, body, reports, server
-from relay.keys import Keys
-from relay.processes import Child, await_ready
-from relay.producer import CHUNK
+from relay.gateway import app, body, report_parsing, server
+from relay.processes.embedded_redis import EmbeddedRedis, free_port
+from relay.processes.supervisor import Child, await_ready
+from relay.producer.queue_producer import CHUNK
+from relay.queue import scripts
+from relay.queue.keys import Keys
 from relay.settings import Settings
-from relay.store import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -319,7 +319,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(["POST / HTTP/1.1", "Host: localhost", *named, *lines, "", ""]).encode()
 
 
-@pytest.mark.parametrize("length", [10**12, reports.MAX_MANY_BYTES + 1])
+@pytest.mark.parametrize("length", [10**12, report_parsing.MAX_MANY_BYTES + 1])
 def test_a_body_declared_too_large_is_refused_before_it_is_sent(gateway: Running, length: int) -> None:
     with gateway.connect() as connection:
         connection.sendall(head(f"Content-Length: {length}", "Expect: 100-continue"))
@@ -339,14 +339,14 @@ def test_an_endless_body_is_refused_without_reading_it(gateway: Running) -> None
     with gateway.connect() as connection:
         connection.sendall(head("Transfer-Encoding: chunked"))
         with contextlib.suppress(ConnectionError):
-            while sent < 100 * reports.MAX_MANY_BYTES:
+            while sent < 100 * report_parsing.MAX_MANY_BYTES:
                 connection.sendall(chunk)
                 sent += len(chunk)
-    assert sent < 10 * reports.MAX_MANY_BYTES
+    assert sent < 10 * report_parsing.MAX_MANY_BYTES
 
 
 def test_a_body_a_little_too_large_gets_its_answer(gateway: Running) -> None:
-    answer = gateway.post(b" " * (reports.MAX_MANY_BYTES + 100_000))
+    answer = gateway.post(b" " * (report_parsing.MAX_MANY_BYTES + 100_000))
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
 
 

@@ -13,13 +13,13 @@ from gateways import BODY, HEADERS, IMAGE, Running, running
 from rig import wait_for
 from servers import Authority
 
-from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
 from relay.gateway import server, tokens
-from relay.keys import Keys
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import receipts
+from relay.queue.keys import Keys
+from relay.queue.receipts import Status
 from relay.settings import Settings
-from relay.store import receipts
-from relay.store.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

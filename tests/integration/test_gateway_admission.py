@@ -16,14 +16,14 @@ from gateways import DEADLINE_SECONDS, TOKEN, Running, running
 from redis import Redis
 from rig import wait_for
 
-from relay.embedded import EmbeddedRedis
 from relay.errors import ConfigurationError
+from relay.events.platform import Platform, parse_platform
+from relay.gateway import admission_endpoint, server
 from relay.gateway import nodes as gateway_nodes
-from relay.gateway import reviewing, server
-from relay.keys import Keys
-from relay.platform import Platform, parse_platform
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue import nodes
+from relay.queue.keys import Keys
 from relay.settings import GatewaySettings, Settings
-from relay.store import nodes
 
 if TYPE_CHECKING:
     import requests
@@ -71,8 +71,8 @@ def gateway(serving: Running, client: Redis) -> Running:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A review has as long as a loaded machine needs, where a test is about what is reported and not about time."""
-    monkeypatch.setattr(reviewing, "BODY_SECONDS", DEADLINE_SECONDS)
-    monkeypatch.setattr(reviewing, "ANSWER_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(admission_endpoint, "BODY_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(admission_endpoint, "ANSWER_SECONDS", DEADLINE_SECONDS)
 
 
 def inbox(client: Redis) -> list[dict[str, Any]]:
@@ -115,7 +115,10 @@ def test_what_deploys_nothing_is_allowed_and_counted(gateway: Running, client: R
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_review_too_large_is_allowed_and_not_read(gateway: Running, client: Redis, *, is_declared: bool) -> None:
-    for size, taken in ((reviewing.MAX_REVIEW_BYTES, True), (reviewing.MAX_REVIEW_BYTES + 1, False)):
+    for size, taken in (
+        (admission_endpoint.MAX_REVIEW_BYTES, True),
+        (admission_endpoint.MAX_REVIEW_BYTES + 1, False),
+    ):
         client.flushall()
         asked = review("create")
         body = json.dumps(asked).encode().ljust(size)
@@ -178,7 +181,7 @@ def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
     def broken(*_: object) -> None:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr(reviewing, "judge", broken)
+    monkeypatch.setattr(admission_endpoint, "judge", broken)
     asked = review("create")
     assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     assert "an admission review failed, and was allowed: RuntimeError" in caplog.text
@@ -188,7 +191,7 @@ def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
 def test_no_more_reports_than_allowed_are_behind(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reviewing, "MAX_BEHIND", 0)
+    monkeypatch.setattr(admission_endpoint, "MAX_BEHIND", 0)
     with running(redis_server.url, kubernetes=NAMED, gateway=OPEN) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
@@ -215,8 +218,8 @@ def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client
 def test_what_comes_to_a_shut_door_is_not_read_to_its_end(
     redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, admission: str
 ) -> None:
-    monkeypatch.setattr(reviewing, "BODY_SECONDS", 60)
-    body = json.dumps(asked := review("create")).encode().ljust(reviewing.UID_BYTES)
+    monkeypatch.setattr(admission_endpoint, "BODY_SECONDS", 60)
+    body = json.dumps(asked := review("create")).encode().ljust(admission_endpoint.UID_BYTES)
     sections = {"gateway": {"port": 0, "token": TOKEN, "admission": admission}, "kubernetes": NAMED}
     with running(redis_server.url, **sections) as gateway, gateway.connect() as connection:
         connection.sendall(BEGIN + b"Content-Length: 4000000\r\n\r\n" + body)

@@ -13,15 +13,15 @@ pytest.importorskip("uvicorn")
 
 from gateways import IMAGE, TOKEN, Running, running
 
-from relay.keys import Keys
-from relay.store.counts import read_ledger
+from relay.queue.counters import read_ledger
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 CDEVENTS = Path(__file__).parents[1] / "data" / "cdevents"
 

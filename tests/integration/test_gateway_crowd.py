@@ -15,8 +15,8 @@ import requests
 from gateways import BODY, Running
 from rig import wait_for
 
-from relay.keys import Keys
-from relay.processes import Child, await_ready
+from relay.processes.supervisor import Child, await_ready
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 IDLE = 10_000
 HEAD = b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\n"

@@ -12,7 +12,7 @@ from rig import wait_for
 
 from relay.errors import ConfigurationError
 from relay.gateway import tokens
-from relay.keys import Keys
+from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import requests
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 SECRET = "0123456789abcdef01234567"
 NEXT_SECRET = "another-secret-of.the~same"
@@ -252,7 +252,7 @@ class TestSecretPath:
         def broken(*_: object) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("relay.gateway.reviewing.judge", broken)
+        monkeypatch.setattr("relay.gateway.admission_endpoint.judge", broken)
         with (
             caplog.at_level(logging.DEBUG),
             running(

@@ -14,9 +14,9 @@ import redis
 from gateways import BODY, TOKEN, Running, running
 from rig import wait_for
 
-from relay.embedded import EmbeddedRedis
-from relay.gateway import heads
-from relay.keys import Keys
+from relay.gateway import http_limits
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BEGIN = f"POST / HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
 START = BEGIN + b"Content-Type: application/json\r\n"
-MOST = heads.MAX_HEAD_BYTES + heads.PIECE_BYTES
+MOST = http_limits.MAX_HEAD_BYTES + http_limits.PIECE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def gateway(shared: Running, client: redis.Redis) -> Running:
 @pytest.fixture
 def hasty(embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """One that waits a moment for a head."""
-    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_limits, "HEAD_SECONDS", 0.3)
     with running(embedded.url) as gateway:
         yield gateway
 
@@ -103,7 +103,7 @@ def test_a_head_without_an_end_is_not_kept(gateway: Running, begun: bytes) -> No
         assert sent(connection, itertools.chain([begun], itertools.repeat(begun[-6:] * 1000))) < 100 * MOST
 
 
-@pytest.mark.parametrize("size", [0, 1000, heads.MAX_HEAD_BYTES - 1000])
+@pytest.mark.parametrize("size", [0, 1000, http_limits.MAX_HEAD_BYTES - 1000])
 def test_a_head_within_bounds_is_taken_as_it_comes(gateway: Running, client: redis.Redis, size: int) -> None:
     whole = request(b"X-Long: " + b"x" * size)
     step = max(1, len(whole) // 50)
@@ -116,7 +116,7 @@ def test_a_head_within_bounds_is_taken_as_it_comes(gateway: Running, client: red
 
 
 def test_what_follows_a_request_is_not_its_head(gateway: Running, client: redis.Redis) -> None:
-    number = 2 * heads.MAX_HEAD_BYTES // len(request())
+    number = 2 * http_limits.MAX_HEAD_BYTES // len(request())
     with gateway.connect() as connection:
         connection.sendall(request() * number)
         answers = b""
@@ -142,10 +142,10 @@ def test_what_waits_behind_requests_is_bounded(gateway: Running) -> None:
         reader = threading.Thread(target=until_closed, args=(connection,))
         reader.start()
         with contextlib.suppress(ConnectionError):
-            while taken < 64 * heads.MAX_PIPELINED_BYTES:
-                taken += connection.send(b" " * heads.PIECE_BYTES)
+            while taken < 64 * http_limits.MAX_PIPELINED_BYTES:
+                taken += connection.send(b" " * http_limits.PIECE_BYTES)
         reader.join()
-    assert taken < 16 * heads.MAX_PIPELINED_BYTES  # and what the kernel had room for
+    assert taken < 16 * http_limits.MAX_PIPELINED_BYTES  # and what the kernel had room for
 
 
 def until_closed(connection: socket.socket) -> None:
@@ -156,7 +156,7 @@ def until_closed(connection: socket.socket) -> None:
 
 
 def test_a_body_is_no_head(gateway: Running, client: redis.Redis) -> None:
-    number = 2 * heads.MAX_HEAD_BYTES // len(BODY)
+    number = 2 * http_limits.MAX_HEAD_BYTES // len(BODY)
     lines = (BODY + b"\n") * number
     with gateway.connect() as connection:
         kind = b"Content-Type: application/x-ndjson"
@@ -204,7 +204,7 @@ def test_a_head_that_comes_byte_for_byte_is_not_waited_for(hasty: Running) -> No
 def test_a_connection_that_sends_nothing_is_closed(
     embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(heads, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(http_limits, "IDLE_SECONDS", 0.3)
     with running(embedded.url) as gateway, gateway.connect() as connection:
         connection.sendall(begun)
         assert connection.recv(1) == b""
@@ -213,7 +213,7 @@ def test_a_connection_that_sends_nothing_is_closed(
 def test_a_connection_that_waits_for_its_answer_is_not_closed(
     embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(http_limits, "IDLE_SECONDS", 0.2)
     patient = {"url": embedded.url, "timeout": 20}
     with running(embedded.url, redis=patient) as gateway, gateway.connect() as connection:
         client.execute_command("CLIENT", "PAUSE", "1000", "ALL")
@@ -291,7 +291,7 @@ def test_upgrades_to_other_protocols_are_counted_too(gateway: Running, caplog: p
 def test_connections_that_send_nothing_stay(hasty: Running) -> None:
     with hasty.connect() as connection:
         for _ in range(2):
-            time.sleep(3 * heads.HEAD_SECONDS)  # nothing happens: that is what is tried
+            time.sleep(3 * http_limits.HEAD_SECONDS)  # nothing happens: that is what is tried
             connection.sendall(request()[:20])
             connection.sendall(request()[20:])
             assert status_of(connection) == 202
@@ -300,6 +300,6 @@ def test_connections_that_send_nothing_stay(hasty: Running) -> None:
 def test_a_body_has_longer_than_a_head(hasty: Running) -> None:
     with hasty.connect() as connection:
         connection.sendall(START + b"Transfer-Encoding: chunked\r\n\r\n%x" % len(BODY))
-        time.sleep(3 * heads.HEAD_SECONDS)  # as above
+        time.sleep(3 * http_limits.HEAD_SECONDS)  # as above
         connection.sendall(b"\r\n" + BODY + b"\r\n0\r\n\r\n")
         assert status_of(connection) == 202

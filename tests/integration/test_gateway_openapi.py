@@ -10,8 +10,8 @@ from gateways import TOKEN, Running, running
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from relay.embedded import EmbeddedRedis
 from relay.gateway import openapi
+from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

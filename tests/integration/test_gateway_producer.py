@@ -16,7 +16,7 @@ from servers import Authority, Server, answer, byte_by_byte, endless_body, half_
 
 from relay import ConfigurationError, DeploymentEvent, GatewayProducer, GatewayRefused, QueueFull, QueueUnavailable
 from relay.backoff import pause_seconds
-from relay.gateway_client import producer as gateway_producer
+from relay.producer import gateway_producer
 from relay.settings import Settings
 
 if TYPE_CHECKING:

@@ -17,15 +17,15 @@ pytest.importorskip("uvicorn")
 
 from gateways import BODY, IMAGE, TOKEN, Running, running
 
-from relay.gateway.reports import MAX_MANY_BYTES
-from relay.keys import Keys
+from relay.gateway.report_parsing import MAX_MANY_BYTES
+from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 PATHS = ("/", "/v1/deployments")
 CLOUDEVENT = {

@@ -19,21 +19,21 @@ from drains import (
 from outboxes import next_millisecond, now_ms
 from rig import event_of
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import epoch
+from relay.queue.dead_letters import walk
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Redrive
+from relay.queue.resync import resync_all
+from relay.queue.state import REMEMBERED_IDS
 from relay.sandbox import Sandbox
-from relay.store import dataset
-from relay.store.dead import walk
-from relay.store.redriving import Redrive
-from relay.store.resyncing import resync_all
-from relay.store.state import REMEMBERED_IDS
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 REFUSES = [{"kind": "status", "status": 422}]
@@ -91,7 +91,7 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
         retries_are_due(client)
         drained(runtime)
     for _ in range(2):
-        dataset.beat(client, KEYS, "a worker", keep_seconds=10)
+        epoch.beat(client, KEYS, "a worker", keep_seconds=10)
         moving = Redrive(client, KEYS, max_backlog=100)
         assert moving.begin()
         for page in walk(client, KEYS):

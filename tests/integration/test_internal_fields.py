@@ -19,22 +19,22 @@ from drains import (
 )
 from outboxes import next_millisecond
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import inbox
+from relay.queue.dead_letters import walk
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Redrive
+from relay.queue.resync import resync_all
+from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
-from relay.store import inbox
-from relay.store.dead import walk
-from relay.store.redriving import Redrive
-from relay.store.resyncing import resync_all
-from relay.store.state import Accepted
-from workers import intake
-from workers.intake import drain_inbox
+from workers.intake import run as intake
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 EARLIER, LATER = "2026-01-31T12:00:00Z", "2026-01-31T13:00:00Z"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from letters import KEYS, bury, digest, refused
 
-from relay.event import Instance
-from relay.keys import DEFAULT_ENDPOINT as ENDPOINT
-from relay.store import counts, dead, endpoint, inventory, pausing
-from relay.store.dead import Filters
-from relay.store.state import Accepted, Delivered
+from relay.events.event import Instance
+from relay.queue import counters, dead_letters, inventory, pausing
+from relay.queue import health as endpoint
+from relay.queue.dead_letters import Filters
+from relay.queue.keys import DEFAULT_ENDPOINT as ENDPOINT
+from relay.queue.state import Accepted, Delivered
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -106,8 +107,8 @@ def test_many_environments_are_read_in_order(client: Redis) -> None:
         client.hset(KEYS.of_outbox(ENDPOINT, name).counts, mapping={"delivered": int(name[1:])})
     client.zadd(KEYS.environments(ENDPOINT), dict.fromkeys(names[:-1], 0))
     pausing.pause(client, KEYS, ENDPOINT, names[-1:])
-    assert counts.environment_names(client, KEYS, ENDPOINT) == sorted(names)
-    read = counts.read_environments(client, KEYS, ENDPOINT)
+    assert counters.environment_names(client, KEYS, ENDPOINT) == sorted(names)
+    read = counters.read_environments(client, KEYS, ENDPOINT)
     assert [each.environment for each in read] == sorted(names)
     assert {each.environment: each.delivered for each in read} == {
         name: 0 if name == names[-1] else int(name[1:]) for name in names
@@ -131,10 +132,12 @@ def test_an_endpoints_health_is_read_without_a_change(client: Redis) -> None:
 
 def test_the_newest_letters_come_in_pages(client: Redis) -> None:
     buried = bury(client, *(refused(str(number)) for number in range(130)))
-    some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60)
+    some = dead_letters.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60)
     listed = list(some.letters)
     while some.behind is not None:
-        some = dead.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60, behind=some.behind)
+        some = dead_letters.newest(
+            client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60, behind=some.behind
+        )
         listed += some.letters
     assert [letter.letter_id for letter in listed] == buried[::-1]
 
@@ -143,15 +146,17 @@ def test_what_is_behind_nothing_readable_begins_at_the_newest(client: Redis) -> 
     (letter,) = bury(client, refused("1"))
     assert [
         each.letter_id
-        for each in dead.newest(client, KEYS, Filters(), limit=5, look_at=5, look_seconds=60, behind="x").letters
+        for each in dead_letters.newest(
+            client, KEYS, Filters(), limit=5, look_at=5, look_seconds=60, behind="x"
+        ).letters
     ] == [letter]
 
 
 def test_what_died_after_a_moment_is_not_meant(client: Redis) -> None:
     before, after = bury(client, refused("1"), refused("2"), died=NOW)
-    pages = list(dead.walk(client, KEYS, Filters(died_until=NOW)))
+    pages = list(dead_letters.walk(client, KEYS, Filters(died_until=NOW)))
     assert [letter.letter_id for page in pages for letter in page.letters] == [before]
-    pages = list(dead.walk(client, KEYS, Filters(died_until=NOW + 1, older_than_seconds=0)))
+    pages = list(dead_letters.walk(client, KEYS, Filters(died_until=NOW + 1, older_than_seconds=0)))
     assert [letter.letter_id for page in pages for letter in page.letters] == [before, after]
 
 
@@ -159,7 +164,7 @@ def test_a_look_at_letters_ends_in_time_and_goes_on(client: Redis) -> None:
     bury(client, refused("wanted", environment="staging"), *(refused(str(number)) for number in range(200)))
     filters, behind, looks = Filters(environment="staging"), "", 0
     while not (
-        some := dead.newest(client, KEYS, filters, limit=5, look_at=10**6, look_seconds=0, behind=behind)
+        some := dead_letters.newest(client, KEYS, filters, limit=5, look_at=10**6, look_seconds=0, behind=behind)
     ).letters:
         behind, looks = some.behind or "", looks + 1
     assert looks > 1

@@ -11,16 +11,16 @@ from rig import FILLER, MEBIBYTE
 
 from relay import AsyncProducer, Producer
 from relay.errors import QueueFull, QueueUnavailable
-from relay.keys import DEFAULT_ENDPOINT, Keys
-from relay.store import inbox, leases, scripts
-from relay.store.leases import Why
+from relay.queue import inbox, leases, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.leases import Why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 KEYS = Keys()
 IMAGE = "ghcr.io/acme/api@sha256:" + "a" * 64

@@ -20,7 +20,7 @@ from relay.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 
 @contextlib.contextmanager

@@ -34,21 +34,24 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
 from relay.errors import LeaseLost
-from relay.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue import dead_letters, inbox, pausing, schedule, scripts
+from relay.queue import redrive as redriving
+from relay.queue.health import HoldReason
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import Settings
-from relay.store import dead, inbox, pausing, redriving, schedule, scripts
-from relay.store.endpoint import HoldReason
-from workers import deliver, gate, intake
-from workers.bells import Bells
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery import health as gate
+from workers.delivery import run as deliver
+from workers.delivery.run import drain_outboxes
+from workers.delivery.transport import Answer, Failure
+from workers.intake import run as intake
+from workers.intake.run import drain_inbox
 from workers.runtime import Runtime, defaults_of
-from workers.transport import Answer, Failure
+from workers.scheduling.wakeups import Bells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from workers.transport import Request
+    from workers.delivery.transport import Request
 
 EXAMPLES = int(os.environ.get("RELAY_MODEL_EXAMPLES", "0"))
 
@@ -394,7 +397,7 @@ class World:
             redrive = redriving.Redrive(process.client, KEYS, max_backlog=max_backlog, force=force)
             try:
                 if redrive.begin():
-                    list(redriving.redrive_all(redrive, dead.EVERYTHING))
+                    list(redriving.redrive_all(redrive, dead_letters.EVERYTHING))
                     redrive.end()
             except LeaseLost:
                 pass
@@ -794,8 +797,8 @@ class Relay(RuleBasedStateMachine):
     @precondition(lambda self: self.model.has_dead)
     @rule()
     def drop_all(self) -> None:
-        for page in dead.walk(self.world.client, KEYS):
-            dead.drop(self.world.client, KEYS, page.letters)
+        for page in dead_letters.walk(self.world.client, KEYS):
+            dead_letters.drop(self.world.client, KEYS, page.letters)
         self.model.dropped()
 
     def teardown(self) -> None:

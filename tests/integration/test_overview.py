@@ -9,11 +9,11 @@ import pytest
 from drains import KEYS, PRODUCTION, report, report_image
 from letters import bury, refused
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import counters, overview, pausing
+from relay.queue.epoch import beat
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.overview import RETRYING, Memory, Retrying
 from relay.settings import QueueSettings
-from relay.store import counts, overview, pausing
-from relay.store.dataset import beat
-from relay.store.overview import RETRYING, Memory, Retrying
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -168,7 +168,7 @@ def test_no_command_is_made_for_each_event(client: Redis) -> None:
 def test_environments_are_found_without_reading_the_key_space(client: Redis) -> None:
     let_wait(client, "production", 1)
     client.config_resetstat()
-    assert counts.environment_names(client, KEYS, DEFAULT_ENDPOINT) == ["production"]
+    assert counters.environment_names(client, KEYS, DEFAULT_ENDPOINT) == ["production"]
     assert "cmdstat_scan" not in client.info("commandstats")
 
 

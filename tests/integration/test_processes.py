@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from relay.errors import ChildFailed
-from relay.processes import Child, Children, Ended
+from relay.processes.supervisor import Child, Children, Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable

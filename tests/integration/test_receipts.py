@@ -8,19 +8,19 @@ import pytest
 from drains import KEYS, TOKEN, image_of, report_image, retries_are_due, running
 
 from relay import DeploymentEvent, Producer
+from relay.queue import dead_letters, receipts
+from relay.queue.receipts import Receipt, Status
+from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import Settings
-from relay.store import dead, receipts
-from relay.store.receipts import Receipt, Status
-from relay.store.redriving import Redrive, redrive_all
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 from relay.sandbox import Sandbox
@@ -62,7 +62,7 @@ def work(runtime: Runtime) -> None:
 def redrive(client: Redis) -> None:
     run = Redrive(client, KEYS, max_backlog=100)
     assert run.begin()
-    assert [step.moved for step in redrive_all(run, dead.EVERYTHING)][-1] == 1
+    assert [step.moved for step in redrive_all(run, dead_letters.EVERYTHING)][-1] == 1
     run.end()
 
 

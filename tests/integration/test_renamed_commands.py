@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from relay import DeploymentEvent, Producer
 from relay.cli import app as command_line
-from relay.connection import connect, connect_async
-from relay.doctor import broker as doctors_broker
-from relay.doctor import redis_server as doctors_redis
-from relay.doctor.result import Grade
-from relay.gateway.console.shard import Shard
+from relay.connections.clients import connect, connect_async
+from relay.console.queue_client import Shard
 from relay.metrics.exporter import Exporter
+from relay.operations.doctor import broker as doctors_broker
+from relay.operations.doctor import redis_server as doctors_redis
+from relay.operations.doctor.result import Grade
 from relay.settings import Settings
-from workers.app import RelayApp
+from workers.scheduling.app import RelayApp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

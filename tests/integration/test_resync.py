@@ -24,21 +24,21 @@ from drains import (
 from outboxes import next_millisecond, now_ms
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue import forgetting, inventory
+from relay.queue.dead_letters import walk
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Redrive
+from relay.queue.resync import Progress, rehearse, resync_all
+from relay.queue.state import Accepted, Delivered
 from relay.sandbox import Sandbox
-from relay.store import forgetting, inventory
-from relay.store.dead import walk
-from relay.store.redriving import Redrive
-from relay.store.resyncing import Progress, rehearse, resync_all
-from relay.store.state import Accepted, Delivered
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 DAY_MS = 86_400_000

@@ -11,7 +11,7 @@ from drains import image_of
 from gateways import TOKEN, running
 
 from relay import AsyncProducer, DeploymentEvent, GatewayProducer, Producer
-from relay.producer import CHUNK
+from relay.producer.queue_producer import CHUNK
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 #: What the script of a report calls, at most once for a run; its XADD is once an event.
 WITHIN_THE_SCRIPT = {"get", "xlen", "hget", "info", "set", "time"}

@@ -34,11 +34,11 @@ from outboxes import (
 )
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint, inbox, leases, outbox, schedule, scripts
-from relay.store.endpoint import Admission, Health
-from relay.store.leases import Lease
-from relay.store.outbox import BEGINNING, Parking, after
+from relay.queue import health, inbox, leases, outbox, schedule, scripts
+from relay.queue.health import Admission, Health
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.leases import Lease
+from relay.queue.outbox import BEGINNING, Parking, after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,16 +170,16 @@ def test_paused_environment_is_let_go_of_when_memory_is_full(client: Redis) -> N
 
 def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
     def admit(token: str) -> Admission:
-        return endpoint.admit(
+        return health.admit(
             client, KEYS, DEFAULT_ENDPOINT, token=token, wanted=9, rate_limit=0.01, burst=5, probe_seconds=9
         )
 
     def open_circuit(token: str) -> int:
-        return endpoint.open_circuit(
+        return health.open_circuit(
             client, KEYS, DEFAULT_ENDPOINT, token=token, first_seconds=0, longest_seconds=0, reason="circuit_open"
         ).openings
 
-    call = endpoint.observe_call(
+    call = health.observe_call(
         KEYS, DEFAULT_ENDPOINT, successes=1, failures=2, window_change=-1, max_window=32, shrink_gap_seconds=9
     )
     with full(client):
@@ -187,10 +187,10 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
         assert open_circuit("first") == 1
         assert admit("prober") == Admission(1, 0.0, probes=True)
         assert open_circuit("prober") == 2
-        endpoint.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
+        health.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
         assert admit("another").granted == 4
-        held = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
-        assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) == held
+        held = health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
+        assert health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) == held
         assert schedule.look(client, KEYS, DEFAULT_ENDPOINT, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []
 
 

@@ -9,10 +9,11 @@ import pytest
 from outboxes import ENDPOINT, KEYS, LONG_SECONDS, LONGEST_PAUSE_SECONDS, SCHEDULE, everything, now_ms, put
 from rig import wait_for
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint, schedule, scripts
-from relay.store.endpoint import Admission, Health, Hold
-from relay.store.schedule import PROBERS, Sight
+from relay.queue import health as endpoint
+from relay.queue import schedule, scripts
+from relay.queue.health import Admission, Health, Hold
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.schedule import PROBERS, Sight
 
 if TYPE_CHECKING:
     from redis import Redis

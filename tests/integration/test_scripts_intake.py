@@ -24,8 +24,8 @@ from outboxes import (
 )
 from redis.exceptions import ResponseError
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import inbox, scripts
+from relay.queue import inbox, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -31,10 +31,10 @@ from outboxes import (
 )
 
 from relay.errors import LeaseLost
-from relay.keys import DEFAULT_ENDPOINT, OutboxKeys
-from relay.store import inbox, leases, scripts
-from relay.store.leases import Lease, Why
-from relay.store.outbox import after
+from relay.queue import inbox, leases, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT, OutboxKeys
+from relay.queue.leases import Lease, Why
+from relay.queue.outbox import after
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -34,11 +34,11 @@ from outboxes import (
     tried_again,
 )
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import counts
-from relay.store.attempts import Tally
-from relay.store.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
-from relay.store.state import Accepted, Delivered
+from relay.queue import counters
+from relay.queue.attempts import Tally
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
+from relay.queue.state import Accepted, Delivered
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -382,13 +382,13 @@ def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
         superseded=[gives_way(two), *(Superseded(entry_id, "d", parked=True) for entry_id in superseded)],
         parked=[Parking(tried_again(latest), 1.0, ())],
     )
-    ledger = counts.read_ledger(client, KEYS)
+    ledger = counters.read_ledger(client, KEYS)
 
     assert (ledger.added, ledger.waiting, ledger.retries) == (9, 3, 2)
     assert (ledger.delivered, ledger.dead, ledger.superseded) == (2, 1, 3)
     assert ledger.dead_by_reason == {"refused": 1}
     assert ledger.unaccounted == 0
-    (production,) = counts.read_environments(client, KEYS, DEFAULT_ENDPOINT)
+    (production,) = counters.read_environments(client, KEYS, DEFAULT_ENDPOINT)
     assert (production.waiting, production.retrying) == (1, 1)
     assert (production.delivered, production.superseded, production.dead) == (2, 3, 1)
 

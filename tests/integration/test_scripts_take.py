@@ -29,9 +29,9 @@ from outboxes import (
     tried_again,
 )
 
-from relay.keys import DEFAULT_ENDPOINT
-from relay.store import endpoint
-from relay.store.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
+from relay.queue import health
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -46,7 +46,7 @@ def test_take_returns_fresh_entries_complete_and_in_order(client: Redis) -> None
         OutboxEntry(one, b"body 0", "e0", X, "sha256:0", "", 5, came="5"),
         OutboxEntry(two, b"body 1", "e1", Y, "sha256:1", "", 5, came="5"),
     ]
-    assert (found.due, found.health, found.paused) == ([], endpoint.Health(), False)
+    assert (found.due, found.health, found.paused) == ([], health.Health(), False)
     assert found.cursor == after(two)
     assert found.now == pytest.approx(now_ms(client), abs=1000)
 
@@ -226,16 +226,16 @@ def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
     fill(client, X, Y)
     park(client, took(client, fresh=1).fresh[0])
     client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
-    hold = endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
+    hold = health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
 
     found = took(client)
 
     assert (found.fresh, found.due, found.cursor) == ([], [], None)
-    assert found.health == endpoint.Health(
+    assert found.health == health.Health(
         until=hold.until, reason="rate_limited", openings=1, failures=20, window=1, circuit="circuit_open"
     )
-    assert found.health.hold(found.now) == endpoint.Hold(hold.until, "rate_limited", 1)
+    assert found.health.hold(found.now) == health.Hold(hold.until, "rate_limited", 1)
     assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
 
@@ -243,7 +243,7 @@ def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
 def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=0, reason="circuit_open")
+    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=0, reason="circuit_open")
     client.hset(ENDPOINT, "openings", 1)
     found = took(client)
 

@@ -9,7 +9,7 @@ import pytest
 from drains import KEYS, image_of
 
 from relay import AsyncProducer, DeploymentEvent, QueueFull, QueueUnavailable
-from relay.producer import CHUNK
+from relay.producer.queue_producer import CHUNK
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 AT_ONCE = 200
 

@@ -13,25 +13,25 @@ from exposed import Exposed, lint
 from outboxes import KEYS, everything, fill, now_ms, put
 from redis.exceptions import OutOfMemoryError
 
-from relay.keys import DEFAULT_ENDPOINT
 from relay.metrics.exporter import Exporter
+from relay.queue import epoch, forgetting, health, metrics_snapshot, scripts
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.metrics_snapshot import Snapshot, Waiting
 from relay.settings import Settings
-from relay.store import dataset, endpoint, forgetting, scripts, snapshot
-from relay.store.snapshot import Snapshot, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 INDEX = KEYS.environments(DEFAULT_ENDPOINT)
 SCHEDULE = KEYS.schedule(DEFAULT_ENDPOINT)
 
 
 def read(client: Redis, environments: int = 50) -> Snapshot:
-    return snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=environments)
+    return metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=environments)
 
 
 def deliver(client: Redis, environment: str, number: int = 1) -> None:
@@ -120,7 +120,7 @@ def test_what_waits_adds_up_to_the_ledgers_whichever_environments_have_a_name(cl
 
 
 def test_more_environments_wait_than_one_page_holds(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "PAGE", 3)
+    monkeypatch.setattr(metrics_snapshot, "PAGE", 3)
     for number in range(10):
         wait_in(client, f"e{number}", 1 + (number == 7))
 
@@ -159,7 +159,7 @@ def test_newest_is_told_though_nothing_waits_any_more(client: Redis) -> None:
 
 
 def test_held_endpoint_is_told_with_why_and_for_how_long(client: Redis) -> None:
-    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
+    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
     found = read(client).endpoints["default"]
     assert (found.held, found.held_ms, found.retry_after_ms) == ("rate_limited", {"rate_limited": 60_000}, 60_000)
 
@@ -173,7 +173,7 @@ def test_held_endpoint_is_told_with_why_and_for_how_long(client: Redis) -> None:
 
 
 def test_workers_are_told_with_their_last_sign_of_life(client: Redis) -> None:
-    dataset.beat(client, KEYS, "relay@one", keep_seconds=10)
+    epoch.beat(client, KEYS, "relay@one", keep_seconds=10)
 
     assert read(client).workers == {"relay@one": pytest.approx(now_ms(client), abs=10_000)}
 
@@ -217,7 +217,7 @@ def test_scrape_is_a_few_round_trips_however_many_environments_there_are(client:
     exposed = Exposed(exporter.scrape())
 
     calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in client.info("commandstats").items()}
-    assert calls["evalsha"] == 1 + 2000 // snapshot.PAGE
+    assert calls["evalsha"] == 1 + 2000 // metrics_snapshot.PAGE
     assert "scan" not in calls
     assert exposed.total("relay_waiting_events", stream="outbox") == 2000
     assert exposed.total("relay_events_delivered_total") == sum(range(10_000))

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import KEYS, TOKEN, dead_letters, delivered_images, drained, image_of, running
 
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_ENDPOINT
 from relay.sandbox import Sandbox
-from workers.intake import drain_inbox
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 

@@ -18,11 +18,11 @@ from redis.exceptions import RedisError
 from rig import wait_for
 
 from relay import ConfigurationError, DeploymentEvent, InvalidEvent, Producer, QueueFull, SpoolUnavailable
-from relay.embedded import EmbeddedRedis
-from relay.keys import Keys
-from relay.producer import CHUNK
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.producer.queue_producer import CHUNK
+from relay.producer.spool import SEGMENT_BYTES, Segment, Spool
+from relay.queue.keys import Keys
 from relay.settings import Settings
-from relay.spool import SEGMENT_BYTES, Segment, Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,27 +20,27 @@ from drains import (
 )
 from outboxes import next_millisecond, now_ms
 
-from relay.diagnosis import Cause, diagnose
-from relay.doctor import deliveries
-from relay.keys import DEFAULT_ENDPOINT
 from relay.logs import LineLimit
+from relay.operations.diagnosis import Cause, diagnose
+from relay.operations.doctor import deliveries
+from relay.queue import metrics_snapshot, overview
+from relay.queue.dead_letters import walk
+from relay.queue.inventory import read as read_inventory
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.redrive import Redrive
+from relay.queue.resync import resync_all
+from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
-from relay.store import overview, snapshot
-from relay.store.dead import walk
-from relay.store.inventory import read as read_inventory
-from relay.store.redriving import Redrive
-from relay.store.resyncing import resync_all
-from relay.store.state import Accepted
-from workers import intake
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake import run as intake
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 REFUSES = [{"kind": "status", "status": 422}]
@@ -255,7 +255,7 @@ def test_a_clock_that_is_ahead_is_counted_and_named(
     assert "production" in finding.what
     assert "3 such in all" in finding.what
     assert [each.grade for each in deliveries.judge(seen) if each.check == "deliveries.clock_ahead"] == ["warning"]
-    assert snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).clocks_ahead == 3
+    assert metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).clocks_ahead == 3
     assert len([line for line in caplog.text.splitlines() if "ahead of Redis's clock" in line]) == 1
     assert 0 < client.ttl(KEYS.clock_ahead) <= 86_400
 

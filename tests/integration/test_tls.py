@@ -12,13 +12,13 @@ from gateways import running
 from tls_servers import HOST, WRONG, Case, Certificates, Recorder, RedisServer, redis_server
 
 from relay import AsyncProducer, DeploymentEvent, Producer, QueueUnavailable
-from relay.connection import connect, connect_async
-from relay.doctor import broker as doctors_broker
-from relay.doctor import redis_server as redis_server_of_doctor
-from relay.gateway.console.shard import Shard
+from relay.connections.clients import connect, connect_async
+from relay.console.queue_client import Shard
 from relay.metrics.exporter import Exporter
+from relay.operations.doctor import broker as doctors_broker
+from relay.operations.doctor import redis_server as redis_server_of_doctor
 from relay.settings import Settings
-from workers.app import RelayApp
+from workers.scheduling.app import RelayApp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

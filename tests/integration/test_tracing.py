@@ -21,18 +21,18 @@ from drains import (
 )
 
 from relay.cli.trace import timeline
-from relay.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.lookup import Looked, Place, Trace, trace
 from relay.sandbox import Sandbox
-from relay.store.tracing import Looked, Place, Trace, trace
-from workers.deliver import drain_outboxes
-from workers.intake import drain_inbox
+from workers.delivery.run import drain_outboxes
+from workers.intake.run import drain_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
     from workers.runtime import Runtime
 
 

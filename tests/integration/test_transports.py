@@ -35,12 +35,12 @@ from servers import (
     says,
 )
 
-from relay.embedded import free_port
 from relay.errors import ConfigurationError
+from relay.processes.embedded_redis import free_port
 from relay.settings import ApiSettings
-from workers.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request, Transport
-from workers.transport.curl import CurlTransport
-from workers.transport.with_requests import RequestsTransport
+from workers.delivery.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request, Transport
+from workers.delivery.transport.curl import CurlTransport
+from workers.delivery.transport.with_requests import RequestsTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -747,9 +747,9 @@ def hostile() -> dict[str, Any]:
 HOSTILE_CLIENT = """
 import resource, sys
 from relay.settings import ApiSettings
-from workers.transport import Request
-from workers.transport.curl import CurlTransport
-from workers.transport.with_requests import RequestsTransport
+from workers.delivery.transport import Request
+from workers.delivery.transport.curl import CurlTransport
+from workers.delivery.transport.with_requests import RequestsTransport
 
 def post(url):
     kind = {"curl": CurlTransport, "requests": RequestsTransport}[sys.argv[1]]

@@ -15,16 +15,16 @@ from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
 from relay.errors import ClusterUnavailable, ConfigurationError, QueueFull, QueueUnavailable
-from relay.keys import Keys
-from relay.kubernetes import next_step as steps
 from relay.kubernetes import publishing
+from relay.kubernetes import retry_policy as steps
 from relay.kubernetes import watcher as module
 from relay.kubernetes.cluster import Cluster
 from relay.kubernetes.publishing import NodePublisher
 from relay.kubernetes.watcher import APART, Watcher
-from relay.producer import Producer
+from relay.producer.queue_producer import Producer
+from relay.queue.keys import Keys
+from relay.queue.nodes import LIFETIME_SECONDS, decode
 from relay.settings import Settings
-from relay.store.nodes import LIFETIME_SECONDS, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.embedded import EmbeddedRedis
+    from relay.processes.embedded_redis import EmbeddedRedis
 
 #: How long a turn may be told nothing: it ends it, as a failure that is got over at the next.
 SILENCE_SECONDS = 0.3
@@ -326,7 +326,7 @@ def test_a_watch_that_fails_again_and_again_is_replaced_by_a_listing(
     api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after etcd was restored from a backup: versions begin again below ours, and ours means nothing."""
-    monkeypatch.setattr("relay.kubernetes.next_step.PAUSE_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("relay.kubernetes.retry_policy.PAUSE_SECONDS", (0.01, 0.01))
     api.put(web("a", created=LONG_AGO))
     watch.turn()
     api._version = api._forgotten = 500
@@ -489,7 +489,7 @@ def test_an_event_that_was_tried_twice_has_one_id(
     api: KubernetesApi, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was enqueued though its answer was lost counts once."""
-    monkeypatch.setattr("relay.kubernetes.next_step.PAUSE_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("relay.kubernetes.retry_policy.PAUSE_SECONDS", (0.01, 0.01))
     report, lost = watch.producer.report_many, ["answer"]
 
     def forgetful(events: Any) -> list[str]:

@@ -18,7 +18,7 @@ from relay import addresses
 from relay.cli import app
 from relay.errors import ConfigurationError
 from relay.settings import Settings
-from workers.app import RelayApp, make_app
+from workers.scheduling.app import RelayApp, make_app
 
 if TYPE_CHECKING:
     from pathlib import Path

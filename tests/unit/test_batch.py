@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay.keys import Keys
-from relay.store.endpoint import Health
-from relay.store.outbox import (
+from relay.queue.health import Health
+from relay.queue.keys import Keys
+from relay.queue.outbox import (
     BEGINNING,
     NO_TRIALS,
     Death,
@@ -24,7 +24,7 @@ from relay.store.outbox import (
     Trials,
     after,
 )
-from workers.batch import Batch
+from workers.delivery.batch import Batch
 
 KEYS = Keys().of_outbox("default", "production")
 X, Y, Z = "x", "y", "z"

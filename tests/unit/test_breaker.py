@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.store.endpoint import HoldReason
-from relay.store.outbox import NO_TRIALS, Trials
-from workers.breaker import FAILURES, FORBIDDEN, LONGEST_PAUSE_SECONDS, Open, Suspicion, move_of, suspect
-from workers.outcome import Delivered, Refused, Retry, Unauthorized
+from relay.queue.health import HoldReason
+from relay.queue.outbox import NO_TRIALS, Trials
+from workers.delivery.circuit_breaker import (
+    FAILURES,
+    FORBIDDEN,
+    LONGEST_PAUSE_SECONDS,
+    Open,
+    Suspicion,
+    move_of,
+    suspect,
+)
+from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
-    from workers.breaker import Move
-    from workers.outcome import Outcome
+    from workers.delivery.circuit_breaker import Move
+    from workers.delivery.outcome import Outcome
 
 CIRCUIT_OPEN = Open(HoldReason.CIRCUIT_OPEN)
 WRONG_URL = Open(HoldReason.WRONG_URL)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("packageurl")
 
 from relay.errors import InvalidEvent
-from relay.event import DeploymentEvent
+from relay.events.event import DeploymentEvent
 from relay.gateway import cdevents
 from relay.gateway.cdevents import Ignored
 from relay.gateway.purl import read_purl

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 pytest.importorskip("packageurl")
 
 from relay.errors import InvalidEvent
-from relay.event import MAX_ID_BYTES, DeploymentEvent
-from relay.gateway import cloudevents, reports
-from relay.gateway.attributes import event_id
+from relay.events.event import MAX_ID_BYTES, DeploymentEvent
+from relay.gateway import cloudevents, report_parsing
 from relay.gateway.cdevents import Ignored
-from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
+from relay.gateway.cloudevent_ids import event_id
+from relay.gateway.report_parsing import Envelope, Fault, Limits, Media
+from relay.http.refused import Refused
 
 DIGEST = "0123456789abcdef" * 4
 URL = f"registry.example.com/app@sha256:{DIGEST}"
@@ -256,8 +257,8 @@ def text(document: object) -> bytes:
 )  # fmt: skip
 def test_one_deployment_in_every_mode(media: Media, document: object, envelope: Envelope) -> None:
     body = text(document)
-    assert not reports.is_many(media, body)
-    assert reports.read(media, body, envelope) == EVENT
+    assert not report_parsing.is_many(media, body)
+    assert report_parsing.read(media, body, envelope) == EVENT
 
 
 def test_in_binary_mode_the_id_of_a_plain_body_is_its_header_alone() -> None:
@@ -268,26 +269,26 @@ def test_in_binary_mode_the_id_of_a_plain_body_is_its_header_alone() -> None:
         "ce-id": "4711",
         "ce-time": "2025-01-31T12:00:00Z",
     }
-    event = reports.read(Media.JSON, text(DATA), reports.envelope_of(headers))
+    event = report_parsing.read(Media.JSON, text(DATA), report_parsing.envelope_of(headers))
     assert event == EVENT.model_copy(update={"id": "4711"})
 
 
 @pytest.mark.parametrize("media", [Media.CLOUDEVENT, Media.CDEVENT])
 def test_one_that_is_not_json_is_400(media: Media) -> None:
     with pytest.raises(Refused):
-        reports.read(media, b"{", Envelope())
+        report_parsing.read(media, b"{", Envelope())
 
 
 def test_a_batch_that_is_not_json_is_400() -> None:
     with pytest.raises(Refused):
-        reports.split(Media.CLOUDEVENTS, b"[1,")
+        report_parsing.split(Media.CLOUDEVENTS, b"[1,")
 
 
 def test_one_of_many_that_is_no_event_does_not_stop_the_others() -> None:
     removed = {**CARRIER, "type": "dev.cdevents.service.removed.0.3.0", "data": {}}
     batch = [PLAIN, {**PLAIN, "data": {}}, CARRIER, 7, removed, {**PLAIN, "comment": "x" * LIMITS.one}]
-    texts = reports.split(Media.CLOUDEVENTS, text(batch))
-    read = reports.read_many(Media.CLOUDEVENTS, texts, 10, Envelope(id="header"), LIMITS)
+    texts = report_parsing.split(Media.CLOUDEVENTS, text(batch))
+    read = report_parsing.read_many(Media.CLOUDEVENTS, texts, 10, Envelope(id="header"), LIMITS)
     assert [type(each) for each in read] == [DeploymentEvent, Fault, DeploymentEvent, Fault, Ignored, Fault]
     assert [read[0], read[2]] == [EVENT, EVENT]
     assert [(each.index, each.field) for each in read if isinstance(each, Fault)] == [
@@ -297,24 +298,26 @@ def test_one_of_many_that_is_no_event_does_not_stop_the_others() -> None:
 
 @pytest.mark.parametrize(("body", "number"), [(b"[]", 0), (b"[7]", 1)])
 def test_a_batch_is_many_whatever_is_in_it(body: bytes, number: int) -> None:
-    assert reports.is_many(Media.CLOUDEVENTS, body)
-    assert len(reports.split(Media.CLOUDEVENTS, body)) == number
+    assert report_parsing.is_many(Media.CLOUDEVENTS, body)
+    assert len(report_parsing.split(Media.CLOUDEVENTS, body)) == number
 
 
 def test_numbers_that_are_none_do_not_stop_a_batch() -> None:
     body = text([{**PLAIN, "extension": float("nan")}, {**PLAIN, "time": 10**400}])
-    read = reports.read_many(Media.CLOUDEVENTS, reports.split(Media.CLOUDEVENTS, body), 0, Envelope(), LIMITS)
+    read = report_parsing.read_many(
+        Media.CLOUDEVENTS, report_parsing.split(Media.CLOUDEVENTS, body), 0, Envelope(), LIMITS
+    )
     assert [type(each) for each in read] == [DeploymentEvent, Fault]
 
 
 def test_a_batch_is_an_array() -> None:
     with pytest.raises(InvalidEvent):
-        reports.split(Media.CLOUDEVENTS, text(PLAIN))
+        report_parsing.split(Media.CLOUDEVENTS, text(PLAIN))
 
 
 def test_plain_bodies_are_read_as_ever() -> None:
     envelope = Envelope(id="key")
-    assert reports.read(Media.JSON, text(DATA), envelope) == reports.read_one(text(DATA), envelope)
-    assert reports.read_many(Media.LINES, [text(DATA)], 3, envelope, LIMITS) == reports.read_each(
+    assert report_parsing.read(Media.JSON, text(DATA), envelope) == report_parsing.read_one(text(DATA), envelope)
+    assert report_parsing.read_many(Media.LINES, [text(DATA)], 3, envelope, LIMITS) == report_parsing.read_each(
         [text(DATA)], 3, envelope, LIMITS
     )

@@ -12,10 +12,10 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from relay import configuration
 from relay.cli import app
-from relay.configuration import Source
-from relay.connection import without_secrets
+from relay.connections.clients import without_secrets
+from relay.operations import settings_report
+from relay.operations.settings_report import Source
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 def sources() -> dict[str, tuple[object, Source, str]]:
     return {
         f"{each.section}.{each.key}": (each.value, each.source, each.name)
-        for each in configuration.effective(Settings.load())
+        for each in settings_report.effective(Settings.load())
     }
 
 
@@ -95,7 +95,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, options: list[str])
     assert said.exit_code == 0, said.output
     assert CANARY not in said.output
     assert "redis.example.com:6380/1" in said.output
-    assert said.output.count(configuration.MASK) == len(secrets())
+    assert said.output.count(settings_report.MASK) == len(secrets())
 
 
 @pytest.mark.parametrize("fault", ["RELAY_API__TIMEOUT", "RELAY_WORKER"])
@@ -169,7 +169,7 @@ def test_every_fault_has_its_line_and_its_place(
     monkeypatch.setenv("RELAY_API__TIMOUT", "3")
     monkeypatch.setenv("RELAY_REDIS_URI", "redis://elsewhere")
     monkeypatch.setenv("RELAY_ZZZ", "1")
-    faults = configuration.check()
+    faults = settings_report.check()
 
     assert [fault.where for fault in faults] == [
         "RELAY_API__TIMOUT", "RELAY_REDIS_URI", "RELAY_ZZZ", str(path), str(path), "RELAY_GATEWAY__PORT", str(path),
@@ -192,7 +192,7 @@ def test_every_fault_has_its_line_and_its_place(
 )
 def test_a_file_that_is_wrong_as_a_whole_is_named(config: Callable[[str], Path], text: str, word: str) -> None:
     path = config(text)
-    (fault,) = configuration.check()
+    (fault,) = settings_report.check()
     assert fault.where == str(path)
     assert word in str(fault)
 
@@ -212,17 +212,17 @@ def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, t
     empty.touch()
     monkeypatch.setenv("RELAY_API_TOKEN_FILE", str(empty))
     monkeypatch.setenv("RELAY_API__CA_FILE", str(tmp_path / "nowhere"))
-    faults = configuration.check()
+    faults = settings_report.check()
     monkeypatch.setenv("RELAY_GATEWAY_TOKEN_FILE", str(tmp_path / "nowhere"))
-    faults = {fault.where: fault.what for fault in configuration.check()}
+    faults = {fault.where: fault.what for fault in settings_report.check()}
     assert set(faults) == {"RELAY_API_TOKEN_FILE", "RELAY_API__CA_FILE", "RELAY_GATEWAY_TOKEN_FILE"}
     assert f"{empty} is empty" in faults["RELAY_API_TOKEN_FILE"]
     assert "No such file" in faults["RELAY_API__CA_FILE"]
     monkeypatch.setenv("RELAY_CONFIG", str(tmp_path / "nothing.toml"))
-    assert "which is no file" in configuration.check()[-1].what
+    assert "which is no file" in settings_report.check()[-1].what
     for unreadable in ("/proc/self/mem", f"/{'x' * 300}"):  # for root too
         monkeypatch.setenv("RELAY_CONFIG", unreadable)
-        assert f"names {unreadable}, which cannot be read: " in configuration.check()[-1].what
+        assert f"names {unreadable}, which cannot be read: " in settings_report.check()[-1].what
 
 
 @pytest.mark.parametrize(
@@ -235,17 +235,17 @@ def test_an_admission_secret_that_no_gateway_starts_with_is_a_fault(
     monkeypatch.setenv("CLUSTER_NAME", "kind-1")
     monkeypatch.setenv("RELAY_GATEWAY__ADMISSION_SECRET_FILE", str(file))
     file.write_bytes(content)
-    (fault,) = configuration.check()
+    (fault,) = settings_report.check()
     assert fault.where == "RELAY_GATEWAY__ADMISSION_SECRET_FILE"
     assert word in fault.what
     assert "change-me" not in fault.what
     file.write_text("0123456789abcdef\nanother-secret-of-these\n", encoding="utf-8")
-    assert configuration.check() == []
+    assert settings_report.check() == []
 
 
 def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str], Path]) -> None:
     path = config('[environments."edge 1.example: a"]\nplatfrom = "linux/arm64"\n')
-    (fault,) = configuration.check()
+    (fault,) = settings_report.check()
     setting = "environments.edge 1.example: a"
     assert str(fault) == f"{path}: {setting}.platfrom: is not a setting; did you mean {setting}.platform?"
 
@@ -257,4 +257,4 @@ def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str]
 )  # fmt: skip
 def test_what_kubernetes_sets_for_a_service_is_no_fault(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "linux/arm64")
-    assert configuration.check() == []
+    assert settings_report.check() == []

@@ -11,24 +11,24 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from relay.diagnosis import Cause, Finding, Level, describe
+from relay.console import filters, session
+from relay.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
+from relay.console.dead_letters import Asked, _indented
+from relay.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
+from relay.console.inventory import meant
+from relay.console.overview import Asked as AskedFirst
+from relay.console.overview import how_is, ordered, show
+from relay.console.pages import Pages
+from relay.console.redact import excerpt, known_secrets, redacted
+from relay.console.sparkline import HEIGHT, WIDTH, draw
+from relay.console.sse import event
+from relay.console.status_cache import Sample
 from relay.errors import ConfigurationError
-from relay.gateway.console import session, words
-from relay.gateway.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
-from relay.gateway.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
-from relay.gateway.console.letters import Asked, _indented
-from relay.gateway.console.live import event
-from relay.gateway.console.overview import Asked as AskedFirst
-from relay.gateway.console.overview import how_is, ordered, show
-from relay.gateway.console.pages import Pages
-from relay.gateway.console.redact import excerpt, known_secrets, redacted
-from relay.gateway.console.sampling import Sample
-from relay.gateway.console.sparkline import HEIGHT, WIDTH, draw
-from relay.gateway.console.stock import meant
+from relay.operations.diagnosis import Cause, Finding, Level, describe
+from relay.queue.counters import EnvironmentCounts, Ledger
+from relay.queue.health import Health
+from relay.queue.overview import Overview
 from relay.settings import Settings
-from relay.store.counts import EnvironmentCounts, Ledger
-from relay.store.endpoint import Health
-from relay.store.overview import Overview
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,19 +155,19 @@ def test_a_drawing_stays_in_its_box() -> None:
 
 
 def test_whatever_came_as_a_time_can_be_said() -> None:
-    assert words.moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
-    assert words.moment(10**16 - 1) == "?"
+    assert filters.moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
+    assert filters.moment(10**16 - 1) == "?"
 
 
 def test_a_digest_is_short_and_anything_else_stays() -> None:
-    assert words.short_digest("sha256:" + "ab" * 32) == "sha256:abababababab…"
-    assert words.short_digest("latest") == "latest"
+    assert filters.short_digest("sha256:" + "ab" * 32) == "sha256:abababababab…"
+    assert filters.short_digest("latest") == "latest"
 
 
 def test_what_stands_between_backticks_is_code_and_all_is_escaped() -> None:
-    said = words.with_code("<b> is paused; `relay resume <b>` when it is time, ` or `")
+    said = filters.with_code("<b> is paused; `relay resume <b>` when it is time, ` or `")
     assert said == "&lt;b&gt; is paused; <code>relay resume &lt;b&gt;</code> when it is time, <code> or </code>"
-    assert words.with_code("one ` alone") == "one ` alone"
+    assert filters.with_code("one ` alone") == "one ` alone"
 
 
 @pytest.mark.parametrize(

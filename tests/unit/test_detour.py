@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from relay.detour import SEGMENT_MARK_MILLISECONDS, Detour
 from relay.errors import QueueFull, QueueUnavailable, SpoolUnavailable
-from relay.spool import SEGMENT_BYTES, Spool
+from relay.producer.spool import SEGMENT_BYTES, Spool
+from relay.producer.spooling import SEGMENT_MARK_MILLISECONDS, Detour
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_producer_starts_without_what_it_may_never_need() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
     assert "relay.producer" in imported
-    assert not imported & {"relay.spool", "relay.detour", "relay.secrecy"}
+    assert not imported & {"relay.producer.spool", "relay.producer.spooling", "relay.redaction"}
 
 
 def test_redis_is_tried_again_with_the_same_call(queue: Queue, spool: Spool) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from relay.diagnosis import Cause, Level, describe, diagnose, duration
-from relay.store.clock_ahead import ClockAhead
-from relay.store.contested import Contested
-from relay.store.counts import EnvironmentCounts, Ledger
-from relay.store.dead import DeadLetter
-from relay.store.endpoint import Health
-from relay.store.overview import Memory, Overview, Retrying
+from relay.operations.diagnosis import Cause, Level, describe, diagnose, duration
+from relay.queue.clock_ahead import ClockAhead
+from relay.queue.contested import Contested
+from relay.queue.counters import EnvironmentCounts, Ledger
+from relay.queue.dead_letters import DeadLetter
+from relay.queue.health import Health
+from relay.queue.overview import Memory, Overview, Retrying
 
 NOW = 1_750_000_000_000
 NOTHING = Ledger(**dict.fromkeys(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.doctor import api, broker, configuration, examination, leases, redis_server, workers
-from relay.doctor.examination import Check, run_all
-from relay.doctor.leases import Left, Place
-from relay.doctor.masking import mask_for, mask_for_refused, masked
-from relay.doctor.redis_server import Server, judge, server_of
-from relay.doctor.result import Grade, Result, ok
-from relay.doctor.workers import Look
+from relay.operations.doctor import api, broker, configuration, examination, leases, redis_server, workers
+from relay.operations.doctor.examination import Check, run_all
+from relay.operations.doctor.leases import Left, Place
+from relay.operations.doctor.masking import mask_for, mask_for_refused, masked
+from relay.operations.doctor.redis_server import Server, judge, server_of
+from relay.operations.doctor.result import Grade, Result, ok
+from relay.operations.doctor.workers import Look
 from relay.settings import ApiSettings, BrokerSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
 
 if TYPE_CHECKING:
@@ -205,10 +205,10 @@ def test_an_outbox_that_is_due_for_long_is_overdue_and_named() -> None:
     [
         ({"a"}, {"a"}, {}),
         (set(), set(), {}),
-        ({"a"}, set(), {"workers.doorman": Grade.FAULT}),
-        ({"a", "b"}, {"a"}, {"workers.doorman": Grade.FAULT}),
-        (set(), {"a"}, {"workers.broker": Grade.FAULT}),
-        ({"a"}, {"a", "b"}, {"workers.broker": Grade.WARNING}),
+        ({"a"}, set(), {"workers.scheduling.poller": Grade.FAULT}),
+        ({"a", "b"}, {"a"}, {"workers.scheduling.poller": Grade.FAULT}),
+        (set(), {"a"}, {"workers.scheduling.broker": Grade.FAULT}),
+        ({"a"}, {"a", "b"}, {"workers.scheduling.broker": Grade.WARNING}),
     ],
 )
 def test_workers_that_are_half_alive_are_told(answered: set[str], beating: set[str], found: dict[str, Grade]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from relay.demo.estate import LOG_NAME, MALFORMED, shipped_log, simulate
 from relay.demo.ledger import Entry, Fate, Reckoning, Report, fates, partition, read, reckon
 from relay.errors import InvalidEvent
-from relay.event import Defaults, DeploymentEvent, Instance
+from relay.events.event import Defaults, DeploymentEvent, Instance
 
 HEX = "0123456789abcdef" * 4
 OTHER_HEX = "f" * 64

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from relay.errors import InvalidEvent, InvalidImage
-from relay.event import Defaults, DeploymentEvent, Environment, Image, Instance, Platform
-from relay.platform import parse_platform
+from relay.events.event import Defaults, DeploymentEvent, Environment, Image, Instance, Platform
+from relay.events.platform import parse_platform
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -559,11 +559,11 @@ def test_importing_the_model_imports_nothing_heavy() -> None:
     # A bare package, so that what relay/__init__.py imports beside does not count.
     script = (
         "import sys, types; relay = types.ModuleType('relay'); relay.__path__ = ['relay'];"
-        "sys.modules['relay'] = relay; import relay.event; print(*sys.modules)"
+        "sys.modules['relay'] = relay; import relay.events.event; print(*sys.modules)"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
     ).stdout.split()
 
-    assert "relay.event" in loaded
+    assert "relay.events.event" in loaded
     assert not heavy & set(loaded)

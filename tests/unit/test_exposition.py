@@ -10,12 +10,12 @@ from exposed import Exposed, lint
 
 from relay.metrics import catalogue
 from relay.metrics.exposition import _OUTCOMES, Limits, exposition
-from relay.store import attempts
-from relay.store.counts import ledger_of
-from relay.store.dead import Reason
-from relay.store.endpoint import HoldReason
-from relay.store.snapshot import EndpointState, Server, Snapshot, Waiting
-from workers.outcome import Delivered, Refused, Retry, Unauthorized
+from relay.queue import attempts
+from relay.queue.counters import ledger_of
+from relay.queue.dead_letters import Reason
+from relay.queue.health import HoldReason
+from relay.queue.metrics_snapshot import EndpointState, Server, Snapshot, Waiting
+from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
 

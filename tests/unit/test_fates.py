@@ -6,10 +6,10 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
-from relay.cli.fates import SHORTEST_LOOK_SECONDS, UNKNOWN, WAITING, WINDOW, Fates
 from relay.cli.reporting import Reporter
+from relay.cli.wait import SHORTEST_LOOK_SECONDS, UNKNOWN, WAITING, WINDOW, Fates
 from relay.errors import QueueUnavailable
-from relay.store.receipts import Receipt, Status
+from relay.queue.receipts import Receipt, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from relay.event import DeploymentEvent
+    from relay.events.event import DeploymentEvent
 
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 

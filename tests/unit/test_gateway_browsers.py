@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 import pytest
 
-from relay.gateway.browsers import Hosts
-from relay.gateway.reports import Refused
+from relay.http.browsers import Hosts
+from relay.http.refused import Refused
 from relay.settings import Settings
 
 

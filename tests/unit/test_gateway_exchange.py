@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
-from relay.event import DeploymentEvent
-from relay.gateway_client import exchange
-from relay.gateway_client.exchange import Answer, Taken, TryAgain
-from relay.store.receipts import Receipt, Status
+from relay.events.event import DeploymentEvent
+from relay.producer import gateway_requests
+from relay.producer.gateway_requests import Answer, Taken, TryAgain
+from relay.queue.receipts import Receipt, Status
 
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 
@@ -35,9 +35,9 @@ def test_what_each_status_means_without_a_word_of_a_gateways(status: int) -> Non
     again |= dict.fromkeys(range(500, 600), QueueUnavailable)
     if status not in again:
         with pytest.raises(GatewayRefused, match=f"HTTP {status}"):
-            exchange.read_report(answer(status, b"<html>"), 1)
+            gateway_requests.read_report(answer(status, b"<html>"), 1)
         return
-    read = exchange.read_report(answer(status, b"<html>"), 1)
+    read = gateway_requests.read_report(answer(status, b"<html>"), 1)
     assert isinstance(read, TryAgain)
     assert type(read.error) is again[status]
     assert read.outcomes == (None,)
@@ -45,7 +45,7 @@ def test_what_each_status_means_without_a_word_of_a_gateways(status: int) -> Non
 
 def test_each_event_of_a_request_has_its_outcome() -> None:
     fault = {"index": 1, "field": "environment.name", "reason": "not for this token"}
-    read = exchange.read_report(answer(202, {"ids": ["a", None, "c"], "errors": [fault]}), 3)
+    read = gateway_requests.read_report(answer(202, {"ids": ["a", None, "c"], "errors": [fault]}), 3)
     assert isinstance(read, Taken)
     first, second, third = read.outcomes
     assert (first, third) == ("a", "c")
@@ -55,14 +55,14 @@ def test_each_event_of_a_request_has_its_outcome() -> None:
 
 def test_none_valid_is_an_answer_too() -> None:
     document = {"error": "none", "field": "", "ids": [None], "errors": [{"index": 0, "field": "x", "reason": "y"}]}
-    read = exchange.read_report(answer(422, document), 1)
+    read = gateway_requests.read_report(answer(422, document), 1)
     assert isinstance(read, Taken)
     assert isinstance(read.outcomes[0], InvalidEvent)
 
 
 def test_what_a_full_gateway_took_is_taken() -> None:
     document = {"error": "the queue is full", "ids": ["a", None, None], "errors": [{"index": 2, "reason": "bad"}]}
-    read = exchange.read_report(answer(429, document, retry_after="7"), 3)
+    read = gateway_requests.read_report(answer(429, document, retry_after="7"), 3)
     assert isinstance(read, TryAgain)
     assert isinstance(read.error, QueueFull)
     assert "the queue is full" in str(read.error)
@@ -86,27 +86,27 @@ def test_what_a_full_gateway_took_is_taken() -> None:
 )
 def test_a_202_that_leaves_an_event_open_is_no_gateways(document: Any) -> None:
     with pytest.raises(GatewayRefused, match="is its URL right"):
-        exchange.read_report(answer(202, document), 2)
+        gateway_requests.read_report(answer(202, document), 2)
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_token_says_what_to_set(status: int) -> None:
     with pytest.raises(GatewayRefused, match=r"the bearer token is wrong.*RELAY_GATEWAY_TOKEN"):
-        exchange.read_report(answer(status, {"error": "the bearer token is wrong", "field": ""}), 1)
+        gateway_requests.read_report(answer(status, {"error": "the bearer token is wrong", "field": ""}), 1)
 
 
 @pytest.mark.parametrize(
     ("given", "seconds"), [("3", 3), ("0", 0), ("", 0), ("-1", 0), ("soon", 0), ("9" * 400, 0), ("٣", 0)]
 )
 def test_retry_after_is_seconds(given: str, seconds: float) -> None:
-    read = exchange.read_report(answer(503, {}, retry_after=given), 1)
+    read = gateway_requests.read_report(answer(503, {}, retry_after=given), 1)
     assert isinstance(read, TryAgain)
     assert read.after_seconds == seconds
 
 
 def test_another_programs_words_stay_on_one_line() -> None:
     with pytest.raises(GatewayRefused) as refused:
-        exchange.read_report(answer(400, {"error": "a\nb\x1b[2J" + "x" * 1000}), 1)
+        gateway_requests.read_report(answer(400, {"error": "a\nb\x1b[2J" + "x" * 1000}), 1)
     assert "a?b?[2Jxx" in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -114,10 +114,10 @@ def test_another_programs_words_stay_on_one_line() -> None:
 def test_a_receipt_is_read_as_the_gateway_writes_it() -> None:
     since = "2026-01-31T12:00:00.250+00:00"
     document = {"id": "a", "status": "dead", "since": since, "reason": "refused", "detail": "HTTP 400"}
-    read = exchange.read_receipt(answer(200, document))
+    read = gateway_requests.read_receipt(answer(200, document))
     assert read == Receipt(status=Status.DEAD, at=1_769_860_800_250, reason="refused", detail="HTTP 400")
-    assert exchange.read_receipt(answer(404, {"error": "no receipt", "field": ""})) is None
-    assert isinstance(exchange.read_receipt(answer(503, {})), TryAgain)
+    assert gateway_requests.read_receipt(answer(404, {"error": "no receipt", "field": ""})) is None
+    assert isinstance(gateway_requests.read_receipt(answer(503, {})), TryAgain)
 
 
 @pytest.mark.parametrize(
@@ -125,29 +125,29 @@ def test_a_receipt_is_read_as_the_gateway_writes_it() -> None:
 )
 def test_what_is_no_receipt_is_refused(status: int, document: Any) -> None:
     with pytest.raises(GatewayRefused):
-        exchange.read_receipt(answer(status, document))
+        gateway_requests.read_receipt(answer(status, document))
 
 
 @pytest.mark.parametrize(
     "url", ["https://r.example.com", "https://r.example.com/", "https://r.example.com/v1/deployments/"]
 )
 def test_urls(url: str) -> None:
-    assert exchange.reports_url(url) == "https://r.example.com/"
-    assert exchange.receipt_url(url, "a/b ?#") == "https://r.example.com/events/a%2Fb%20%3F%23"
-    assert exchange.reports_url("https://example.com/relay") == "https://example.com/relay/"
+    assert gateway_requests.reports_url(url) == "https://r.example.com/"
+    assert gateway_requests.receipt_url(url, "a/b ?#") == "https://r.example.com/events/a%2Fb%20%3F%23"
+    assert gateway_requests.reports_url("https://example.com/relay") == "https://example.com/relay/"
 
 
 def test_a_line_is_the_event_again() -> None:
     event = DeploymentEvent.of(
         IMAGE, environment="production", platform="linux/arm64", id="a", source="é", time="2026-01-31T12:00:00Z"
     )
-    assert DeploymentEvent.parse(exchange.line_of(event)) == event
-    assert b"\n" not in exchange.line_of(event)
+    assert DeploymentEvent.parse(gateway_requests.line_of(event)) == event
+    assert b"\n" not in gateway_requests.line_of(event)
 
 
 def test_requests_are_bounded_and_lose_no_line() -> None:
     lines = [b"x" * size for size in [10] * 1_001 + [600_000, 600_000, 2_000_000, 5]]
-    requests = list(exchange.requests_of(lines))
+    requests = list(gateway_requests.requests_of(lines))
     assert [line for request in requests for line in request] == lines
     assert [len(request) for request in requests] == [1_000, 2, 1, 1, 1]
-    assert list(exchange.requests_of([])) == []
+    assert list(gateway_requests.requests_of([])) == []

@@ -12,12 +12,13 @@ from redis import exceptions as redis_errors
 
 pytest.importorskip("packageurl")
 
+from relay.connections.failover import WrongServer
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
-from relay.event import DeploymentEvent
-from relay.failover import WrongServer
-from relay.gateway import answers, cloudevents, reports
+from relay.events.event import DeploymentEvent
+from relay.gateway import cloudevents, report_parsing, responses
 from relay.gateway.auth import Caller, Stranger, Tokens
-from relay.gateway.reports import Envelope, Fault, Limits, Media, Refused
+from relay.gateway.report_parsing import Envelope, Fault, Limits, Media
+from relay.http.refused import Refused
 
 if TYPE_CHECKING:
     from relay.errors import RelayError
@@ -79,7 +80,7 @@ def test_who_may_report(authorization: str | None, token: str, who: str | Strang
     ],
 )
 def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> None:
-    assert reports.media_of(headers) is media
+    assert report_parsing.media_of(headers) is media
 
 
 @pytest.mark.parametrize(
@@ -101,14 +102,14 @@ def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> 
 )
 def test_other_content_types_are_415(headers: dict[str, str]) -> None:
     with pytest.raises(Refused) as refused:
-        reports.media_of(headers)
+        report_parsing.media_of(headers)
     assert refused.value.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 @pytest.mark.parametrize("given", [{}, {"content-type": "application/x-www-form-urlencoded"}])
 def test_a_client_without_a_json_content_type_is_told_which_header_to_add(given: dict[str, str]) -> None:
     with pytest.raises(Refused, match="add the header 'Content-Type: application/json'"):
-        reports.media_of(given)
+        report_parsing.media_of(given)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_client_without_a_json_content_type_is_told_which_header_to_add(given:
     ],
 )  # fmt: skip
 def test_envelope_of_headers(headers: dict[str, str], envelope: Envelope) -> None:
-    assert reports.envelope_of(headers) == envelope
+    assert report_parsing.envelope_of(headers) == envelope
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_envelope_of_headers(headers: dict[str, str], envelope: Envelope) -> Non
 )
 def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        reports.envelope_of(headers)
+        report_parsing.envelope_of(headers)
     assert invalid.value.field == field
 
 
@@ -172,14 +173,14 @@ def test_headers_that_are_not_utf8_name_their_field(headers: dict[str, str], fie
     ],
 )
 def test_a_body_is_bounded_as_its_kind(media: Media, start: bytes, bound: int) -> None:
-    reports.check_size(bound, media, start, LIMITS)
+    report_parsing.check_size(bound, media, start, LIMITS)
     with pytest.raises(Refused) as refused:
-        reports.check_size(bound + 1, media, start, LIMITS)
+        report_parsing.check_size(bound + 1, media, start, LIMITS)
     assert refused.value.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 def test_many_may_always_be_as_large_as_one() -> None:
-    assert Limits.of(10) == Limits(one=10, many=reports.MAX_MANY_BYTES)
+    assert Limits.of(10) == Limits(one=10, many=report_parsing.MAX_MANY_BYTES)
     assert Limits.of(10**9) == Limits(one=10**9, many=10**9)
 
 
@@ -188,12 +189,12 @@ def test_many_may_always_be_as_large_as_one() -> None:
     [(None, 0), ("12", 12), ("0" * 5000 + "12", 12), ("0" * 5000, 0), ("-1", 0), ("x", 0), ("\xb2", 0)],
 )
 def test_declared_size(given: str | None, size: int) -> None:
-    assert reports.declared_size({} if given is None else {"content-length": given}) == size
+    assert report_parsing.declared_size({} if given is None else {"content-length": given}) == size
 
 
 def test_one_event_with_its_envelope() -> None:
     envelope = Envelope(id="7", source="east", time="2025-01-31T12:00:00Z")
-    assert reports.read_one(event(id="in the body"), envelope) == DeploymentEvent.of(
+    assert report_parsing.read_one(event(id="in the body"), envelope) == DeploymentEvent.of(
         URL, id="7", source="east", time=datetime(2025, 1, 31, 12, tzinfo=UTC)
     )
 
@@ -201,7 +202,7 @@ def test_one_event_with_its_envelope() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"image=app", b'{"image": {}} {}', b"\xff", b'"\\ud800"'])
 def test_what_is_not_json_is_400(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
-        reports.read_one(body, Envelope())
+        report_parsing.read_one(body, Envelope())
     assert refused.value.status == HTTPStatus.BAD_REQUEST
 
 
@@ -219,7 +220,7 @@ def test_what_is_not_json_is_400(body: bytes) -> None:
 )
 def test_json_that_is_no_event_names_the_field(body: bytes, envelope: Envelope, field: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        reports.read_one(body, envelope)
+        report_parsing.read_one(body, envelope)
     assert invalid.value.field == field
 
 
@@ -234,7 +235,7 @@ def test_json_that_is_no_event_names_the_field(body: bytes, envelope: Envelope, 
     ],
 )
 def test_many_are_split(media: Media, body: bytes, texts: list[bytes]) -> None:
-    assert reports.split(media, body) == texts
+    assert report_parsing.split(media, body) == texts
 
 
 @pytest.mark.parametrize(
@@ -242,14 +243,14 @@ def test_many_are_split(media: Media, body: bytes, texts: list[bytes]) -> None:
     [
         (Media.JSON, b"[1,", HTTPStatus.BAD_REQUEST),
         (Media.JSON, b"[" * 10_000, HTTPStatus.BAD_REQUEST),
-        (Media.JSON, b"[" + b"0," * reports.MAX_MANY_EVENTS + b"0]", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-        (Media.LINES, b"\n" * (reports.MAX_MANY_EVENTS + 1), HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        (Media.JSON, b"[" + b"0," * report_parsing.MAX_MANY_EVENTS + b"0]", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        (Media.LINES, b"\n" * (report_parsing.MAX_MANY_EVENTS + 1), HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     ],
     ids=["cut short", "too deep", "too many elements", "too many lines"],
 )
 def test_many_that_are_refused_whole(media: Media, body: bytes, status: HTTPStatus) -> None:
     with pytest.raises(Refused) as refused:
-        reports.split(media, body)
+        report_parsing.split(media, body)
     assert refused.value.status == status
 
 
@@ -265,14 +266,14 @@ def test_many_that_are_refused_whole(media: Media, body: bytes, status: HTTPStat
     ],
 )
 def test_one_of_many_that_is_no_event(text: bytes, envelope: Envelope, field: str) -> None:
-    _, fault = reports.read_each([event(id="0", time="2025-01-31T12:00:00Z"), text], 5, envelope, LIMITS)
+    _, fault = report_parsing.read_each([event(id="0", time="2025-01-31T12:00:00Z"), text], 5, envelope, LIMITS)
     assert isinstance(fault, Fault)
     assert (fault.index, fault.field) == (6, field)
 
 
 def test_headers_fill_in_what_each_of_many_leaves_out() -> None:
     envelope = Envelope(id="key", source="east", time="2025-01-31T12:00:00Z")
-    own, filled = reports.read_each(
+    own, filled = report_parsing.read_each(
         [event(id="own", source="west", time="2024-01-31T12:00:00Z"), event()], 8, envelope, LIMITS
     )
     assert own == DeploymentEvent.of(URL, id="own", source="west", time="2024-01-31T12:00:00Z")
@@ -284,14 +285,14 @@ TOLD = {"index": 1, "field": "image.url", "reason": "is missing"}
 
 
 def test_answers_for_many_tell_of_each() -> None:
-    assert answers.taken_many([], []).document == {"ids": []}
-    assert answers.taken_many(["a", "b"], []).document == {"ids": ["a", "b"]}
-    partly = answers.taken_many(["a", None], [FAULT])
+    assert responses.taken_many([], []).document == {"ids": []}
+    assert responses.taken_many(["a", "b"], []).document == {"ids": ["a", "b"]}
+    partly = responses.taken_many(["a", None], [FAULT])
     assert (partly.status, partly.document) == (202, {"ids": ["a", None], "errors": [TOLD]})
 
 
 def test_none_valid_of_many_is_422() -> None:
-    answer = answers.taken_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
+    answer = responses.taken_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
     assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
     assert answer.document["field"] == ""
     assert "none of the 2" in answer.document["error"]
@@ -299,7 +300,7 @@ def test_none_valid_of_many_is_422() -> None:
 
 
 def test_many_that_stopped_tell_what_is_enqueued() -> None:
-    answer = answers.taken_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
+    answer = responses.taken_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
     assert (answer.status, answer.headers) == (429, {"Retry-After": "5"})
     assert answer.document == {
         "error": "the queue is full", "field": "", "ids": ["a", None, None], "errors": [TOLD]
@@ -335,7 +336,7 @@ def caused_by(cause: BaseException | None) -> QueueUnavailable:
 def test_every_error_has_its_answer_without_secrets(
     error: RelayError, status: int, says: str, headers: dict[str, str]
 ) -> None:
-    answer = answers.of_error(error)
+    answer = responses.of_error(error)
     assert (answer.status, dict(answer.headers)) == (status, headers)
     assert says in answer.document["error"]
     assert answer.document["field"] == (error.field if isinstance(error, InvalidEvent) else "")
@@ -345,22 +346,22 @@ def test_every_error_has_its_answer_without_secrets(
 @pytest.mark.parametrize(("stranger", "status"), [(Stranger.WITHOUT_TOKEN, 401), (Stranger.WITH_WRONG_TOKEN, 403)])
 def test_strangers_are_refused(stranger: Stranger, status: int) -> None:
     with pytest.raises(Refused) as refused:
-        reports.admitted(stranger)
+        report_parsing.admitted(stranger)
     assert refused.value.status == status
 
 
 def test_caller_that_is_known_is_let_in() -> None:
     caller = Caller(name="x")
-    assert reports.admitted(caller) is caller
+    assert report_parsing.admitted(caller) is caller
 
 
 def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
     caller = Caller(name="payments", environments=("payments-*",))
-    reports.checked_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
+    report_parsing.checked_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
     for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
-        with pytest.raises(reports.NotPermitted) as refused:
-            reports.checked_environment(given, caller, "deployed")
-        answer = answers.of_error(refused.value)
+        with pytest.raises(report_parsing.NotPermitted) as refused:
+            report_parsing.checked_environment(given, caller, "deployed")
+        answer = responses.of_error(refused.value)
         assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
         assert "payments" in answer.document["error"]
 
@@ -371,5 +372,5 @@ def test_an_event_of_many_that_is_too_large_is_not_read(media: Media, monkeypatc
     large = b'{"specversion":"1.0",' + b",".join(b'"%d":0' % number for number in range(LIMITS.one)) + b"}"
     monkeypatch.setattr(DeploymentEvent, "parse", None)
     monkeypatch.setattr(cloudevents, "read", None)
-    [fault] = reports.read_many(media, [large], 3, Envelope(), LIMITS)
+    [fault] = report_parsing.read_many(media, [large], 3, Envelope(), LIMITS)
     assert fault == Fault(index=3, field="", reason=f"the event is {len(large)} bytes, more than the 300 allowed")

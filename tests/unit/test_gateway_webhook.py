@@ -12,9 +12,10 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from relay.gateway import answers, compression, webhook
-from relay.gateway.answers import Answer
-from relay.gateway.reports import Fault, Refused
+from relay.gateway import compression, responses, webhook
+from relay.gateway.report_parsing import Fault
+from relay.gateway.responses import Answer
+from relay.http.refused import Refused
 
 TEXT = b'{"image": {}}' * 10
 
@@ -71,9 +72,9 @@ def test_plain_reports_get_a_body(headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("answer", "headers"),
     [
-        (answers.taken("/ci/7#1"), {"X-Relay-Event-Id": "/ci/7#1"}),
-        (answers.taken('a b"%ö'), {"X-Relay-Event-Id": "a%20b%22%25%C3%B6"}),
-        (answers.taken_many(["1", "2"], []), {}),
+        (responses.taken("/ci/7#1"), {"X-Relay-Event-Id": "/ci/7#1"}),
+        (responses.taken('a b"%ö'), {"X-Relay-Event-Id": "a%20b%22%25%C3%B6"}),
+        (responses.taken_many(["1", "2"], []), {}),
     ],
 )
 def test_answer_without_a_body_has_the_id_in_a_header(answer: Answer, headers: dict[str, str]) -> None:
@@ -83,8 +84,8 @@ def test_answer_without_a_body_has_the_id_in_a_header(answer: Answer, headers: d
 @pytest.mark.parametrize(
     "answer",
     [
-        answers.taken_many(["1", None], [Fault(index=1, field="source", reason="is missing")]),
-        answers.refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "is missing", field="source"),
+        responses.taken_many(["1", None], [Fault(index=1, field="source", reason="is missing")]),
+        responses.refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "is missing", field="source"),
     ],
 )
 def test_answer_that_names_faults_keeps_its_body(answer: Answer) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import InvalidImage
-from relay.image import MAX_PATH_CHARACTERS, MAX_REFERENCE_CHARACTERS, ImageReference, parse_image
+from relay.events.image import MAX_PATH_CHARACTERS, MAX_REFERENCE_CHARACTERS, ImageReference, parse_image
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8

@@ -20,8 +20,8 @@ from commands import GATEWAY, SERVICES, WATCHER
 from relay.errors import ConfigurationError
 from relay.gateway.auth import parse_secrets
 from relay.hosts import EVERY_ADDRESS
-from relay.keys import DEFAULT_ENDPOINT, Keys
 from relay.kubernetes.naming import Naming
+from relay.queue.keys import DEFAULT_ENDPOINT, Keys
 from relay.settings import SHORT_NAMES, Settings
 
 if TYPE_CHECKING:

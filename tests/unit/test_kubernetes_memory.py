@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pods import FOLDER, NAMING, digest_of, load, pod_of
 
-from relay.kubernetes.memory import Memory
 from relay.kubernetes.pod import read_pod
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.pod_cache import Memory
+from relay.kubernetes.skip_reason import Skipped
 
 PODS = [path.stem for path in sorted(FOLDER.glob("*.json")) if load(path.stem).get("kind") == "Pod"]
 

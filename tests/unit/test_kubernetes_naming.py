@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pods import naming
 
 from relay.errors import ConfigurationError
-from relay.event import MAX_NAME_BYTES
+from relay.events.event import MAX_NAME_BYTES
 from relay.kubernetes.naming import Place, shortened
 from relay.settings import Settings
 from relay.template import Template

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay.errors import ClusterUnavailable
-from relay.kubernetes.next_step import (
+from relay.kubernetes.retry_policy import (
     PAUSE_SECONDS,
     RESUMES,
     RETRY_AFTER_MAX_SECONDS,

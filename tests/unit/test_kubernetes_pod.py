@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pods import FOLDER, NAMING, digest_of, load, naming, pod_of
 
-from relay.event import Defaults, DeploymentEvent
-from relay.kubernetes import shape
+from relay.events.event import Defaults, DeploymentEvent
+from relay.events.platform import Platform, parse_platform
+from relay.kubernetes import json_access
 from relay.kubernetes.node import platform_of_node
 from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading, read_pinned, read_pod
-from relay.kubernetes.skipped import Skipped
+from relay.kubernetes.skip_reason import Skipped
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
-from relay.platform import Platform, parse_platform
-from workers.verdict import Verdict, judge
+from workers.intake.deduplication import Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.verdict import Accepted
+    from workers.intake.deduplication import Accepted
 
 A, B, C = digest_of("a"), digest_of("b"), digest_of("c")
 WEB = "ghcr.io/acme/web"
@@ -842,10 +842,10 @@ def test_any_part_may_be_anything(path: tuple[Any, ...], by: Any, then_path: tup
 
 @given(JSON, st.lists(st.text(max_size=3)))
 def test_a_shape_has_what_it_has(given: Any, path: list[str]) -> None:
-    assert isinstance(shape.part(given, *path), dict)
-    assert isinstance(shape.text(given, *path), str)
-    assert all(isinstance(item, dict) for item in shape.each(given, *path))
-    assert isinstance(shape.moment(given, *path), datetime | None)
+    assert isinstance(json_access.part(given, *path), dict)
+    assert isinstance(json_access.text(given, *path), str)
+    assert all(isinstance(item, dict) for item in json_access.each(given, *path))
+    assert isinstance(json_access.moment(given, *path), datetime | None)
 
 
 LINUX_AMD64, LINUX_ARM64, WINDOWS_AMD64 = map(parse_platform, ("linux/amd64", "linux/arm64", "windows/amd64"))

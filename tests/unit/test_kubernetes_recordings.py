@@ -11,7 +11,7 @@ from pods import load
 
 from relay.errors import ClusterUnavailable
 from relay.kubernetes.cluster import _change
-from relay.kubernetes.next_step import Step, next_step
+from relay.kubernetes.retry_policy import Step, next_step
 
 
 def error_of(line: str) -> ClusterUnavailable:

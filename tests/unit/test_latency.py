@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.store.latency import bucket, percentile, upper_bound_seconds
+from relay.queue.latency import bucket, percentile, upper_bound_seconds
 
 DAY_MS = 86_400_000
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import logs
-from relay.secrecy import MASK, Secrets
+from relay.redaction import MASK, Secrets
 from relay.settings import LogSettings, Settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def configured(made: Settings | None = None, *, log: Log | None = None) -> Log:
 
 def test_a_line_says_when_how_bad_what_and_who() -> None:
     log = configured()
-    logs.get_logger("workers.drains").info("inbox drained", taken=480, seconds=0.25)
+    logs.get_logger("workers.scheduling.runs").info("inbox drained", taken=480, seconds=0.25)
     [line] = log.lines
     assert list(line) == [
         "timestamp", "level", "event", "taken", "seconds", "role", "worker", "pid", "logger"
@@ -70,7 +70,7 @@ def test_a_line_says_when_how_bad_what_and_who() -> None:
         "role": "worker",
         "worker": "relay@host",
         "pid": os.getpid(),
-        "logger": "workers.drains",
+        "logger": "workers.scheduling.runs",
     }
 
 

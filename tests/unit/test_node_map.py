@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.platform import Platform, parse_platform
-from relay.store.nodes import MAX_BYTES, MAX_NODES, NodeMap, decode, encode
+from relay.events.platform import Platform, parse_platform
+from relay.queue.nodes import MAX_BYTES, MAX_NODES, NodeMap, decode, encode
 
 platforms = st.sampled_from(["linux/amd64", "linux/arm64", "linux/arm/v7", "windows/amd64"]).map(parse_platform)
 

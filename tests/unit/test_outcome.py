@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workers.outcome import Delivered, Outcome, Refused, Retry, Unauthorized, code_of, outcome_of
-from workers.transport import Answer, Failure
+from workers.delivery.outcome import Delivered, Outcome, Refused, Retry, Unauthorized, code_of, outcome_of
+from workers.delivery.transport import Answer, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pacing import SHRINK, Window
+from workers.delivery.concurrency_limit import SHRINK, Window
 
 
 def window(size: int, most: int = 32) -> Window:

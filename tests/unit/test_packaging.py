@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, SecretStr
 
-from relay.embedded import EmbeddedRedis
-from relay.keys import Keys
+from relay.processes.embedded_redis import EmbeddedRedis
+from relay.queue.keys import Keys
 from relay.settings import SHORT_NAMES, Settings
 from tests.commands import SERVICES
 

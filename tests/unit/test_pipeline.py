@@ -6,8 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from relay.event import MAX_ID_BYTES, DeploymentEvent
-from relay.pipeline import Origin, detect
+from relay.events.event import MAX_ID_BYTES, DeploymentEvent
+from relay.producer.ci import Origin, detect
 
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 OTHER_IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'b').hexdigest()}"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from relay.errors import InvalidEvent
-from relay.platform import MAX_COMPONENT_CHARACTERS, Platform, normalise, parse_platform
+from relay.events.platform import MAX_COMPONENT_CHARACTERS, Platform, normalise, parse_platform
 
 
 # The rows of containerd's normalizeArch, and what stays as it is.

@@ -12,8 +12,8 @@ import fakeredis
 import pytest
 
 from relay import AsyncProducer, DeploymentEvent, InvalidEvent, Producer, QueueFull, QueueUnavailable
-from relay.keys import Keys
-from relay.producer import CHUNK
+from relay.producer.queue_producer import CHUNK
+from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from workers.outcome import Retry, Unauthorized, outcome_of
-from workers.transport import answer_of
-from workers.transport.rate_limit import UNSAID_RESET_SECONDS, UNSAID_SECONDS, says_used_up
+from workers.delivery.outcome import Retry, Unauthorized, outcome_of
+from workers.delivery.transport import answer_of
+from workers.delivery.transport.rate_limit import UNSAID_RESET_SECONDS, UNSAID_SECONDS, says_used_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.outcome import Outcome
+    from workers.delivery.outcome import Outcome
 
 #: The answers' `Date`: the APIs' clock is not ours.
 DATE = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from relay.cli.fates import WINDOW, Fates
 from relay.cli.reporting import Reporter
+from relay.cli.wait import WINDOW, Fates
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relay.errors import RelayError
-    from relay.event import DeploymentEvent
-    from relay.store.receipts import Receipt
+    from relay.events.event import DeploymentEvent
+    from relay.queue.receipts import Receipt
 
 #: Events that `Ending` takes together.
 CHUNK = 10

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigurationError, QueueUnavailable, SpoolUnavailable
-from relay.spool import SEGMENT_BYTES, Content, Record, Spool, Standing, decode, encode
+from relay.producer.spool import SEGMENT_BYTES, Content, Record, Spool, Standing, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from relay.demo.run import forget_settings
+from relay.processes.stack import Stack, _answers, _read_port
 from relay.sandbox import Sandbox
-from relay.stack import Stack, _answers, _read_port
 
 if TYPE_CHECKING:
     from pathlib import Path

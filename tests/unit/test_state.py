@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.store.state import Accepted, Delivered
+from relay.queue.state import Accepted, Delivered
 
 #: Splits as settle.lua does.
 LUA_LINES = r"""

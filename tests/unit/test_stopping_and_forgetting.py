@@ -7,10 +7,10 @@ import signal
 import pytest
 from celery.worker import state
 
-from relay.store.state import SEEN_STEP_MS
-from workers import stopping
-from workers.echo import Hearing
-from workers.forget import every_seconds, seen_before
+from relay.queue.state import SEEN_STEP_MS
+from workers import shutdown
+from workers.scheduling.broker_probe import Hearing
+from workers.scheduling.forgetting import every_seconds, seen_before
 
 DAY = 86_400.0
 
@@ -76,9 +76,9 @@ def test_the_first_signal_to_a_worker_that_leaves_by_itself_is_not_the_second(
 ) -> None:
     """It would cut off what is in flight."""
     ended: list[int] = []
-    monkeypatch.setattr(stopping, "_stopping", True)  # it left by itself
+    monkeypatch.setattr(shutdown, "_stopping", True)  # it left by itself
     monkeypatch.setattr(state, "should_stop", 70)
-    step = stopping.StoppingStep.__new__(stopping.StoppingStep)
+    step = shutdown.StoppingStep.__new__(shutdown.StoppingStep)
     step._was_asked, step._has_signals = False, True
     monkeypatch.setattr(step, "_end", ended.append, raising=False)
     monkeypatch.setattr(step, "_say", lambda _: None, raising=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.streaming import PAUSE_SECONDS, in_chunks
+from relay.producer.streaming import PAUSE_SECONDS, in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

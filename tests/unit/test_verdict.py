@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.store.inbox import Redriven
-from relay.store.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
-from workers.verdict import Believed, Clock, Verdict, judge
+from relay.queue.inbox import Redriven
+from relay.queue.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
+from workers.intake.deduplication import Believed, Clock, Verdict, judge
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000

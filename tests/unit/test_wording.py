@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.wording import some_of
+from relay.text import some_of
 
 
 @pytest.mark.parametrize(

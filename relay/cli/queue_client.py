@@ -1,0 +1,36 @@
+"""The shard that a command works on: its Redis and its keys, from the settings."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from redis.exceptions import RedisError
+
+from relay.connections.clients import connect, unavailable
+from relay.queue.keys import Keys
+from relay.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+
+class Shard(NamedTuple):
+    """Where a command looks and what it is told to heed."""
+
+    client: Redis
+    keys: Keys
+    settings: Settings
+
+
+@contextmanager
+def open_shard() -> Iterator[Shard]:
+    """Connect while in the context; Redis's errors in it become `QueueUnavailable`."""
+    settings = Settings.load()
+    with connect(settings.redis) as client:
+        try:
+            yield Shard(client, Keys(settings.queue.namespace), settings)
+        except RedisError as error:
+            raise unavailable(settings.redis.url, error) from error

@@ -1,0 +1,236 @@
+"""Redis clients from settings: with a time-out on everything, and bytes for answers."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.connection import HiredisRespSerializer
+from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
+
+from relay import addresses
+from relay.connections.failover import WrongServer, follow_role, follow_role_async
+from relay.errors import ConfigurationError, QueueUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis.asyncio.connection import AbstractConnection
+    from redis.connection import AbstractConnection as SyncConnection
+
+    from relay.settings import RedisSettings
+
+#: Tries after the first on a lost connection. All that the relay sends may be applied twice: scripts find
+#: their entry gone, and reports carry an id.
+RETRIES = 3
+
+#: Bounds of the pause between such tries, in seconds.
+RETRY_PAUSE_SECONDS = (0.02, 0.5)
+
+#: Connections of a client for asyncio: redis-py's own pool refuses who comes when all are at work.
+CONNECTIONS = 16
+
+#: What `CLIENT LIST` calls our connections.
+CLIENT_NAME = "relay"
+
+Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
+
+
+def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
+    """Return a client that has not connected yet; its pool belongs to this process alone."""
+    return client_of(redis.Redis, settings, options(settings, _Retry(_backoff(), retries)))
+
+
+def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) -> redis.asyncio.Redis:
+    """Return a client for asyncio; like `connect`. Who finds all its connections at work waits for one.
+
+    A client with one `connection` keeps it, and does without the pool's part of each command.
+    """
+    own = options(settings, _AsyncRetry(_backoff(), RETRIES))
+    client_of(redis.asyncio.Redis, settings, own)  # for what it refuses
+    url, of_url = address(settings)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url, **own, **of_url, max_connections=connections, timeout=settings.timeout
+    )
+    of_ours = type(pool.connection_class.__name__, (_AsyncNamed, pool.connection_class), {})
+    pool.connection_class = follow_role_async(of_ours)
+    if HIREDIS_AVAILABLE:  # the bare install does without
+        pool.connection_class = _packing_in_c(pool.connection_class)
+    client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
+    client.auto_close_connection_pool = True
+    return client
+
+
+def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any]) -> Client:
+    """Make a client of redis-py, or turn its fault of a URL into ours and drop its words: they may repeat a password.
+
+    The settings refuse what cannot be split, and options that are not on their list. redis-py looks at the rest when
+    it makes a connection, so one is made here, and connects to nothing.
+    """
+    url, of_url = address(settings)
+    try:
+        client = kind.from_url(url, **own, **of_url)
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+        if isinstance(client, redis.Redis):
+            client.connection_pool.connection_class = follow_role(named(client.connection_pool.connection_class))
+    except (AttributeError, TypeError, ValueError, redis.RedisError):
+        raise ConfigurationError(
+            "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
+        ) from None
+    return client
+
+
+def address(settings: RedisSettings) -> addresses.ForRedis:
+    """Return the URL without its options, and these with those of TLS; check that the files of TLS can be read."""
+    try:
+        found = addresses.for_redis(settings.url, settings)
+        addresses.check_files(settings.url, settings, "redis")
+    except ValueError as error:  # settings that were not validated
+        raise ConfigurationError(f"redis.url (RELAY_REDIS_URL): {error}") from None
+    return found
+
+
+class _Retry(Retry):
+    """Tries again at one place only: redis-py retries a command, and within each try of it the connecting.
+
+    A Redis that takes connections and never answers would be waited for 16 times instead of 4. Each connection has
+    a copy of its own, and one caller at a time.
+    """
+
+    _within = False
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        if self._within:
+            return Retry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
+        self._within = True
+        try:
+            return super().call_with_retry(do, fail, *args, **kwargs)
+        except WrongServer:
+            if self._retries:
+                raise
+            return do()  # the connection is closed, so this makes a new one
+        finally:
+            self._within = False
+
+
+class _AsyncRetry(AsyncRetry):
+    """`_Retry`, for asyncio."""
+
+    _within = False
+
+    async def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        if self._within:
+            return await AsyncRetry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
+        self._within = True
+        try:
+            return await super().call_with_retry(do, fail, *args, **kwargs)
+        finally:
+            self._within = False
+
+
+class _Named:
+    """Names connections where Redis permits that.
+
+    redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
+    """
+
+    our_name = CLIENT_NAME
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Authenticate and select the database as redis-py does, then give the name."""
+        super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's, beside which this is mixed in
+        with contextlib.suppress(redis.ResponseError):
+            self.send_command("CLIENT", "SETNAME", self.our_name, check_health=False)  # type: ignore[attr-defined]  # the same
+            self.read_response()  # type: ignore[attr-defined]  # the same
+
+
+class _AsyncNamed:
+    """`_Named`, for asyncio."""
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Authenticate and select the database as redis-py does, then give the name."""
+        await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's
+        with contextlib.suppress(redis.ResponseError):
+            await self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
+            await self.read_response()  # type: ignore[attr-defined]  # the same
+
+
+def named(kind: type[SyncConnection], name: str = CLIENT_NAME) -> type[SyncConnection]:
+    """Return the connection class with a name for `CLIENT LIST`."""
+    return type(kind.__name__, (_Named, kind), {"our_name": name})
+
+
+class _PackingInC:
+    """Packs commands as redis-py's synchronous connections do.
+
+    Those for asyncio copy what is packed so far once more for each argument, of which a report of many has thousands.
+    """
+
+    _packer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Pack one command."""
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+
+def _packing_in_c(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    return type(kind.__name__, (_PackingInC, kind), {})
+
+
+def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
+    """Return what every client of ours is made with; `retry` is redis-py's, synchronous or not."""
+    return {
+        "socket_timeout": settings.timeout,
+        "socket_connect_timeout": settings.connect_timeout,
+        **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
+        "health_check_interval": 15,
+        "retry": retry,
+        # Answers have one form, whichever release of redis-py; and HELLO, which a proxy may not know, is not needed.
+        "protocol": 2,
+    }
+
+
+def _backoff() -> ExponentialWithJitterBackoff:
+    base, cap = RETRY_PAUSE_SECONDS
+    return ExponentialWithJitterBackoff(base=base, cap=cap)
+
+
+def unavailable(url: str, error: Exception, what: str = "did not answer") -> QueueUnavailable:
+    """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
+    from relay.redaction import without_password  # noqa: PLC0415 - only an error needs it, and producers start often
+
+    do = about_certificate(error, "redis.ca_file (RELAY_REDIS__CA_FILE)")
+    said = f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}"
+    return QueueUnavailable(f"{said}; {do}" if do else said)
+
+
+def about_certificate(error: Exception, setting: str) -> str:
+    """Return what to do about a certificate that was refused; empty if the error is about none."""
+    said = str(error)
+    if "WRONG_VERSION_NUMBER" in said:
+        return "that port speaks no TLS: name the one that does, or write redis:// (amqp://)"
+    if "CERTIFICATE_VERIFY_FAILED" not in said:
+        return ""
+    if "ostname mismatch" in said or "IP address mismatch" in said:
+        return "its certificate is for another name: use a name of the certificate in the URL, or have it issued anew"
+    if "expired" in said:
+        return "its certificate has expired: renew it, or set this machine's clock"
+    return f"no authority that is known made its certificate: name the file with that authority in {setting}"
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: neither the user's part nor the query's values, wherever a password stands."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    user, at, address = rest.rpartition("@")
+    if "?" in user:  # of a password with a ? in it, or of a query's value with an @: nobody can tell
+        return f"{scheme}{separator}***"
+    address, question, _ = address.partition("?")
+    return f"{scheme}{separator}{'***' if user else ''}{at}{address}{'?***' if question else ''}"

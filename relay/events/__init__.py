@@ -1,0 +1,1 @@
+"""Deployment events, image references and platforms: parsed, normalised and checked; pure."""

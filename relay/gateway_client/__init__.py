@@ -1,1 +1,0 @@
-"""Reporting where Redis cannot be reached: through a gateway elsewhere, over `requests`."""

@@ -1,0 +1,1 @@
+"""What the gateway and the console share of HTTP."""

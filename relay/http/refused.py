@@ -1,0 +1,20 @@
+"""A request that is refused, with its HTTP status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relay.errors import RelayError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from http import HTTPStatus
+
+
+class Refused(RelayError):  # noqa: N818 - says what happened
+    """The request gets no further, whatever its events are."""
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers or {}

@@ -1,0 +1,1 @@
+"""Processes that the relay starts: `relay up`, the demo, tests."""

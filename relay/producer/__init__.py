@@ -1,0 +1,1 @@
+"""Producers of deployment events: through Redis, through a gateway, with a spool."""

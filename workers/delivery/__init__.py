@@ -1,0 +1,1 @@
+"""Delivery: events of the outboxes are sent to the destination, and their outcomes committed."""

@@ -1,0 +1,1 @@
+"""Intake: entries of the inbox are validated, deduplicated and routed to outboxes."""
