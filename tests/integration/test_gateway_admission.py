@@ -334,18 +334,11 @@ def test_platforms_are_read_again_and_not_for_each_review(
         client.delete(Keys().nodes("kind-1"))  # it expired
         wait_for(lambda: bool(ask(gateway, unpinned("create"))) and None in platforms(client), 20)
         monkeypatch.setattr(gateway_nodes, "REFRESH_SECONDS", 3600)
-        wait_for(lambda: is_quiet(client), 20)
         asked_before = client.info("commandstats")["cmdstat_getrange"]["calls"]
         for _ in range(20):
             ask(gateway, unpinned("create"))
-        assert client.info("commandstats")["cmdstat_getrange"]["calls"] == asked_before
-
-
-def is_quiet(client: Redis) -> bool:
-    """Whether nothing was read for longer than a refresh takes."""
-    calls = [client.info("commandstats")["cmdstat_getrange"]["calls"]]
-    time.sleep(0.2)
-    return [client.info("commandstats")["cmdstat_getrange"]["calls"]] == calls
+        under_way = 1
+        assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= asked_before + under_way
 
 
 def test_platforms_stay_known_while_redis_is_away() -> None:
