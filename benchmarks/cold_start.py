@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.report import table, verdict
+from benchmarks.report import decision, table
 from benchmarks.rig import bare_environment
 from relay.processes.embedded_redis import EmbeddedRedis
 
@@ -107,7 +107,7 @@ def _result(program: str, runs: Sequence[ColdStart]) -> str:
     gross = median(run.ratio(program, net=False) for run in runs)
     return (
         f"{program} to libraries: {ratio:.2f} without the interpreter's own start, {gross:.2f} with it;"
-        f" required {required:g}: {verdict(passed=ratio <= required)}"
+        f" required {required:g}: {decision(passed=ratio <= required)}"
     )
 
 

@@ -7,11 +7,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import throughput
-from benchmarks.report import table, verdict
+from benchmarks.report import decision, table
 from benchmarks.rig import rig
 from benchmarks.throughput import GRACE_SECONDS, Throughput, costs
 from benchmarks.workload import ENVIRONMENTS, PRODUCERS, REPOSITORIES
-from relay.queue.counters import Ledger, read_ledger
+from relay.queue.counters import Counters, read_counters
 from relay.queue.keys import Keys
 from relay.queue.latency import percentile
 
@@ -44,9 +44,9 @@ class EndToEnd:
         """What makes the run worthless."""
         faults = self.throughput.faults
         if self.unaccounted:
-            faults.append(f"the ledger has {self.unaccounted} events unaccounted for")
+            faults.append(f"the counters has {self.unaccounted} events unaccounted for")
         if self.waiting:
-            faults.append(f"the ledger has {self.waiting} events waiting")
+            faults.append(f"the counters has {self.waiting} events waiting")
         return faults
 
 
@@ -55,13 +55,13 @@ def measure(events: int | None) -> EndToEnd:
     keys = Keys()
     with rig() as parts:
 
-        def ledger() -> Ledger:
-            return read_ledger(parts.client, keys)
+        def counters() -> Counters:
+            return read_counters(parts.client, keys)
 
         worker = parts.start_worker("workers", lambda: any(parts.client.scan_iter(keys.worker("*"))))
         done = throughput.run(parts, worker, "relay", events or EVENTS)
-        parts.wait_until(lambda: ledger().waiting == 0, GRACE_SECONDS)  # the last answers are recorded after them
-        end = ledger()
+        parts.wait_until(lambda: counters().waiting == 0, GRACE_SECONDS)  # the last answers are recorded after them
+        end = counters()
     return EndToEnd(
         throughput=done,
         waiting=end.waiting,
@@ -91,5 +91,5 @@ def told(runs: Sequence[EndToEnd]) -> str:
         f" {ENVIRONMENTS} environments x {REPOSITORIES:,} repositories"
     )
     passed = rate >= REQUIRED_EVENTS_PER_SECOND
-    result = f"Median {rate:,.0f} events/s; required {REQUIRED_EVENTS_PER_SECOND:,}: {verdict(passed=passed)}"
+    result = f"Median {rate:,.0f} events/s; required {REQUIRED_EVENTS_PER_SECOND:,}: {decision(passed=passed)}"
     return f"{title}\n{speed}\n{cost}\n{result}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.report import table, verdict
+from benchmarks.report import decision, table
 from benchmarks.rig import ROOT, Posted, rig
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def told(runs: Sequence[Gateway]) -> str:
         stopped = run.without_redis
         rows.append(_row("reviews, Redis stopped", stopped, passed=stopped.max_ms <= REQUIRED_REVIEW_MS))
     title = f"One gateway process, {CONNECTIONS} connections; the client and Redis share the machine"
-    figures = table(["", "requests/s", "p50 ms", "p99 ms", "max ms", "verdict"], rows)
+    figures = table(["", "requests/s", "p50 ms", "p99 ms", "max ms", "decision"], rows)
     required = (
         f"Required: {REQUIRED_REPORTS_A_SECOND:,} reports/s with p99 {REQUIRED_REPORT_P99_MS:g} ms; at "
         f"{REVIEWS_A_SECOND} reviews/s p99 {REQUIRED_REVIEW_P99_MS:g} ms, all within {REQUIRED_REVIEW_MS:g} ms "
@@ -126,7 +126,7 @@ def told(runs: Sequence[Gateway]) -> str:
     ratio = (
         f"Reports to nothing but group commit, median of {len(parts)} turns: {part:.2f} ({min(parts):.2f} to "
         f"{max(parts):.2f}); required, if the machine is a slower one: {REQUIRED_PART:.2f}: "
-        f"{verdict(passed=part >= REQUIRED_PART)}"
+        f"{decision(passed=part >= REQUIRED_PART)}"
     )
     return f"{title}\n{figures}\n{required}\n{ratio}"
 
@@ -137,7 +137,7 @@ def _row(name: str, posted: Posted, *, passed: bool | None) -> list[str]:
         name,
         f"{posted.rate:,.0f}",
         *(f"{each:.1f}" for each in figures),
-        "" if passed is None else verdict(passed=passed),
+        "" if passed is None else decision(passed=passed),
     ]
 
 

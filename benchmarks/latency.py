@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.report import table, verdict
+from benchmarks.report import decision, table
 from benchmarks.rig import rig
 from relay.queue.keys import Keys
 
@@ -95,7 +95,7 @@ def told(runs: Sequence[Latency]) -> str:
         [
             str(spread.environments),
             *(f"{each:.1f}" for each in (spread.median_ms, spread.p99_ms, max(spread.latency_ms))),
-            verdict(passed=spread.median_ms <= REQUIRED_MEDIAN_MS and spread.p99_ms <= REQUIRED_P99_MS),
+            decision(passed=spread.median_ms <= REQUIRED_MEDIAN_MS and spread.p99_ms <= REQUIRED_P99_MS),
         ]
         for run in runs
         for spread in run.spreads
@@ -105,7 +105,7 @@ def told(runs: Sequence[Latency]) -> str:
         f"Idle latency, XADD to receipt: {runs[0].spreads[0].events} events a row,"
         f" one every {PAUSE_SECONDS[0]:g} to {PAUSE_SECONDS[1]:g} s"
     )
-    figures = table(["environments", "median ms", "p99 ms", "max ms", "verdict"], rows)
+    figures = table(["environments", "median ms", "p99 ms", "max ms", "decision"], rows)
     required = f"Required: median {REQUIRED_MEDIAN_MS:g} ms, p99 {REQUIRED_P99_MS:g} ms"
     return f"{title}\n{figures}\n{required}"
 

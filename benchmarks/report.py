@@ -17,6 +17,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def verdict(*, passed: bool) -> str:
+def decision(*, passed: bool) -> str:
     """Return the word for a requirement that is met or not."""
     return "PASS" if passed else "FAIL"

@@ -19,7 +19,7 @@ from benchmarks.rig import ROOT, bare_environment
 from relay.cli.status import OLDEST_OF
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import overview
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def fill(client: redis.Redis, keys: Keys, environments: int, events: int) -> Non
     names = [f"cluster-{number % 100}/namespace-{number}" for number in range(environments)]
     for start in range(0, environments, _PAGE):
         some = names[start : start + _PAGE]
-        outboxes = [keys.of_outbox(DEFAULT_ENDPOINT, name) for name in some]
-        shared = [keys.counts, keys.schedule(DEFAULT_ENDPOINT), keys.environments(DEFAULT_ENDPOINT)]
+        outboxes = [keys.of_outbox(DEFAULT_DESTINATION, name) for name in some]
+        shared = [keys.counts, keys.schedule(DEFAULT_DESTINATION), keys.environments(DEFAULT_DESTINATION)]
         script_keys = [*shared, *(key for each in outboxes for key in (each.outbox, each.counts))]
         client.eval(_FILL, len(script_keys), *script_keys, events // environments, body, *some)
 
@@ -96,7 +96,7 @@ def main(environments: int = 10_000, events: int = 1_000_000) -> None:
         queue = Settings.load(redis={"url": server.url}).queue
         before = client.info("persistence")["rdb_changes_since_last_save"]
         print("the look itself")
-        best(client, lambda: overview.read(client, keys, DEFAULT_ENDPOINT, queue, oldest_of=OLDEST_OF))
+        best(client, lambda: overview.read(client, keys, DEFAULT_DESTINATION, queue, oldest_of=OLDEST_OF))
         environment = {**bare_environment(), "RELAY_REDIS_URL": server.url}
         for options in ([], ["--json"], ["--all"]):
             print(" ".join(["relay status", *options]))

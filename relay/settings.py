@@ -369,8 +369,8 @@ class DeliverySettings(_Section):
     max_in_flight: Annotated[int, Field(ge=1, le=512)] = 32
     """POSTs under way at once in one drain, at most; fewer while the API pushes back."""
     max_attempts: Count = 12
-    """Attempts before an event that keeps failing becomes a dead letter. None is used up by what is the endpoint's
-    fault: a held endpoint, a bad token, a rate limit, a host that cannot be reached."""
+    """Attempts before an event that keeps failing becomes a dead letter. None is used up by what is the destination's
+    fault: a held destination, a bad token, a rate limit, a host that cannot be reached."""
     backoff_initial: PositiveDuration = 0.5
     """Upper bound of the first pause before an event is tried again; doubles each time."""
     backoff_max: PositiveDuration = 300.0

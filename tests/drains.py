@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from outboxes import LONGEST_PAUSE_SECONDS
 from rig import wait_for
 
-from relay.queue.counters import Ledger, read_ledger
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.counters import Counters, read_counters
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.schedule import look
 from relay.settings import Settings
-from workers.delivery.run import DeliveryReport, drain_outboxes
+from workers.delivery.run import DeliveryReport, run_delivery
 from workers.runtime import make_runtime
 from workers.scheduling.app import RelayApp
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 TOKEN = "token-of-the-tests"
 REPOSITORY = "docker.io/library/nginx"
 KEYS = Keys()
-PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-ENDPOINT = KEYS.endpoint(DEFAULT_ENDPOINT)
+PRODUCTION = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
+DESTINATION = KEYS.destination(DEFAULT_DESTINATION)
 
 
 def make_runtime_for(redis_server: EmbeddedRedis, api: Sandbox | str, /, **sections: dict[str, Any]) -> Runtime:
@@ -99,13 +99,13 @@ def delivered_digests(api: Sandbox) -> list[str]:
     return [image.partition("@")[2] for image in delivered_images(api)]
 
 
-def ledger_of(client: Redis) -> Ledger:
-    return read_ledger(client, KEYS)
+def counters_of(client: Redis) -> Counters:
+    return read_counters(client, KEYS)
 
 
 def drained(runtime: Runtime, *environments: str) -> DeliveryReport:
     """Run one drain, which must find its outboxes free."""
-    done = drain_outboxes(runtime, environments or ["production"])
+    done = run_delivery(runtime, environments or ["production"])
     assert done is not None
     return done
 
@@ -123,29 +123,31 @@ def deliver_until(
     *environments: str,
     timeout_seconds: float = 30,
 ) -> None:
-    """Run drains one after the other, when the doorman would ring for them, until something holds."""
+    """Run drains one after the other, when the poller would ring for them, until something holds."""
     names = environments or ("production",)
 
     def step() -> bool:
         if condition():
             return True
-        due = look(runtime.client, KEYS, DEFAULT_ENDPOINT, count=len(names), longest_pause=LONGEST_PAUSE_SECONDS).due
+        due = look(
+            runtime.client, KEYS, DEFAULT_DESTINATION, count=len(names), longest_pause=LONGEST_PAUSE_SECONDS
+        ).due
         if due:
-            drain_outboxes(runtime, due)
+            run_delivery(runtime, due)
         return condition()
 
-    wait_for(step, timeout_seconds, lambda: f"{ledger_of(runtime.client)}, {runtime.client.hgetall(ENDPOINT)}")
+    wait_for(step, timeout_seconds, lambda: f"{counters_of(runtime.client)}, {runtime.client.hgetall(DESTINATION)}")
 
 
 def let_hold_pass(client: Redis) -> None:
-    """Let the endpoint's hold be over, as if its time had passed."""
-    client.hset(ENDPOINT, "until", 1)
+    """Let the destination's hold be over, as if its time had passed."""
+    client.hset(DESTINATION, "until", 1)
 
 
 def retries_are_due(client: Redis, environment: str = "production") -> None:
     """Let the pause of each retry be over, as if its time had passed."""
-    keys = KEYS.of_outbox(DEFAULT_ENDPOINT, environment)
+    keys = KEYS.of_outbox(DEFAULT_DESTINATION, environment)
     for instance in client.zrange(keys.due, 0, -1):
         client.zadd(keys.due, {instance: 0})
     if client.exists(keys.outbox):
-        client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {environment: 0})
+        client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {environment: 0})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BOUNDED = {
     "environment": "metrics.environments",
     "stream": "three",
-    "endpoint": "the configuration",
+    "destination": "the configuration",
     "reason": "an enumeration",
     "outcome": "an enumeration",
     "code": "HTTP's statuses",

@@ -43,7 +43,7 @@ def refused(version: str, *, environment: str = "production", **fields: Any) -> 
         "attempts": 1,
         "first": ARRIVED + 5,
         "last": ARRIVED + 9,
-        "endpoint": "default",
+        "destination": "default",
         "environment": environment,
         "entry": f"{ARRIVED + 3}-0",
     }

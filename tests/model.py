@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from outboxes import BESIDE
 
-from relay.queue.counters import read_ledger
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.counters import read_counters
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.leases import MAX_DEATHS
 from relay.queue.state import REMEMBERED_IDS, Accepted, Delivered
 
@@ -34,7 +34,7 @@ REMEMBERED = {
     "counts",
     "dataset",
     "dead",
-    "endpoint",
+    "destination",
     "environments",
     "inbox",
     "latency",
@@ -54,7 +54,7 @@ class Kind(Enum):
     DELIVERED = "delivered"
     #: Uses up an attempt.
     FAILED = "failed"
-    #: The endpoint's fault: uses up none.
+    #: The destination's fault: uses up none.
     LATER = "later"
     UNAUTHORIZED = "unauthorized"
     REFUSED = "refused"
@@ -155,7 +155,7 @@ class Outbox(NamedTuple):
     accepted: dict[str, str]
     delivered: dict[str, str]
     counts: Counter[str]
-    parked: list[tuple[str, str]]
+    deferred: list[tuple[str, str]]
     due: set[str]
     attempts: dict[str, str]
     lease: str
@@ -177,19 +177,19 @@ def snapshot(client: Redis, keys: Keys, environments: Collection[str]) -> Snapsh
     pipeline.xrange(keys.inbox).xrange(keys.dead).hgetall(keys.counts)
     pipeline.get(keys.intake_lease).get(keys.redrive_lease)
     for name in environments:
-        of = keys.of_outbox(DEFAULT_ENDPOINT, name)
+        of = keys.of_outbox(DEFAULT_DESTINATION, name)
         pipeline.xrange(of.outbox).hgetall(of.accepted).hgetall(of.delivered).hgetall(of.counts)
-        pipeline.zrange(of.parked, 0, -1).zrange(of.due, 0, -1).hgetall(of.attempts).get(of.lease)
+        pipeline.zrange(of.deferred, 0, -1).zrange(of.due, 0, -1).hgetall(of.attempts).get(of.lease)
     inbox, dead, counts, lease, redrive_lease, *rest = pipeline.execute()
     outboxes = {}
     for number, name in enumerate(environments):
-        entries, accepted, delivered, own, parked, due, attempts, held = rest[8 * number : 8 * number + 8]
+        entries, accepted, delivered, own, deferred, due, attempts, held = rest[8 * number : 8 * number + 8]
         outboxes[name] = Outbox(
             _stream(entries),
             _hash(accepted),
             _hash(delivered),
             _counter(own),
-            [_member(each.decode()) for each in parked],
+            [_member(each.decode()) for each in deferred],
             {each.decode() for each in due},
             _hash(attempts),
             (held or b"").decode(),
@@ -214,7 +214,7 @@ def _counter(fields: Mapping[bytes, bytes]) -> Counter[str]:
 
 
 def _member(member: str) -> tuple[str, str]:
-    """Read a member of `parked`: instance and entry."""
+    """Read a member of `deferred`: instance and entry."""
     instance, _, entry = member.partition("\n")
     milliseconds, _, sequence = entry.partition("-")
     return instance, f"{int(milliseconds)}-{int(sequence)}"
@@ -387,7 +387,7 @@ class Model:
             name: [e for e in now.outboxes[name].entries if e not in before.outboxes[name].entries]
             for name in self._environments
         }
-        letters = {fields["entry"]: letter for letter, fields in buried.items() if "endpoint" not in fields}
+        letters = {fields["entry"]: letter for letter, fields in buried.items() if "destination" not in fields}
         for entry in left:
             event = self._in_inbox.pop(entry)
             if not event.readable or entry in letters:
@@ -402,14 +402,14 @@ class Model:
                 expected["dead"] += 1
                 expected[f"dead:{event.fate}"] += 1
                 continue
-            verdict = self._judge(event)
-            own[event.environment][verdict] += 1
-            if verdict not in _NEWS:
-                event.place, event.fate = Place.ENDED, verdict
+            decision = self._judge(event)
+            own[event.environment][decision] += 1
+            if decision not in _NEWS:
+                event.place, event.fate = Place.ENDED, decision
                 continue
             entries = now.outboxes[event.environment].entries
             mine = [e for e in came[event.environment] if entries[e]["instance"] == event.instance]
-            self._must(bool(mine), f"{event} is {verdict}, and went to no outbox")
+            self._must(bool(mine), f"{event} is {decision}, and went to no outbox")
             place = mine[0]
             came[event.environment].remove(place)
             fields = entries[place]
@@ -423,24 +423,24 @@ class Model:
         """Say what an event is to its instance, and note what it leaves."""
         known = self._known.get(event.where)
         order = entry_order(event.entry) if event.forced else event.order
-        verdict = self._verdict(event, known)
-        if verdict in _NEWS:
+        decision = self._decision(event, known)
+        if decision in _NEWS:
             event.rank = order
             others = tuple(i for i in known.ids if i != event.event_id) if known else ()
             ids = (*others, event.event_id)[-REMEMBERED_IDS:]
             event.newest = _newest(known and known.time, event.time)
             confirmed, told = (known.confirmed, known.told) if known else (0, None)
             self._known[event.where] = Known(event, order, event.newest, ids, confirmed, told)
-        elif verdict == "duplicate" and known:
+        elif decision == "duplicate" and known:
             confirmed = known.confirmed
             if confirmed and not event.redriven and event.event_id not in known.ids:
                 confirmed = max(confirmed, entry_order(event.entry)[0] if event.time is None else event.time)
             time = _newest(known.time, event.time)
             told = known.told if time == known.time else time
             self._known[event.where] = replace(known, time=time, confirmed=confirmed, told=told)
-        return verdict
+        return decision
 
-    def _verdict(self, event: Event, known: Known | None) -> str:
+    def _decision(self, event: Event, known: Known | None) -> str:
         if known is None:
             return "new"
         if event.forced and known.last:
@@ -466,7 +466,7 @@ class Model:
     ) -> None:
         was, is_ = before.outboxes[name], now.outboxes[name]
         left = [e for e in was.entries if e not in is_.entries]
-        if left or is_.attempts != was.attempts or set(is_.parked) - set(was.parked):
+        if left or is_.attempts != was.attempts or set(is_.deferred) - set(was.deferred):
             self._must(self.is_holder(drain, name), f"a drain of {name} committed over its successor")
         assert not left or drain
         letters = {
@@ -549,24 +549,26 @@ class Model:
 
     def _check_sums(self) -> None:
         now = self._seen
-        ledger = read_ledger(self._client, self._keys)
-        self._must((ledger.unaccounted, ledger.dead_unaccounted) == (0, 0), f"the ledger does not add up: {ledger}")
+        counters = read_counters(self._client, self._keys)
+        self._must(
+            (counters.unaccounted, counters.dead_unaccounted) == (0, 0), f"the counters does not add up: {counters}"
+        )
         places = Counter(event.place for event in self.events)
         lying = len(now.inbox) + sum(len(outbox.entries) for outbox in now.outboxes.values())
         self._must(
-            ledger.waiting == lying == places[Place.INBOX] + places[Place.OUTBOX], f"waiting: {ledger}, {lying}"
+            counters.waiting == lying == places[Place.INBOX] + places[Place.OUTBOX], f"waiting: {counters}, {lying}"
         )
-        self._must(ledger.added == len(self.events), f"added: {ledger}, and {len(self.events)} were")
+        self._must(counters.added == len(self.events), f"added: {counters}, and {len(self.events)} were")
         self._must(len(now.dead) == places[Place.DEAD], "dead letters are lost")
         self._check_attempts(now.counts)
         for name, outbox in now.outboxes.items():
             self._must(outbox.counts["outbox"] == len(outbox.entries), f"{name} counts {outbox.counts['outbox']}")
-            parked = {instance for instance, _ in outbox.parked}
-            self._must(parked == outbox.due, f"{name}: parked are {parked}, due {outbox.due}")
-            self._must(outbox.attempts.keys() <= parked, f"{name}: attempts of what is not parked")
-            for instance, entry in outbox.parked:
+            deferred = {instance for instance, _ in outbox.deferred}
+            self._must(deferred == outbox.due, f"{name}: deferred are {deferred}, due {outbox.due}")
+            self._must(outbox.attempts.keys() <= deferred, f"{name}: attempts of what is not deferred")
+            for instance, entry in outbox.deferred:
                 lies = outbox.entries.get(entry, {}).get("instance") == instance
-                self._must(lies, f"{name}: {entry} is parked and does not lie there")
+                self._must(lies, f"{name}: {entry} is deferred and does not lie there")
 
     def _check_attempts(self, counts: Counter[str]) -> None:
         """Each answer that was recorded is counted once: as a delivery, a retry, or what its event died of."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rig import wait_for
 
 from relay.queue import leases, outbox, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys, OutboxKeys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys, OutboxKeys
 from relay.queue.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from relay.queue.leases import Lease
 
 KEYS = Keys()
-PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-SCHEDULE = KEYS.schedule(DEFAULT_ENDPOINT)
-ENDPOINT = KEYS.endpoint(DEFAULT_ENDPOINT)
-PAUSED = KEYS.paused(DEFAULT_ENDPOINT)
+PRODUCTION = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
+SCHEDULE = KEYS.schedule(DEFAULT_DESTINATION)
+DESTINATION = KEYS.destination(DEFAULT_DESTINATION)
+PAUSED = KEYS.paused(DEFAULT_DESTINATION)
 TOKEN = "token"
 #: The longest pause of a retry, as the scripts are told it.
 LONGEST_PAUSE_SECONDS = 900.0
@@ -31,9 +31,9 @@ RECEIPT_SECONDS = 900.0
 BELL_MS = 5_000
 X, Y = "x", "y"
 
-#: The counters that are beside the ledger.
+#: The counters that are beside the counters.
 BESIDE = re.compile(
-    r"attempt:|duration|latency_ms|clock_ahead|newest:|delivered_at|bell:|taken_over|refused:|skipped:|token:|seen"
+    r"attempt:|duration|latency_ms|clock_ahead|newest:|delivered_at|wakeup:|taken_over|refused:|skipped:|token:|seen"
 )
 
 #: Longer than any test; nothing here waits for a time to pass.
@@ -62,12 +62,12 @@ def everything(client: Redis) -> dict[bytes, Any]:
 
 
 def totals(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
-    """Return the ledger's counters."""
+    """Return the counters's counters."""
     return {name: value for name, value in counted(client, key).items() if not BESIDE.match(name)}
 
 
 def counted(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
-    """Return the ledger's counters, and what is counted beside them for the metrics alone."""
+    """Return the counters's counters, and what is counted beside them for the metrics alone."""
     return {name.decode(): int(value) for name, value in client.hgetall(key).items()}
 
 
@@ -113,7 +113,7 @@ def lease_outbox(client: Redis, token: str = TOKEN) -> None:
 
 def acquire(client: Redis, token: str = TOKEN) -> Lease | None:
     call = leases.acquire_call(
-        PRODUCTION.bell,
+        PRODUCTION.wakeup,
         PRODUCTION.lease,
         PRODUCTION.run,
         token,
@@ -180,13 +180,13 @@ def tried_again(entry: OutboxEntry) -> OutboxEntry:
     return entry._replace(trials=more)
 
 
-def park(client: Redis, entry: OutboxEntry, *followers: OutboxEntry, seconds: float = 0.0) -> None:
+def defer(client: Redis, entry: OutboxEntry, *followers: OutboxEntry, seconds: float = 0.0) -> None:
     """Record a retry of an entry."""
-    assert settle(client, parked=[Parking(tried_again(entry), seconds, followers)]) == RECORDED
+    assert settle(client, deferred=[Parking(tried_again(entry), seconds, followers)]) == RECORDED
 
 
 def gives_way(entry: OutboxEntry) -> Superseded:
-    return Superseded(entry.entry_id, entry.instance, entry.parked)
+    return Superseded(entry.entry_id, entry.instance, entry.deferred)
 
 
 def death(entry: OutboxEntry) -> Death:
@@ -205,7 +205,7 @@ def release(
         PRODUCTION,
         KEYS,
         token=token,
-        bell_seconds=BELL_MS / 1000,
+        wakeup_seconds=BELL_MS / 1000,
         cursor=cursor,
         held=held,
         unsent=unsent,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relay.queue.counters import read_ledger
+from relay.queue.counters import read_counters
 from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from relay.processes.stack import Stack
     from relay.processes.supervisor import Child
-    from relay.queue.counters import Ledger
+    from relay.queue.counters import Counters
     from relay.sandbox import Sandbox
 
 TOKEN = "canary-token-of-the-tests"
@@ -40,7 +40,7 @@ TIMERS = {
 
 
 class Estate:
-    """A running relay as a test sees it: where to put events, what the API got, what the ledger says."""
+    """A running relay as a test sees it: where to put events, what the API got, what the counters says."""
 
     def __init__(self, stack: Stack, client: Redis, api: Sandbox) -> None:
         self.stack = stack
@@ -56,20 +56,20 @@ class Estate:
         """Start a worker of one process, which starts sooner; a test that needs several says so."""
         return self.stack.start_worker(name, concurrency=concurrency)
 
-    def ledger(self) -> Ledger:
-        return read_ledger(self.client, self.keys)
+    def counters(self) -> Counters:
+        return read_counters(self.client, self.keys)
 
-    def wait_until_done(self, added: int, timeout_seconds: float = 30) -> Ledger:
+    def wait_until_done(self, added: int, timeout_seconds: float = 30) -> Counters:
         """Wait until this many were added and nothing waits."""
-        ledger = self.ledger()
+        counters = self.counters()
 
         def done() -> bool:
-            nonlocal ledger
-            ledger = self.ledger()
-            return ledger.added >= added and not ledger.waiting
+            nonlocal counters
+            counters = self.counters()
+            return counters.added >= added and not counters.waiting
 
-        wait_for(done, timeout_seconds, lambda: f"{ledger}")
-        return ledger
+        wait_for(done, timeout_seconds, lambda: f"{counters}")
+        return counters
 
 
 def wait_for(

@@ -15,7 +15,7 @@ from relay.errors import ConfigurationError
 from relay.operations.settings_report import defaults_of
 from relay.queue.contested import ChangeSample
 from relay.queue.keys import Keys
-from workers.scheduling.wakeups import Bells
+from workers.scheduling.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,7 +36,7 @@ class Runtime:
     keys: Keys
     client: Redis
     defaults: Defaults
-    bells: Bells
+    wakeups: Wakeups
     transport: Transport[Any]
     random: Random
     changes: ChangeSample = field(default_factory=ChangeSample)
@@ -65,7 +65,7 @@ def make_runtime(settings: Settings, app: Celery) -> Runtime:
         keys=Keys(settings.queue.namespace),
         client=connect(settings.redis),
         defaults=defaults_of(settings),
-        bells=Bells(app),
+        wakeups=Wakeups(app),
         transport=_transport(settings),
         random=SystemRandom(),
     )

@@ -1,6 +1,6 @@
 """How a worker stops: one signal asks, a second insists.
 
-Asked (SIGTERM or SIGINT to the worker's main process, from a supervisor or by Ctrl-C), it takes no more bells, its
+Asked (SIGTERM or SIGINT to the worker's main process, from a supervisor or by Ctrl-C), it takes no more wakeups, its
 drains finish what is in flight, hand back the rest, and it exits with 0. What takes longer than a drain may is ended
 at `deadline_seconds`, with EX_SOFTWARE. A second signal, or SIGQUIT, ends it at once, children and all, with 128 and
 the signal's number: leases are left to expire, and what was in flight is sent again.

@@ -39,7 +39,7 @@ def as_json_line(letter: DeadLetter) -> str:
             "attempts": _number(death.get("attempts", "")),
             "first_attempt": _moment(death.get("first", "")),
             "last_attempt": _moment(death.get("last", "")),
-            "endpoint": death.get("endpoint") or None,
+            "destination": death.get("destination") or None,
             "environment": letter.environment or None,
             "image": letter.image or None,
             "event_id": letter.event_id,

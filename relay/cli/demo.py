@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from relay.demo.run import Demo, Sight, Verdict
+    from relay.demo.run import Decision, Demo, Sight
     from relay.processes.stack import Stack
 
 #: Without a terminal, a line of progress is printed this often.
@@ -63,14 +63,14 @@ def demo(
                 if flower:
                     start_flower(run.stack, 0)
                 _show_live(console, run) if console.is_terminal else _show_lines(console, run)
-                verdict = run.verdict
-                if verdict is not None:
-                    _show_verdict(console, verdict)
+                decision = run.decision
+                if decision is not None:
+                    _show_decision(console, decision)
                     if keep:
                         _keep(console, run.stack)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None  # what it started is stopped by now
-    sys.exit(1 if verdict is None or verdict.faults else 0)
+    sys.exit(1 if decision is None or decision.faults else 0)
 
 
 def _keep(console: Console, stack: Stack) -> None:
@@ -102,10 +102,10 @@ def _show_lines(console: Console, run: Demo) -> None:
     for sight in events:
         if not isinstance(sight, str) and sight.seconds - printed >= LINE_SECONDS:
             printed = sight.seconds
-            ledger = sight.ledger
+            counters = sight.counters
             console.print(
-                f"{sight.seconds:5.1f} s  added {ledger.added:>6,}  delivered {ledger.delivered:>6,}  "
-                f"duplicate {ledger.duplicate:>6,}  waiting {ledger.waiting:>5,}  {sight.note}",
+                f"{sight.seconds:5.1f} s  added {counters.added:>6,}  delivered {counters.delivered:>6,}  "
+                f"duplicate {counters.duplicate:>6,}  waiting {counters.waiting:>5,}  {sight.note}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -123,65 +123,65 @@ def _progress_table(sight: Sight) -> Table:
     from rich.progress_bar import ProgressBar  # noqa: PLC0415 - for terminals only
     from rich.table import Table  # noqa: PLC0415 - the same
 
-    ledger = sight.ledger
+    counters = sight.counters
     table = Table.grid(padding=(0, 2))
     rows = [
-        ("added", ledger.added, ""),
-        ("delivered", ledger.delivered, "green"),
-        ("duplicate", ledger.duplicate, "dim"),
-        ("stale", ledger.stale, "dim"),
-        ("dead", ledger.dead, "red"),
-        ("waiting", ledger.waiting, "yellow"),
+        ("added", counters.added, ""),
+        ("delivered", counters.delivered, "green"),
+        ("duplicate", counters.duplicate, "dim"),
+        ("stale", counters.stale, "dim"),
+        ("dead", counters.dead, "red"),
+        ("waiting", counters.waiting, "yellow"),
     ]
     for name, value, style in rows:
         bar = ProgressBar(total=sight.total, completed=value, width=40, complete_style=style or "blue")
         table.add_row(name, f"{value:,}", bar)
-    table.add_row("retries", f"{ledger.retries:,}", f"[yellow]{sight.note}[/yellow]")
+    table.add_row("retries", f"{counters.retries:,}", f"[yellow]{sight.note}[/yellow]")
     table.add_row("time", f"{sight.seconds:.1f} s", "")
     return table
 
 
-def _show_verdict(console: Console, verdict: Verdict) -> None:
+def _show_decision(console: Console, decision: Decision) -> None:
     from rich.table import Table  # noqa: PLC0415 - at the end only
 
-    ledger, expected = verdict.ledger, verdict.expected
+    counters, expected = decision.counters, decision.expected
     table = Table(title="What became of every event", title_justify="left")
     table.add_column("fate")
     table.add_column("events", justify="right")
     table.add_column("expected", justify="right")
     for name, found, wanted in (
-        ("delivered", ledger.delivered, expected.delivered),
-        ("duplicate", ledger.duplicate, expected.duplicate),
-        ("stale", ledger.stale, expected.stale),
-        *((f"dead: {reason}", count, expected.invalid) for reason, count in sorted(ledger.dead_by_reason.items())),
-        ("waiting", ledger.waiting, 0),
-        ("all added", ledger.added, expected.total),
+        ("delivered", counters.delivered, expected.delivered),
+        ("duplicate", counters.duplicate, expected.duplicate),
+        ("stale", counters.stale, expected.stale),
+        *((f"dead: {reason}", count, expected.invalid) for reason, count in sorted(counters.dead_by_reason.items())),
+        ("waiting", counters.waiting, 0),
+        ("all added", counters.added, expected.total),
     ):
         table.add_row(name, f"{found:,}", f"{wanted:,}", style="bold red" if found != wanted else None)
     console.print()
     console.print(table)
-    for line in _figures(verdict):
+    for line in _figures(decision):
         console.print(line, highlight=False, soft_wrap=True)
-    for fault in verdict.faults:
+    for fault in decision.faults:
         console.print(f"NOT AS EXPECTED  {fault}", style="bold red", highlight=False)
-    if not verdict.faults:
+    if not decision.faults:
         console.print("Every event is accounted for.", style="bold green")
 
 
-def _figures(verdict: Verdict) -> list[str]:
+def _figures(decision: Decision) -> list[str]:
     from relay.queue.latency import percentile  # noqa: PLC0415 - at the end only
 
-    ledger = verdict.ledger
-    shares = [(f"p{share * 100:g}", percentile(ledger.latency, share)) for share in (0.5, 0.9, 0.99)]
+    counters = decision.counters
+    shares = [(f"p{share * 100:g}", percentile(counters.latency, share)) for share in (0.5, 0.9, 0.99)]
     latency = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in shares if seconds is not None)
     return [
         (
-            f"API: {verdict.api_distinct:,} distinct events, {verdict.api_repeats:,} repeated, "
-            f"{verdict.api_refusals:,} answered with an error and tried again"
+            f"API: {decision.api_distinct:,} distinct events, {decision.api_repeats:,} repeated, "
+            f"{decision.api_refusals:,} answered with an error and tried again"
         ),
         (
-            f"Rates: {ledger.added / verdict.producing_seconds:,.0f} events/s added, "
-            f"{ledger.delivered / verdict.seconds:,.0f} POSTs/s delivered, {verdict.seconds:.1f} s in all"
+            f"Rates: {counters.added / decision.producing_seconds:,.0f} events/s added, "
+            f"{counters.delivered / decision.seconds:,.0f} POSTs/s delivered, {decision.seconds:.1f} s in all"
         ),
         f"From Redis to the API's answer, outage included: {latency}",
     ]

@@ -13,7 +13,7 @@ from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, InvalidImage
 from relay.events.image import parse_image
 from relay.queue import forgetting, inventory
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,11 +82,11 @@ def forget(
         )
 
     with open_shard() as shard:
-        total = inventory.count(shard.client, shard.keys, DEFAULT_ENDPOINT, environment)
+        total = inventory.count(shard.client, shard.keys, DEFAULT_DESTINATION, environment)
         seen_before = None if unseen_for is None else forgetting.now_ms(shard.client) - round(unseen_for * 1000)
         if total and not dry_run and not yes:
             _confirm(shard, environment, is_meant, seen_before)
-        outbox = shard.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+        outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
         done = forgetting.forget_some(
             shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=dry_run
         )
@@ -113,7 +113,7 @@ def forget(
 def _confirm(shard: Shard, environment: str, is_meant: Callable[[str], bool], seen_before: int | None) -> None:
     if not somebody_can_answer():
         raise ConfigurationError(f"to forget instances of {environment}, say --yes; --dry-run counts them")
-    outbox = shard.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+    outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
     meant = forgetting.forget_some(shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=True)
     typer.confirm(f"Forget {meant.forgotten:,} instances of {environment}?", abort=True, err=True)
 

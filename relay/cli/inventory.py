@@ -17,7 +17,7 @@ from relay.queue import counters
 from relay.queue import inventory as store
 from relay.queue.dead_letters import moment
 from relay.queue.forgetting import now_ms
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -114,9 +114,9 @@ def _days(seconds: float) -> str:
 def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
     """Go through the instances, never holding more than a page of them."""
     client, keys, _ = shard
-    names = counters.environment_names(client, keys, DEFAULT_ENDPOINT) if environment is None else [environment]
+    names = counters.environment_names(client, keys, DEFAULT_DESTINATION) if environment is None else [environment]
     for name in names:
-        for page in store.pages(client, keys, DEFAULT_ENDPOINT, name, wanted=wanted):
+        for page in store.pages(client, keys, DEFAULT_DESTINATION, name, wanted=wanted):
             yield from page
 
 

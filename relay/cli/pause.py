@@ -11,7 +11,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import pausing
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 Environments = Annotated[
     list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="One environment or more, by name.")
@@ -31,7 +31,7 @@ def pause(environments: Environments, *, as_json: Json = False) -> None:
       relay pause staging-1 staging-2
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as (client, keys, _):
-        held = pausing.pause(client, keys, DEFAULT_ENDPOINT, environments)
+        held = pausing.pause(client, keys, DEFAULT_DESTINATION, environments)
     for name, (newly, since) in zip(environments, held, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "newly": newly, "paused_since": moment(since)}))

@@ -11,7 +11,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import health, pausing
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -27,7 +27,7 @@ Destination = Annotated[
         parser=name_or_id,
         metavar="NAME",
         help="End this destination's throttle (a long Retry-After), and probe it at once if its circuit is open. "
-        f"The only one today is `{DEFAULT_ENDPOINT}`.",
+        f"The only one today is `{DEFAULT_DESTINATION}`.",
     ),
 ]
 
@@ -47,8 +47,8 @@ def resume(environments: Environments = None, *, destination: Destination = None
     """  # noqa: D301 - \b keeps typer from joining the lines
     if not environments and destination is None:
         raise typer.BadParameter("name an environment, or a destination with --destination", param_hint="ENV")
-    if destination not in {None, DEFAULT_ENDPOINT}:
-        raise typer.BadParameter(f"there is only the destination {DEFAULT_ENDPOINT!r}", param_hint="--destination")
+    if destination not in {None, DEFAULT_DESTINATION}:
+        raise typer.BadParameter(f"there is only the destination {DEFAULT_DESTINATION!r}", param_hint="--destination")
     with open_shard() as (client, keys, _):
         if destination is not None:
             _lift(client, keys, destination, as_json=as_json)
@@ -57,7 +57,7 @@ def resume(environments: Environments = None, *, destination: Destination = None
 
 
 def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool) -> None:
-    held = pausing.resume(client, keys, DEFAULT_ENDPOINT, environments)
+    held = pausing.resume(client, keys, DEFAULT_DESTINATION, environments)
     for name, since in zip(environments, held, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "paused_since": None if since is None else moment(since)}))

@@ -16,7 +16,7 @@ from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError
 from relay.queue import inventory
 from relay.queue.forgetting import now_ms
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.resync import Progress, rehearse, resync_all
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def resync(
       relay resync staging --yes --wait 10m
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as shard:
-        total = inventory.count(shard.client, shard.keys, DEFAULT_ENDPOINT, environment)
+        total = inventory.count(shard.client, shard.keys, DEFAULT_DESTINATION, environment)
         if not total:
             typer.echo(f"relay: nothing is known of {environment}; `relay inventory` shows what is", err=True)
             raise typer.Exit(EX_REFUSED)
@@ -111,12 +111,12 @@ def _walk(
     queue = settings.queue
     seen_since = None if seen_within_seconds is None else now_ms(client) - round(seen_within_seconds * 1000)
     steps: Iterator[Progress] = (
-        rehearse(client, keys, DEFAULT_ENDPOINT, environment, seen_since=seen_since)
+        rehearse(client, keys, DEFAULT_DESTINATION, environment, seen_since=seen_since)
         if dry_run
         else resync_all(
             client,
             keys,
-            DEFAULT_ENDPOINT,
+            DEFAULT_DESTINATION,
             environment,
             max_backlog=queue.max_backlog,
             memory_watermark=queue.memory_watermark,

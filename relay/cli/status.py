@@ -19,7 +19,7 @@ from relay.errors import ConfigurationError
 from relay.operations.diagnosis import Level, describe, diagnose, duration
 from relay.queue import overview
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def status(
       relay status --watch
       relay status --watch --interval 0.5
       relay status --json | jq -r '.findings[].what'
-      relay status --json | jq .ledger.waiting
+      relay status --json | jq .counters.waiting
     """  # noqa: D301 - \b keeps typer from joining the lines
     if interval is not None and not watch:
         raise typer.BadParameter("only with --watch", param_hint="--interval")
@@ -89,23 +89,23 @@ def status(
 def _look(shard: Shard, *, whole: bool) -> Overview:
     """Look; `whole` for the age of each environment's oldest event."""
     oldest_of = None if whole else OLDEST_OF
-    return overview.read(shard.client, shard.keys, DEFAULT_ENDPOINT, shard.settings.queue, oldest_of=oldest_of)
+    return overview.read(shard.client, shard.keys, DEFAULT_DESTINATION, shard.settings.queue, oldest_of=oldest_of)
 
 
 def as_json_object(seen: Overview) -> dict[str, Any]:
     """Give all that was seen."""
-    ledger, health = seen.ledger, seen.health
+    counters, health = seen.counters, seen.health
     held = health.why_held(seen.now)
     return {
         "at": moment(seen.now),
         "findings": [asdict(finding) for finding in diagnose(seen)],
-        "ledger": {
-            **{k: v for k, v in asdict(ledger).items() if k != "latency"},
-            "unaccounted": ledger.unaccounted,
-            "dead_unaccounted": ledger.dead_unaccounted,
+        "counters": {
+            **{k: v for k, v in asdict(counters).items() if k != "latency"},
+            "unaccounted": counters.unaccounted,
+            "dead_unaccounted": counters.dead_unaccounted,
         },
         "held": held,
-        "endpoint": {
+        "destination": {
             "held": held,
             "held_for_seconds": max(0, health.until - seen.now) / 1000,
             "throttled_for_seconds": max(0, health.throttled_until - seen.now) / 1000,
@@ -164,7 +164,7 @@ def _show(seen: Overview, *, show_all: bool) -> None:
 
 
 def _lines(seen: Overview, *, show_all: bool) -> Iterator[tuple[Level | None, str]]:
-    """Yield what is shown, from what is wrong to the ledger, each line with how bad it is."""
+    """Yield what is shown, from what is wrong to the counters, each line with how bad it is."""
     for finding in diagnose(seen):
         yield finding.level, printable(str(finding))
     yield None, f"API: {describe(seen.health, seen.now)}"
@@ -220,11 +220,11 @@ def _row(seen: Overview, each: EnvironmentCounts) -> dict[str, str]:
 
 
 def _sums(seen: Overview) -> Iterator[str]:
-    ledger = asdict(seen.ledger) | {"unaccounted": seen.ledger.unaccounted}
+    counters = asdict(seen.counters) | {"unaccounted": seen.counters.unaccounted}
     names = ["added", "waiting", "delivered", "duplicate", "stale", "superseded", "dead", "redriven", "unaccounted"]
-    yield ", ".join(f"{name} {ledger[name]:,}" for name in names)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(ledger["dead_by_reason"].items()))
+    yield ", ".join(f"{name} {counters[name]:,}" for name in names)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counters["dead_by_reason"].items()))
     if reasons:
         yield f"dead letters by reason: {reasons}"
-        fates = ", ".join(f"{ledger[name]:,} {name}" for name in ("redriven", "dropped"))
-        yield f"{ledger['dead_waiting']:,} of them wait, {fates}"
+        fates = ", ".join(f"{counters[name]:,} {name}" for name in ("redriven", "dropped"))
+        yield f"{counters['dead_waiting']:,} of them wait, {fates}"

@@ -14,7 +14,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import lookup
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.lookup import LOOK_AT, Place, Sighting, Trace
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def trace(
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as shard:
         found = lookup.trace(
-            shard.client, shard.keys, DEFAULT_ENDPOINT, event_id, environments=environment or None, look_at=look_at
+            shard.client, shard.keys, DEFAULT_DESTINATION, event_id, environments=environment or None, look_at=look_at
         )
     if as_json:
         typer.echo(json.dumps(_as_json(found), indent=2))

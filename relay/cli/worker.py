@@ -1,4 +1,4 @@
-"""`relay worker`: a Celery worker with the relay's queues and doorman."""
+"""`relay worker`: a Celery worker with the relay's queues and poller."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def worker(
     settings.require_api()
     argv = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--hostname", name]
     argv += ["--loglevel", log_level or settings.log.level]
-    argv += ["--without-mingle"]  # a second at each start, to learn of revoked tasks: a bell is never revoked
+    argv += ["--without-mingle"]  # a second at each start, to learn of revoked tasks: a wakeup is never revoked
     if concurrency is not None:
         argv += ["--concurrency", str(concurrency)]
     _fill_closed_descriptors()

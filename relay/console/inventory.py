@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from relay.queue import inventory
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +95,7 @@ def look(
         rest = after
         while True:
             page = inventory.read(
-                client, keys, DEFAULT_ENDPOINT, name, wanted=wanted, after=rest, limit=limit - len(found)
+                client, keys, DEFAULT_DESTINATION, name, wanted=wanted, after=rest, limit=limit - len(found)
             )
             found += page.running
             rest = page.after

@@ -51,7 +51,7 @@ class Row(NamedTuple):
     rate: float | None
 
 
-class Endpoint(NamedTuple):
+class Destination(NamedTuple):
     """How the API is: whether its deliveries are held, how bad that is, and all that is known, in words."""
 
     held: bool
@@ -65,7 +65,7 @@ class FirstPage:
 
     seen: Overview
     findings: list[Finding]
-    endpoint: Endpoint
+    destination: Destination
     drawn: Sparkline | None
     rate: float | None
     span_milliseconds: float
@@ -90,7 +90,7 @@ def show(sample: Sample, history: History, asked: Asked) -> FirstPage:
     return FirstPage(
         seen=seen,
         findings=sample.findings,
-        endpoint=how_is(seen.health, seen.now),
+        destination=how_is(seen.health, seen.now),
         drawn=draw(rates),
         rate=rates[-1] if rates else None,
         span_milliseconds=history.span_seconds(time.monotonic()) * 1000,
@@ -108,11 +108,11 @@ def ordered(environments: Iterable[EnvironmentCounts], wanted: str) -> list[Envi
     return sorted(found, key=lambda each: (-each.waiting, each.environment))
 
 
-def how_is(health: Health, now: int) -> Endpoint:
-    """Say how an endpoint is; `now` in Redis milliseconds."""
+def how_is(health: Health, now: int) -> Destination:
+    """Say how a destination is; `now` in Redis milliseconds."""
     held = health.why_held(now) is not None
     level = "bad" if health.openings else "warn" if held or health.failures else "good"
-    return Endpoint(held, level, describe(health, now))
+    return Destination(held, level, describe(health, now))
 
 
 def _row(each: EnvironmentCounts, history: History) -> Row:

@@ -30,9 +30,9 @@ from relay.http.browsers import Hosts
 from relay.http.counted import CountedLog
 from relay.http.refused import Refused as RefusedRequest
 from relay.logs import get_logger
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS
 
 if TYPE_CHECKING:
@@ -166,10 +166,10 @@ class Console:
         return self._route(path, handler, "POST")
 
     def _route(self, path: str, handler: Handler, method: str) -> Route:
-        async def endpoint(request: Request) -> Response:
+        async def destination(request: Request) -> Response:
             return await self._guarded(request, lambda: self._admit(request, handler))
 
-        return Route(f"{ROOT}/{path}", endpoint, methods=[method])
+        return Route(f"{ROOT}/{path}", destination, methods=[method])
 
     async def _guarded(self, request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
         """Answer, or say why not, with the headers that every page has."""
@@ -347,19 +347,19 @@ class Console:
 
     async def _pause(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        pausing_it = self._shard.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_ENDPOINT, [name]))
+        pausing_it = self._shard.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_DESTINATION, [name]))
         await self._logged(visit, "pause", pausing_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _resume(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        resuming_it = self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_ENDPOINT, [name]))
+        resuming_it = self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_DESTINATION, [name]))
         await self._logged(visit, "resume", resuming_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _lift(self, visit: Visit) -> Response:
-        lifting = self._shard.ask(lambda client, keys: endpoint.lift(client, keys, DEFAULT_ENDPOINT))
-        await self._logged(visit, "lift", lifting, destination=DEFAULT_ENDPOINT)
+        lifting = self._shard.ask(lambda client, keys: destination.lift(client, keys, DEFAULT_DESTINATION))
+        await self._logged(visit, "lift", lifting, destination=DEFAULT_DESTINATION)
         return redirect(_ours(visit.form.get("back", "")))
 
     # --- dead letters

@@ -13,7 +13,7 @@ from relay.console.redact import known_secrets, redacted
 from relay.errors import QueueUnavailable
 from relay.operations.diagnosis import diagnose
 from relay.queue import overview
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -108,7 +108,7 @@ class Sampler:
 def look(client: Redis, keys: Keys, settings: Settings) -> Sample:
     """Look once, as `relay status` does, and say what is wrong in the same words."""
     began = time.monotonic()
-    seen = overview.read(client, keys, DEFAULT_ENDPOINT, settings.queue)
+    seen = overview.read(client, keys, DEFAULT_DESTINATION, settings.queue)
     if seen.newest_dead is not None:
         seen = replace(seen, newest_dead=_without_credentials(seen.newest_dead, settings))
     return Sample(seen=seen, findings=diagnose(seen), began=began, took_seconds=time.monotonic() - began)

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from relay.demo.ledger import Entry, Fate
+from relay.demo.counters import Entry, Fate
 from relay.demo.workloads import (
     EDGE,
     ENVIRONMENTS,

@@ -14,8 +14,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from relay.connections.clients import connect
+from relay.demo.counters import partition
 from relay.demo.estate import shipped_log
-from relay.demo.ledger import partition
 from relay.errors import InvalidEvent
 from relay.events.event import DeploymentEvent
 from relay.producer.queue_producer import Producer
@@ -25,7 +25,7 @@ from relay.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.demo.ledger import Entry
+    from relay.demo.counters import Entry
 
 #: Entries sent together, before the pace is looked at.
 BURST = 50

@@ -1,6 +1,6 @@
 """The demo: a log of an estate, replayed through real processes, with an outage in the middle.
 
-Yields what it sees while it runs, and at the end a verdict that compares three books: the relay's ledger, the
+Yields what it sees while it runs, and at the end a decision that compares three books: the relay's counters, the
 API's own count of distinct events, and a reckoning of the log that shares no code with the relay.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from relay.connections.clients import connect
+from relay.demo.counters import reckon
 from relay.demo.estate import shipped_log
-from relay.demo.ledger import reckon
 from relay.errors import ConfigurationError
 from relay.processes.stack import Stack, local_session
-from relay.queue.counters import Ledger, read_ledger
+from relay.queue.counters import Counters, read_counters
 from relay.queue.keys import Keys
 from relay.settings import SHORT_NAMES
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.demo.ledger import Reckoning
+    from relay.demo.counters import Reckoning
     from relay.processes.supervisor import Child
 
 #: Producers and workers, all processes of their own. The log divides evenly between two or four.
@@ -36,7 +36,7 @@ PROCESSES_PER_WORKER = 2
 #: The API fails once this share of the log has been taken in.
 OUTAGE_AT = 0.4
 
-#: How often the ledger is looked at.
+#: How often the counters is looked at.
 LOOK_SECONDS = 0.2
 
 #: After the producers are done, what is left must be delivered within this.
@@ -75,17 +75,17 @@ class Sight:
 
     seconds: float
     total: int
-    ledger: Ledger
+    counters: Counters
     note: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What the three books say at the end. `faults` is empty if they agree on every event."""
 
     seconds: float
     producing_seconds: float
-    ledger: Ledger
+    counters: Counters
     expected: Reckoning
     api_distinct: int
     api_repeats: int
@@ -104,7 +104,7 @@ def forget_settings(environment: MutableMapping[str, str]) -> None:
 class Demo:
     """One run, a context manager around its processes. `watch` drives it and yields what there is to see.
 
-    Then `verdict` has the end, and the processes stay until the context ends.
+    Then `decision` has the end, and the processes stay until the context ends.
     """
 
     def __init__(self, directory: Path, plan: Plan) -> None:
@@ -117,7 +117,7 @@ class Demo:
         self._producing_seconds = 0.0
         self._note = ""
         self._keys = Keys()
-        self.verdict: Verdict | None = None
+        self.decision: Decision | None = None
 
     def __enter__(self) -> Self:
         self.stack.__enter__()
@@ -139,7 +139,7 @@ class Demo:
                 yield f"Celery worker demo-{number} with {PROCESSES_PER_WORKER} processes"
             yield f"{PRODUCERS} producers replay {len(self._log):,} queue entries"
             yield from self._run(client, workers)
-            self.verdict = self._judge(read_ledger(client, self._keys))
+            self.decision = self._judge(read_counters(client, self._keys))
 
     def _run(self, client: Redis, workers: list[Child]) -> Iterator[Sight]:
         rate = self._plan.events_per_second / PRODUCERS
@@ -152,17 +152,17 @@ class Demo:
         first_added = self._started
         deadline = float("inf")
         while time.monotonic() < deadline:
-            ledger = read_ledger(client, self._keys)
-            if ledger.added >= OUTAGE_AT * len(self._log):
+            counters = read_counters(client, self._keys)
+            if counters.added >= OUTAGE_AT * len(self._log):
                 next(harm, None)
             producing = any(producer.poll() is None for producer in producers)
-            if not ledger.added:
+            if not counters.added:
                 first_added = time.monotonic()
             if not producing and not self._producing_seconds:
                 self._producing_seconds = time.monotonic() - first_added
                 deadline = time.monotonic() + SETTLE_SECONDS
-            yield Sight(time.monotonic() - self._started, len(self._log), ledger, self._note)
-            if not producing and not ledger.waiting:
+            yield Sight(time.monotonic() - self._started, len(self._log), counters, self._note)
+            if not producing and not counters.waiting:
                 return
             time.sleep(LOOK_SECONDS)
 
@@ -185,27 +185,27 @@ class Demo:
             url = f"{self.stack.api_url}_sandbox/faults"
             session.put(url, json=faults, timeout=_ASK_SECONDS).raise_for_status()
 
-    def _judge(self, ledger: Ledger) -> Verdict:
+    def _judge(self, counters: Counters) -> Decision:
         with local_session() as session:
             counts = session.get(f"{self.stack.api_url}_sandbox/counts", timeout=_ASK_SECONDS).json()
         expected = reckon(self._log)
         distinct, repeats = counts["accepted"] - counts["repeats"], counts["repeats"]
         compared = [
-            ("added", ledger.added, len(self._log)),
-            ("delivered", ledger.delivered, expected.delivered),
-            ("duplicate", ledger.duplicate, expected.duplicate),
-            ("stale", ledger.stale, expected.stale),
-            ("dead", ledger.dead, expected.invalid),
-            ("waiting", ledger.waiting, 0),
-            ("unaccounted", ledger.unaccounted, 0),
+            ("added", counters.added, len(self._log)),
+            ("delivered", counters.delivered, expected.delivered),
+            ("duplicate", counters.duplicate, expected.duplicate),
+            ("stale", counters.stale, expected.stale),
+            ("dead", counters.dead, expected.invalid),
+            ("waiting", counters.waiting, 0),
+            ("unaccounted", counters.unaccounted, 0),
             ("distinct events at the API", distinct, expected.delivered),
         ]
         if not self._plan.kill_worker:
             compared.append(("repeated POSTs at the API", repeats, 0))
-        return Verdict(
+        return Decision(
             seconds=time.monotonic() - self._started,
             producing_seconds=self._producing_seconds,
-            ledger=ledger,
+            counters=counters,
             expected=expected,
             api_distinct=distinct,
             api_repeats=repeats,

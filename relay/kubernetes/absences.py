@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.operations.settings_report import defaults_of
 from relay.queue import gone
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,9 +74,9 @@ class Absences:
         lost = {each: since for each, since in missing.items() if each in self._missing}
         back = seen if self._marked is None else seen & self._marked
         try:
-            gone.unmark(self._client, self._keys, DEFAULT_ENDPOINT, back)
+            gone.unmark(self._client, self._keys, DEFAULT_DESTINATION, back)
             self._marked = (self._marked or set()) - back
-            gone.mark(self._client, self._keys, DEFAULT_ENDPOINT, lost, lifetime_seconds=self._lifetime_seconds)
+            gone.mark(self._client, self._keys, DEFAULT_DESTINATION, lost, lifetime_seconds=self._lifetime_seconds)
         except RedisError as error:
             log.warning("what the cluster no longer runs is not marked: %s", type(error).__name__)
             lost = {}
@@ -91,7 +91,7 @@ class Absences:
             self._missing.pop(instance, None)
             if self._marked and instance in self._marked:
                 try:
-                    gone.unmark(self._client, self._keys, DEFAULT_ENDPOINT, [instance])
+                    gone.unmark(self._client, self._keys, DEFAULT_DESTINATION, [instance])
                 except RedisError:
                     continue  # the next listing does it, and the report itself voids the mark
                 self._marked.discard(instance)

@@ -119,19 +119,24 @@ RETRIES = _counter("relay_delivery_retries_total", "Attempts after which an even
 IN_FLIGHT_LIMIT = _gauge(
     "relay_in_flight_limit",
     "Requests that one drain may have under way now; it falls while the API pushes back.",
-    "endpoint",
+    "destination",
 )
 HELD = _gauge(
-    "relay_endpoint_held", "1 if an endpoint's deliveries are held now for this reason, else 0.", "endpoint", "reason"
+    "relay_destination_held",
+    "1 if a destination's deliveries are held now for this reason, else 0.",
+    "destination",
+    "reason",
 )
 HELD_SECONDS = _counter(
-    "relay_endpoint_held_seconds_total",
-    "How long an endpoint was, or already is to be, held for this reason.",
-    "endpoint",
+    "relay_destination_held_seconds_total",
+    "How long a destination was, or already is to be, held for this reason.",
+    "destination",
     "reason",
 )
 RETRY_AFTER = _gauge(
-    "relay_retry_after_seconds", "The last pause that the API asked for, capped; absent if it never did.", "endpoint"
+    "relay_retry_after_seconds",
+    "The last pause that the API asked for, capped; absent if it never did.",
+    "destination",
 )
 PAUSED = _gauge("relay_paused_environments", "Environments whose deliveries an operator holds.")
 TOKEN_RELOADS = _counter(
@@ -142,7 +147,7 @@ TAKEN_OVER = _counter(
     "relay_leases_taken_over_total",
     "Drains that found the mark of one before them that had not let go: it died, or lost its lease.",
 )
-BELLS = _counter(
+WAKEUPS = _counter(
     "relay_bells_total",
     "Calls for a drain: `work` came or was left, or an outbox is `due` for a retry, a hold's end or a lost drain.",
     "why",
@@ -171,7 +176,7 @@ METRICS = (
     REFUSED,
     WAITING, OLDEST, CAPACITY, NEWEST_ADDED, NEWEST_ACCEPTED, NEWEST_DELIVERED, LAST_SUCCESS, LATENCY,
     ATTEMPTS, ATTEMPT_SECONDS, RETRIES, IN_FLIGHT_LIMIT, HELD, HELD_SECONDS, RETRY_AFTER, PAUSED, TOKEN_RELOADS,
-    TAKEN_OVER, BELLS, HEARTBEAT, MEMORY, DURABILITY, RESETS,
+    TAKEN_OVER, WAKEUPS, HEARTBEAT, MEMORY, DURABILITY, RESETS,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.metrics.exposition import Limits, exposition
 from relay.queue import metrics_snapshot
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 
 if TYPE_CHECKING:
     from relay.settings import Settings
@@ -41,7 +41,7 @@ class Exporter:
             found = None
             try:
                 found = metrics_snapshot.read(
-                    self._client, self._keys, DEFAULT_ENDPOINT, environments=self._environments
+                    self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments
                 )
             except RedisError as error:
                 log.warning("Redis did not answer a scrape: %s", error)

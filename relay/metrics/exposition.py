@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
     from relay.metrics.catalogue import Metric
-    from relay.queue.metrics_snapshot import EndpointState, Snapshot, Waiting
+    from relay.queue.metrics_snapshot import DestinationState, Snapshot, Waiting
 
 __all__ = ["CONTENT_TYPE", "Limits", "exposition"]
 
@@ -80,29 +80,29 @@ def _families(snapshot: Snapshot | None, limits: Limits, seconds: float) -> Iter
     yield _family(of.SCRAPE_SECONDS, [((), seconds)])
     if snapshot is None:
         return
-    yield from _ledger(snapshot)
+    yield from _counters(snapshot)
     yield from _backlog(snapshot, limits)
     yield from _deliveries(snapshot)
-    yield from _endpoints(snapshot.endpoints, limits)
+    yield from _destinations(snapshot.destinations, limits)
     yield from _workers(snapshot)
     yield from _redis(snapshot)
 
 
-def _ledger(snapshot: Snapshot) -> Iterator[Family]:
-    ledger = snapshot.ledger
-    yield _plain(of.ADDED, ledger.added)
-    yield _plain(of.ACCEPTED, ledger.accepted)
+def _counters(snapshot: Snapshot) -> Iterator[Family]:
+    counters = snapshot.counters
+    yield _plain(of.ADDED, counters.added)
+    yield _plain(of.ACCEPTED, counters.accepted)
     # The rest never falls, as no counter may: who takes another's place among the named has delivered no less, or the
     # other was forgotten, and what it delivered, no less in its turn, is part of the rest from then on.
     named = sorted(snapshot.delivered.items())
     yield _labelled(of.DELIVERED, (), dict([*named, (ELSEWHERE, snapshot.delivered_elsewhere)]))
-    yield _plain(of.DUPLICATE, ledger.duplicate)
-    yield _plain(of.STALE, ledger.stale)
-    yield _plain(of.SUPERSEDED, ledger.superseded)
-    yield _labelled(of.DEAD, Reason, ledger.dead_by_reason)
-    yield _plain(of.REDRIVEN, ledger.redriven)
-    yield _plain(of.DROPPED, ledger.dropped)
-    yield _plain(of.IGNORED, ledger.ignored)
+    yield _plain(of.DUPLICATE, counters.duplicate)
+    yield _plain(of.STALE, counters.stale)
+    yield _plain(of.SUPERSEDED, counters.superseded)
+    yield _labelled(of.DEAD, Reason, counters.dead_by_reason)
+    yield _plain(of.REDRIVEN, counters.redriven)
+    yield _plain(of.DROPPED, counters.dropped)
+    yield _plain(of.IGNORED, counters.ignored)
     yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
     yield _plain(of.CLOCK_AHEAD, snapshot.clocks_ahead)
     yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
@@ -125,7 +125,7 @@ def _backlog(snapshot: Snapshot, limits: Limits) -> Iterator[Family]:
 
 
 def _deliveries(snapshot: Snapshot) -> Iterator[Family]:
-    yield _histogram(of.LATENCY, [((), _latency_buckets(snapshot.ledger.latency), snapshot.latency_seconds)])
+    yield _histogram(of.LATENCY, [((), _latency_buckets(snapshot.counters.latency), snapshot.latency_seconds)])
     yield _family(of.ATTEMPTS, sorted(snapshot.attempts.by_code.items()))
     none = Durations((0,) * len(BOUNDS_SECONDS), 0.0)
     durations = dict.fromkeys(_OUTCOMES, none) | snapshot.attempts.durations
@@ -134,7 +134,7 @@ def _deliveries(snapshot: Snapshot) -> Iterator[Family]:
         for outcome, took in sorted(durations.items())
     ]
     yield _histogram(of.ATTEMPT_SECONDS, told)
-    yield _plain(of.RETRIES, snapshot.ledger.retries)
+    yield _plain(of.RETRIES, snapshot.counters.retries)
 
 
 def _latency_buckets(latency: Mapping[int, int]) -> list[tuple[float, int]]:
@@ -145,8 +145,8 @@ def _latency_buckets(latency: Mapping[int, int]) -> list[tuple[float, int]]:
     return [*buckets, (float("inf"), sum(latency.values()))]
 
 
-def _endpoints(endpoints: Mapping[str, EndpointState], limits: Limits) -> Iterator[Family]:
-    each = sorted(endpoints.items())
+def _destinations(destinations: Mapping[str, DestinationState], limits: Limits) -> Iterator[Family]:
+    each = sorted(destinations.items())
     yield _family(of.IN_FLIGHT_LIMIT, [((name,), state.window or limits.max_in_flight) for name, state in each])
     held = [((name, reason), int(state.held == reason)) for name, state in each for reason in HoldReason]
     yield _family(of.HELD, held)
@@ -160,7 +160,7 @@ def _workers(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.PAUSED, snapshot.paused)
     yield _labelled(of.TOKEN_RELOADS, _RELOADS, snapshot.token_reloads)
     yield _plain(of.TAKEN_OVER, snapshot.leases_taken_over)
-    yield _labelled(of.BELLS, Why, snapshot.bells)
+    yield _labelled(of.WAKEUPS, Why, snapshot.wakeups)
     yield _family(of.HEARTBEAT, [((name,), at / 1000) for name, at in sorted(snapshot.workers.items())])
 
 

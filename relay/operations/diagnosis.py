@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.text import some_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def diagnose(seen: Overview) -> list[Finding]:
 def _findings(seen: Overview) -> Iterator[Finding]:
     """Look from the cause to the consequence: workers that are away let the queue run full, and not the reverse."""
     explained = False
-    for find in (_role, _workers, _endpoint, _pauses, _room, _crashes):
+    for find in (_role, _workers, _destination, _pauses, _room, _crashes):
         for finding in find(seen):
             explained = explained or finding.level is Level.BAD
             yield finding
@@ -97,7 +97,7 @@ def _findings(seen: Overview) -> Iterator[Finding]:
     yield from _contested(seen)
     yield from _clocks(seen)
     yield from _dead_letters(seen)
-    if lost := seen.ledger.unaccounted:
+    if lost := seen.counters.unaccounted:
         yield Finding(
             cause=Cause.UNACCOUNTED,
             level=Level.BAD,
@@ -120,13 +120,13 @@ def _workers(seen: Overview) -> Iterator[Finding]:
     if not seen.workers:
         yield Finding(
             cause=Cause.NO_WORKERS,
-            level=Level.BAD if seen.ledger.waiting else Level.WARN,
-            what=f"no worker is alive, and {_events(seen.ledger.waiting)} waiting",
+            level=Level.BAD if seen.counters.waiting else Level.WARN,
+            what=f"no worker is alive, and {_events(seen.counters.waiting)} waiting",
             do="start one: `relay worker`",
         )
 
 
-def _endpoint(seen: Overview) -> Iterator[Finding]:
+def _destination(seen: Overview) -> Iterator[Finding]:
     health = seen.health
     reason = health.why_held(seen.now)
     tried = _again(health, seen.now)
@@ -153,16 +153,16 @@ def _endpoint(seen: Overview) -> Iterator[Finding]:
                 do=f"see to the API or the network to it; nothing is lost, and {tried}",
             )
     limited = "rate_limited" in {health.reason, reason} and health.until > seen.now - LATELY_SECONDS * 1000
-    if reason == "rate_limited" and health.openings and seen.ledger.waiting:
+    if reason == "rate_limited" and health.openings and seen.counters.waiting:
         left = health.throttled_until - seen.now
         yield Finding(
             cause=Cause.RATE_LIMITED,
             level=Level.BAD,
             what="the API limits the rate (429 or Retry-After): deliveries are held as it asks"
             + (f", for {duration(left)} more" if left > 0 else ""),
-            do=f"wait, or `relay resume --destination {DEFAULT_ENDPOINT}` if it asked by mistake; {tried}",
+            do=f"wait, or `relay resume --destination {DEFAULT_DESTINATION}` if it asked by mistake; {tried}",
         )
-    elif limited and not health.openings and seen.ledger.waiting:
+    elif limited and not health.openings and seen.counters.waiting:
         for_more = f", for {duration(health.until - seen.now)} more" if health.until > seen.now else ""
         yield Finding(
             cause=Cause.RATE_LIMITED,
@@ -170,7 +170,7 @@ def _endpoint(seen: Overview) -> Iterator[Finding]:
             what=f"the API limits the rate (429 or Retry-After): deliveries are held as it asks{for_more}",
             do="wait, or have the limit raised; api.rate_limit below it spares the refusals",
         )
-    elif not reason and health.failures >= FAILURES and seen.ledger.waiting:
+    elif not reason and health.failures >= FAILURES and seen.counters.waiting:
         yield Finding(
             cause=Cause.API_FAILING,
             level=Level.BAD,
@@ -187,7 +187,7 @@ def _pauses(seen: Overview) -> Iterator[Finding]:
     names = [each.environment for each in paused]
     yield Finding(
         cause=Cause.PAUSED,
-        level=Level.BAD if 0 < seen.ledger.waiting <= 2 * waiting else Level.WARN if waiting else Level.NOTE,
+        level=Level.BAD if 0 < seen.counters.waiting <= 2 * waiting else Level.WARN if waiting else Level.NOTE,
         what=f"{some_of(names)} {'is' if len(names) == 1 else 'are'} paused by an operator, "
         f"and {_events(waiting)} waiting there",
         do=f"`relay resume {names[0]}` when it is time",
@@ -202,13 +202,13 @@ def _room(seen: Overview) -> Iterator[Finding]:
             what=f"Redis is full: {seen.memory.part:.0%} of its maxmemory is used, and producers are refused",
             do="raise maxmemory (`redis-cli config set maxmemory …`), or remove what else lies in that Redis",
         )
-    part = seen.ledger.waiting / seen.max_backlog
+    part = seen.counters.waiting / seen.max_backlog
     if part >= NEARLY_FULL:
         full = part >= 1
         yield Finding(
             cause=Cause.QUEUE_FULL,
             level=Level.BAD if full else Level.WARN,
-            what=f"the queue is {'full' if full else f'{part:.0%} full'}: {_events(seen.ledger.waiting)} waiting"
+            what=f"the queue is {'full' if full else f'{part:.0%} full'}: {_events(seen.counters.waiting)} waiting"
             + (", and producers are refused" if full else ""),
             do="see what holds up deliveries, or raise queue.max_backlog",
         )
@@ -305,7 +305,7 @@ def _clocks(seen: Overview) -> Iterator[Finding]:
 
 
 def _dead_letters(seen: Overview) -> Iterator[Finding]:
-    number, letter = seen.ledger.dead_waiting, seen.newest_dead
+    number, letter = seen.counters.dead_waiting, seen.newest_dead
     if not number or letter is None:
         return
     detail = letter.death.get("detail", "")
@@ -324,7 +324,7 @@ def _dead_letters(seen: Overview) -> Iterator[Finding]:
 
 
 def describe(health: Health, now: int) -> str:
-    """Say in a sentence how the endpoint is; `now` in Redis milliseconds."""
+    """Say in a sentence how the destination is; `now` in Redis milliseconds."""
     window = f"up to {health.window} POSTs at once" if health.window else "no window yet"
     failures = f"{health.failures} failed in a row" if health.failures else "the last attempt succeeded"
     if not health.successes and not health.failures:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from relay.processes.supervisor import Child
 
-#: How long a worker may take until its doorman's heartbeat shows: Python, Celery and its children start.
+#: How long a worker may take until its poller's heartbeat shows: Python, Celery and its children start.
 WORKER_READY_SECONDS = 60.0
 
 #: How long Flower may take until it answers: it imports Celery and Tornado.

@@ -1,6 +1,6 @@
 """How attempts at delivery are counted: what came of them, with which code, and how long they took.
 
-They lie beside the ledger's counters, written by the script that records what became of the events: the fields
+They lie beside the counters's counters, written by the script that records what became of the events: the fields
 `attempt:<outcome>:<code>` (attempts), `duration:<outcome>:<upper bound in seconds>` (attempts that took no longer
 than this, and longer than the bound before), and `duration_us:<outcome>` (their sum in microseconds).
 """
@@ -65,7 +65,7 @@ class Tally:
 
 
 def read(totals: Mapping[str, int]) -> Attempts:
-    """Find the attempts among the ledger's counters."""
+    """Find the attempts among the counters's counters."""
     by_code: dict[tuple[str, str], int] = {}
     buckets: dict[str, dict[str, int]] = defaultdict(dict)
     for name, value in totals.items():

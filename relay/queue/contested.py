@@ -74,7 +74,7 @@ class ChangeSample:
         self._level = 0
         self._level_until = 0.0
 
-    def note(self, client: Redis, keys: Keys, endpoint: str, changes: Iterable[Change]) -> None:
+    def note(self, client: Redis, keys: Keys, destination: str, changes: Iterable[Change]) -> None:
         """Note those of the sample; no round trip if there are none. Raises `RedisError`."""
         if time.monotonic() > self._level_until:
             self._level = 0
@@ -91,7 +91,7 @@ class ChangeSample:
             digests = (change.digest[-_DIGEST_CHARACTERS:], change.before[-_DIGEST_CHARACTERS:])
             arguments += [bucket, name, change.source, *digests]
         limits = (MAX_SAMPLED, MAX_CONTESTED, round(SAMPLE_SECONDS * 1000), round(CONTESTED_SECONDS * 1000))
-        names = (keys.changes(endpoint), keys.contested(endpoint))
+        names = (keys.changes(destination), keys.contested(destination))
         self._level = int(scripts.run(client, scripts.Call(_CONTESTED, names, [*limits, *arguments])))
         self._level_until = time.monotonic() + LEVEL_SECONDS
 
@@ -101,9 +101,9 @@ def _of_level(changes: list[tuple[int, str, Change]], level: int) -> list[tuple[
     return [each for each in changes if each[0] % (1 << level) == 0]
 
 
-def read(client: Redis, keys: Keys, endpoint: str, now: int) -> list[Contested]:
+def read(client: Redis, keys: Keys, destination: str, now: int) -> list[Contested]:
     """Return the instances that were found lately, those that were changed back most often first."""
-    reply = cast("dict[bytes, bytes]", client.hgetall(keys.contested(endpoint)))
+    reply = cast("dict[bytes, bytes]", client.hgetall(keys.contested(destination)))
     found = [_decode(name.decode(errors="replace"), value.decode(errors="replace")) for name, value in reply.items()]
     lately = [each for each in found if each.at >= now - CONTESTED_SECONDS * 1000]
     return sorted(lately, key=lambda each: (-each.returns, -each.at, each.environment, each.instance))

@@ -1,4 +1,4 @@
-"""The ledger: what became of all events, from the counters that the moving scripts write.
+"""The counters: what became of all events, from the counters that the moving scripts write.
 
 `added + redriven = delivered + duplicate + stale + superseded + dead + waiting` at every moment: an entry is counted
 by the script that removes it from its stream, and what is left is the streams' own lengths. `dead` counts deaths, so
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from relay.queue.keys import Keys
 
-_LEDGER = scripts.load("ledger")
+_COUNTERS = scripts.load("counters")
 _ENVIRONMENTS = scripts.load("environments")
 
 #: Environments that one script reads, and scripts that one round trip runs: Redis reads on while we take its replies.
@@ -30,7 +30,7 @@ _SCRIPTS_AT_ONCE = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Counters:
     """One snapshot of the whole shard. All are events, `retries` attempts.
 
     `added` is what producers added, without what was redriven; `dead` counts all deaths ever, `dead_waiting` the dead
@@ -87,7 +87,7 @@ class EnvironmentCounts(NamedTuple):
 
 
 def read_environments(
-    client: Redis, keys: Keys, endpoint: str, *, oldest_of: int | None = None
+    client: Redis, keys: Keys, destination: str, *, oldest_of: int | None = None
 ) -> list[EnvironmentCounts]:
     """Read what is known of each of the `environment_names`, in their order.
 
@@ -95,24 +95,24 @@ def read_environments(
     of those with retries, and of those that it was time to look at first, beside those that are paused. Changes
     nothing, and a script is short: blocks nobody.
     """
-    names = environment_names(client, keys, endpoint)
-    paused = pausing.paused(client, keys, endpoint)
-    found = _read_some(client, keys, endpoint, names, with_oldest=oldest_of is None)
+    names = environment_names(client, keys, destination)
+    paused = pausing.paused(client, keys, destination)
+    found = _read_some(client, keys, destination, names, with_oldest=oldest_of is None)
     if oldest_of is not None:
-        due: Any = client.zrange(keys.schedule(endpoint), 0, oldest_of - 1) if oldest_of else []
+        due: Any = client.zrange(keys.schedule(destination), 0, oldest_of - 1) if oldest_of else []
         some = {*_most_waiting(found, oldest_of), *paused, *(name.decode() for name in due)}.intersection(names)
-        again = _read_some(client, keys, endpoint, list(some), with_oldest=True)
+        again = _read_some(client, keys, destination, list(some), with_oldest=True)
         found = list({each.environment: each for each in (*found, *again)}.values())
     return [
         each._replace(paused_since=paused[each.environment]) if each.environment in paused else each for each in found
     ]
 
 
-def environment_names(client: Redis, keys: Keys, endpoint: str) -> list[str]:
+def environment_names(client: Redis, keys: Keys, destination: str) -> list[str]:
     """Return the environments that got an event and are not forgotten, or are paused, in order."""
     pipeline = client.pipeline(transaction=False)
-    pipeline.zrange(keys.environments(endpoint), 0, -1)
-    pipeline.hkeys(keys.paused(endpoint))
+    pipeline.zrange(keys.environments(destination), 0, -1)
+    pipeline.hkeys(keys.paused(destination))
     known, paused = pipeline.execute()
     return sorted(name.decode() for name in {*known, *paused})
 
@@ -124,10 +124,10 @@ def _most_waiting(found: Iterable[EnvironmentCounts], number: int) -> Iterator[s
 
 
 def _read_some(
-    client: Redis, keys: Keys, endpoint: str, names: Sequence[str], *, with_oldest: bool
+    client: Redis, keys: Keys, destination: str, names: Sequence[str], *, with_oldest: bool
 ) -> list[EnvironmentCounts]:
     """Read some. A key ends with its environment: to make all keys of ten thousand costs more than to read these."""
-    nameless = keys.of_outbox(endpoint, "")
+    nameless = keys.of_outbox(destination, "")
     beginnings = (nameless.counts, nameless.outbox, nameless.due, nameless.run)
     calls = [
         scripts.Call(
@@ -144,11 +144,11 @@ def _read_some(
     return [EnvironmentCounts(name, *known) for name, known in zip(names, chain.from_iterable(replies), strict=True)]
 
 
-def read_ledger(client: Redis, keys: Keys) -> Ledger:
-    """Read the ledger in one atomic snapshot."""
-    call = scripts.Call(_LEDGER, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
+def read_counters(client: Redis, keys: Keys) -> Counters:
+    """Read the counters in one atomic snapshot."""
+    call = scripts.Call(_COUNTERS, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
     counts, latency, inbox, dead_waiting = scripts.run(client, call)
-    return ledger_of(totals_of(counts), latency, inbox=inbox, dead_waiting=dead_waiting)
+    return counters_of(totals_of(counts), latency, inbox=inbox, dead_waiting=dead_waiting)
 
 
 def totals_of(flat: Sequence[bytes]) -> dict[str, int]:
@@ -156,10 +156,10 @@ def totals_of(flat: Sequence[bytes]) -> dict[str, int]:
     return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
-def ledger_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int, dead_waiting: int) -> Ledger:
-    """Make the ledger of its counters, the latency's hash, and the lengths of two streams."""
+def counters_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int, dead_waiting: int) -> Counters:
+    """Make the counters of its counters, the latency's hash, and the lengths of two streams."""
     reasons = {name.removeprefix("dead:"): value for name, value in totals.items() if name.startswith("dead:")}
-    return Ledger(
+    return Counters(
         added=totals.get("taken", 0) + inbox - totals.get("redriven", 0),
         redriven=totals.get("redriven", 0),
         waiting=inbox + totals.get("outbox", 0),

@@ -88,9 +88,9 @@ def note_position(client: Redis, keys: Keys, at: Position) -> None:
         client.set(keys.forget_position, f"{at.page} {at.instances} {at.environment}", px=POSITION_MILLISECONDS)
 
 
-def environments(client: Redis, keys: Keys, endpoint: str, page: int) -> tuple[int, list[str]]:
+def environments(client: Redis, keys: Keys, destination: str, page: int) -> tuple[int, list[str]]:
     """Return the next cursor (0 for the end) and the environments at a cursor, in the order of their names."""
-    reply: Any = client.zscan(keys.environments(endpoint), page, count=ENVIRONMENTS_PAGE)
+    reply: Any = client.zscan(keys.environments(destination), page, count=ENVIRONMENTS_PAGE)
     following, found = reply
     return int(following), sorted(name.decode() for name, _ in found)
 
@@ -112,12 +112,12 @@ def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int
 def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_before: int) -> bool:
     """Forget an environment and its counts, if nothing is left of it and nothing happened there since then.
 
-    It stays with an instance, an event on its way, a drain or a bell, and while it is paused.
+    It stays with an instance, an event on its way, a drain or a wakeup, and while it is paused.
     """
-    endpoint = outbox.endpoint
+    destination = outbox.destination
     script_keys = (
-        keys.environments(endpoint), keys.schedule(endpoint), keys.paused(endpoint), outbox.counts,
-        outbox.outbox, outbox.accepted, outbox.parked, outbox.lease, outbox.bell,
+        keys.environments(destination), keys.schedule(destination), keys.paused(destination), outbox.counts,
+        outbox.outbox, outbox.accepted, outbox.deferred, outbox.lease, outbox.wakeup,
         outbox.delivered, outbox.due, outbox.attempts, outbox.cursor, outbox.run, outbox.gone,
     )  # fmt: skip
     call = scripts.Call(_FORGET_ENVIRONMENT, script_keys, (outbox.environment, seen_before))

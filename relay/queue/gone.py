@@ -21,23 +21,25 @@ if TYPE_CHECKING:
 STEP = 500
 
 
-def mark(client: Redis, keys: Keys, endpoint: str, since: Mapping[Instance, int], *, lifetime_seconds: float) -> None:
+def mark(
+    client: Redis, keys: Keys, destination: str, since: Mapping[Instance, int], *, lifetime_seconds: float
+) -> None:
     """Mark instances as gone since then, in Redis milliseconds; marks last so long after their environment's last."""
     for some in _steps(since):
         pipeline = client.pipeline(transaction=False)
         for environment, instances in _by_environment(some).items():
-            key = keys.of_outbox(endpoint, environment).gone
+            key = keys.of_outbox(destination, environment).gone
             pipeline.hset(key, mapping={each.key: since[each] for each in instances})
             pipeline.pexpire(key, round(lifetime_seconds * 1000))
         pipeline.execute()
 
 
-def unmark(client: Redis, keys: Keys, endpoint: str, instances: Iterable[Instance]) -> None:
+def unmark(client: Redis, keys: Keys, destination: str, instances: Iterable[Instance]) -> None:
     """Take marks away; where there is none, nothing changes."""
     for some in _steps(instances):
         pipeline = client.pipeline(transaction=False)
         for environment, each in _by_environment(some).items():
-            pipeline.hdel(keys.of_outbox(endpoint, environment).gone, *(instance.key for instance in each))
+            pipeline.hdel(keys.of_outbox(destination, environment).gone, *(instance.key for instance in each))
         pipeline.execute()
 
 

@@ -1,6 +1,6 @@
-"""An endpoint's health, shared by all workers: until when its deliveries are held and why, and how fast they may go.
+"""A destination's health, shared by all workers.
 
-An endpoint is *held* until a time that is only ever extended. Its *circuit* is open from a run of failures, or a
+A destination is *held* until a time that is only ever extended. Its *circuit* is open from a run of failures, or a
 refused token, to the next success; once the hold of an open circuit is over, one drain at a time *probes* it with one
 event. The *window* is how many POSTs one drain may have in flight.
 """
@@ -25,7 +25,7 @@ _ADMIT = scripts.load("admit")
 _OBSERVE = scripts.load("observe")
 _LIFT = scripts.load("lift")
 
-#: The time between two probes of a throttle. What an endpoint asks for up to here is kept to the end without one.
+#: The time between two probes of a throttle. What a destination asks for up to here is kept to the end without one.
 PROBE_THROTTLE_SECONDS = 60.0
 
 #: A hold that ends later than this from now was set by a clock that was set back since, and counts as over. The same
@@ -34,7 +34,7 @@ MAX_HOLD_MS = 600_000
 
 
 class HoldReason(StrEnum):
-    """Why an endpoint is held, or its circuit open."""
+    """Why a destination is held, or its circuit open."""
 
     RATE_LIMITED = "rate_limited"
     CIRCUIT_OPEN = "circuit_open"
@@ -57,7 +57,7 @@ class Hold:
 
 
 class Health(NamedTuple):
-    """What all workers know of an endpoint.
+    """What all workers know of a destination.
 
     `failures` are in a row, `window` is 0 while nobody has set it, `circuit` is why it opened, which a later hold's
     `reason` may hide.
@@ -72,7 +72,7 @@ class Health(NamedTuple):
     circuit: str = ""
     #: Until when a probe is under way; only `read` tells.
     probe_until: int = 0
-    #: Until when the endpoint asked to be spared, if that is longer than the time between two probes; the same.
+    #: Until when the destination asked to be spared, if that is longer than the time between two probes; the same.
     throttled_until: int = 0
 
     @classmethod
@@ -106,39 +106,39 @@ class Admission(NamedTuple):
     probes: bool
 
 
-def hold(client: Redis, keys: Keys, endpoint: str, *, seconds: float, reason: str) -> Hold:
-    """Hold an endpoint, never shortening a hold that stands; return the one that stands now.
+def hold(client: Redis, keys: Keys, destination: str, *, seconds: float, reason: str) -> Hold:
+    """Hold a destination, never shortening a hold that stands; return the one that stands now.
 
-    For longer than `PROBE_THROTTLE_SECONDS` its circuit opens, and the endpoint is probed after each such time.
+    For longer than `PROBE_THROTTLE_SECONDS` its circuit opens, and the destination is probed after each such time.
     """
     between = round(PROBE_THROTTLE_SECONDS * 1000)
-    call = scripts.Call(_HOLD, (keys.endpoint(endpoint),), (round(seconds * 1000), reason, between))
+    call = scripts.Call(_HOLD, (keys.destination(destination),), (round(seconds * 1000), reason, between))
     until, openings, circuit = scripts.run(client, call)
     return Hold(int(until), reason, int(openings), circuit.decode())
 
 
 class Lifted(NamedTuple):
-    """Why an endpoint was held, until when, and until when it asked to be spared; Redis milliseconds, 0 for never."""
+    """Why a destination was held, until when, and how long it is throttled; Redis milliseconds, 0 for never."""
 
     reason: str
     until: int
     throttled_until: int
 
 
-def lift(client: Redis, keys: Keys, endpoint: str) -> Lifted | None:
-    """Lift the hold of an endpoint; return what it was, None if it was not held.
+def lift(client: Redis, keys: Keys, destination: str) -> Lifted | None:
+    """Lift the hold of a destination; return what it was, None if it was not held.
 
     A throttle ends. A circuit that is open for another reason stays open, and is probed at once.
     """
-    reason, until, throttled_until = scripts.run(client, scripts.Call(_LIFT, (keys.endpoint(endpoint),), ()))
+    reason, until, throttled_until = scripts.run(client, scripts.Call(_LIFT, (keys.destination(destination),), ()))
     return Lifted(reason.decode(), int(until), int(throttled_until)) if reason else None
 
 
-def read(client: Redis, keys: Keys, endpoint: str) -> Health:
-    """Return all that is known of an endpoint; changes nothing."""
+def read(client: Redis, keys: Keys, destination: str) -> Health:
+    """Return all that is known of a destination; changes nothing."""
     names = ["until", "reason", "openings", "failures", "successes", "window", "circuit"]
     names += ["probe_until", "throttled_until"]
-    found = cast("list[bytes | None]", client.hmget(keys.endpoint(endpoint), names))
+    found = cast("list[bytes | None]", client.hmget(keys.destination(destination), names))
     *health, probe_until, throttled_until = (value or b"" for value in found)
     return Health.decode(health)._replace(
         probe_until=int(probe_until or 0), throttled_until=int(throttled_until or 0)
@@ -146,40 +146,40 @@ def read(client: Redis, keys: Keys, endpoint: str) -> Health:
 
 
 def admit(
-    client: Redis, keys: Keys, endpoint: str, *,
+    client: Redis, keys: Keys, destination: str, *,
     token: str, wanted: int, rate_limit: float, burst: int, probe_seconds: float,
 ) -> Admission:  # fmt: skip
     """Ask how many POSTs a drain may send; `token` tells the drains apart."""
     args = (token, wanted, rate_limit, burst, round(probe_seconds * 1000))
-    granted, again, probes = scripts.run(client, scripts.Call(_ADMIT, (keys.endpoint(endpoint),), args))
+    granted, again, probes = scripts.run(client, scripts.Call(_ADMIT, (keys.destination(destination),), args))
     return Admission(int(granted), int(again) / 1000, bool(probes))
 
 
 def observe_call(
-    keys: Keys, endpoint: str, *,
+    keys: Keys, destination: str, *,
     successes: int, failures: int, window_change: int, max_window: int, shrink_gap_seconds: float,
 ) -> Call:  # fmt: skip
     """Return the call that tells what a drain saw; its reply is for `Health.decode`."""
     args = (successes, failures, window_change, max_window, round(shrink_gap_seconds * 1000))
-    return scripts.Call(_OBSERVE, (keys.endpoint(endpoint),), args)
+    return scripts.Call(_OBSERVE, (keys.destination(destination),), args)
 
 
 def open_circuit(
-    client: Redis, keys: Keys, endpoint: str, *,
+    client: Redis, keys: Keys, destination: str, *,
     token: str, first_seconds: float, longest_seconds: float, reason: str,
 ) -> Hold:  # fmt: skip
-    """Hold an endpoint for a pause that doubles with each opening in a row; return the hold that stands now.
+    """Hold a destination for a pause that doubles with each opening in a row; return the hold that stands now.
 
     An open circuit is opened again only by the drain that probes.
     """
     args: tuple[Any, ...] = (token, round(first_seconds * 1000), round(longest_seconds * 1000), reason)
     args += (round(PROBE_THROTTLE_SECONDS * 1000),)
-    until, why, openings = scripts.run(client, scripts.Call(_OPEN_CIRCUIT, (keys.endpoint(endpoint),), args))
+    until, why, openings = scripts.run(client, scripts.Call(_OPEN_CIRCUIT, (keys.destination(destination),), args))
     return Hold(int(until), why.decode(), int(openings))
 
 
-def close_circuit(client: Redis, keys: Keys, endpoint: str) -> None:
-    """Note that the endpoint is well: the next opening takes a new run of failures, and pauses as the first did."""
+def close_circuit(client: Redis, keys: Keys, destination: str) -> None:
+    """Close the circuit: the next opening takes a new run of failures, and pauses as the first did."""
     client.hdel(
-        keys.endpoint(endpoint), "openings", "prober", "probe_until", "circuit", "failures", "throttled_until"
+        keys.destination(destination), "openings", "prober", "probe_until", "circuit", "failures", "throttled_until"
     )

@@ -297,13 +297,13 @@ def _given(flat: Sequence[bytes]) -> Iterator[bytes]:
             yield from (name, value)
 
 
-def release(client: Redis, keys: Keys, token: str, bell_seconds: float) -> int:
+def release(client: Redis, keys: Keys, token: str, wakeup_seconds: float) -> int:
     """Let go of the inbox; return how many entries wait, -1 if the lease was lost before.
 
-    If any wait, a bell counts as under way: the caller must ring it.
+    If any wait, a wakeup counts as under way: the caller must ring it.
     """
-    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_bell, keys.counts)
-    return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(bell_seconds * 1000)))))
+    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_wakeup, keys.counts)
+    return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(wakeup_seconds * 1000)))))
 
 
 def wait(client: Redis, keys: Keys, after: str, seconds: float) -> str | None:

@@ -61,13 +61,13 @@ class Page:
     after: int
 
 
-def count(client: Redis, keys: Keys, endpoint: str, environment: str) -> int:
+def count(client: Redis, keys: Keys, destination: str, environment: str) -> int:
     """Return how many instances an environment has."""
-    return int(client.hlen(keys.of_outbox(endpoint, environment).accepted))
+    return int(client.hlen(keys.of_outbox(destination, environment).accepted))
 
 
 def read(
-    client: Redis, keys: Keys, endpoint: str, environment: str, *,
+    client: Redis, keys: Keys, destination: str, environment: str, *,
     wanted: str = "", after: int = 0, limit: int = STEP, look_at: int = LOOK_AT,
 ) -> Page:  # fmt: skip
     """Read `limit` instances that are like `wanted` or up to a step more, from where the last page ended.
@@ -77,26 +77,28 @@ def read(
     found: dict[str, Running] = {}
     looked_at = 0
     while True:
-        after, step = _step(client, keys, endpoint, environment, after=after)
+        after, step = _step(client, keys, destination, environment, after=after)
         looked_at += len(step)
         found.update((each.instance.key, each) for each in step if each.is_like(wanted))
         if not after or len(found) >= limit or looked_at >= look_at:
             return Page(running=[found[key] for key in sorted(found)], looked_at=looked_at, after=after)
 
 
-def pages(client: Redis, keys: Keys, endpoint: str, environment: str, *, wanted: str = "") -> Iterator[list[Running]]:
+def pages(
+    client: Redis, keys: Keys, destination: str, environment: str, *, wanted: str = ""
+) -> Iterator[list[Running]]:
     """Yield every instance that is like `wanted`, a page at a time; one may come twice while others come and go."""
     after = 0
     while True:
-        page = read(client, keys, endpoint, environment, wanted=wanted, after=after)
+        page = read(client, keys, destination, environment, wanted=wanted, after=after)
         yield page.running
         after = page.after
         if not after:
             return
 
 
-def _step(client: Redis, keys: Keys, endpoint: str, environment: str, *, after: int) -> tuple[int, list[Running]]:
-    outbox = keys.of_outbox(endpoint, environment)
+def _step(client: Redis, keys: Keys, destination: str, environment: str, *, after: int) -> tuple[int, list[Running]]:
+    outbox = keys.of_outbox(destination, environment)
     reply = client.hscan(outbox.accepted, cursor=after, count=STEP)
     cursor, accepted = cast("tuple[int, dict[bytes, bytes]]", reply)
     # Without a digest: its first event died, and only the newest time of its reports is known.

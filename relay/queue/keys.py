@@ -1,27 +1,27 @@
 """Every Redis key. Nothing else spells one.
 
 All keys of a shard start with the same hash tag, so that a script may touch several of them on a cluster:
-`{relay:0}:`, where `relay` is `queue.namespace` and 0 the shard. An *outbox* belongs to an endpoint and an
-environment; endpoint names have no colon, so the first one ends them.
+`{relay:0}:`, where `relay` is `queue.namespace` and 0 the shard. An *outbox* belongs to a destination and an
+environment; destination names have no colon, so the first one ends them.
 
     key                            type    holds, and until when
     inbox                          stream  what producers added and intake has not taken yet
-    outbox:<endpoint>:<env>        stream  what is accepted and not yet delivered or dead
+    outbox:<destination>:<env>        stream  what is accepted and not yet delivered or dead
     dead                           stream  dead letters, until redriven or dropped
     state:accepted:<ep>:<env>      hash    instance → what was last accepted (relay/queue/state.py)
     state:delivered:<ep>:<env>     hash    instance → what was last delivered
     gone:<ep>:<env>                hash    instance that a cluster's watcher no longer sees → since when, Redis
                                            milliseconds; void if seen later (relay/queue/gone.py); expires
-    parked:<ep>:<env>              zset    (instance, entry) of outbox entries that wait for their instance's
+    deferred:<ep>:<env>              zset    (instance, entry) of outbox entries that wait for their instance's
                                            retry; all scores 0, so it is ordered by instance, then entry
     due:<ep>:<env>                 zset    instance that waits for a retry → when, in Redis milliseconds
-    attempts:<ep>:<env>            hash    instance → attempts so far at the first of its parked entries
-    cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is parked or in a
+    attempts:<ep>:<env>            hash    instance → attempts so far at the first of its deferred entries
+    cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is deferred or in a
                                            drain's hand; absent: the beginning
     schedule:<ep>                  zset    environment with a non-empty outbox → when to look, milliseconds
     environments:<ep>              zset    environment that got an event and is not forgotten since
                                            (forget_environment.lua) → events delivered
-    endpoint:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
+    destination:<ep>                  hash    until when all deliveries are held and why, who probes an open circuit,
                                            failures in a row, successes, window, rate limit: for all workers;
                                            how long it was held for which reason; until when it is throttled
     paused:<ep>                    hash    environment whose deliveries an operator holds → since when, milliseconds
@@ -31,8 +31,8 @@ environment; endpoint names have no colon, so the first one ends them.
     run:intake                     hash    the mark of a drain at work (acquire.lua): its token, and after a death
                                            the entry in hand; gone when a drain lets go
     run:deliver:<ep>:<env>         hash    the same
-    bell:…                         string  a ring is under way to that drain; expires
-    counts                         hash    the ledger's totals, written by the scripts that move entries; beside
+    wakeup:…                         string  a ring is under way to that drain; expires
+    counts                         hash    the counters's totals, written by the scripts that move entries; beside
                                            them what only the metrics tell (relay/queue/metrics_snapshot.py)
     counts:<ep>:<env>              hash    the same for one environment, and `seen`: when an event was taken in or
                                            the outbox emptied last, milliseconds
@@ -41,11 +41,12 @@ environment; endpoint names have no colon, so the first one ends them.
     appended:probe                 string  never exists: what tests whether Redis takes writes (relay/queue/probe.py)
     receipt:<event id>             string  what became of an event that asked for it (relay/queue/receipts.py);
                                            expires a while after that is known
-    worker:<name>                  string  heartbeat of a worker's doorman, expires
+    worker:<name>                  string  heartbeat of a worker's poller, expires
     workers                        zset    worker that gives signs of life → the last, milliseconds
-    endpoint:<ep>:changes          hash    sample of instances → their last changes and by which sources, and `level`,
+    destination:<ep>:changes          hash    sample of instances → their last changes and by which sources, and
+    `level`,
                                            how small a part of all it is (relay/queue/contested.py); expires
-    endpoint:<ep>:contested        hash    instance that two sources change in turns → when, how often, by which;
+    destination:<ep>:contested        hash    instance that two sources change in turns → when, how often, by which;
                                            expires
     nodes:<cluster>                string  platforms of a cluster's nodes, which its watcher publishes for the webhook
                                            (relay/queue/nodes.py); expires unless it is refreshed
@@ -63,27 +64,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The one endpoint there is until routing to several comes.
-DEFAULT_ENDPOINT = "default"
+#: The one destination there is until routing to several comes.
+DEFAULT_DESTINATION = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxKeys:
-    """The keys of one (endpoint, environment)."""
+    """The keys of one (destination, environment)."""
 
-    endpoint: str
+    destination: str
     environment: str
     outbox: str
     accepted: str
     delivered: str
     gone: str
-    parked: str
+    deferred: str
     due: str
     attempts: str
     cursor: str
     lease: str
     run: str
-    bell: str
+    wakeup: str
     counts: str
 
 
@@ -96,7 +97,7 @@ class Keys:
         self.dead = self.prefix + "dead"
         self.intake_lease = self.prefix + "lease:intake"
         self.intake_run = self.prefix + "run:intake"
-        self.intake_bell = self.prefix + "bell:intake"
+        self.intake_wakeup = self.prefix + "wakeup:intake"
         self.redrive_lease = self.prefix + "lease:redrive"
         self.counts = self.prefix + "counts"
         self.latency = self.prefix + "latency"
@@ -111,21 +112,21 @@ class Keys:
         #: What a receipt's key begins with; the scripts append the event's id.
         self.receipts = self.prefix + "receipt:"
 
-    def schedule(self, endpoint: str) -> str:
-        """Return the key of the schedule of an endpoint's outboxes."""
-        return f"{self.prefix}schedule:{endpoint}"
+    def schedule(self, destination: str) -> str:
+        """Return the key of the schedule of a destination's outboxes."""
+        return f"{self.prefix}schedule:{destination}"
 
-    def environments(self, endpoint: str) -> str:
+    def environments(self, destination: str) -> str:
         """Return the key of the environments that got events, by how many were delivered."""
-        return f"{self.prefix}environments:{endpoint}"
+        return f"{self.prefix}environments:{destination}"
 
-    def endpoint(self, endpoint: str) -> str:
-        """Return the key of an endpoint's health."""
-        return f"{self.prefix}endpoint:{endpoint}"
+    def destination(self, destination: str) -> str:
+        """Return the key of a destination's health."""
+        return f"{self.prefix}destination:{destination}"
 
-    def paused(self, endpoint: str) -> str:
+    def paused(self, destination: str) -> str:
         """Return the key of the environments whose deliveries an operator holds."""
-        return f"{self.prefix}paused:{endpoint}"
+        return f"{self.prefix}paused:{destination}"
 
     def appended(self, call: str) -> str:
         """Return the key of the mark that a producer's call leaves."""
@@ -135,13 +136,13 @@ class Keys:
         """Return the key of an event's receipt."""
         return f"{self.receipts}{event_id}"
 
-    def changes(self, endpoint: str) -> str:
+    def changes(self, destination: str) -> str:
         """Return the key of the sample of instances whose changes are compared."""
-        return f"{self.endpoint(endpoint)}:changes"
+        return f"{self.destination(destination)}:changes"
 
-    def contested(self, endpoint: str) -> str:
+    def contested(self, destination: str) -> str:
         """Return the key of the instances that two sources change in turns."""
-        return f"{self.endpoint(endpoint)}:contested"
+        return f"{self.destination(destination)}:contested"
 
     def nodes(self, cluster: str) -> str:
         """Return the key of the platforms of a cluster's nodes; `cluster` is "" for the one without a name."""
@@ -151,22 +152,22 @@ class Keys:
         """Return the key of a worker's heartbeat."""
         return f"{self.prefix}worker:{name}"
 
-    def of_outbox(self, endpoint: str, environment: str) -> OutboxKeys:
+    def of_outbox(self, destination: str, environment: str) -> OutboxKeys:
         """Return the keys of one outbox."""
-        tail = f"{endpoint}:{environment}"
+        tail = f"{destination}:{environment}"
         return OutboxKeys(
-            endpoint=endpoint,
+            destination=destination,
             environment=environment,
             outbox=f"{self.prefix}outbox:{tail}",
             accepted=f"{self.prefix}state:accepted:{tail}",
             delivered=f"{self.prefix}state:delivered:{tail}",
             gone=f"{self.prefix}gone:{tail}",
-            parked=f"{self.prefix}parked:{tail}",
+            deferred=f"{self.prefix}deferred:{tail}",
             due=f"{self.prefix}due:{tail}",
             attempts=f"{self.prefix}attempts:{tail}",
             cursor=f"{self.prefix}cursor:{tail}",
             lease=f"{self.prefix}lease:deliver:{tail}",
             run=f"{self.prefix}run:deliver:{tail}",
-            bell=f"{self.prefix}bell:deliver:{tail}",
+            wakeup=f"{self.prefix}wakeup:deliver:{tail}",
             counts=f"{self.prefix}counts:{tail}",
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Each bucket's upper bound is this much times the one before; the first ends at one millisecond.
 GROWTH = 1.1
 
-#: The counter beside the ledger's that has the sum of all latencies, in milliseconds.
+#: The counter beside the counters's that has the sum of all latencies, in milliseconds.
 SUM = "latency_ms"
 
 _LOG_GROWTH = math.log(GROWTH)

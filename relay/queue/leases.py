@@ -1,4 +1,4 @@
-"""Leases: one drain at a time for the inbox and for each outbox; and bells, one ring at a time for each.
+"""Leases: one drain at a time for the inbox and for each outbox; and wakeups, one ring at a time for each.
 
 A lease is a key with the drain's token that expires. Every script that commits compares the token, so a drain
 that was paused past its lease cannot commit over its successor.
@@ -30,7 +30,7 @@ NO_GAP_MS = 1 << 52
 
 _ACQUIRE = scripts.load("acquire")
 _HANDLE = scripts.load("handle")
-_RING = scripts.load("ring")
+_RING = scripts.load("wake")
 
 
 def new_token() -> str:
@@ -52,7 +52,7 @@ class Lease(NamedTuple):
 
 
 def acquire_call(
-    bell: str,
+    wakeup: str,
     lease: str,
     run: str,
     token: str,
@@ -66,7 +66,7 @@ def acquire_call(
 
     `gap_ms` is how far apart two signs of life may be for ages to be reckoned across them; 0 for any.
     """
-    keys = (bell, lease, run, counts, *(outbox or ()))
+    keys = (wakeup, lease, run, counts, *(outbox or ()))
     args: list[scripts.Argument] = [token, round(lease_seconds * 1000)]
     args += [secrets.token_hex(8), gap_ms or NO_GAP_MS] if outbox else []
     return scripts.Call(_ACQUIRE, keys, args)
@@ -86,20 +86,20 @@ def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> in
 
 
 class Why(StrEnum):
-    """Why a bell is rung."""
+    """Why a wakeup is rung."""
 
     #: Something new waits, or a drain left something.
     WORK = "work"
-    #: An outbox's time has come, and nobody is at it: a retry, a hold's end, or a drain or bell that got lost.
+    #: An outbox's time has come, and nobody is at it: a retry, a hold's end, or a drain or wakeup that got lost.
     DUE = "due"
 
 
-def to_ring(
-    client: Redis, counts: str, drains: Sequence[tuple[str, str]], bell_seconds: float, why: Why
+def to_wake(
+    client: Redis, counts: str, drains: Sequence[tuple[str, str]], wakeup_seconds: float, why: Why
 ) -> list[int]:
-    """Return the positions of those drains, given as (lease, bell), that need a ring, and note and count the ring."""
+    """Return the positions of those runs, given as (lease, wakeup), that need a wake-up, and count them."""
     if not drains:
         return []
     keys = [counts, *(key for drain in drains for key in drain)]
-    reply = scripts.run(client, scripts.Call(_RING, keys, (round(bell_seconds * 1000), why)))
+    reply = scripts.run(client, scripts.Call(_RING, keys, (round(wakeup_seconds * 1000), why)))
     return [position - 1 for position in reply]

@@ -91,12 +91,12 @@ class Trace:
 
 
 def trace(
-    client: Redis, keys: Keys, endpoint: str, event_id: str, *,
+    client: Redis, keys: Keys, destination: str, event_id: str, *,
     environments: Sequence[str] | None = None, look_at: int = LOOK_AT,
 ) -> Trace:  # fmt: skip
     """Search for an event, in these environments or all. A Redis that is away raises `RedisError`."""
-    names = counters.environment_names(client, keys, endpoint) if environments is None else environments
-    outboxes = [keys.of_outbox(endpoint, name) for name in names]
+    names = counters.environment_names(client, keys, destination) if environments is None else environments
+    outboxes = [keys.of_outbox(destination, name) for name in names]
     search = _Search(client, keys, event_id, look_at)
     sightings = [*search.receipt(), *search.inbox(), *search.outboxes(outboxes), *search.letters()]
     sightings += search.states(outboxes)

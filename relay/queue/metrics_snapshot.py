@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from relay.queue import attempts, scripts
 from relay.queue.attempts import Attempts
-from relay.queue.counters import Ledger, ledger_of, totals_of
+from relay.queue.counters import Counters, counters_of, totals_of
 from relay.queue.health import Health
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ NOTHING = Waiting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointState:
-    """An endpoint: why it is held, '' if it is not; its window, 0 if nobody set one; its holds so far.
+class DestinationState:
+    """A destination: why it is held, '' if it is not; its window, 0 if nobody set one; its holds so far.
 
     `retry_after_ms` is the last pause that the API asked for, None if it never did.
     """
@@ -74,7 +74,7 @@ class Server:
 class Snapshot:
     """Everything at one moment. Times are Redis milliseconds, None for never."""
 
-    ledger: Ledger
+    counters: Counters
     #: Environment → events delivered, of those with the most; and of all others together.
     delivered: dict[str, int] = field(default_factory=dict)
     delivered_elsewhere: int = 0
@@ -89,14 +89,14 @@ class Snapshot:
     newest_accepted: int | None = None
     newest_delivered: int | None = None
     last_success: int | None = None
-    #: Endpoint → how it is.
-    endpoints: dict[str, EndpointState] = field(default_factory=dict)
+    #: Destination → how it is.
+    destinations: dict[str, DestinationState] = field(default_factory=dict)
     paused: int = 0
     #: Worker → its last sign of life.
     workers: dict[str, int] = field(default_factory=dict)
     leases_taken_over: int = 0
-    #: Why → bells.
-    bells: dict[str, int] = field(default_factory=dict)
+    #: Why → wakeups.
+    wakeups: dict[str, int] = field(default_factory=dict)
     #: Why there was no room → events refused.
     refused: dict[str, int] = field(default_factory=dict)
     #: Why → what was seen of Kubernetes' pods and not reported.
@@ -109,26 +109,27 @@ class Snapshot:
     server: Server = field(default_factory=Server)
 
 
-def read(client: Redis, keys: Keys, endpoint: str, *, environments: int) -> Snapshot:
+def read(client: Redis, keys: Keys, destination: str, *, environments: int) -> Snapshot:
     """Take a snapshot, with so many environments by name at most. A Redis that is away raises `RedisError`."""
-    names, rest_oldest = _most_waiting(client, keys, endpoint, environments)
-    outboxes = [keys.of_outbox(endpoint, name).outbox for name in names]
+    names, rest_oldest = _most_waiting(client, keys, destination, environments)
+    outboxes = [keys.of_outbox(destination, name).outbox for name in names]
     script_keys = (
-        keys.counts, keys.latency, keys.inbox, keys.dead, keys.environments(endpoint), keys.endpoint(endpoint),
-        keys.paused(endpoint), keys.workers, *outboxes,
+        keys.counts, keys.latency, keys.inbox, keys.dead, keys.environments(destination),
+        keys.destination(destination),
+        keys.paused(destination), keys.workers, *outboxes,
     )  # fmt: skip
     reply = scripts.run(client, scripts.Call(_SNAPSHOT, script_keys, (environments + 1,)))
     now, counts, latency, last, most_delivered, health, paused, workers, inbox, dead, *heads = reply
     totals = totals_of(counts)
-    ledger = ledger_of(totals, latency, inbox=inbox[0], dead_waiting=dead[0])
+    counters = counters_of(totals, latency, inbox=inbox[0], dead_waiting=dead[0])
     delivered = {name.decode(): int(float(score)) for name, score in _pairs(most_delivered)}
     delivered = dict([item for item in delivered.items() if item[0] != ELSEWHERE][:environments])
     waiting = {name: _waiting(head) for name, head in zip(names, heads, strict=True)}
     waits_elsewhere = max(0, totals.get("outbox", 0) - sum(each.events for each in waiting.values()))
     return Snapshot(
-        ledger=ledger,
+        counters=counters,
         delivered=delivered,
-        delivered_elsewhere=ledger.delivered - sum(delivered.values()),
+        delivered_elsewhere=counters.delivered - sum(delivered.values()),
         inbox=_waiting(inbox),
         dead=_waiting(dead),
         outboxes=waiting,
@@ -139,11 +140,11 @@ def read(client: Redis, keys: Keys, endpoint: str, *, environments: int) -> Snap
         newest_accepted=totals.get("newest:accepted"),
         newest_delivered=totals.get("newest:delivered"),
         last_success=totals.get("delivered_at"),
-        endpoints={endpoint: _endpoint(health, now)},
+        destinations={destination: _destination(health, now)},
         paused=paused,
         workers={name.decode(): round(float(score)) for name, score in _pairs(workers)},
         leases_taken_over=totals.get("taken_over", 0),
-        bells=_named(totals, "bell:"),
+        wakeups=_named(totals, "wakeup:"),
         refused=_named(totals, "refused:"),
         skipped=_named(totals, "skipped:"),
         token_reloads=_named(totals, "token:"),
@@ -173,14 +174,14 @@ def read_server(client: Redis) -> Server:
     )
 
 
-def _most_waiting(client: Redis, keys: Keys, endpoint: str, most: int) -> tuple[list[str], int | None]:
+def _most_waiting(client: Redis, keys: Keys, destination: str, most: int) -> tuple[list[str], int | None]:
     """Return the environments to read by name, and since when the first event of all others waits.
 
     Those that have the most waiting; if there are fewer than are wanted, those with the most deliveries beside them.
     """
     pipeline = client.pipeline(transaction=False)
-    pipeline.zrange(keys.schedule(endpoint), 0, -1)
-    pipeline.zrevrange(keys.environments(endpoint), 0, most)
+    pipeline.zrange(keys.schedule(destination), 0, -1)
+    pipeline.zrevrange(keys.environments(destination), 0, most)
     scheduled, usual = (
         [name.decode() for name in reply if name != ELSEWHERE.encode()] for reply in pipeline.execute()
     )
@@ -189,7 +190,7 @@ def _most_waiting(client: Redis, keys: Keys, endpoint: str, most: int) -> tuple[
     heads: dict[str, Waiting] = {}
     for start in range(0, len(scheduled), PAGE):
         names = scheduled[start : start + PAGE]
-        outboxes = [keys.of_outbox(endpoint, name).outbox for name in names]
+        outboxes = [keys.of_outbox(destination, name).outbox for name in names]
         reply = scripts.run(client, scripts.Call(_HEADS, outboxes, ()))
         heads.update(zip(names, map(_waiting, zip(reply[::2], reply[1::2], strict=True)), strict=True))
     ranked = sorted(scheduled, key=lambda name: -heads[name].events)
@@ -207,7 +208,7 @@ def _milliseconds(stream_id: bytes) -> int | None:
     return int(stream_id.partition(b"-")[0]) or None
 
 
-def _endpoint(fields: Sequence[bytes], now: int) -> EndpointState:
+def _destination(fields: Sequence[bytes], now: int) -> DestinationState:
     known = {name.decode(): value.decode() for name, value in _pairs(fields)}
     health = Health(
         until=int(known.get("until", 0)),
@@ -215,7 +216,7 @@ def _endpoint(fields: Sequence[bytes], now: int) -> EndpointState:
         openings=int(known.get("openings", 0)),
         circuit=known.get("circuit", ""),
     )
-    return EndpointState(
+    return DestinationState(
         held=health.why_held(now) or "",
         window=int(known.get("window", 0)),
         held_ms={

@@ -1,8 +1,8 @@
-"""An outbox: the accepted events of one environment on their way to one endpoint.
+"""An outbox: the accepted events of one environment on their way to one destination.
 
-Its stream holds each event until it is delivered or dead. An event that must be tried again is *parked*: it
-stays in the stream, its instance is noted as *due* at a time, and later events of the instance are parked
-behind it, in order. The *cursor* is where a drain goes on reading: whatever lies before it is parked. So a
+Its stream holds each event until it is delivered or dead. An event that must be tried again is *deferred*: it
+stays in the stream, its instance is noted as *due* at a time, and later events of the instance are deferred
+behind it, in order. The *cursor* is where a drain goes on reading: whatever lies before it is deferred. So a
 drain holds a window, however much waits for a retry, and all of it outlives the drain.
 """
 
@@ -38,7 +38,7 @@ class Trials(NamedTuple):
 
     `attempts` are those that count against `delivery.max_attempts`, `answers` all. `first` is when the first answer
     came, in Redis milliseconds. `forbidden` counts the 401s and 403s after each of which but the last another passed,
-    and `successes` is how many the endpoint had seen at the last of them.
+    and `successes` is how many the destination had seen at the last of them.
     """
 
     attempts: int = 0
@@ -72,7 +72,7 @@ class OutboxEntry(NamedTuple):
     time: str
     arrived: int
     trials: Trials = NO_TRIALS
-    parked: bool = False
+    deferred: bool = False
     #: Its place among all that came, as the state has it: that of its first coming, if it was redriven.
     came: str = "0"
     #: Whether somebody may ask what became of it.
@@ -84,7 +84,7 @@ class Superseded(NamedTuple):
 
     entry_id: str
     instance: str
-    parked: bool
+    deferred: bool
 
 
 class Due(NamedTuple):
@@ -98,7 +98,7 @@ class Due(NamedTuple):
 class Taken:
     """What `take` found: entries to send, and the cursor behind the last fresh one looked at.
 
-    While the endpoint is held or the environment paused there are none.
+    While the destination is held or the environment paused there are none.
     """
 
     now: int
@@ -135,13 +135,13 @@ class Settlement:
     delivered: list[OutboxEntry] = field(default_factory=list)
     superseded: list[Superseded] = field(default_factory=list)
     dead: list[Death] = field(default_factory=list)
-    parked: list[Parking] = field(default_factory=list)
+    deferred: list[Parking] = field(default_factory=list)
     latency: dict[int, int] = field(default_factory=dict)
     latency_ms: float = 0.0
     attempts: Tally = field(default_factory=Tally)
 
     def __bool__(self) -> bool:
-        return bool(self.delivered or self.superseded or self.dead or self.parked)
+        return bool(self.delivered or self.superseded or self.dead or self.deferred)
 
     def done(self) -> Iterator[OutboxEntry]:
         """Yield the entries whose instance's next one may go."""
@@ -155,7 +155,7 @@ class Settlement:
             yield entry.entry_id
         for superseded in self.superseded:
             yield superseded.entry_id
-        for parking in self.parked:
+        for parking in self.deferred:
             yield parking.entry.entry_id
             for follower in parking.followers:
                 yield follower.entry_id
@@ -176,8 +176,8 @@ def take_call(
     A retry that is due later than the `longest_pause` in seconds is due.
     """
     script_keys = (
-        keys.lease, keys.outbox, keys.parked, keys.due, keys.attempts,
-        shared.endpoint(keys.endpoint), shared.paused(keys.endpoint), keys.run,
+        keys.lease, keys.outbox, keys.deferred, keys.due, keys.attempts,
+        shared.destination(keys.destination), shared.paused(keys.destination), keys.run,
     )  # fmt: skip
     args: list[Argument] = [token, round(lease_seconds * 1000), cursor, fresh, due, keys.environment]
     args += [int(latest_only), round(longest_pause * 1000)]
@@ -194,7 +194,7 @@ def taken(reply: list[Any]) -> Taken | None:
         cursor=after(last.decode()) if last else None,
         fresh=[_entry(entry) for entry in fresh],
         due=[
-            Due(_entry(entry, Trials.decode(trials or b""), parked=True), [each.decode() for each in superseded])
+            Due(_entry(entry, Trials.decode(trials or b""), deferred=True), [each.decode() for each in superseded])
             for trials, entry, *superseded in due
         ],
         health=Health.decode(health),
@@ -202,7 +202,7 @@ def taken(reply: list[Any]) -> Taken | None:
     )
 
 
-def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False) -> OutboxEntry:
+def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, deferred: bool = False) -> OutboxEntry:
     entry_id, flat = entry
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     return OutboxEntry(
@@ -215,7 +215,7 @@ def _entry(entry: list[Any], trials: Trials = NO_TRIALS, *, parked: bool = False
         arrived=int(fields[b"arrived"]),
         came=_came(fields),
         trials=trials,
-        parked=parked,
+        deferred=deferred,
         receipt=b"receipt" in fields,
     )
 
@@ -236,23 +236,23 @@ def settle_call(
     receipt_seconds: float,
 ) -> Call:  # fmt: skip
     """Return the call that records a settlement; `applied` reads its reply."""
-    args: list[Argument] = [token, round(lease_seconds * 1000), cursor, keys.endpoint, keys.environment]
+    args: list[Argument] = [token, round(lease_seconds * 1000), cursor, keys.destination, keys.environment]
     asked = [entry.event_id for entry in settlement.delivered if entry.receipt]
     newest = max((entry.arrived for entry in settlement.delivered), default=0)
     args += [round(receipt_seconds * 1000), newest, len(asked), *asked]
     args.append(len(settlement.delivered))
     for entry in settlement.delivered:
-        args += [entry.entry_id, entry.instance, int(entry.parked), entry.digest, entry.time, entry.came]
+        args += [entry.entry_id, entry.instance, int(entry.deferred), entry.digest, entry.time, entry.came]
     args.append(len(settlement.superseded))
-    for entry_id, instance, parked in settlement.superseded:
-        args += [entry_id, instance, int(parked)]
+    for entry_id, instance, deferred in settlement.superseded:
+        args += [entry_id, instance, int(deferred)]
     args.append(len(settlement.dead))
     for death in settlement.dead:
         entry = death.entry
-        args += [entry.entry_id, entry.instance, int(entry.parked), entry.event_id]
+        args += [entry.entry_id, entry.instance, int(entry.deferred), entry.event_id]
         args += [death.reason, death.detail, death.status or "", entry.trials.answers, entry.trials.first or ""]
-    args.append(len(settlement.parked))
-    for parking in settlement.parked:
+    args.append(len(settlement.deferred))
+    for parking in settlement.deferred:
         entry, followers = parking.entry, parking.followers
         args += [entry.entry_id, entry.instance, round(parking.pause_seconds * 1000), entry.trials.encode()]
         args += [len(followers), *(follower.entry_id for follower in followers)]
@@ -263,9 +263,9 @@ def settle_call(
     for counted in (counts, settlement.latency):
         args += [part for pair in counted.items() for part in pair]
     script_keys = (
-        keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.accepted, keys.delivered,
-        keys.cursor, keys.counts, shared.counts, shared.latency, shared.dead, shared.paused(keys.endpoint),
-        shared.receipts, shared.environments(keys.endpoint),
+        keys.lease, keys.run, keys.outbox, keys.deferred, keys.due, keys.attempts, keys.accepted, keys.delivered,
+        keys.cursor, keys.counts, shared.counts, shared.latency, shared.dead, shared.paused(keys.destination),
+        shared.receipts, shared.environments(keys.destination),
     )  # fmt: skip
     return scripts.Call(_SETTLE, script_keys, args)
 
@@ -287,21 +287,22 @@ def release_call(
     shared: Keys,
     *,
     token: str,
-    bell_seconds: float,
+    wakeup_seconds: float,
     cursor: str,
     held: bool,
     unsent: Sequence[str],
 ) -> Call:
     """Return the call that lets go of an outbox; the reply is 1 for more to do now, 0 for none, -1 for lost.
 
-    If there is more, a bell counts as under way: the caller must ring it; not while the endpoint is `held`. `unsent`
+    If there is more, a wakeup counts as under way: the caller must ring it; not while the destination is `held`.
+    `unsent`
     are instances whose retry was taken and not sent.
     """
     script_keys = (
-        keys.lease, keys.run, keys.outbox, keys.parked, keys.due, keys.attempts, keys.cursor,
-        shared.schedule(keys.endpoint), keys.bell, keys.counts, shared.counts, shared.paused(keys.endpoint),
+        keys.lease, keys.run, keys.outbox, keys.deferred, keys.due, keys.attempts, keys.cursor,
+        shared.schedule(keys.destination), keys.wakeup, keys.counts, shared.counts, shared.paused(keys.destination),
     )  # fmt: skip
-    args: list[Argument] = [token, round(bell_seconds * 1000), keys.environment, cursor, int(held), *unsent]
+    args: list[Argument] = [token, round(wakeup_seconds * 1000), keys.environment, cursor, int(held), *unsent]
     return scripts.Call(_RELEASE, script_keys, args)
 
 

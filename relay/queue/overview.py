@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from relay.connections.failover import WrongServer
 from relay.queue import bounded, contested, counters, dead_letters, probe
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue.clock_ahead import ClockAhead
 from relay.queue.outbox import Trials
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.queue.contested import Contested
-    from relay.queue.counters import EnvironmentCounts, Ledger
+    from relay.queue.counters import Counters, EnvironmentCounts
     from relay.queue.dead_letters import DeadLetter
     from relay.queue.health import Health
     from relay.queue.keys import Keys
@@ -62,7 +62,7 @@ class Overview:
     """The relay at one moment. Times are Redis milliseconds."""
 
     now: int
-    ledger: Ledger
+    counters: Counters
     health: Health
     #: Entries of the inbox, and when the first of them came.
     inbox: int = 0
@@ -96,7 +96,7 @@ class Overview:
 
 
 def read(
-    client: Redis, keys: Keys, endpoint_name: str, queue: QueueSettings, *, oldest_of: int | None = None
+    client: Redis, keys: Keys, destination_name: str, queue: QueueSettings, *, oldest_of: int | None = None
 ) -> Overview:
     """Look at all of it; a Redis that is away raises `RedisError`. `oldest_of` is `counts.read_environments`'s."""
     pipeline = client.pipeline(transaction=False)
@@ -110,20 +110,20 @@ def read(
     (seconds, microseconds), inbox, deaths, lease, beats, ahead, clocks_ahead = pipeline.execute()
     first = bounded.first_id(client, keys.inbox) if inbox else None
     now = seconds * 1000 + microseconds // 1000
-    environments = counters.read_environments(client, keys, endpoint_name, oldest_of=oldest_of)
+    environments = counters.read_environments(client, keys, destination_name, oldest_of=oldest_of)
     return Overview(
         now=now,
-        ledger=counters.read_ledger(client, keys),
-        health=endpoint.read(client, keys, endpoint_name),
+        counters=counters.read_counters(client, keys),
+        health=destination.read(client, keys, destination_name),
         inbox=inbox,
         inbox_oldest=int(first.partition("-")[0]) if first else None,
         intake_at_work=bool(lease),
         inbox_deaths=int(deaths or 0),
         workers=_living(client, keys, {name.decode(): int(at) for name, at in beats}),
         environments=environments,
-        retrying=_retrying(client, keys, endpoint_name, environments),
+        retrying=_retrying(client, keys, destination_name, environments),
         newest_dead=dead_letters.newest_of_all(client, keys),
-        contested=contested.read(client, keys, endpoint_name, now),
+        contested=contested.read(client, keys, destination_name, now),
         memory=_memory(client),
         refusal=_refusal(client, keys),
         clock_ahead=ClockAhead.decode(ahead.decode()) if ahead else None,
@@ -141,10 +141,10 @@ def _living(client: Redis, keys: Keys, beats: dict[str, int]) -> dict[str, int]:
 
 
 def _retrying(
-    client: Redis, keys: Keys, endpoint_name: str, environments: Sequence[EnvironmentCounts]
+    client: Redis, keys: Keys, destination_name: str, environments: Sequence[EnvironmentCounts]
 ) -> list[Retrying]:
     retrying = sorted((each for each in environments if each.retrying), key=lambda each: each.oldest or inf)
-    some = [keys.of_outbox(endpoint_name, each.environment) for each in retrying[:RETRYING]]
+    some = [keys.of_outbox(destination_name, each.environment) for each in retrying[:RETRYING]]
     pipeline = client.pipeline(transaction=False)
     for outbox in some:
         pipeline.zrevrange(outbox.due, 0, RETRIES - 1)

@@ -38,17 +38,17 @@ class Progress(NamedTuple):
 
 
 def rehearse(
-    client: Redis, keys: Keys, endpoint: str, environment: str, *, seen_since: int | None = None
+    client: Redis, keys: Keys, destination: str, environment: str, *, seen_since: int | None = None
 ) -> Iterator[Progress]:
     """Go through an environment's instances and add nothing; `added` are those that would be."""
     done = Progress()
-    for running in inventory.pages(client, keys, endpoint, environment):
+    for running in inventory.pages(client, keys, destination, environment):
         done = _after(done, running, seen_since)
         yield done
 
 
 def resync_all(
-    client: Redis, keys: Keys, endpoint: str, environment: str, *,
+    client: Redis, keys: Keys, destination: str, environment: str, *,
     max_backlog: int, memory_watermark: float, seen_since: int | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
     """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page.
@@ -57,7 +57,7 @@ def resync_all(
     what was not reported since then.
     """
     done = Progress()
-    for running in inventory.pages(client, keys, endpoint, environment):
+    for running in inventory.pages(client, keys, destination, environment):
         entries = [_entry(each) for each in running if each.delivered and _is_there(each, seen_since)]
         call = inbox.append_call(keys, entries, max_backlog, memory_watermark, internal=True)
         while entries and (why := _full(client, call)):

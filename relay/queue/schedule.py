@@ -1,4 +1,4 @@
-"""When to look at which outbox: what the doorman asks."""
+"""When to look at which outbox: what the poller asks."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class Sight:
     next_due_seconds: float | None
 
 
-def look(client: Redis, keys: Keys, endpoint: str, *, count: int, skip: int = 0, longest_pause: float) -> Sight:
+def look(client: Redis, keys: Keys, destination: str, *, count: int, skip: int = 0, longest_pause: float) -> Sight:
     """Return what waits: the inbox, and up to `count` environments that are due, after the first `skip`.
 
-    While the endpoint is held none is due; while its circuit is open, a few to probe with. One that is due later than
+    While the destination is held none is due; while its circuit is open, a few to probe with. One that is due later
+    than
     the `longest_pause` in seconds is due.
     """
-    look_keys = (keys.inbox, keys.schedule(endpoint), keys.endpoint(endpoint))
+    look_keys = (keys.inbox, keys.schedule(destination), keys.destination(destination))
     call = scripts.Call(_LOOK, look_keys, (count, skip, PROBERS, round(longest_pause * 1000)))
     now, inbox, later, *due = scripts.run(client, call)
     return Sight(

@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
         """Answer what is no request, and close."""
         if self._ended:
             return
-        self._standin.ledger.note_unreadable()
+        self._standin.counters.note_unreadable()
         if self._steps is None:
             self._transport.write(http_answer(status, keep_alive=False))
         self._end()

@@ -59,7 +59,7 @@ def _healthz(_standin: StandIn, _query: bytes, _body: bytes) -> Reply:
 
 
 def _counts(standin: StandIn, _query: bytes, _body: bytes) -> Reply:
-    return Reply(200, standin.ledger.counts()._asdict())
+    return Reply(200, standin.counters.counts()._asdict())
 
 
 def _requests(standin: StandIn, query: bytes, _body: bytes) -> Reply:
@@ -73,7 +73,7 @@ def _requests(standin: StandIn, query: bytes, _body: bytes) -> Reply:
         return Reply(422, {"error": "offset and limit must be whole numbers"})
     if offset < 0 or not 0 <= limit <= MAX_LIMIT:
         return Reply(422, {"error": f"offset must be 0 or more and limit from 0 to {MAX_LIMIT}"})
-    found = standin.ledger.requests(offset=offset, limit=limit, environment=asked.get("environment"))
+    found = standin.counters.requests(offset=offset, limit=limit, environment=asked.get("environment"))
     return Reply(200, [each.document() for each in found])
 
 

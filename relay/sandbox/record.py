@@ -1,6 +1,6 @@
 """What came in, and what was answered.
 
-The ledger holds the last `keep` requests in memory; its counts go on beyond. All of it belongs to the
+The counters holds the last `keep` requests in memory; its counts go on beyond. All of it belongs to the
 server's event loop: other threads ask through `Sandbox`.
 """
 
@@ -68,7 +68,7 @@ class RecordedRequest(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The ledger's sums.
+    """The counters's sums.
 
     `received` counts every request to the API that was recorded, `accepted` those it processed.
     `repeats` counts processed requests whose idempotency key had been processed before: 0 without faults.
@@ -85,7 +85,7 @@ class Counts(NamedTuple):
     by_environment: dict[str, dict[str, int]]
 
 
-class Ledger:
+class Counters:
     """Everything that came in since the start or the last reset."""
 
     def __init__(

@@ -70,7 +70,7 @@ class Listener:
         self.url = hosts.url_of(listening)
         check_seconds = min(PATIENCE_CHECK_SECONDS, settings.request_timeout_seconds / 4)
         self._chores = [
-            loop.create_task(_again_and_again(FLUSH_SECONDS, self._standin.ledger.flush)),
+            loop.create_task(_again_and_again(FLUSH_SECONDS, self._standin.counters.flush)),
             loop.create_task(_again_and_again(check_seconds, self._check_patience)),
         ]
 
@@ -82,7 +82,7 @@ class Listener:
         for connection in tuple(self._connections):
             connection.abandon()
         await asyncio.sleep(0)  # the transports close in the loop's next round
-        self._standin.ledger.close()
+        self._standin.counters.close()
 
     def _connect(self) -> Connection:
         return Connection(self._standin, self._settings, next(self._numbers), self._connections)
@@ -159,7 +159,7 @@ class Sandbox:
         self._watchers = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._standin.ledger.on_change = self._notify
+        self._standin.counters.on_change = self._notify
 
     def start(self) -> Self:
         """Listen; returns when requests can be sent."""
@@ -200,11 +200,11 @@ class Sandbox:
     @property
     def requests(self) -> list[RecordedRequest]:
         """The requests held, oldest first."""
-        return self._ask(self._standin.ledger.requests)
+        return self._ask(self._standin.counters.requests)
 
     def counts(self) -> Counts:
         """Give the sums of everything received."""
-        return self._ask(self._standin.ledger.counts)
+        return self._ask(self._standin.counters.counts)
 
     @property
     def faults(self) -> tuple[FaultRule, ...]:
@@ -225,12 +225,12 @@ class Sandbox:
 
         TimeoutError, with the counts, if they have not come in time.
         """
-        ledger = self._standin.ledger
+        counters = self._standin.counters
         with self._changed:
             self._watchers += 1
             try:
                 arrived = self._changed.wait_for(
-                    lambda: (ledger.accepted if accepted else ledger.received) >= count, timeout_seconds
+                    lambda: (counters.accepted if accepted else counters.received) >= count, timeout_seconds
                 )
             finally:
                 self._watchers -= 1

@@ -1,4 +1,4 @@
-"""The stand-in itself, without a network: contract, faults and ledger put together."""
+"""The stand-in itself, without a network: contract, faults and counters put together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from relay.sandbox.contract import Request, judge
 from relay.sandbox.faults import FaultPlan
-from relay.sandbox.record import Ledger, RecordFile
+from relay.sandbox.record import Counters, RecordFile
 from relay.sandbox.script import Script, write_script
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class StandIn:
         self._token = None if settings.token is None else settings.token.encode()
         self.faults = FaultPlan(clock=time.monotonic, rng=random.Random())  # noqa: S311 - faults, not secrets
         self.faults.replace(settings.faults)
-        self.ledger = Ledger(
+        self.counters = Counters(
             keep=settings.keep,
             monotonic=time.monotonic,
             wall=time.time,
@@ -37,7 +37,7 @@ class StandIn:
             fault = self.faults.befall(environment=ruling.environment, image=ruling.image)
         script = write_script(ruling, None if fault is None else fault.effect, keep_alive=keep_alive)
         if script.recorded:
-            self.ledger.add(
+            self.counters.add(
                 connection=connection,
                 path=request.path,
                 idempotency_key=request.idempotency_key,
@@ -51,5 +51,5 @@ class StandIn:
 
     def reset(self) -> None:
         """Forget requests, counts and faults."""
-        self.ledger.reset()
+        self.counters.reset()
         self.faults.replace(())

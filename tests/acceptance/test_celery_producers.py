@@ -72,8 +72,8 @@ def test_the_snippets_report_and_a_retry_with_the_same_id_counts_once(
     run(only_celery, WITH_CELERY, url, absent=("relay", "workers"))
     estate.wait_until_done(2)
     run(only_kombu, WITH_KOMBU, url, absent=("celery", "relay", "workers"))
-    ledger = estate.wait_until_done(3)
-    assert (ledger.delivered, ledger.duplicate, ledger.dead) == (2, 1, 0)
+    counters = estate.wait_until_done(3)
+    assert (counters.delivered, counters.duplicate, counters.dead) == (2, 1, 0)
     assert [
         (event_of(request.idempotency_key), request.event["image"]["url"][-1]) for request in estate.api.requests
     ] == [

@@ -149,7 +149,7 @@ def test_a_full_queue_is_exit_code_75(redis_server: EmbeddedRedis) -> None:
 def test_status_shows_each_environment(redis_server: EmbeddedRedis) -> None:
     relay("report", f"nginx@{DIGEST}", "-e", "production", RELAY_REDIS_URL=redis_server.url)
     seen = json.loads(relay("status", "--json", RELAY_REDIS_URL=redis_server.url).stdout)
-    assert seen["ledger"]["added"] == seen["ledger"]["waiting"] == 1
+    assert seen["counters"]["added"] == seen["counters"]["waiting"] == 1
     assert "added 1, waiting 1" in relay("status", RELAY_REDIS_URL=redis_server.url).stdout
 
 
@@ -179,11 +179,11 @@ def test_up_runs_everything_and_goes_on_where_it_was_stopped(tmp_path: Path) -> 
             ended = up.wait(30)
             assert ended is not None
             assert ended.code == 0, log.read_text()
-    ledger = None
+    counters = None
     with EmbeddedRedis(tmp_path / "data" / "redis") as server:
-        ledger = json.loads(relay("status", "--json", RELAY_REDIS_URL=server.url).stdout)["ledger"]
-    assert ledger["delivered"] == 2
-    assert ledger["added"] == 4, "the second start did not find what the first one left"
+        counters = json.loads(relay("status", "--json", RELAY_REDIS_URL=server.url).stdout)["counters"]
+    assert counters["delivered"] == 2
+    assert counters["added"] == 4, "the second start did not find what the first one left"
 
 
 def test_up_refuses_what_another_one_uses(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from rig import wait_for
 
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import health
-from relay.queue.counters import read_ledger
+from relay.queue.counters import read_counters
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,8 +282,8 @@ def test_drop_lets_go_of_what_matches(redis_server: EmbeddedRedis, client: Redis
 
     assert (done.returncode, done.stderr) == (0, "2 dropped\n")
     assert [letter_id.decode() for letter_id, _ in client.xrange(KEYS.dead)] == ids[1:2]
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.dropped, ledger.dead_unaccounted, ledger.unaccounted) == (2, 0, 0)
+    counters = read_counters(client, KEYS)
+    assert (counters.dropped, counters.dead_unaccounted, counters.unaccounted) == (2, 0, 0)
 
 
 def test_second_redrive_is_told_to_wait(redis_server: EmbeddedRedis, client: Redis) -> None:
@@ -338,8 +338,13 @@ def test_redrive_killed_anywhere_goes_on_where_it_was(redis_server: EmbeddedRedi
     assert run(redis_server.url, "dead", "redrive", "--yes").returncode == 0
     ids = [fields[b"id"] for _, fields in client.xrange(KEYS.inbox)]
     assert sorted(ids) == sorted(f"job-{number}".encode() for number in range(900))
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.redriven, ledger.dead_waiting, ledger.unaccounted, ledger.dead_unaccounted) == (900, 0, 0, 0)
+    counters = read_counters(client, KEYS)
+    assert (counters.redriven, counters.dead_waiting, counters.unaccounted, counters.dead_unaccounted) == (
+        900,
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -375,7 +380,7 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
     url = redis_server.url
     assert run(url, "pause", "production", "staging").stdout == "production is paused\nstaging is paused\n"
     assert "production was paused before, since 20" in run(url, "pause", "production").stdout
-    assert client.hkeys(KEYS.paused(DEFAULT_ENDPOINT)) == [b"production", b"staging"]
+    assert client.hkeys(KEYS.paused(DEFAULT_DESTINATION)) == [b"production", b"staging"]
     status = json.loads(run(url, "status", "--json").stdout)
     assert [(part["environment"], part["held"]) for part in status["environments"]] == [
         ("production", "paused"),
@@ -386,15 +391,15 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
     assert done.returncode == 0
     assert "production is resumed; it was paused at 20" in done.stdout
     assert "nowhere was not paused" in done.stdout
-    assert client.hkeys(KEYS.paused(DEFAULT_ENDPOINT)) == [b"staging"]
+    assert client.hkeys(KEYS.paused(DEFAULT_DESTINATION)) == [b"staging"]
 
 
 def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
     assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
-    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="rate_limited")
     status = json.loads(run(url, "status", "--json").stdout)
-    assert status["endpoint"]["throttled_for_seconds"] > 3000
+    assert status["destination"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)
     assert (done["destination"], done["held"]) == ("default", "rate_limited")
     assert json.loads(run(url, "status", "--json").stdout)["held"] is None
@@ -406,10 +411,10 @@ def test_status_accounts_for_dead_letters(redis_server: EmbeddedRedis, client: R
     some_letters(client)
     run(redis_server.url, "dead", "drop", "--id", "job-raw")
     run(redis_server.url, "dead", "redrive", "--id", "job-one")
-    ledger = json.loads(run(redis_server.url, "status", "--json").stdout)["ledger"]
+    counters = json.loads(run(redis_server.url, "status", "--json").stdout)["counters"]
 
     names = ("added", "waiting", "dead", "redriven", "dropped", "dead_waiting", "unaccounted", "dead_unaccounted")
-    assert {name: ledger[name] for name in names} == {
+    assert {name: counters[name] for name in names} == {
         "added": 3, "waiting": 1, "dead": 3, "redriven": 1, "dropped": 1, "dead_waiting": 1,
         "unaccounted": 0, "dead_unaccounted": 0,
     }  # fmt: skip
@@ -424,9 +429,9 @@ def test_a_worker_delivers_what_is_redriven(estate: Estate) -> None:
     url = estate.stack.settings.redis.url
     assert run(url, "dead", "list").stdout.split("\t")[2] == "refused"
     assert run(url, "dead", "redrive", "--id", "job-1").returncode == 0
-    wait_for(lambda: estate.ledger().delivered == 1, 30, lambda: f"{estate.ledger()}")
-    ledger = estate.ledger()
-    assert (ledger.added, ledger.dead, ledger.redriven, ledger.unaccounted, ledger.dead_unaccounted) == (
+    wait_for(lambda: estate.counters().delivered == 1, 30, lambda: f"{estate.counters()}")
+    counters = estate.counters()
+    assert (counters.added, counters.dead, counters.redriven, counters.unaccounted, counters.dead_unaccounted) == (
         1,
         1,
         1,

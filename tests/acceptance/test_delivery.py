@@ -50,9 +50,9 @@ def test_a_rollback_is_delivered_and_a_repeat_is_not(estate: Estate) -> None:
     with Producer(estate.stack.redis_url) as producer:
         for version in ("a", "b", "a", "a", "a"):
             producer.report(image(version), environment="production")
-    ledger = estate.wait_until_done(5)
+    counters = estate.wait_until_done(5)
     assert received_digests(estate) == [digest("a"), digest("b"), digest("a")]
-    assert (ledger.delivered, ledger.duplicate, ledger.unaccounted) == (3, 2, 0)
+    assert (counters.delivered, counters.duplicate, counters.unaccounted) == (3, 2, 0)
 
 
 def test_order_is_kept_for_each_of_500_instances_from_two_producers(estate: Estate) -> None:
@@ -81,9 +81,9 @@ def test_order_is_kept_for_each_of_500_instances_from_two_producers(estate: Esta
         thread.start()
     for thread in threads:
         thread.join()
-    ledger = estate.wait_until_done(2500, timeout_seconds=60)
+    counters = estate.wait_until_done(2500, timeout_seconds=60)
 
-    assert (ledger.delivered, ledger.duplicate, ledger.dead, ledger.unaccounted) == (1500, 1000, 0, 0)
+    assert (counters.delivered, counters.duplicate, counters.dead, counters.unaccounted) == (1500, 1000, 0, 0)
     attempts = defaultdict(list)
     delivered = defaultdict(list)
     for request in estate.api.requests:
@@ -115,9 +115,9 @@ def test_a_killed_process_loses_nothing(estate: Estate, victim: str) -> None:
         estate.start_worker("successor")
     else:
         signal_all(pool_processes(doomed.pid), signal.SIGKILL)
-    ledger = estate.wait_until_done(3000, timeout_seconds=60)
+    counters = estate.wait_until_done(3000, timeout_seconds=60)
     counts = estate.api.counts()
-    assert (ledger.delivered, ledger.dead, ledger.unaccounted) == (3000, 0, 0)
+    assert (counters.delivered, counters.dead, counters.unaccounted) == (3000, 0, 0)
     assert counts.accepted - counts.repeats == 3000
     assert counts.repeats <= 2 * 32 + 250, "more was repeated than was in flight or answered and not yet committed"
 
@@ -133,13 +133,13 @@ def test_a_drain_paused_past_its_lease_is_replaced_and_cannot_commit(estate: Est
     signal_all([paused.pid, *children], signal.SIGSTOP)
     estate.api.faults = []
     estate.start_worker("successor")
-    ledger = estate.wait_until_done(300)
-    assert ledger.delivered == 300
+    counters = estate.wait_until_done(300)
+    assert counters.delivered == 300
     signal_all([*children, paused.pid], signal.SIGCONT)
     log = estate.stack.log_path("paused")
     wait_for(lambda: "leases_lost" in log.read_text(), timeout_seconds=20, seen=log.read_text)
     counts = estate.api.counts()
-    assert estate.ledger().delivered == 300
+    assert estate.counters().delivered == 300
     assert counts.accepted - counts.repeats == 300
     assert counts.repeats <= 32 + 250
 
@@ -154,9 +154,9 @@ def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Es
         for n in range(50):
             producer.report(image(n, f"ghcr.io/acme/app-{n}"), environment="production")
         producer.report(image(1, "ghcr.io/acme/refused"), environment="production")
-    ledger = estate.wait_until_done(51)
-    assert (ledger.delivered, ledger.dead_by_reason, ledger.unaccounted) == (50, {"refused": 1}, 0)
-    assert ledger.retries > 0
+    counters = estate.wait_until_done(51)
+    assert (counters.delivered, counters.dead_by_reason, counters.unaccounted) == (50, {"refused": 1}, 0)
+    assert counters.retries > 0
     [(_, letter)] = estate.client.xrange(estate.keys.dead)
     assert letter[b"reason"] == b"refused"
     assert letter[b"status"] == b"422"
@@ -164,27 +164,27 @@ def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Es
     estate.api.faults = []
     with Producer(estate.stack.redis_url) as producer:
         producer.report(image(1, "ghcr.io/acme/refused"), environment="production")
-    ledger = estate.wait_until_done(52)
-    assert ledger.delivered == 51, "the report made again was taken for a duplicate of one that never arrived"
+    counters = estate.wait_until_done(52)
+    assert counters.delivered == 51, "the report made again was taken for a duplicate of one that never arrived"
 
 
 def test_a_bad_token_burns_no_attempt(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "status": 401, "count": 3}]
     estate.start_worker()
     estate.xadd(json.dumps({"image": {"url": image("a")}}))
-    ledger = estate.wait_until_done(1)
-    assert (ledger.delivered, ledger.dead) == (1, 0)
+    counters = estate.wait_until_done(1)
+    assert (counters.delivered, counters.dead) == (1, 0)
     assert estate.api.counts().received > 1
 
 
-def test_retry_after_holds_the_whole_endpoint(estate: Estate) -> None:
+def test_retry_after_holds_the_whole_destination(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "2"}, "count": 1}]
     estate.start_worker("one", concurrency=2)
     estate.start_worker("two", concurrency=2)
     for n in range(5):
         estate.xadd(json.dumps({"image": {"url": image(n, f"ghcr.io/a/b{n}")}, "environment": {"name": f"e{n}"}}))
-    ledger = estate.wait_until_done(5)
-    assert ledger.delivered == 5
+    counters = estate.wait_until_done(5)
+    assert counters.delivered == 5
     told = next(request for request in estate.api.requests if request.status == 429)
     late = [r for r in estate.api.requests if r.monotonic_seconds > told.monotonic_seconds + 0.5]
     assert late
@@ -199,8 +199,8 @@ def test_a_celery_producer_needs_no_relay(estate: Estate) -> None:
         app.send_task("relay.report", args=[{"image": {"url": "nginx:1.27"}}])
         app.send_task("relay.report", args=[body], kwargs={"environment": "no such argument"})
         app.send_task("relay.report")
-    ledger = estate.wait_until_done(4)
-    assert (ledger.delivered, ledger.dead_by_reason) == (1, {"invalid": 3})
+    counters = estate.wait_until_done(4)
+    assert (counters.delivered, counters.dead_by_reason) == (1, {"invalid": 3})
     assert event_of(estate.api.requests[0].idempotency_key) == "job-7"
 
 
@@ -225,8 +225,8 @@ def test_the_requests_transport_delivers_too(estate: Estate) -> None:
     with Producer(estate.stack.redis_url) as producer:
         for n in range(20):
             producer.report(image(n, f"ghcr.io/acme/app-{n}"))
-    ledger = estate.wait_until_done(20)
-    assert (ledger.delivered, ledger.retries) == (20, 3)
+    counters = estate.wait_until_done(20)
+    assert (counters.delivered, counters.retries) == (20, 3)
 
 
 def test_the_token_is_nowhere_but_in_the_request(estate: Estate) -> None:

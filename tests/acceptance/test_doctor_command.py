@@ -50,7 +50,7 @@ def test_a_relay_at_work_has_no_fault(estate: Estate) -> None:
     done = relay(estate, "doctor")
     assert done.returncode == 0, done.stdout
     assert "accepts the token" in done.stdout
-    assert "1 answer at the broker, and their doormen give signs of life" in done.stdout
+    assert "1 answer at the broker, and their pollers give signs of life" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("no faults")
     assert TOKEN not in done.stdout + done.stderr
     assert estate.api.counts().accepted == taken, "the probe made a deployment"
@@ -98,7 +98,7 @@ def test_a_worker_whose_doorman_is_silent_here_is_found(estate: Estate) -> None:
 
     wait_for(told, 90, lambda: str(found))
     assert "stranger@" in found["workers.scheduling.poller"]
-    assert "the doorman is silent" in found["workers.scheduling.poller"]
+    assert "the poller is silent" in found["workers.scheduling.poller"]
     assert "queue.namespace" in found["workers.scheduling.poller"]
     assert "no worker is alive" in found["workers"]
 

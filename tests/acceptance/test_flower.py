@@ -101,7 +101,7 @@ def wait_until_heard(estate: Estate, flower: Flower) -> None:
         return bool(flower.tasks(state="SUCCESS"))
 
     wait_for(heard, SECONDS, lambda: estate.stack.log_path("flower").read_text())
-    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+    wait_for(lambda: not estate.counters().waiting, SECONDS)
 
 
 def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
@@ -113,7 +113,7 @@ def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
     assert any("HTTP 503" in task["exception"] for task in retried), retried
 
     estate.api.faults = []
-    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+    wait_for(lambda: not estate.counters().waiting, SECONDS)
     delivered = flower.wait_for_tasks(state="SUCCESS", name=DELIVER, args="production")
     results = [task["result"] for task in delivered]
     assert all(re.fullmatch(r"'(other drains are at it|production: .* in \d+\.\d s)'", each) for each in results)
@@ -134,19 +134,19 @@ def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
 
 
 def test_a_bell_for_many_environments_is_short_to_read(estate: Estate, flower: Flower) -> None:
-    """They wait while the endpoint is held, and are rung for together when that is over."""
+    """They wait while the destination is held, and are rung for together when that is over."""
     estate.api.faults = [{"kind": "status", "status": 503, "for_seconds": 3}]
     report(estate, "one", 40)
     flower.wait_for_tasks(state="RETRY")
     with Producer(estate.stack.redis_url) as producer:
         image = f"ghcr.io/acme/app@sha256:{'a' * 64}"
         producer.report_many(DeploymentEvent.of(image, environment=f"environment-{n}") for n in range(100))
-    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+    wait_for(lambda: not estate.counters().waiting, SECONDS)
 
-    def has_long_bell() -> bool:
+    def has_long_wakeup() -> bool:
         return any(re.search(r" and \d\d+ more$", task["args"]) for task in flower.tasks(name=DELIVER))
 
-    wait_for(has_long_bell, SECONDS, lambda: str([task["args"] for task in flower.tasks(name=DELIVER)]))
+    wait_for(has_long_wakeup, SECONDS, lambda: str([task["args"] for task in flower.tasks(name=DELIVER)]))
     assert max(len(task["args"]) for task in flower.tasks()) < 100
 
 
@@ -169,7 +169,7 @@ def test_queue_lengths_are_true(estate: Estate, flower: Flower, broker: Embedded
 
 def test_reports_by_celery_make_no_events(estate: Estate, flower: Flower) -> None:
     """They come once an event, and nobody wants to watch them."""
-    added = estate.ledger().added
+    added = estate.counters().added
     with Celery(broker=estate.stack.environment["RELAY_BROKER_URL"], set_as_current=False) as app:
         for n in range(20):
             body = {"image": {"url": f"ghcr.io/acme/app-{n}@sha256:{'a' * 64}"}, "environment": {"name": "celery"}}

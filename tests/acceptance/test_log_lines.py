@@ -54,7 +54,7 @@ def test_each_drain_has_a_line_and_no_event_has_one(estate: Estate) -> None:
         assert line["names"] == ["production"]
         assert line["environments"] == 1
         assert line["seconds"] > 0
-        assert line["bell"]
+        assert line["wakeup"]
     assert not [line for line in lines if "-one-" in json.dumps(line)]
 
 
@@ -91,8 +91,8 @@ def test_at_debug_an_events_id_leads_to_what_became_of_it(estate: Estate) -> Non
     estate.wait_until_done(20)
     wait_for(lambda: '"duplicate"' in estate.stack.log_path("worker").read_text())
     told = [line for line in lines_of(estate) if line.get("event_id") == "one-3"]
-    verdicts = [line["verdict"] for line in told if line["event"] == "taken in"]
-    assert verdicts == ["new", "duplicate"]
+    decisions = [line["decision"] for line in told if line["event"] == "taken in"]
+    assert decisions == ["new", "duplicate"]
     outcomes = [line["outcome"] for line in told if line["event"] == "attempt"]
     assert outcomes[-1] == "delivered"
     assert all(line["environment"] == "production" for line in told if line["event"] == "attempt")

@@ -79,7 +79,7 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
         for number in range(4):
             producer.report(image(number, "registry.example.com/refused"), environment="production")
     estate.xadd("no json")
-    ledger = estate.wait_until_done(185)
+    counters = estate.wait_until_done(185)
 
     environment = {"RELAY_METRICS__ENVIRONMENTS": "2"}
     with exporting(estate.stack.redis_url, tmp_path, **environment) as (_, url):
@@ -88,7 +88,7 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
     assert not lint(exposed.text)
     ends = ("added", "delivered", "duplicate", "stale", "superseded", "dead", "redriven", "dropped")
     told = {end: exposed.total(f"relay_events_{end}_total") for end in ends}
-    assert told == {end: getattr(ledger, end) for end in ends}
+    assert told == {end: getattr(counters, end) for end in ends}
     assert told == {
         "added": 185, "delivered": 120, "duplicate": 60, "dead": 5,
         "stale": 0, "superseded": 0, "redriven": 0, "dropped": 0,
@@ -119,13 +119,13 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
     assert TOKEN not in exposed.text
 
     def at_rest(found: Exposed) -> dict[tuple[object, ...], float]:
-        lively = ("relay_scrape", "relay_worker_heartbeat", "relay_bells", "relay_redis_memory")
+        lively = ("relay_scrape", "relay_worker_heartbeat", "relay_wakeups", "relay_redis_memory")
         return {key: value for key, value in found.samples.items() if not key[0].startswith(lively)}
 
     assert at_rest(again) == at_rest(exposed), "nothing happened between the two"
 
 
-def test_a_takeover_and_a_held_endpoint_are_told(estate: Estate, tmp_path: Path) -> None:
+def test_a_takeover_and_a_held_destination_are_told(estate: Estate, tmp_path: Path) -> None:
     estate.api.faults = [{"kind": "status", "status": 401}]
     worker = estate.start_worker()
     with Producer(estate.stack.redis_url) as producer:
@@ -133,11 +133,11 @@ def test_a_takeover_and_a_held_endpoint_are_told(estate: Estate, tmp_path: Path)
     with exporting(estate.stack.redis_url, tmp_path) as (_, url):
 
         def held() -> bool:
-            labels = {"endpoint": "default", "reason": "unauthorized"}
-            return scrape(url).value("relay_endpoint_held", **labels) == 1
+            labels = {"destination": "default", "reason": "unauthorized"}
+            return scrape(url).value("relay_destination_held", **labels) == 1
 
         wait_for(held, READY_SECONDS)
-        assert scrape(url).total("relay_endpoint_held_seconds_total", reason="unauthorized") > 0
+        assert scrape(url).total("relay_destination_held_seconds_total", reason="unauthorized") > 0
         estate.api.faults = [{"kind": "hang"}]
         seen = len(estate.api.requests)
         wait_for(lambda: len(estate.api.requests) > seen, READY_SECONDS)
@@ -149,7 +149,7 @@ def test_a_takeover_and_a_held_endpoint_are_told(estate: Estate, tmp_path: Path)
 
     assert exposed.value("relay_leases_taken_over_total") >= 1
     assert exposed.total("relay_delivery_attempts_total", outcome="unauthorized") >= 1
-    assert exposed.total("relay_endpoint_held") == 0
+    assert exposed.total("relay_destination_held") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -89,7 +89,7 @@ def test_resync_tells_each_instance_once_more_and_undoes_nothing(estate: Estate)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["looked_at"] == outcome["added"] + outcome["on_their_way"] == INSTANCES
-    ledger = estate.wait_until_done(INSTANCES + CHANGED + outcome["added"])
+    counters = estate.wait_until_done(INSTANCES + CHANGED + outcome["added"])
 
     times = Counter(seen_by(estate))
     last = dict(seen_by(estate))
@@ -100,8 +100,8 @@ def test_resync_tells_each_instance_once_more_and_undoes_nothing(estate: Estate)
             assert times[repository, digest("1")] in {1, 2}
         else:
             assert times[repository, digest("1")] == 2
-    assert sum(times.values()) == ledger.delivered
-    assert (ledger.unaccounted, ledger.dead) == (0, 0)
+    assert sum(times.values()) == counters.delivered
+    assert (counters.unaccounted, counters.dead) == (0, 0)
 
 
 def test_resync_asks_first_and_says_what_it_would_do(estate: Estate) -> None:
@@ -113,7 +113,7 @@ def test_resync_asks_first_and_says_what_it_would_do(estate: Estate) -> None:
     assert (refused_to.returncode, "--yes" in refused_to.stderr) == (2, True)
     nowhere = ask(estate, "resync", "nowhere", "--yes")
     assert (nowhere.returncode, "nothing is known of nowhere" in nowhere.stderr) == (1, True)
-    assert estate.ledger().added == 1
+    assert estate.counters().added == 1
 
 
 def test_resync_of_a_full_queue_says_how_far_it_came(estate: Estate) -> None:
@@ -136,7 +136,7 @@ def test_inventory_shows_what_runs_and_whether_the_api_knows(estate: Estate) -> 
     estate.wait_until_done(2)
     assert ask(estate, "pause", "staging", "--json").returncode == 0
     estate.xadd(body("2", environment="staging", repository="ghcr.io/acme/api"))
-    wait_for(lambda: estate.ledger().accepted == 3, 30)
+    wait_for(lambda: estate.counters().accepted == 3, 30)
     worker.stop()
 
     rows = [line.split("\t") for line in ask(estate, "inventory").stdout.splitlines()]
@@ -301,7 +301,7 @@ def test_the_first_line_names_a_missing_worker_a_pause_and_a_poisonous_event(est
     ask(estate, "dead", "drop", "--yes")
     ask(estate, "pause", "production")
     estate.xadd(body("2"))
-    wait_for(lambda: estate.ledger().accepted == 2, 30)
+    wait_for(lambda: estate.counters().accepted == 2, 30)
     assert "production is paused by an operator, and 1 event is waiting there" in first_line(estate)
     ask(estate, "resume", "production", "--json")
     estate.wait_until_done(2)

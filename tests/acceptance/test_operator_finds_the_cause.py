@@ -206,7 +206,7 @@ def test_one_event_that_was_given_up(estate: Estate, operator: Operator) -> None
     estate.api.faults = [{"kind": "status", "status": 500, "image": "*/poison-0@*"}]
     report(estate, service="poison", versions=1)
     report(estate)
-    wait_for(lambda: bool(estate.ledger().dead_waiting), 60, lambda: str(estate.ledger()))
+    wait_for(lambda: bool(estate.counters().dead_waiting), 60, lambda: str(estate.counters()))
     estate.wait_until_done(61)
     said = operator.runs("status")
     assert "1 dead letter waits for a decision" in said.splitlines()[0], said
@@ -224,7 +224,7 @@ def test_an_environment_that_somebody_paused(estate: Estate, operator: Operator)
     operator_of_yesterday.runs("pause", "production")
     report(estate)
     report(estate, environment="staging")
-    wait_for(lambda: estate.ledger().delivered == 60, 60, lambda: str(estate.ledger()))
+    wait_for(lambda: estate.counters().delivered == 60, 60, lambda: str(estate.counters()))
     said = operator.runs("status")
     assert names_first(said, PAUSED), said
     assert said.startswith("production is paused by an operator, and 30 events are waiting there")

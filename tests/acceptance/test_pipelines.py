@@ -17,7 +17,7 @@ from rig import TIMERS, TOKEN, Estate, wait_for
 from relay.connections.clients import connect
 from relay.processes.stack import Stack
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def python(directory: Path) -> str:
 
 
 def outbox(estate: Estate, environment: str) -> list[dict[bytes, bytes]]:
-    key = estate.keys.of_outbox(DEFAULT_ENDPOINT, environment).outbox
+    key = estate.keys.of_outbox(DEFAULT_DESTINATION, environment).outbox
     return [fields for _, fields in estate.client.xrange(key)]
 
 
@@ -181,7 +181,7 @@ def test_a_step_reports_for_its_run_and_the_api_hears_of_it(
     steps: Pipelines, estate: Estate, system: System, request: pytest.FixtureRequest
 ) -> None:
     environment = request.node.name
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
     image = f"ghcr.io/acme/shop@{digest('a')}"
     done = steps.run(image=image, environment=environment, name="web", platform="linux/arm64", no_fail="false")
     assert done.returncode == 0, done.stderr
@@ -189,7 +189,7 @@ def test_a_step_reports_for_its_run_and_the_api_hears_of_it(
     [fields] = outbox(estate, environment)
     assert fields[b"source"].decode() == system.source
     assert fields[b"id"].decode().startswith(next(name for name, each in SYSTEMS.items() if each is system) + "-")
-    pausing.resume(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.resume(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
     wait_for(lambda: len(received(estate, environment)) == 1, 30)
     assert received(estate, environment) == [
         {

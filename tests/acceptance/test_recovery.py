@@ -40,8 +40,8 @@ def log(estate: Estate, name: str = "worker") -> str:
     return estate.stack.log_path(name).read_text(encoding="utf-8", errors="replace")
 
 
-def bells_answered(estate: Estate) -> int:
-    return log(estate).count("inbox drained") - log(estate).count("inbox drained without a bell")
+def wakeups_answered(estate: Estate) -> int:
+    return log(estate).count("inbox drained") - log(estate).count("inbox drained without a wakeup")
 
 
 def test_all_is_delivered_while_redis_has_no_memory_left(estate: Estate) -> None:
@@ -53,11 +53,11 @@ def test_all_is_delivered_while_redis_has_no_memory_left(estate: Estate) -> None
     with pytest.raises(QueueFull, match="memory"):
         report(estate, range(1))
     signal_all(processes, signal.SIGCONT)
-    ledger = estate.wait_until_done(5000, timeout_seconds=60)
-    assert (ledger.delivered, ledger.unaccounted, len(estate.api.requests)) == (5000, 0, 5000)
-    assert "drained without a bell" in log(estate)
+    counters = estate.wait_until_done(5000, timeout_seconds=60)
+    assert (counters.delivered, counters.unaccounted, len(estate.api.requests)) == (5000, 0, 5000)
+    assert "drained without a wakeup" in log(estate)
     estate.client.config_set("maxmemory", 0)
-    bells_ring(estate, 5000)
+    wakeups_ring(estate, 5000)
     assert worker.poll() is None
 
 
@@ -69,7 +69,7 @@ def test_a_report_by_celery_waits_until_there_is_memory(estate: Estate, broker: 
     for number in range(5):
         producer.send_task("relay.report", args=[{"image": {"url": image(number)}}], queue="celery")
     wait_for(lambda: log(estate).count("retry: Retry in") >= 5, 20, lambda: log(estate)[-3000:])
-    assert estate.ledger().added == 0
+    assert estate.counters().added == 0
     estate.client.config_set("maxmemory", 0)
     assert estate.wait_until_done(5).delivered == 5
 
@@ -108,16 +108,16 @@ def link(estate: Estate, broker: EmbeddedRedis) -> Iterator[DeafeningProxy]:
         yield link
 
 
-def bells_ring(estate: Estate, first: int) -> None:
+def wakeups_ring(estate: Estate, first: int) -> None:
     """Report one event after the other until the worker's pool is called again."""
-    before = bells_answered(estate)
+    before = wakeups_answered(estate)
     numbers = count(first)
 
     def rung() -> bool:
         number = next(numbers)
         report(estate, range(number, number + 1))
         estate.api.wait_for(number + 1, timeout_seconds=30)
-        return bells_answered(estate) > before
+        return wakeups_answered(estate) > before
 
     wait_for(rung, 60, lambda: log(estate)[-3000:])
 
@@ -130,11 +130,11 @@ def test_deliveries_go_on_without_a_broker_and_bells_return_with_it(estate: Esta
     link.refuse()
     assert link.reset_all() > 0
     report(estate, range(10, 500))
-    ledger = estate.wait_until_done(500)
-    assert (ledger.delivered, len(estate.api.requests)) == (500, 500)
-    assert "drained without a bell" in log(estate)
+    counters = estate.wait_until_done(500)
+    assert (counters.delivered, len(estate.api.requests)) == (500, 500)
+    assert "drained without a wakeup" in log(estate)
     link.listen()
-    bells_ring(estate, 500)
+    wakeups_ring(estate, 500)
     assert worker.poll() is None
 
 
@@ -147,11 +147,11 @@ def test_deliveries_go_on_while_the_broker_hangs_and_bells_return_with_it(
     estate.wait_until_done(10)
     link.stall()
     report(estate, range(10, 500))
-    ledger = estate.wait_until_done(500)
-    assert (ledger.delivered, len(estate.api.requests)) == (500, 500)
+    counters = estate.wait_until_done(500)
+    assert (counters.delivered, len(estate.api.requests)) == (500, 500)
     assert link.held > 0
     link.resume()
-    bells_ring(estate, 500)
+    wakeups_ring(estate, 500)
     assert worker.poll() is None
 
 
@@ -162,7 +162,7 @@ def test_a_worker_whose_link_went_silent_hears_again_without_a_restart(estate: E
     report(estate, range(10))
     estate.wait_until_done(10)
     link.stall(new=False)
-    bells_ring(estate, 10)
+    wakeups_ring(estate, 10)
     assert link.held > 0
     assert worker.poll() is None
 
@@ -209,7 +209,7 @@ def test_a_broker_that_stays_read_only_piles_up_no_connections_and_bells_return(
         report(estate, range(1))
         assert estate.wait_until_done(1).delivered == 1
         client.execute_command("REPLICAOF", "NO", "ONE")
-    bells_ring(estate, 1)
+    wakeups_ring(estate, 1)
 
 
 def test_a_lost_data_set_raises_an_alarm_and_the_worker_goes_on(estate: Estate) -> None:
@@ -219,8 +219,8 @@ def test_a_lost_data_set_raises_an_alarm_and_the_worker_goes_on(estate: Estate) 
     estate.client.flushall()
     wait_for(lambda: "was flushed, or a failover" in log(estate), 10)
     report(estate, range(10))
-    ledger = estate.wait_until_done(10)
-    assert (ledger.added, ledger.delivered, ledger.unaccounted) == (10, 10, 0)
+    counters = estate.wait_until_done(10)
+    assert (counters.added, counters.delivered, counters.unaccounted) == (10, 10, 0)
     assert estate.client.hget(estate.keys.counts, "resets") == b"1"
     assert log(estate).count("was flushed, or a failover") == 1
     assert worker.poll() is None
@@ -266,9 +266,9 @@ def test_a_redis_that_is_killed_again_and_again_costs_no_worker(estate: Estate) 
         redis_of(estate).kill()
         redis_of(estate).restart()
     report(estate, range(500, 1000))
-    ledger = estate.wait_until_done(1000, timeout_seconds=60)
-    assert (ledger.delivered, ledger.unaccounted) == (1000, 0)
-    bells_ring(estate, 1000)
+    counters = estate.wait_until_done(1000, timeout_seconds=60)
+    assert (counters.delivered, counters.unaccounted) == (1000, 0)
+    wakeups_ring(estate, 1000)
     assert worker.poll() is None
 
 
@@ -279,7 +279,7 @@ def test_a_redis_that_is_away_for_long_costs_no_worker(estate: Estate) -> None:
     redis_of(estate).kill()
     wait_for(lambda: log(estate).count("Redis is away") >= 3, 60)
     redis_of(estate).restart()
-    bells_ring(estate, 100)
+    wakeups_ring(estate, 100)
     assert worker.poll() is None
 
 
@@ -302,5 +302,5 @@ def test_a_redis_that_refuses_to_write_costs_no_worker(estate: Estate, refusing:
         estate.client.execute_command("REPLICAOF", "NO", "ONE")
     else:
         estate.client.config_set("save", "")
-    bells_ring(estate, 100)
+    wakeups_ring(estate, 100)
     assert worker.poll() is None

@@ -19,7 +19,7 @@ from servers import Server, answer, hang
 from relay.connections.clients import connect
 from relay.processes.stack import Stack
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ def test_a_signal_sends_what_was_read_and_names_the_first_line_that_was_not(
 def test_a_signal_while_waiting_leaves_nothing_to_report_again(
     way: dict[str, str], estate: Estate, environment: str
 ) -> None:
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
-    outbox = estate.keys.of_outbox(DEFAULT_ENDPOINT, environment).outbox
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
+    outbox = estate.keys.of_outbox(DEFAULT_DESTINATION, environment).outbox
     with reporting_stream("--wait", **way) as process:
         assert process.stdin is not None
         write(process, line("a", environment))
@@ -213,7 +213,7 @@ def test_a_signal_while_waiting_leaves_nothing_to_report_again(
         assert process.stderr is not None
         said = process.stderr.read()
     assert said.startswith("stopped by SIGTERM: 1 enqueued, 0 refused; all lines were read")
-    pausing.resume(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.resume(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
 
 
 def test_a_queue_that_goes_away_ends_a_stream_that_pauses() -> None:
@@ -233,11 +233,11 @@ def test_wait_tells_why_an_event_is_dead(way: dict[str, str]) -> None:
 
 
 def test_wait_that_is_over_says_what_is_known(way: dict[str, str], estate: Estate, environment: str) -> None:
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
     done = report(image("a"), "-e", environment, "--wait", "--timeout", "1", **way)
     assert done.returncode == 75
     assert "still waiting" in done.stderr
-    pausing.resume(estate.client, estate.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.resume(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
 
 
 def test_wait_outlasts_a_stream_that_is_longer_than_what_is_waited_for_at_once(

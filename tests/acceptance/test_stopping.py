@@ -51,10 +51,10 @@ def test_one_signal_ends_a_worker_warmly_with_0(estate: Estate, command: str, nu
     assert end is not None
     assert end.code == 0, estate.stack.log_path("worker").read_text()
     assert not list(estate.client.scan_iter("{relay:0}:lease:*")), "a lease outlived its drain"
-    ledger = estate.ledger()
-    assert ledger.delivered == len(estate.api.requests)
-    assert ledger.waiting > 0, "the load was over before the signal"
-    assert ledger.unaccounted == 0
+    counters = estate.counters()
+    assert counters.delivered == len(estate.api.requests)
+    assert counters.waiting > 0, "the load was over before the signal"
+    assert counters.unaccounted == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -80,7 +80,7 @@ def test_a_signal_to_the_whole_group_cuts_nothing_short(estate: Estate) -> None:
     end = worker.wait(20)
     assert end is not None
     assert end.code == 0
-    assert estate.ledger().delivered == len(estate.api.requests)
+    assert estate.counters().delivered == len(estate.api.requests)
     assert not list(estate.client.scan_iter("{relay:0}:lease:*"))
 
 
@@ -91,8 +91,8 @@ def test_what_a_stopping_worker_leaves_is_done_by_the_next(estate: Estate) -> No
     assert first.wait(20) is not None
     estate.api.faults = []
     estate.start_worker("second")
-    ledger = estate.wait_until_done(1000)
-    assert (ledger.delivered, ledger.unaccounted, len(estate.api.requests)) == (1000, 0, 1000)
+    counters = estate.wait_until_done(1000)
+    assert (counters.delivered, counters.unaccounted, len(estate.api.requests)) == (1000, 0, 1000)
 
 
 @pytest.mark.parametrize("where", ["closed", "full", "broken"])

@@ -141,10 +141,10 @@ def test_what_is_no_report_becomes_a_dead_letter_and_the_worker_lives(estate: Es
 
     def ended() -> bool:
         assert worker.poll() is None, estate.stack.log_path("worker").read_text()[-3000:]
-        return estate.ledger().dead_by_reason.get("invalid", 0) == len(wrong) + 1
+        return estate.counters().dead_by_reason.get("invalid", 0) == len(wrong) + 1
 
     def seen() -> str:
-        return f"{estate.ledger()} {[letter['detail'] for letter in letters(estate)]}"
+        return f"{estate.counters()} {[letter['detail'] for letter in letters(estate)]}"
 
     wait_for(ended, 30, seen)
     dead = letters(estate)
@@ -158,6 +158,6 @@ def test_what_is_no_report_becomes_a_dead_letter_and_the_worker_lives(estate: Es
         for number, options in enumerate(READABLE):
             kwargs = {"id": f"readable-{number}", **options.pop("kwargs", {})}
             app.send_task("relay.report", [event(f"app-{number}")], kwargs, **options)
-    ledger = estate.wait_until_done(len(wrong) + 1 + len(READABLE))
-    assert (ledger.delivered, ledger.dead) == (len(READABLE), len(wrong) + 1)
+    counters = estate.wait_until_done(len(wrong) + 1 + len(READABLE))
+    assert (counters.delivered, counters.dead) == (len(READABLE), len(wrong) + 1)
     assert estate.client.hlen("unacked") == 0

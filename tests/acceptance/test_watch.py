@@ -16,7 +16,7 @@ from rig import wait_for
 
 from relay.processes.supervisor import Child
 from relay.queue import nodes
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,16 +134,16 @@ def test_a_cluster_arrives_once_and_a_rolling_update_once_for_each_digest(
     watch.wait(lambda: "b" in watch.delivered())
     snapshots = watch.log().count("snapshot: 7 pods")
     watch.wait(lambda: watch.log().count("snapshot: 7 pods") >= snapshots + 3)
-    ledger = estate.wait_until_done(20)
-    assert (ledger.delivered, ledger.unaccounted, len(estate.api.requests)) == (6, 0, 6)
+    counters = estate.wait_until_done(20)
+    assert (counters.delivered, counters.unaccounted, len(estate.api.requests)) == (6, 0, 6)
     assert [each for each in watch.delivered() if len(each) == 1] == ["a", "b"]
-    assert ledger.duplicate >= 10
+    assert counters.duplicate >= 10
     # The process publishes what the webhook looks up, and marks what a resync leaves out.
     node = load("eks-node")["metadata"]["name"]
     published = nodes.decode(estate.client.get(estate.keys.nodes("test")) or b"")
     assert str(published.platforms[node]) == "linux/arm64"
     cluster.delete(load("gke-statefulset"))
-    watch.wait(lambda: bool(estate.client.exists(estate.keys.of_outbox(DEFAULT_ENDPOINT, "test/shop").gone)))
+    watch.wait(lambda: bool(estate.client.exists(estate.keys.of_outbox(DEFAULT_DESTINATION, "test/shop").gone)))
     said = relay("resync", "test/shop", "--dry-run", RELAY_REDIS_URL=estate.stack.redis_url)
     assert "1 left out, gone from their cluster" in said.stdout, said
 

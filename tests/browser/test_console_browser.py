@@ -13,7 +13,7 @@ from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from letters import body, bury, refused
 
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 expect = sync_api.expect
@@ -63,7 +63,7 @@ def sign_in(page: Page, path: str = "/console/") -> None:
 
 
 def paused(estate: Estate) -> list[str]:
-    return list(pausing.paused(estate.client, estate.keys, DEFAULT_ENDPOINT))
+    return list(pausing.paused(estate.client, estate.keys, DEFAULT_DESTINATION))
 
 
 def test_a_page_stays_true_while_events_flow(estate: Estate, open_page: OpenPage) -> None:
@@ -75,12 +75,12 @@ def test_a_page_stays_true_while_events_flow(estate: Estate, open_page: OpenPage
     report(estate, *(f"v{number}" for number in range(40)))
     expect(page.locator("#waiting")).to_have_text("40")
     estate.start_worker()
-    expect(page.locator("#ledger-delivered")).to_have_text("40")
+    expect(page.locator("#counters-delivered")).to_have_text("40")
     expect(page.locator("#waiting")).to_have_text("0")
     expect(page.get_by_role("rowheader", name="production")).to_be_visible()
     expect(page.get_by_text("no worker is alive")).to_have_count(0)
     report(estate, "later", environment="staging")
-    expect(page.locator("#ledger-delivered")).to_have_text("41")
+    expect(page.locator("#counters-delivered")).to_have_text("41")
     expect(page.get_by_role("rowheader", name="staging")).to_be_visible()
     assert page.evaluate("window.loadedOnce") is True
 
@@ -92,11 +92,11 @@ def test_the_cause_of_a_standstill_is_on_the_first_page(estate: Estate, open_pag
     sign_in(page)
     report(estate, "1")
     expect(page.get_by_label("What needs attention")).to_contain_text("the API refuses the token")
-    expect(page.locator("#endpoint-state")).to_have_text("held")
+    expect(page.locator("#destination-state")).to_have_text("held")
     expect(page.get_by_role("row", name="production")).to_contain_text("held")
     estate.api.faults = []
     expect(page.get_by_label("What needs attention")).to_have_text("Nothing needs attention.", use_inner_text=True)
-    expect(page.locator("#endpoint-state")).to_have_text("open")
+    expect(page.locator("#destination-state")).to_have_text("open")
 
 
 def test_a_dead_letter_is_redriven_and_arrives(estate: Estate, open_page: OpenPage) -> None:
@@ -112,8 +112,8 @@ def test_a_dead_letter_is_redriven_and_arrives(estate: Estate, open_page: OpenPa
     page.get_by_role("button", name="Redrive", exact=True).click()
     expect(page.get_by_text("1 dead letter redriven.")).to_be_visible()
     expect(page.get_by_text("No dead letters.")).to_be_visible()
-    ledger = estate.wait_until_done(1)
-    assert (ledger.delivered, ledger.redriven, ledger.dead_waiting) == (1, 1, 0)
+    counters = estate.wait_until_done(1)
+    assert (counters.delivered, counters.redriven, counters.dead_waiting) == (1, 1, 0)
     arrived = estate.api.wait_for(1, accepted=True)[-1]
     assert arrived.status == 202
     assert arrived.event["image"]["url"] == json.loads(body("1"))["image"]["url"]
@@ -137,7 +137,7 @@ def test_a_set_is_dropped_after_a_question(estate: Estate, open_page: OpenPage) 
 
 def test_a_form_that_was_touched_is_refused(estate: Estate, open_page: OpenPage, complaints: list[str]) -> None:
     report(estate, "1")
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, ["production"])
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, ["production"])
     page = open_page(estate.stack.gateway_url)
     sign_in(page)
     button = page.get_by_role("button", name="Resume production")
@@ -180,7 +180,7 @@ def test_without_scripts_all_is_read_and_done(estate: Estate, open_page: OpenPag
     (letter,) = bury(estate.client, refused("2"))
     page = open_page(estate.stack.gateway_url, java_script_enabled=False)
     sign_in(page)
-    expect(page.locator("#ledger-delivered")).to_have_text("1")
+    expect(page.locator("#counters-delivered")).to_have_text("1")
     page.get_by_role("button", name="Pause production").click()
     expect(page.get_by_role("button", name="Resume production")).to_be_visible()
     assert paused(estate) == ["production"]
@@ -203,7 +203,7 @@ def test_a_keyboard_is_enough(estate: Estate, open_page: OpenPage) -> None:
     estate.start_worker()
     report(estate, "1")
     estate.wait_until_done(1)
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, ["production"])
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, ["production"])
     page = open_page(estate.stack.gateway_url)
     page.goto("/console/")
     expect(page.get_by_label("Operator token")).to_be_focused()
@@ -236,7 +236,7 @@ def test_every_window_can_be_read(estate: Estate, open_page: OpenPage, shots: Pa
     report(estate, *(f"v{number}" for number in range(5)))
     report(estate, "1", environment=LONG)
     estate.wait_until_done(6)
-    pausing.pause(estate.client, estate.keys, DEFAULT_ENDPOINT, ["production"])
+    pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, ["production"])
     report(estate, *(f"w{number}" for number in range(30)))
     detail = "HTTP 422: " + json.dumps({"error": "x" * 300})
     (*_, letter) = bury(

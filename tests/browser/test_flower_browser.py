@@ -78,7 +78,7 @@ def test_the_tasks_page_tells_an_outage_from_a_success(estate: Estate, page: Pag
     page.screenshot(path=tmp_path / "flower-outage.png")
 
     estate.api.faults = []
-    wait_for(lambda: not estate.ledger().waiting, SECONDS)
+    wait_for(lambda: not estate.counters().waiting, SECONDS)
     wait_for(
         lambda: shows("relay.deliver", "production", "SUCCESS", " delivered in "),
         SECONDS,

@@ -42,14 +42,14 @@ from rig import pool_processes, signal_all, wait_for
 from relay import DeploymentEvent, Producer, QueueUnavailable
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.processes.supervisor import Child
-from relay.queue.counters import read_ledger
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.counters import read_counters
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from relay.queue.counters import Ledger
+    from relay.queue.counters import Counters
 
 #: Looked for everywhere at the end of each scenario.
 TOKEN = "canary-token-of-the-faults"
@@ -96,7 +96,7 @@ KEYS_AT_REST = (
     "counts",
     "latency",
     "dead",
-    "endpoint:",
+    "destination:",
     "environments:",
     "worker:",
     "workers",
@@ -346,7 +346,7 @@ class Ground:
 
     def in_outboxes(self) -> set[str]:
         """Return the ids that wait for delivery."""
-        prefix = self.keys.of_outbox(DEFAULT_ENDPOINT, "").outbox
+        prefix = self.keys.of_outbox(DEFAULT_DESTINATION, "").outbox
         streams = self.client.scan_iter(match=f"{prefix}*", count=1000)
         return {fields[b"id"].decode() for key in streams for _, fields in self.client.xrange(key)}
 
@@ -426,26 +426,26 @@ class Ground:
 
     # At the end
 
-    def ledger(self) -> Ledger:
-        return read_ledger(self.client, self.keys)
+    def counters(self) -> Counters:
+        return read_counters(self.client, self.keys)
 
     def health(self, field: str) -> str:
-        """Return a field of what the workers share about the endpoint, "" if it has none."""
-        value: Any = self.client.hget(self.keys.endpoint(DEFAULT_ENDPOINT), field)
+        """Return a field of what the workers share about the destination, "" if it has none."""
+        value: Any = self.client.hget(self.keys.destination(DEFAULT_DESTINATION), field)
         return (value or b"").decode()
 
-    def rest(self, timeout_seconds: float = REST_SECONDS) -> Ledger:
+    def rest(self, timeout_seconds: float = REST_SECONDS) -> Counters:
         """Wait until everything that was added has met its fate and no drain is at it."""
-        ledger = self.ledger()
+        counters = self.counters()
 
         def done() -> bool:
-            nonlocal ledger
-            ledger = self.ledger()
-            return ledger.added >= self.oracle.added and not ledger.waiting and not self.leftovers()
+            nonlocal counters
+            counters = self.counters()
+            return counters.added >= self.oracle.added and not counters.waiting and not self.leftovers()
 
         seen = f"of {self.oracle.added} added: "
-        wait_for(done, timeout_seconds, lambda: f"{seen}{ledger}, {self.leftovers()}, {self._last_words()}")
-        return ledger
+        wait_for(done, timeout_seconds, lambda: f"{seen}{counters}, {self.leftovers()}, {self._last_words()}")
+        return counters
 
     def leftovers(self) -> list[str]:
         """Return the relay's keys that must not be there once nothing waits."""
@@ -453,16 +453,16 @@ class Ground:
         return sorted(key for key in keys if not key.startswith(KEYS_AT_REST))
 
     def fates(self) -> Fates:
-        ledger = self.ledger()
+        counters = self.counters()
         letters = [fields for _, fields in self.client.xrange(self.keys.dead)]
         return Fates(
-            delivered=ledger.delivered,
-            duplicate=ledger.duplicate,
-            stale=ledger.stale,
-            superseded=ledger.superseded,
-            dead=ledger.dead - ledger.redriven - ledger.dropped,
-            waiting=ledger.waiting,
-            unaccounted=abs(ledger.unaccounted) + abs(ledger.dead_unaccounted),
+            delivered=counters.delivered,
+            duplicate=counters.duplicate,
+            stale=counters.stale,
+            superseded=counters.superseded,
+            dead=counters.dead - counters.redriven - counters.dropped,
+            waiting=counters.waiting,
+            unaccounted=abs(counters.unaccounted) + abs(counters.dead_unaccounted),
             dead_ids=[
                 (fields.get(b"id") or fields[b"entry"]).decode(errors="backslashreplace") for fields in letters
             ],
@@ -503,7 +503,7 @@ class Ground:
         wait_for(
             lambda: fresh in self.api.processed_ids(),
             LIVENESS_SECONDS,
-            lambda: f"no fresh event arrived: {self.ledger()}, {self._last_words()}",
+            lambda: f"no fresh event arrived: {self.counters()}, {self._last_words()}",
         )
 
     def check_resources(self) -> None:

@@ -83,7 +83,7 @@ class Mutant:
             edit.apply(root)
 
 
-class Verdict(StrEnum):
+class Decision(StrEnum):
     KILLED = "killed"
     SURVIVED = "SURVIVED"
     VOID = "VOID"
@@ -102,7 +102,7 @@ REFUSED = f"{HEALTH}::test_what_is_refused_dies_at_once_and_what_is_not_there_is
 RETRY_AFTER = f"{HEALTH}::test_no_worker_sends_before_the_time_that_the_api_named"
 STORM = f"{HEALTH}::test_a_storm_is_waited_out_with_few_probes_and_left_slowly"
 STILL = "tests/faults/test_redis.py::test_a_redis_that_does_not_answer_is_waited_out"
-BELLS = "tests/faults/test_bells.py::test_nothing_depends_on_a_bell"
+WAKEUPS = "tests/faults/test_wakeups.py::test_nothing_depends_on_a_wakeup"
 FULL = f"{OPERATORS}::test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said"
 REDRIVE = f"{OPERATORS}::test_a_redrive_moves_each_letter_once_and_undoes_nothing"
 PAUSE = f"{OPERATORS}::test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order"
@@ -113,7 +113,7 @@ CANARY = "tests/faults/test_canary.py::test_the_token_is_nowhere_after_all_that_
 DRAINS = "tests/integration/test_drains.py"
 STALE_GUARD = "tests/integration/test_stale_guard.py"
 MISHAPS = "tests/integration/test_drains_mishaps.py"
-ENDPOINT = "tests/integration/test_drains_endpoint.py"
+DESTINATION = "tests/integration/test_drains_destination.py"
 LEASES = "tests/integration/test_scripts_leases.py"
 SETTLE = "tests/integration/test_scripts_settle.py"
 TRANSPORTS = "tests/integration/test_transports.py"
@@ -287,11 +287,11 @@ MUTANTS = (
     ),
     Mutant(
         "attempts-burned",
-        "a probe of an endpoint that is held uses up an attempt",
+        "a probe of a destination that is held uses up an attempt",
         edits=(
             Edit("workers/delivery/run.py", "retry.uses_attempt and not self._gate.is_probing", "retry.uses_attempt"),
         ),
-        tests=(f"{ENDPOINT}::test_outage_uses_up_no_attempt_once_the_circuit_is_open", STORM),
+        tests=(f"{DESTINATION}::test_outage_uses_up_no_attempt_once_the_circuit_is_open", STORM),
     ),
     Mutant(
         "token-burns-attempts",
@@ -303,7 +303,7 @@ MUTANTS = (
                 "entry = self._tried(entry)",
             ),
         ),
-        tests=(f"{ENDPOINT}::test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
+        tests=(f"{DESTINATION}::test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
     ),
     Mutant(
         "time-window-dedupe",
@@ -394,7 +394,7 @@ MUTANTS = (
     ),
     Mutant(
         "followers-forgotten",
-        "what waits behind an event that is to be tried again is not parked with it",
+        "what waits behind an event that is to be tried again is not deferred with it",
         edits=(
             Edit(
                 "workers/delivery/batch.py",
@@ -432,7 +432,7 @@ MUTANTS = (
         "breaker-stays-open",
         "a success closes no circuit",
         edits=(Edit("workers/delivery/health.py", "            self._close()\n", "            pass\n"),),
-        tests=(f"{ENDPOINT}::test_deliveries_begin_slowly_after_an_outage", STORM),
+        tests=(f"{DESTINATION}::test_deliveries_begin_slowly_after_an_outage", STORM),
     ),
     Mutant(
         "token-read-once",
@@ -440,7 +440,7 @@ MUTANTS = (
         edits=(
             Edit("workers/delivery/health.py", "            self._runtime.reload_token()\n", "            pass\n"),
         ),
-        tests=(f"{ENDPOINT}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
+        tests=(f"{DESTINATION}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
     ),
     Mutant(
         "token-told",
@@ -462,15 +462,15 @@ MUTANTS = (
     ),
     Mutant(
         "no-sweep",
-        "a bell that got lost is never rung again",
+        "a wakeup that got lost is never rung again",
         edits=(
             Edit(
-                "relay/queue/scripts/ring.lua",
+                "relay/queue/scripts/wake.lua",
                 "redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1])",
                 "redis.call('SET', KEYS[i + 1], '1', 'NX')",
             ),
         ),
-        tests=(BELLS,),
+        tests=(WAKEUPS,),
     ),
     Mutant(
         "no-limit",
@@ -548,8 +548,8 @@ def _try(mutants: Sequence[Mutant], *, baseline: bool) -> int:
         copy_tree(root)
         if baseline and not _is_green(root, dict.fromkeys(test for mutant in mutants for test in mutant.tests)):
             return 1
-        verdicts = [_verdict_on(mutant, root) for mutant in mutants]
-    killed = verdicts.count(Verdict.KILLED)
+        decisions = [_verdict_on(mutant, root) for mutant in mutants]
+    killed = decisions.count(Decision.KILLED)
     print(f"{killed} of {len(mutants)} mutants killed")
     return int(killed < len(mutants))
 
@@ -574,7 +574,7 @@ def _is_green(root: Path, tests: Iterable[str]) -> bool:
     return code == 0
 
 
-def _verdict_on(mutant: Mutant, root: Path) -> Verdict:
+def _verdict_on(mutant: Mutant, root: Path) -> Decision:
     began = time.monotonic()
     before = {edit.path: (root / edit.path).read_text(encoding="utf-8") for edit in mutant.edits}
     mutant.apply(root)
@@ -584,14 +584,14 @@ def _verdict_on(mutant: Mutant, root: Path) -> Verdict:
         for path, text in before.items():
             (root / path).write_text(text, encoding="utf-8")
     by = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-    verdict = {0: Verdict.SURVIVED, _TESTS_FAILED: Verdict.KILLED}.get(code, Verdict.ERROR)
-    if verdict is Verdict.KILLED and "AssertionError: void: " in output:
-        verdict = Verdict.VOID
+    decision = {0: Decision.SURVIVED, _TESTS_FAILED: Decision.KILLED}.get(code, Decision.ERROR)
+    if decision is Decision.KILLED and "AssertionError: void: " in output:
+        decision = Decision.VOID
     why = by.partition("::")[2]
-    print(f"{mutant.name:<22} {verdict:<9} {time.monotonic() - began:4.0f} s  {why[:WHY_CHARACTERS]}", flush=True)
-    if verdict is Verdict.ERROR:
+    print(f"{mutant.name:<22} {decision:<9} {time.monotonic() - began:4.0f} s  {why[:WHY_CHARACTERS]}", flush=True)
+    if decision is Decision.ERROR:
         print(output[-4000:], file=sys.stderr)
-    return verdict
+    return decision
 
 
 def _run(root: Path, tests: Sequence[str], timeout_seconds: float) -> tuple[int, str]:

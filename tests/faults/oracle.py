@@ -33,7 +33,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fates:
-    """What the relay's own ledger says, and the ids of its dead letters; `dead` without those redriven or dropped."""
+    """What the relay's own counters says, and the ids of its dead letters; `dead` without those redriven or
+    dropped."""
 
     delivered: int
     duplicate: int
@@ -140,11 +141,11 @@ class Oracle:
             dead=dead,
         )
         theirs = Counter({name: getattr(fates, name) for name in ours})
-        assert (fates.waiting, fates.unaccounted) == (0, 0), f"the ledger does not add up: {fates}"
+        assert (fates.waiting, fates.unaccounted) == (0, 0), f"the counters does not add up: {fates}"
         slack = len(self.uncertain)
-        assert ours.total() <= theirs.total() <= ours.total() + slack, f"the ledger has {theirs}, the oracle {ours}"
+        assert ours.total() <= theirs.total() <= ours.total() + slack, f"the counters has {theirs}, the oracle {ours}"
         wrong = {name: (theirs[name], ours[name]) for name in ours if abs(theirs[name] - ours[name]) > slack}
-        assert not wrong, f"the ledger and the oracle differ (theirs, ours): {wrong}"
+        assert not wrong, f"the counters and the oracle differ (theirs, ours): {wrong}"
 
     def _reckon(self) -> _Reckoning:
         """Say what is news, by instance: not the digest that came last, not an id seen before, not older."""

@@ -1,6 +1,6 @@
 """What workers, producers and operators do, one step to a process that may die of it: `python steps.py`.
 
-Each line of standard input is a step, `<crash point or nothing>\\t<step>\\t<argument>`; its answer is how the process
+Each line of standard input is a step, `<fail point or nothing>\\t<step>\\t<argument>`; its answer is how the process
 that did it ended: 0, or minus the number of the signal. The processes are forked, so that one takes milliseconds.
 """
 
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from relay import DeploymentEvent, Producer, failpoints
 from relay.queue import dead_letters, epoch, forgetting, health, metrics_snapshot, pausing
-from relay.queue.counters import read_environments, read_ledger
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.counters import read_counters, read_environments
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import Settings
-from workers.delivery.run import drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import run_delivery
+from workers.intake.run import run_intake
 from workers.runtime import make_runtime
 from workers.scheduling.app import RelayApp
-from workers.scheduling.poller import Doorman
+from workers.scheduling.poller import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,39 +38,39 @@ WORK_SECONDS = 20.0
 
 
 class Called:
-    """Bells that only note what they are rung for."""
+    """Wakeups that only note what they are rung for."""
 
     def __init__(self) -> None:
         self.intake = False
         self.environments: dict[str, None] = {}
 
-    def ring_intake(self) -> None:
+    def wake_intake(self) -> None:
         self.intake = True
 
-    def ring_delivery(self, environments: Sequence[str]) -> None:
+    def wake_delivery(self, environments: Sequence[str]) -> None:
         self.environments.update(dict.fromkeys(environments))
 
 
 def work(runtime: Runtime, _: str) -> None:
-    """Do what a worker does from one look of its doorman to the next, and what it then is called to."""
+    """Do what a worker does from one look of its poller to the next, and what it then is called to."""
     called = Called()
-    runtime = replace(runtime, bells=called)  # type: ignore[arg-type]
+    runtime = replace(runtime, wakeups=called)  # type: ignore[arg-type]
     epoch.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
-    Doorman(runtime.settings, runtime.client, called, "steps").ring_for_what_waits()  # type: ignore[arg-type]
-    if called.intake and (taken := drain_inbox(runtime)):
-        called.ring_delivery(taken.to_deliver)
+    Poller(runtime.settings, runtime.client, called, "steps").ring_for_what_waits()  # type: ignore[arg-type]
+    if called.intake and (taken := run_intake(runtime)):
+        called.wake_delivery(taken.to_deliver)
     while called.environments:
         environments, called.environments = list(called.environments), {}
-        if done := drain_outboxes(runtime, environments):
-            called.ring_delivery(done.to_deliver)
+        if done := run_delivery(runtime, environments):
+            called.wake_delivery(done.to_deliver)
 
 
 def work_on(runtime: Runtime, _: str) -> None:
     """Do it until nothing waits; holds pass as if their time was over."""
     until = time.monotonic() + WORK_SECONDS
-    while read_ledger(runtime.client, runtime.keys).waiting:
-        assert time.monotonic() < until, read_ledger(runtime.client, runtime.keys)
-        runtime.client.hset(runtime.keys.endpoint(DEFAULT_ENDPOINT), mapping={"until": 1, "probe_until": 1})
+    while read_counters(runtime.client, runtime.keys).waiting:
+        assert time.monotonic() < until, read_counters(runtime.client, runtime.keys)
+        runtime.client.hset(runtime.keys.destination(DEFAULT_DESTINATION), mapping={"until": 1, "probe_until": 1})
         work(runtime, "")
 
 
@@ -97,32 +97,32 @@ def drop(runtime: Runtime, _: str) -> None:
 
 def pause(runtime: Runtime, environment: str) -> None:
     """Pause an environment, and resume it."""
-    pausing.pause(runtime.client, runtime.keys, DEFAULT_ENDPOINT, [environment])
-    pausing.resume(runtime.client, runtime.keys, DEFAULT_ENDPOINT, [environment])
+    pausing.pause(runtime.client, runtime.keys, DEFAULT_DESTINATION, [environment])
+    pausing.resume(runtime.client, runtime.keys, DEFAULT_DESTINATION, [environment])
 
 
 def lift(runtime: Runtime, _: str) -> None:
-    """Lift the hold of an endpoint, if there is one."""
-    health.lift(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
+    """Lift the hold of a destination, if there is one."""
+    health.lift(runtime.client, runtime.keys, DEFAULT_DESTINATION)
 
 
 def forget(runtime: Runtime, environment: str) -> None:
     """Forget whatever of an environment may be forgotten."""
-    outbox = runtime.keys.of_outbox(DEFAULT_ENDPOINT, environment)
+    outbox = runtime.keys.of_outbox(DEFAULT_DESTINATION, environment)
     seen_before = forgetting.now_ms(runtime.client) + 1
     forgetting.forget_page(runtime.client, outbox, 0, seen_before)
     forgetting.forget_environment(runtime.client, runtime.keys, outbox, seen_before)
 
 
 def status(runtime: Runtime, _: str) -> None:
-    """Read the ledger, and what waits where."""
-    read_ledger(runtime.client, runtime.keys)
-    read_environments(runtime.client, runtime.keys, DEFAULT_ENDPOINT)
+    """Read the counters, and what waits where."""
+    read_counters(runtime.client, runtime.keys)
+    read_environments(runtime.client, runtime.keys, DEFAULT_DESTINATION)
 
 
 def scrape(runtime: Runtime, _: str) -> None:
     """Read what the metrics tell."""
-    metrics_snapshot.read(runtime.client, runtime.keys, DEFAULT_ENDPOINT, environments=1)
+    metrics_snapshot.read(runtime.client, runtime.keys, DEFAULT_DESTINATION, environments=1)
 
 
 STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, lift, forget, status, scrape)}

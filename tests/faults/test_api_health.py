@@ -122,7 +122,7 @@ def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
     with ground.load(100):
         ground.wait(lambda: len(ground.api.processed_ids()) > 50)
         token.revoke(f"{TOKEN}-1")
-        ground.wait(lambda: openings(ground) == 3, seen=ground.ledger)
+        ground.wait(lambda: openings(ground) == 3, seen=ground.counters)
         assert ground.health("circuit") == "unauthorized"
         rotated_at = time.monotonic()
         token.rotate(f"{TOKEN}-1")
@@ -140,7 +140,7 @@ def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
     assert took < LONGEST_PAUSE_SECONDS + BUSY_SECONDS
     ground.check()
     ground.bit(token.failed, "who had been refused failed once more, which a burned attempt would not survive")
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     ground.observed(
         f"held after {len(wave)} refusals in {held_within:.2f} s; {len(probes)} probes in "
         f"{probes[-1].read_at - wave[0].read_at:.1f} s; resumed {took:.1f} s after the rotation; 0 dead"
@@ -177,8 +177,8 @@ def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
         ground.wait(lambda: len(ground.api.processed_ids()) > 50)
         since = time.monotonic()
         ground.report_events(alone)
-        ground.wait(lambda: "alone-0" in letters(ground), seen=ground.ledger)
-        ground.wait(lambda: "alone-1" in ground.api.processed_ids(), seen=ground.ledger)
+        ground.wait(lambda: "alone-0" in letters(ground), seen=ground.counters)
+        ground.wait(lambda: "alone-1" in ground.api.processed_ids(), seen=ground.counters)
         until = time.monotonic()
     ground.bit(letters(ground)["alone-0"]["reason"] == "forbidden", "it was found to be forbidden")
     tries = [attempt for attempt in ground.api.attempts if attempt.event_id == "alone-0"]
@@ -188,7 +188,7 @@ def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
     silence = ground.api.longest_silence(since, until)
     assert silence < FIRST_PAUSE_SECONDS + BUSY_SECONDS
     ground.check()
-    assert ground.ledger().dead == 1
+    assert ground.counters().dead == 1
     ground.observed(
         f"dead after {len(tries)} POSTs in {tries[-1].read_at - tries[0].read_at:.2f} s, others never silent for "
         f"more than {silence:.2f} s"
@@ -244,7 +244,7 @@ def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
     two = {"RELAY_DELIVERY__MAX_ATTEMPTS": "2"}
     [misled] = ground.start_workers(1, RELAY_API_URL=f"http://127.0.0.1:{wrong}/reprot", **two)
     ground.report(30)
-    ground.wait(lambda: openings(ground) == 3, seen=ground.ledger)
+    ground.wait(lambda: openings(ground) == 3, seen=ground.counters)
     assert ground.health("circuit") == "wrong_url"
     assert ground.terminate(misled) == [0]
     wave, probes = wave_and_probes(ground.api.attempts)
@@ -252,9 +252,11 @@ def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
     check_one_probe_a_pause(wave, probes)
     ground.start_workers(1, **two)
     ground.rest()
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     ground.check()
-    ground.observed(f"held after {len(wave)}, {len(probes)} probes, 0 dead, all {ground.ledger().delivered} arrived")
+    ground.observed(
+        f"held after {len(wave)}, {len(probes)} probes, 0 dead, all {ground.counters().delivered} arrived"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +308,7 @@ def silence_after(ground: Ground, form: Callable[[], Asked]) -> tuple[float, flo
     if asked.seconds:
         ground.wait(lambda: ground.health("until") != before)  # from here on no worker may send
     more = ground.report(40, environments=8)
-    ground.wait(lambda: {first, *more} <= ground.api.processed_ids().keys(), seen=ground.ledger)
+    ground.wait(lambda: {first, *more} <= ground.api.processed_ids().keys(), seen=ground.counters)
     if not asked.seconds:
         assert ground.health("until") == before, f"held though {asked.headers} asks for nothing"
     following = min(a.read_at for a in ground.api.attempts if a.number > refused.number)
@@ -341,7 +343,7 @@ def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> N
     assert wave[-1] - first.read_at < HOLD_SECONDS
     assert ground.api.received(wave[-1] + ROUNDING_SECONDS, first.read_at + RETRY_AFTER_MAX) == 0
     ground.check()
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     ground.observed(
         f"{', '.join(f'{name} {seconds:.2f} s' for name, seconds in silences.items())}; under load {len(wave)} "
         f"requests in {(wave[-1] - first.read_at) * 1000:.0f} ms and then none for {RETRY_AFTER_MAX} s"
@@ -364,13 +366,13 @@ def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -
     ground.api.behave(Answer(503, delay=0.1))
     ground.start_workers(2)
     ground.report(10_000, environments=4)
-    ground.wait(lambda: openings(ground) == 4, seen=ground.ledger)  # the next probe comes 4 s later
+    ground.wait(lambda: openings(ground) == 4, seen=ground.counters)  # the next probe comes 4 s later
     wave, probes = wave_and_probes(list(ground.api.attempts))
     ground.bit(len(wave) >= 20 and len(probes) == 3, "the circuit opened, and was probed")
-    ground.bit(ground.ledger().waiting == 10_000, "all of them waited")
+    ground.bit(ground.counters().waiting == 10_000, "all of them waited")
     check_one_probe_a_pause(wave, probes)
     ground.api.behave(Answer(delay=0.02))
-    ground.wait(lambda: ground.api.in_flight > LEAST_LATER, seen=ground.ledger)
+    ground.wait(lambda: ground.api.in_flight > LEAST_LATER, seen=ground.counters)
     ground.api.behave(OK)
     ground.rest(60)
     after = [attempt for attempt in ground.api.attempts if attempt.status == 202]
@@ -378,7 +380,7 @@ def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -
     assert levels[0] == 1
     assert max(levels[:FIRST_POSTS]) <= MOST_AT_FIRST, levels[:FIRST_POSTS]
     ground.check()
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     ground.observed(
         f"{len(wave)} requests until it was held, {len(probes)} probes in {after[0].read_at - wave[0].read_at:.1f} s;"
         f" then at most {max(levels[:FIRST_POSTS])} at once of the first {FIRST_POSTS}, {max(levels)} later; 0 dead"

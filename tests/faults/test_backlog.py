@@ -23,18 +23,18 @@ INSTANCES = 3_000
 
 def pile_up(ground: Ground, worker: Worker, link: Proxy, count: int, drain_seconds: float) -> tuple[float, float]:
     """Let so much wait while the API is down, then drain it; return the worker's peak and how long the drain took."""
-    tried = ground.ledger().retries
+    tried = ground.counters().retries
     worker.forget_peak()
     link.refuse()
     link.reset_all()
     for start in range(0, count, PART):
         ground.report(min(PART, count - start), instances=INSTANCES, environments=20)
-    ground.wait(lambda: not ground.client.xlen(ground.keys.inbox), drain_seconds, ground.ledger)
-    ground.wait(lambda: ground.ledger().retries > tried, seen=ground.ledger)
-    ground.bit(ground.ledger().waiting == count, "all of it waited while the API was down")
+    ground.wait(lambda: not ground.client.xlen(ground.keys.inbox), drain_seconds, ground.counters)
+    ground.wait(lambda: ground.counters().retries > tried, seen=ground.counters)
+    ground.bit(ground.counters().waiting == count, "all of it waited while the API was down")
     link.listen()
     since = time.monotonic()
-    ground.wait(lambda: not ground.ledger().waiting, drain_seconds, ground.ledger)
+    ground.wait(lambda: not ground.counters().waiting, drain_seconds, ground.counters)
     return worker.peak_megabytes(), time.monotonic() - since
 
 
@@ -46,7 +46,7 @@ def pile_up_and_drain(ground: Ground, small: int, large: int, drain_seconds: flo
     large_peak, seconds = pile_up(ground, worker, link, large, drain_seconds)
     ground.rest()
     assert large_peak - small_peak < MORE_MEGABYTES
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     ground.check()
     ground.observed(
         f"{large:,} drained in {seconds:.0f} s, missing 0; the worker's memory {large_peak:.0f} MB at the most, "

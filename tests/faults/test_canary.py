@@ -264,7 +264,7 @@ def be_echoed(ground: Ground, worker: Worker) -> None:
     ground.api.behave(lambda attempt: echo(ECHOES[attempt.environment]) if attempt.environment in ECHOES else OK)
     events = [DeploymentEvent.of(f"ghcr.io/acme/app@{digest(1)}", environment=name, id=name) for name in ECHOES]
     ground.report_events([event for event in events if event.id != LATER])
-    ground.wait(lambda: ground.ledger().dead_waiting == len(ECHOES) - 1, 30, ground.ledger)
+    ground.wait(lambda: ground.counters().dead_waiting == len(ECHOES) - 1, 30, ground.counters)
     ground.report_events([event for event in events if event.id == LATER])
     ground.wait(lambda: any(attempt.environment == LATER for attempt in ground.api.attempts))
     ground.api.behave(echo(401))

@@ -75,7 +75,7 @@ def test_killing_all_workers_again_and_again_loses_and_reorders_nothing(ground: 
     ground.report(10_000, instances=1000, environments=20)
     at_risk = []
     for share in (2_000, 5_000, 8_000):
-        ground.wait(lambda share=share: len(ground.api.processed_ids()) >= share, 30, ground.ledger)  # type: ignore[misc]
+        ground.wait(lambda share=share: len(ground.api.processed_ids()) >= share, 30, ground.counters)  # type: ignore[misc]
         at_risk.append(len(ground.kill()))
         ground.start_workers(2)
     ground.report(1)  # the mark of an intake that was killed with the inbox empty goes when the next one lets go

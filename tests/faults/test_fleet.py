@@ -22,7 +22,7 @@ SEVERAL = 4
 
 @scenario(6, "rolling restart of all workers under load", bound="repeats 0, no silence of 2 s")
 def test_a_rolling_restart_repeats_nothing_and_never_falls_silent(ground: Ground) -> None:
-    sweep = {"RELAY_WORKER__SWEEP": "500ms"}  # a bell that a worker takes into its end is rung again after this
+    sweep = {"RELAY_WORKER__SWEEP": "500ms"}  # a wakeup that a worker takes into its end is rung again after this
     old = ground.start_workers(2, concurrency=2, **sweep)
     with ground.load(200):
         for worker in old:

@@ -89,7 +89,7 @@ class Pulse:
             ended.update({a.event_id: a.ended_at for a in list(self.ground.api.attempts) if a.ended_at is not None})
             return ended.keys() >= set(ids)
 
-        self.ground.wait(arrived, seen=self.ground.ledger)
+        self.ground.wait(arrived, seen=self.ground.counters)
         return [ended[name] - self.reported[name] for name in ids]
 
 
@@ -130,7 +130,7 @@ def test_an_event_that_fails_holds_up_its_own_instance_alone(ground: Ground) -> 
             [DeploymentEvent.of(image, environment="env-0", id=name) for image, name in zip(images, ids, strict=True)]
         )
         disturbed += pulse.latencies(pulse.beat(1.5))
-        ground.wait(lambda last=ids[-1]: last in ground.api.processed_ids(), seen=ground.ledger)  # type: ignore[misc]
+        ground.wait(lambda last=ids[-1]: last in ground.api.processed_ids(), seen=ground.counters)  # type: ignore[misc]
         tries = [a.event_id for a in ground.api.attempts if a.event_id in ids]
         failed = failures[ids[0]]
         ground.bit(tries[:failed] == [ids[0]] * failed, "it failed again and again, and its instance waited")
@@ -192,7 +192,7 @@ def test_no_slot_is_lost_to_an_api_that_hangs(ground: Ground) -> None:
     ground.wait(regrown, seen=lambda: f"{most} at once of {MAX_IN_FLIGHT}, window {ground.health('window')}")
     ground.api.behave(OK)
     ground.rest(60)
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     time_outs = ground.api.unknowable() + unheard(ground)
     ground.check(unknowable=time_outs)
     ground.observed(
@@ -225,7 +225,7 @@ def test_busy_environments_hold_up_themselves_alone(ground: Ground) -> None:
     for busy in (PROCESSES + 1, 10 * PROCESSES):
         ground.report(BUSY_EVENTS, environments=busy)
         beside[busy] = pulse.latencies(pulse.beat(QUIET_SECONDS))
-        ground.bit(ground.ledger().waiting > BUSY_EVENTS / 10, f"{busy} environments had a backlog all the time")
+        ground.bit(ground.counters().waiting > BUSY_EVENTS / 10, f"{busy} environments had a backlog all the time")
     ground.api.behave(OK)
     ground.rest(60)
     ground.check()
@@ -237,9 +237,9 @@ def test_busy_environments_hold_up_themselves_alone(ground: Ground) -> None:
                 raise IsolationError("; ".join(ground.observations))
 
 
-@scenario(30, "an endpoint that hangs with 200 environments", bound="each attempt ends by the deadline + 0.1 s, "
+@scenario(30, "a destination that hangs with 200 environments", bound="each attempt ends by the deadline + 0.1 s, "
           "drains let go, nothing lost or dead, recovers; repeats ≤ T")  # fmt: skip
-def test_two_hundred_environments_outlast_an_endpoint_that_hangs(ground: Ground) -> None:
+def test_two_hundred_environments_outlast_an_destination_that_hangs(ground: Ground) -> None:
     ground.api.behave(STALL)
     ground.start_workers(2)
     ground.report(1000, environments=200)
@@ -248,18 +248,18 @@ def test_two_hundred_environments_outlast_an_endpoint_that_hangs(ground: Ground)
         return [name for name in ground.leftovers() if name.startswith("lease:deliver:")]
 
     ground.wait(lambda: ground.api.in_flight > 1)
-    ground.wait(lambda: int(ground.health("openings") or 0) >= 3, seen=ground.ledger)
+    ground.wait(lambda: int(ground.health("openings") or 0) >= 3, seen=ground.counters)
     ground.wait(lambda: not leases(), seen=leases)
     hung = list(ground.api.attempts)
     ground.wait(lambda: all(attempt.ended == "left" for attempt in hung))
-    ground.bit(hung, "the endpoint answered nothing")
+    ground.bit(hung, "the destination answered nothing")
     durations = [attempt.ended_at - attempt.read_at for attempt in hung if attempt.ended_at is not None]
     assert max(durations) < TIMEOUT_SECONDS + DEADLINE_MARGIN_SECONDS + BUSY_SECONDS
     mended_at = time.monotonic()
     ground.api.behave(OK)
     ground.rest(60)
     took = time.monotonic() - mended_at
-    assert ground.ledger().dead == 0
+    assert ground.counters().dead == 0
     time_outs = ground.api.unknowable()
     ground.check(unknowable=time_outs)
     ground.observed(

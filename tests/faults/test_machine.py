@@ -16,7 +16,7 @@ from faults.ground import Footprint, Worker, scenario
 
 from relay.processes.supervisor import Child
 from relay.queue.health import HoldReason
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     limit_descriptors(worker.pids, FEW_DESCRIPTORS)
     ground.report(300)
     ground.rest()
-    few = ground.ledger()
+    few = ground.counters()
     most = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in worker.pids)  # noqa: PTH208 - names suffice
     assert few.dead == 0
     ground.bit(few.retries, "some POSTs found no descriptor")
@@ -120,7 +120,7 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     ground.client.client_kill_filter(_type="normal", skipme=True)
     ground.report(100)
     ground.wait(lambda: "Too many open files" in worker.log(), seen=worker.log)
-    ground.bit(ground.ledger().waiting == 100, "nothing could be taken or delivered")
+    ground.bit(ground.counters().waiting == 100, "nothing could be taken or delivered")
     limit_descriptors(pool, before)
     since = time.monotonic()
     ground.rest()
@@ -157,7 +157,7 @@ def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
     entry_id = ground.xadd({"event": b"x" * OVERSIZE_BYTES}, malformed=True)
     good = ground.report(20)
     ground.wait(
-        lambda: set(good) <= ground.api.processed_ids().keys(), timeout_seconds=READY_SECONDS, seen=ground.ledger
+        lambda: set(good) <= ground.api.processed_ids().keys(), timeout_seconds=READY_SECONDS, seen=ground.counters
     )
     took = time.monotonic() - since
 
@@ -175,7 +175,7 @@ def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
 
 HOUR_SECONDS = 3600
 
-#: Retries wait this long at most, and the endpoint is held this long, while clocks step.
+#: Retries wait this long at most, and the destination is held this long, while clocks step.
 BACKOFF_SECONDS = 2.0
 HOLD_SECONDS = 2
 
@@ -228,12 +228,12 @@ def epoch_ms(monotonic: float) -> float:
 
 
 def discarded(workers: list[Worker]) -> int:
-    """Return how many bells these workers heard and threw away as expired."""
+    """Return how many wakeups these workers heard and threw away as expired."""
     return sum(worker.log().count("Discarding revoked task") for worker in workers)
 
 
 @scenario(34, "a worker's clock an hour ahead, then stepping by hours during a hold and a back-off",
-          bound="no early retry, no takeover, 0 repeats, no bell thrown away", timeout=300)  # fmt: skip
+          bound="no early retry, no takeover, 0 repeats, no wakeup thrown away", timeout=300)  # fmt: skip
 def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock", HOUR_SECONDS)
     backoff = {
@@ -256,9 +256,9 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
 
     ground.api.behave(Answer(503, headers={"Retry-After": str(HOLD_SECONDS)}))
     [held] = ground.report(1)
-    endpoint = ground.keys.endpoint(DEFAULT_ENDPOINT)
-    ground.wait(lambda: bool(ground.client.hget(endpoint, "until")))
-    until = float(ground.client.hget(endpoint, "until"))
+    destination = ground.keys.destination(DEFAULT_DESTINATION)
+    ground.wait(lambda: bool(ground.client.hget(destination, "until")))
+    until = float(ground.client.hget(destination, "until"))
     before = len(ground.api.attempts)
     ground.api.behave(OK)
     ground.report(20, environments=10)
@@ -271,9 +271,9 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
 
     ground.api.behave(lambda attempt: OK if attempt.earlier else Answer(500))
     retried = set(ground.report(FAILING))
-    before = ground.ledger().retries
-    due_key = ground.keys.of_outbox(DEFAULT_ENDPOINT, "env-0").due
-    ground.wait(lambda: ground.ledger().retries >= before + FAILING)
+    before = ground.counters().retries
+    due_key = ground.keys.of_outbox(DEFAULT_DESTINATION, "env-0").due
+    ground.wait(lambda: ground.counters().retries >= before + FAILING)
     soonest = epoch_ms(time.monotonic()) + BACKOFF_SECONDS * 1000  # what is later was taken, and is due again
     due = {name.decode(): at for name, at in ground.client.zrange(due_key, 0, -1, withscores=True) if at <= soonest}
     ground.bit(due, "retries waited for their time")
@@ -286,8 +286,8 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
     clock.step(0)
     ground.check()
     assert not any("leases_lost" in worker.log() for worker in both)
-    assert not discarded(both), "a bell was thrown away for its age"
+    assert not discarded(both), "a wakeup was thrown away for its age"
     ground.observed(
         f"{len(ground.api.attempts)} POSTs, {ground.api.repeats()} repeats; {len(waited)} retries, the hastiest "
-        f"{min(waited.values()):.0f} ms after its time; no bell thrown away"
+        f"{min(waited.values()):.0f} ms after its time; no wakeup thrown away"
     )

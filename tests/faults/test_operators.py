@@ -17,7 +17,7 @@ from faults.ground import digest, report_of, scenario
 from relay import DeploymentEvent, Producer, QueueFull
 from relay.cli import EX_TEMPFAIL
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS as REDRIVE_LEASE_SECONDS
 from relay.settings import Settings
 
@@ -145,11 +145,11 @@ class Crowd:
 def test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said(ground: Ground) -> None:
     crowd = Crowd(ground)
     crowd.report("first", until_refused=True)
-    assert ground.ledger().added == ground.oracle.added == MAX_BACKLOG
+    assert ground.counters().added == ground.oracle.added == MAX_BACKLOG
     ground.bit(len(crowd.refusals) == PRODUCERS, "each producer was told that the queue is full")
     ground.environment["RELAY_QUEUE__MAX_BACKLOG"] = str(MAX_BACKLOG)
     assert relay(ground, "report", f"ghcr.io/acme/one-more@{digest(0)}").returncode == EX_TEMPFAIL
-    assert ground.ledger().added == MAX_BACKLOG
+    assert ground.counters().added == MAX_BACKLOG
 
     ground.api.behave(Answer(delay=0.005))  # so that the queue stays full for a while
     ground.start_workers(1)
@@ -186,7 +186,7 @@ def bury(ground: Ground) -> dict[str, list[DeploymentEvent]]:
     # The plain ones first: the redrive that is killed then moves only such, and none that dies again before the next.
     for part in (plain, [event for events in doomed.values() for event in events]):
         ground.report_events(part)
-        ground.wait(lambda: ground.ledger().dead_waiting == ground.oracle.added, 60, ground.ledger)
+        ground.wait(lambda: ground.counters().dead_waiting == ground.oracle.added, 60, ground.counters)
     return {"plain": plain, **doomed}
 
 
@@ -209,15 +209,15 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     chosen = ("dead", "redrive", "--yes", "--environment", "env-[!f]*")
     began = time.monotonic()
     with started(ground, *chosen, "--rate", str(RATE)) as first:
-        ground.wait(lambda: ground.ledger().redriven > 0, 30, ground.ledger)
+        ground.wait(lambda: ground.counters().redriven > 0, 30, ground.counters)
         second = relay(ground, *chosen)
         assert second.returncode == EX_TEMPFAIL, second.stderr
-        ground.wait(lambda: ground.ledger().redriven > RATE, 30, ground.ledger)
+        ground.wait(lambda: ground.counters().redriven > RATE, 30, ground.counters)
         assert first.poll() is None
         first.kill()
         first.wait()
         took = time.monotonic() - began
-    moved = ground.ledger().redriven
+    moved = ground.counters().redriven
     ground.bit(0 < moved < DEAD, "the redrive was killed in the middle")
     ground.bit("another redrive is under way" in second.stderr, "the second was refused")
     assert moved <= RATE * (took + 1), f"{moved} in {took:.1f} s"
@@ -227,9 +227,9 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     ground.wait(lambda: not ground.client.exists(ground.keys.redrive_lease))
     third = relay(ground, *chosen)
     assert (third.returncode, third.stderr.split()[0]) == (0, str(DEAD - moved)), third.stderr
-    ledger = ground.rest(60)
-    assert ledger.redriven == DEAD
-    assert (ledger.stale, ledger.duplicate) == (SOME, SOME)
+    counters = ground.rest(60)
+    assert counters.redriven == DEAD
+    assert (counters.stale, counters.duplicate) == (SOME, SOME)
     ground.oracle.check_order(ground.api)
     check_moved_once(ground, doomed)
 
@@ -242,8 +242,8 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     ground.api.behave(OK)
     assert relay(ground, "dead", "redrive", "--environment", "env-forced", "--force").returncode == 0
     assert relay(ground, "dead", "redrive", "--environment", "env-again").returncode == 0
-    ledger = ground.rest()
-    assert (ledger.redriven, ledger.dead_waiting) == (DEAD + FORCED + SOME, 0)
+    counters = ground.rest()
+    assert (counters.redriven, counters.dead_waiting) == (DEAD + FORCED + SOME, 0)
     assert {event.id for event in doomed["forced"] + doomed["again"]} <= set(ground.api.processed_ids())
     ground.check(ordered=False)  # held above, until it was told to deliver by force
     ground.observed(
@@ -276,11 +276,11 @@ def test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order(ground:
     ground.environment["RELAY_DELIVERY__MAX_IN_FLIGHT"] = str(MAX_IN_FLIGHT)
     ground.api.behave(Answer(delay=ANSWER_SECONDS))
     old = ground.start_workers(1)
-    lease = ground.keys.of_outbox(DEFAULT_ENDPOINT, PAUSED).lease
+    lease = ground.keys.of_outbox(DEFAULT_DESTINATION, PAUSED).lease
     with ground.load(100, instances=20, environments=2):
         ground.wait(lambda: len(attempts_of(ground, PAUSED)) > MEANWHILE and in_flight_of(ground, PAUSED) > 0)
         assert relay(ground, "pause", PAUSED).returncode == 0
-        paused_at = on_our_clock(pausing.paused(ground.client, ground.keys, DEFAULT_ENDPOINT)[PAUSED])
+        paused_at = on_our_clock(pausing.paused(ground.client, ground.keys, DEFAULT_DESTINATION)[PAUSED])
         ground.wait(lambda: not ground.client.exists(lease) and not in_flight_of(ground, PAUSED))
         sent = attempts_of(ground, PAUSED)
         late = [attempt.read_at - paused_at for attempt in sent if attempt.read_at > paused_at]
@@ -296,7 +296,7 @@ def test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order(ground:
         assert len(attempts_of(ground, PAUSED)) == len(sent), "something was sent while it was paused"
 
         assert relay(ground, "resume", PAUSED).returncode == 0
-        ground.wait(lambda: len(attempts_of(ground, PAUSED)) > len(sent) + MEANWHILE, seen=ground.ledger)
+        ground.wait(lambda: len(attempts_of(ground, PAUSED)) > len(sent) + MEANWHILE, seen=ground.counters)
     ground.check()
     ground.observed(
         f"{len(late)} POSTs after the pause, 0 over the restart while {waited} piled up; "
@@ -311,7 +311,7 @@ def in_flight_of(ground: Ground, environment: str) -> int:
 def go_on(ground: Ground, environment: str) -> None:
     """Wait until so many more of an environment's events were sent."""
     enough = len(attempts_of(ground, environment)) + MEANWHILE
-    ground.wait(lambda: len(attempts_of(ground, environment)) >= enough, seen=ground.ledger)
+    ground.wait(lambda: len(attempts_of(ground, environment)) >= enough, seen=ground.counters)
 
 
 def on_our_clock(redis_ms: int) -> float:

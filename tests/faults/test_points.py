@@ -19,7 +19,7 @@ from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent
 from relay.queue import leases
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ PASSES = {
     "lift": ("lift", 1),
     "forget": ("forget", 1),
     "forget_environment": ("forget", 1),
-    "ledger": ("status", 1),
+    "counters": ("status", 1),
     "environments": ("status", 1),
     "snapshot": ("scrape", 1),
     "bury": ("work", 1),  # last, because its letters are dropped by none of the others
@@ -92,7 +92,7 @@ SWIFT = {
 }
 
 #: After a death leases are let go of as if their time had passed.
-PASSING = ("lease:*", "bell:*")
+PASSING = ("lease:*", "wakeup:*")
 
 
 def answer(attempt: Attempt) -> Answer:
@@ -150,26 +150,26 @@ def let_leases_pass(ground: Ground) -> None:
 
 def places(ground: Ground) -> Counter[str]:
     """Where each event lies: how often in the inbox, an outbox, or among the dead letters."""
-    outboxes = ground.client.scan_iter(ground.keys.of_outbox(DEFAULT_ENDPOINT, "").outbox + "*")
+    outboxes = ground.client.scan_iter(ground.keys.of_outbox(DEFAULT_DESTINATION, "").outbox + "*")
     streams = [ground.keys.inbox, ground.keys.dead, *outboxes]
     return Counter(fields[b"id"].decode() for key in streams for _, fields in ground.client.xrange(key))
 
 
 def check_places(ground: Ground, point: str, unsure: int = 0) -> None:
     """See that each event is in one place or counted at its end; so many may not have been taken, all or none."""
-    lying, ledger = places(ground), ground.ledger()
+    lying, counters = places(ground), ground.counters()
     twice = [event for event, n in lying.items() if n > 1]
     assert not twice, f"{point}: in two places: {twice}"
     reported = {report.event_id for report in (*ground.oracle.acknowledged, *ground.oracle.uncertain)}
     gone = reported - lying.keys()
-    ended = ledger.delivered + ledger.dropped
-    assert len(gone) - ended in {0, unsure}, f"{point}: in no place: {sorted(gone)}, {ledger}"
-    assert len(lying) == ledger.waiting + ledger.dead_waiting, f"{point}: {lying}, {ledger}"
-    assert (ledger.unaccounted, ledger.dead_unaccounted) == (0, 0), f"{point}: {ledger}"
-    assert not ledger.stale + ledger.superseded, f"{point}: {ledger}"
+    ended = counters.delivered + counters.dropped
+    assert len(gone) - ended in {0, unsure}, f"{point}: in no place: {sorted(gone)}, {counters}"
+    assert len(lying) == counters.waiting + counters.dead_waiting, f"{point}: {lying}, {counters}"
+    assert (counters.unaccounted, counters.dead_unaccounted) == (0, 0), f"{point}: {counters}"
+    assert not counters.stale + counters.superseded, f"{point}: {counters}"
 
 
-@scenario(4, "SIGKILL at every crash point of every script",
+@scenario(4, "SIGKILL at every fail point of every script",
           bound="each event in exactly one place; repeats = K")  # fmt: skip
 def test_a_kill_before_or_after_any_script_leaves_each_event_in_one_place(ground: Ground) -> None:
     assert PASSES.keys() | ALONGSIDE == SCRIPTS, "a script has no point here"
@@ -221,7 +221,7 @@ def forgive_dropped(ground: Ground) -> None:
     """What an operator dropped is owed to nobody."""
     oracle, owed = ground.oracle, ground.api.processed_ids().keys() | places(ground).keys()
     dropped = [report for report in oracle.acknowledged if report.event_id not in owed]
-    assert len(dropped) == ground.ledger().dropped
+    assert len(dropped) == ground.counters().dropped
     oracle.acknowledged = [report for report in oracle.acknowledged if report.event_id in owed]
     oracle.uncertain += dropped
 
@@ -248,13 +248,13 @@ def test_an_event_that_kills_becomes_a_dead_letter(ground: Ground, stage: str, d
     ground.wait(lambda: not first <= set(worker.pids))
     ground.wait(lambda: not ground.api.open_connections)  # it goes on taking what the dead process had sent
     at_risk = ground.in_outboxes() & ground.api.processed_ids().keys()
-    ledger = ground.rest()
+    counters = ground.rest()
     [(_, letter)] = ground.client.xrange(ground.keys.dead)
     deaths = worker.log().count("exited with 'signal 9 (SIGKILL)'")
     ground.bit(deaths, "processes died of it")
     assert letter[b"id"] == b"event-50"
     assert letter[b"detail"].decode() == f"{leases.MAX_DEATHS} {detail}"
-    assert ledger.dead_by_reason == {"worker_crash": 1}
+    assert counters.dead_by_reason == {"worker_crash": 1}
     assert deaths == leases.MAX_DEATHS + 1
     ground.check(killed=len(at_risk))
     ground.observed(f"{stage}: dead after {deaths} deaths, 100 arrived, {ground.api.repeats()} repeats")

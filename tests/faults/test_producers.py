@@ -88,11 +88,11 @@ def test_an_id_counts_once_and_a_rollback_is_news(ground: Ground) -> None:
         ground.bit(died, f"a producer died at {point}")
         ground.report_events([event])
 
-    ledger = ground.rest()
+    counters = ground.rest()
     got = ground.api.processed_ids()
-    ground.bit(ledger.duplicate == 49 + 1, "the queue took the same event from many, and from the one that died")
+    ground.bit(counters.duplicate == 49 + 1, "the queue took the same event from many, and from the one that died")
     assert got == dict.fromkeys(
         ["crowd", "rollback-0", "rollback-1", "rollback-2", "before:append:1", "after:append:1"], 1
     )
     ground.check()
-    ground.observed(f"{ledger.added} reports of 6 events, {ground.api.processed_ids().total() - 1} POSTs")
+    ground.observed(f"{counters.added} reports of 6 events, {ground.api.processed_ids().total() - 1} POSTs")

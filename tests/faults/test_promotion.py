@@ -75,7 +75,7 @@ def test_a_failover_behind_one_address_needs_no_restart(ground: Ground) -> None:
         with reporting(ground, pair.url):
             all_work(ground, moved)
         again = time.monotonic() - moved
-        ground.wait(lambda: not ground.ledger().waiting)
+        ground.wait(lambda: not ground.counters().waiting)
         missing = {each.event_id for each in ground.oracle.acknowledged} - set(ground.api.processed_ids())
         ground.bit(missing, "acknowledged events were on the demoted node alone")
         assert missing == set(lost)
@@ -106,7 +106,7 @@ def test_a_failover_under_load_loses_no_more_than_its_own_time(ground: Ground) -
             now_at(ground, pair.b)
             all_work(ground, demoted)
             go_on(ground, 100)
-        ground.wait(lambda: not ground.ledger().waiting)
+        ground.wait(lambda: not ground.counters().waiting)
         missing = {each.event_id for each in ground.oracle.acknowledged} - set(ground.api.processed_ids())
         late = {event for event, at in producer.acknowledged.items() if promoted - 1 < at < demoted + 1}
         assert missing <= late

@@ -24,7 +24,7 @@ from relay.connections.clients import RETRIES
 from relay.processes.embedded_redis import SERVER_VARIABLE, find_server
 from relay.queue import epoch, pausing, scripts
 from relay.queue.inbox import append_call, fields_of
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.settings import Settings
 from workers.scheduling.celery_reconnect import PAUSES
 
@@ -179,7 +179,7 @@ def delivered(ground: Ground) -> int:
 def go_on(ground: Ground, more: int) -> None:
     """Wait until so many more events have arrived."""
     goal = delivered(ground) + more
-    ground.wait(lambda: delivered(ground) >= goal, seen=lambda: (goal, ground.ledger()))
+    ground.wait(lambda: delivered(ground) >= goal, seen=lambda: (goal, ground.counters()))
 
 
 @scenario(
@@ -282,7 +282,7 @@ def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> 
     workers = ground.start_workers(2, **LONG_LEASE)
     with reporting(ground) as producer:
         go_on(ground, 50)
-        pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])  # these wait for power to go
+        pausing.pause(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])  # these wait for power to go
         before = len(producer.acknowledged)
         ground.wait(lambda: len(producer.acknowledged) > before + 50)
         synced, synced_at = append_only_file(ground).stat().st_size, time.monotonic()
@@ -299,10 +299,10 @@ def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> 
     inbox = {fields[b"id"].decode() for _, fields in ground.client.xrange(ground.keys.inbox)}
     left = inbox | ground.in_outboxes()
     waiting = {e.event_id for e in ground.oracle.acknowledged} - set(ground.api.processed_ids())
-    pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    pausing.resume(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])
     for worker in workers:
         ground.resume(worker)
-    ground.wait(lambda: not ground.ledger().waiting)
+    ground.wait(lambda: not ground.counters().waiting)
     tail = [event for event, at in producer.acknowledged.items() if at > synced_at]
     missing = [event for event in producer.acknowledged if event not in ground.api.processed_ids()]
     ground.bit(missing and set(missing) <= waiting, "acknowledged events were lost with the file's end")
@@ -411,11 +411,11 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
         ground.report_events([ground.event(n) for n in range(3_000_001, 3_000_100)], producer)
     assert link.cuts == cuts + 2
     ground.bit(link.cuts >= 11, "replies were cut")
-    ledger = ground.rest()
-    assert (ledger.added, ledger.duplicate) == (ground.oracle.added, 0)
+    counters = ground.rest()
+    assert (counters.added, counters.duplicate) == (ground.oracle.added, 0)
     ground.check()
     ground.observed(
-        f"{link.cuts} replies cut, {ledger.added} events added of as many, {ground.api.repeats()} repeats"
+        f"{link.cuts} replies cut, {counters.added} events added of as many, {ground.api.repeats()} repeats"
     )
 
 
@@ -460,16 +460,16 @@ def test_meddling_with_redis_stops_nobody(ground: Ground) -> None:
     ground.check()
     repeats = ground.api.repeats()
 
-    pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    pausing.pause(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])
     doomed = ground.report(10)
     ground.wait(lambda: set(doomed) <= ground.in_outboxes())
-    assert ground.client.delete(ground.keys.of_outbox(DEFAULT_ENDPOINT, "env-0").outbox) == 1
-    pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, ["env-0"])
+    assert ground.client.delete(ground.keys.of_outbox(DEFAULT_DESTINATION, "env-0").outbox) == 1
+    pausing.resume(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])
     [fresh] = ground.report(1)
     ground.wait(lambda: fresh in ground.api.processed_ids())
-    ground.wait(lambda: ground.client.hget(ground.keys.counts, "lost") == b"10", seen=ground.ledger)
-    ground.wait(lambda: not ground.ledger().waiting, seen=ground.ledger)
-    assert ground.ledger().unaccounted == len(doomed)
+    ground.wait(lambda: ground.client.hget(ground.keys.counts, "lost") == b"10", seen=ground.counters)
+    ground.wait(lambda: not ground.counters().waiting, seen=ground.counters)
+    assert ground.counters().unaccounted == len(doomed)
     assert unchanged(), "a process was replaced"
     ground.observed(
         f"{killed} connections killed, {repeats} repeats; {len(doomed)} deleted and as many counted as lost"
@@ -518,18 +518,18 @@ def no_memory(ground: Ground) -> Iterator[list[str]]:
 def test_a_redis_without_memory_still_records_deliveries(ground: Ground) -> None:
     workers = ground.start_workers(2)
     environments = [f"env-{n}" for n in range(5)]
-    pausing.pause(ground.client, ground.keys, DEFAULT_ENDPOINT, environments)
+    pausing.pause(ground.client, ground.keys, DEFAULT_DESTINATION, environments)
     most = ground.client.info("memory")["used_memory"] + ROOM_BYTES
     ground.client.config_set("maxmemory", most)
     with pytest.raises(QueueFull, match="short of memory"):
         fill_queue(ground)
     left = most - ground.client.info("memory")["used_memory"]
     assert left > 0, "Redis itself refused"
-    waiting = ground.ledger().waiting
+    waiting = ground.counters().waiting
     with no_memory(ground) as refusals:
-        pausing.resume(ground.client, ground.keys, DEFAULT_ENDPOINT, environments)
+        pausing.resume(ground.client, ground.keys, DEFAULT_DESTINATION, environments)
         before = len(refusals)
-        ground.wait(lambda: not ground.ledger().waiting, 60, ground.ledger)
+        ground.wait(lambda: not ground.counters().waiting, 60, ground.counters)
         ground.bit(len(refusals) > before, "Redis refused writes while the workers delivered")
         with pytest.raises(QueueFull):
             ground.report(1)

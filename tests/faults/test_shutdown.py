@@ -42,7 +42,7 @@ def under_way(ground: Ground, answer: Answer, count: int, several: int = SEVERAL
     """Start a worker, report events that get this answer, and return it with several POSTs under way."""
     ground.api.behave(OK)
     [worker] = ground.start_workers(1, **PATIENT)
-    ground.wait(lambda: not ground.ledger().waiting)
+    ground.wait(lambda: not ground.counters().waiting)
     ground.api.behave(answer)
     ground.report(count)
     ground.wait(lambda: ground.api.in_flight >= several, seen=worker.log)

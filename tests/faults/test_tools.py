@@ -301,5 +301,5 @@ class TestOracle:
     def test_a_wrong_ledger_is_seen(self, oracle: Oracle, wrong: dict[str, int]) -> None:
         oracle.note([report()])
         oracle.check_truth(fates(delivered=1))
-        with pytest.raises(AssertionError, match="the ledger"):
+        with pytest.raises(AssertionError, match="the counters"):
             oracle.check_truth(fates(**{"delivered": 1, **wrong}))

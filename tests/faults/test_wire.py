@@ -117,12 +117,12 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
         report_and_rest(ground, 10 * each)
         ground.bit(ground.api.cuts[where] == each, f"connections were reset {where}")
 
-    retries = ground.ledger().retries
+    retries = ground.counters().retries
     for by_reset in (False, True):
         closed = ground.api.close_idle(by_reset=by_reset)
         ground.bit(closed, "idle connections were there to close")
         report_and_rest(ground, 10)
-    assert ground.ledger().retries == retries, "an idle connection that was closed cost an attempt"
+    assert ground.counters().retries == retries, "an idle connection that was closed cost an attempt"
 
     with ground.load(100):
         for _ in range(10):
@@ -214,8 +214,8 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground, tra
         report_and_rest(ground, 20)
 
     refused = 5 * each
-    ledger = ground.ledger()
-    assert ledger.dead_by_reason == {"refused": refused}
+    counters = ground.counters()
+    assert counters.dead_by_reason == {"refused": refused}
     ground.check()
     ground.observed(
         f"{transport}: {len(tricks)} kinds of hostile answers, {each} of each: {peak - before:+.1f} MB at the most, "
@@ -245,16 +245,18 @@ def test_a_name_that_nobody_knows_costs_no_event(ground: Ground) -> None:
     ground.report(ENOUGH)
     ground.wait(lambda: deliveries_held(lost, "dns"), seen=lost.log)
     failures = ENOUGH // 2
-    ground.wait(lambda: ground.ledger().retries >= failures, seen=ground.ledger)  # committed after it is logged
-    ledger = ground.ledger()
-    assert (ledger.waiting, ledger.dead) == (ENOUGH, 0)
-    ground.bit(ledger.retries >= failures, "deliveries failed for want of an address")
+    ground.wait(lambda: ground.counters().retries >= failures, seen=ground.counters)  # committed after it is logged
+    counters = ground.counters()
+    assert (counters.waiting, counters.dead) == (ENOUGH, 0)
+    ground.bit(counters.retries >= failures, "deliveries failed for want of an address")
     assert ground.terminate(lost) == [0]
     assert not ground.api.attempts
     ground.start_workers(1, **once)
     ground.rest(BACK_SECONDS)
     ground.check()
-    ground.observed(f"{ledger.retries} failures with max_attempts 1, 0 dead; {ENOUGH} delivered with the right name")
+    ground.observed(
+        f"{counters.retries} failures with max_attempts 1, 0 dead; {ENOUGH} delivered with the right name"
+    )
 
 
 @scenario(25, "connections refused; certificate expired, for another host, self-signed",
@@ -299,7 +301,7 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
             ground.wait(lambda: deliveries_held(worker, because, since), seen=worker.log)  # type: ignore[misc]  # noqa: B023
             ground.bit(link.accepted > tried or not certificate, f"the API was tried, and it was {because}")
             assert len(ground.api.attempts) == told, "an API was told that nobody can vouch for"
-            assert ground.ledger().dead == 0
+            assert ground.counters().dead == 0
             show("good")
             if not certificate:
                 link.listen()
@@ -310,7 +312,7 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
         assert link.matched == 0, "the token went out in the clear"
         ports = {attempt.port for attempt in ground.api.attempts}
         assert ports.isdisjoint({ground.api.port})
-        retries = ground.ledger().retries
+        retries = ground.counters().retries
         ground.check()
     ground.observed(
         f"{retries} failures with max_attempts 1, 0 dead, {len(faults)} times mended, the last in {back:.1f} s"

@@ -17,10 +17,10 @@ from relay.kubernetes.cluster import Cluster
 from relay.kubernetes.watcher import Watcher
 from relay.producer.queue_producer import Producer
 from relay.queue import forgetting, inventory
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.resync import rehearse
 from relay.settings import Settings
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 ENVIRONMENT = "test/shop"
-OUTBOX = KEYS.of_outbox(DEFAULT_ENDPOINT, ENVIRONMENT)
+OUTBOX = KEYS.of_outbox(DEFAULT_DESTINATION, ENVIRONMENT)
 
 
 @pytest.fixture
@@ -76,16 +76,16 @@ class Watch:
         for _ in range(times):
             self.watcher._place = ""  # a listing is due
             self.watcher.turn()
-            drain_inbox(self.runtime)
+            run_intake(self.runtime)
 
     def follow(self) -> None:
         with contextlib.suppress(ClusterUnavailable):  # it was told nothing for `silence`, and that ends the turn
             self.watcher.turn()
-        drain_inbox(self.runtime)
+        run_intake(self.runtime)
 
     def gone(self) -> list[str]:
         """The names of instances that are gone."""
-        pages = inventory.pages(self.runtime.client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENT)
+        pages = inventory.pages(self.runtime.client, KEYS, DEFAULT_DESTINATION, ENVIRONMENT)
         return sorted(each.instance.name for page in pages for each in page if each.gone_since is not None)
 
 
@@ -111,12 +111,12 @@ def test_what_two_listings_in_a_row_do_not_have_is_gone(api: KubernetesApi, watc
     assert watch.gone() == []
     watch.list()
     assert watch.gone() == ["shop/leaves/app"]
-    [page] = list(inventory.pages(client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENT))
+    [page] = list(inventory.pages(client, KEYS, DEFAULT_DESTINATION, ENVIRONMENT))
     [left] = [each for each in page if each.gone_since]
     assert left.gone_since is not None
     assert left.last_seen_at < left.gone_since <= forgetting.now_ms(client)
     assert 0 < client.pttl(OUTBOX.gone) <= watch.settings.delivery.forget_after * 1000
-    done = list(rehearse(client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENT))[-1]
+    done = list(rehearse(client, KEYS, DEFAULT_DESTINATION, ENVIRONMENT))[-1]
     assert (done.looked_at, done.on_their_way, done.gone, done.not_seen) == (2, 1, 1, 0)
 
 
@@ -159,7 +159,7 @@ def test_any_later_report_voids_a_mark(api: KubernetesApi, watch: Watch, client:
     watch.list(2)
     url = f"ghcr.io/acme/web@{digest_of('b')}"
     watch.producer.report(url, environment=ENVIRONMENT, name="shop/web/app")
-    drain_inbox(watch.runtime)
+    run_intake(watch.runtime)
     assert watch.gone() == []
     assert client.hlen(OUTBOX.gone) == 1
 

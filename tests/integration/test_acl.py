@@ -420,7 +420,7 @@ class TestAWholeRelay:
                 estate = Estate(stack, administrator, api)
 
                 def seen() -> str:
-                    return f"{estate.ledger()}, refused: {guarded.refused()}"
+                    return f"{estate.counters()}, refused: {guarded.refused()}"
 
                 estate.start_worker()
                 # As Flower asks who there is.
@@ -432,14 +432,14 @@ class TestAWholeRelay:
                     reporter.report(IMAGE, environment="staging")
                 with guarded.as_user("relay-producer") as client:
                     client.xadd(KEYS.inbox, {"event": "no json"})
-                wait_for(lambda: estate.ledger().delivered == 1 and estate.ledger().dead == 1, 60, seen)
+                wait_for(lambda: estate.counters().delivered == 1 and estate.counters().dead == 1, 60, seen)
                 assert "staging" in relay(guarded, "relay-operator", "status").stdout
                 assert "invalid" in relay(guarded, "relay-operator", "dead", "list").stdout
                 for arguments in (("dead", "redrive", "--yes"), ("resume", "staging")):
                     done = relay(guarded, "relay-operator", *arguments)
                     assert done.returncode == 0, done.stderr
-                wait_for(lambda: estate.ledger().dead == 2 and not estate.ledger().waiting, 60, seen)
+                wait_for(lambda: estate.counters().dead == 2 and not estate.counters().waiting, 60, seen)
                 assert relay(guarded, "relay-operator", "dead", "drop", "--yes").returncode == 0
-                assert (estate.ledger().delivered, estate.ledger().unaccounted) == (2, 0)
+                assert (estate.counters().delivered, estate.counters().unaccounted) == (2, 0)
                 assert "1 forgotten" in relay(guarded, "relay-operator", "forget", "staging", "--yes").stdout
         assert not guarded.refused()

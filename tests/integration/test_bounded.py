@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import KEYS, PRODUCTION, TOKEN, dead_letters, delivered_images, drained, ledger_of, report_many, running
+from drains import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, drained, report_many, running
 from redis import Redis
 
 from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, overview, receipts, scripts
 from relay.queue import dead_letters as dead
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.receipts import Status
 from relay.sandbox import Sandbox
 from relay.settings import QueueSettings
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_oversize_entry_is_dead_lettered_cut_and_those_behind_it_arrive(
     images = report_many(client, 5)
 
     with little_is_held():
-        report = drain_inbox(runtime)
+        report = run_intake(runtime)
     drained(runtime)
 
     assert report is not None
@@ -91,7 +91,7 @@ def test_oversize_entry_is_dead_lettered_cut_and_those_behind_it_arrive(
     assert letter[name] == value[: bounded.KEPT_VALUE_BYTES]
     assert sum(len(name) + len(value) for name, value in letter.items()) < 300_000
     assert sorted(delivered_images(api)) == sorted(images)
-    totals = ledger_of(client)
+    totals = counters_of(client)
     assert (totals.added, totals.dead, totals.waiting) == (6, 1, 0)
 
 
@@ -100,14 +100,14 @@ def test_oversize_entry_is_looked_at_once_and_after_a_death_alone(runtime: Runti
     add(client, OVERSIZE["one field"])
     report_many(client, 2)
     with little_is_held():
-        drain_inbox(runtime)
+        run_intake(runtime)
     assert (client.xlen(KEYS.inbox), client.xlen(KEYS.dead), client.xlen(PRODUCTION.outbox)) == (0, 1, 2)
     assert client.hgetall(KEYS.intake_run) == {}
 
 
 def test_oversize_entry_that_asked_for_a_receipt_has_one(runtime: Runtime, client: Redis) -> None:
     add(client, {"id": "large", "receipt": "1", **OVERSIZE["one field"]})
-    drain_inbox(runtime)
+    run_intake(runtime)
     found = receipts.read(client, KEYS, "large")
     assert found is not None
     assert (found.status, found.reason) == (Status.DEAD, "invalid")
@@ -139,7 +139,7 @@ def test_event_that_is_larger_than_the_setting_and_not_oversize_is_kept_whole(
     runtime: Runtime, client: Redis
 ) -> None:
     add(client, {"event": "x" * 500_000, "id": "large"})
-    drain_inbox(runtime)
+    run_intake(runtime)
     (letter,) = dead_letters(client)
     assert (len(letter["event"]), letter["reason"]) == (500_000, "invalid")
 
@@ -195,9 +195,9 @@ def test_lookups_hold_little_of_oversize_entries(client: Redis) -> None:
     add(client, {"event": "{}", "id": "wanted"})
     arrived = int(first.partition("-")[0])
     with little_is_held():
-        assert overview.read(client, KEYS, DEFAULT_ENDPOINT, QueueSettings()).inbox_oldest == arrived
-        assert metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).inbox.events == 2
-        found = lookup.trace(client, KEYS, DEFAULT_ENDPOINT, "wanted")
+        assert overview.read(client, KEYS, DEFAULT_DESTINATION, QueueSettings()).inbox_oldest == arrived
+        assert metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=5).inbox.events == 2
+        found = lookup.trace(client, KEYS, DEFAULT_DESTINATION, "wanted")
     assert [each.place for each in found.sightings] == [lookup.Place.INBOX]
 
 

@@ -34,10 +34,10 @@ from relay.gateway import server
 from relay.hosts import url_of
 from relay.operations.diagnosis import describe, diagnose
 from relay.processes.embedded_redis import free_port
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue import overview as look_at_all
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.leases import new_token
 from relay.queue.state import Accepted
 from relay.settings import Settings
@@ -166,9 +166,9 @@ def link(page: str, said: str) -> str:
 
 def seed(client: Redis, environment: str, *, waiting: int = 0, **counts: int) -> None:
     """Counters of an environment, and entries that wait."""
-    outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, environment)
+    outbox = KEYS.of_outbox(DEFAULT_DESTINATION, environment)
     client.hset(outbox.counts, mapping={"delivered": 0, "outbox": waiting, **counts})
-    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {environment: 0})
+    client.zadd(KEYS.environments(DEFAULT_DESTINATION), {environment: 0})
     for number in range(waiting):
         client.xadd(outbox.outbox, {"event": "{}"}, id=f"{now_ms() - 65_000}-{number}")
 
@@ -176,11 +176,11 @@ def seed(client: Redis, environment: str, *, waiting: int = 0, **counts: int) ->
 def install(client: Redis, environment: str, name: str, version: str, *, told: str = "", when: int = 0) -> None:
     """An instance in the state, with what the API was told."""
     instance = Instance(environment=environment, repository="ghcr.io/acme/api", name=name, platform="linux/amd64")
-    outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, environment)
+    outbox = KEYS.of_outbox(DEFAULT_DESTINATION, environment)
     accepted = Accepted(digest(version), when or None, now_ms(), now_ms(), ("id-1",))
     client.hset(outbox.accepted, instance.key, accepted.encode())
     client.hsetnx(outbox.counts, "delivered", 1)
-    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {environment: 0})
+    client.zadd(KEYS.environments(DEFAULT_DESTINATION), {environment: 0})
     if told:
         client.hset(outbox.delivered, instance.key, f"{digest(told)}\n\n{now_ms()}\n{now_ms()}")
 
@@ -298,7 +298,7 @@ def test_a_session_is_found_in_the_log_from_its_sign_in(
     assert [line["event"] for line in lines] == ["wrong operator tokens", "console sign-in", "console action"]
     assert lines[0]["count"] == 1
     assert lines[1]["session"] == lines[2]["session"]
-    assert list(pausing.paused(client, KEYS, DEFAULT_ENDPOINT)) == ["production"]
+    assert list(pausing.paused(client, KEYS, DEFAULT_DESTINATION)) == ["production"]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_form_that_is_not_ours_does_nothing(
     operator: Visitor, client: Redis, path: str, form: dict[str, str], given: str
 ) -> None:
     bury(client, refused("1"))
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging"])
     csrf = {"": {"csrf": ""}, "nothing": {"x": ""}, "another session's": {"csrf": operator.signed_in().csrf}}.get(
         given, {"csrf": operator.csrf}
     )
@@ -410,7 +410,7 @@ def test_a_form_that_is_not_ours_does_nothing(
     assert "nothing was done" in answer.text
     assert "Set-Cookie" not in answer.headers
     assert client.xlen(KEYS.dead) == 1
-    assert list(pausing.paused(client, KEYS, DEFAULT_ENDPOINT)) == ["staging"]
+    assert list(pausing.paused(client, KEYS, DEFAULT_DESTINATION)) == ["staging"]
 
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
@@ -419,7 +419,7 @@ def test_a_form_of_a_stranger_does_nothing(stranger: Visitor, client: Redis, pat
     answer = stranger.ask("POST", path, data=form)
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/sign-in")
     assert client.xlen(KEYS.dead) == 1
-    assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
+    assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
 
 
 def test_signing_in_from_another_site_is_refused(stranger: Visitor) -> None:
@@ -431,7 +431,7 @@ def test_signing_in_from_another_site_is_refused(stranger: Visitor) -> None:
 def test_a_page_is_never_an_action(operator: Visitor, client: Redis) -> None:
     for path in ("pause?environment=production", "dead/drop?until=9999999999999", "sign-out", "dead/redrive"):
         operator.get(path)
-    assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
+    assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
     assert operator.get("pause").status_code == 404
 
 
@@ -482,10 +482,10 @@ def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis
         "openings": 3,
         "window": 1,
     }
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping=health)
+    client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping=health)
     said = text_of(until(operator, "1 environment"))
     assert "Problem: the API refuses the token: it expired or is wrong, and all deliveries are held; put a" in said
-    assert re.search(r"Endpoint held held \(unauthorized\), one event is tried in \d+ s; .* opened 3 times", said)
+    assert re.search(r"Destination held held \(unauthorized\), one event is tried in \d+ s; .* opened 3 times", said)
     assert "production held 1" in said
     assert "Warning: no worker is alive" in said
 
@@ -494,12 +494,14 @@ def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: R
     seed(client, "production", waiting=3)
     seed(client, "staging", waiting=2)
     client.hset(KEYS.counts, mapping={"outbox": 5, "taken": 8})
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 2, "circuit": "circuit_open", "failures": 22})
+    client.hset(
+        KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 2, "circuit": "circuit_open", "failures": 22}
+    )
     client.hset(KEYS.intake_run, "deaths", 1)
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging", EVIL])
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging", EVIL])
     bury(client, refused("1", detail=f"HTTP 422: {EVIL}"), died=now_ms() - 3 * 86_400_000)
     page = until(operator, "dead letter waits")
-    seen = look_at_all.read(client, KEYS, DEFAULT_ENDPOINT, Settings.load().queue)
+    seen = look_at_all.read(client, KEYS, DEFAULT_DESTINATION, Settings.load().queue)
     findings = diagnose(seen)
     assert [finding.cause for finding in findings] == [
         "no_workers", "api_down", "workers_die", "unaccounted", "paused", "dead_letters",
@@ -540,27 +542,27 @@ def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) 
     seed(client, EVIL)
     answer = operator.send("pause", environment=EVIL, back="/console/?q=script")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")
-    assert list(pausing.paused(client, KEYS, DEFAULT_ENDPOINT)) == [EVIL]
+    assert list(pausing.paused(client, KEYS, DEFAULT_DESTINATION)) == [EVIL]
     page = operator.see()
     assert f"{EVIL} is paused by an operator, and nothing is waiting there; relay resume {EVIL} when" in text_of(page)
     assert 'action="/console/resume"' in page
     operator.send("resume", environment=EVIL, back="//evil.example")
-    assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
+    assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
 
 
 def test_a_throttle_is_lifted(operator: Visitor, client: Redis) -> None:
     assert 'action="/console/lift"' not in operator.see()
-    endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=3600, reason="rate_limited")
+    destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="rate_limited")
     wait_for(lambda: 'action="/console/lift"' in operator.see(), DEADLINE_SECONDS)  # a page is a moment old
     answer = operator.send("lift", back="/console/?q=script")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")
-    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is None
+    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is None
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256])
 def test_a_form_has_to_name_an_environment(operator: Visitor, client: Redis, name: str) -> None:
     assert operator.send("pause", environment=name).status_code == 400
-    assert not pausing.paused(client, KEYS, DEFAULT_ENDPOINT)
+    assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
 
 
 def test_many_environments_are_paged_and_found(operator: Visitor, client: Redis) -> None:
@@ -901,7 +903,7 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
         under_way = asyncio.create_task(sampler.latest())
         try:
             assert await asyncio.to_thread(has_read.wait, DEADLINE_SECONDS)
-            pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+            pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
             sampler.expire()
             later = asyncio.create_task(sampler.latest())
             await asyncio.sleep(0)
@@ -960,7 +962,7 @@ def test_a_page_stays_true(operator: Visitor, client: Redis) -> None:
             assert name == "page"
             assert re.findall(r'<div id="(\w+)" data-live>', first) == ["summary", "environments"]
             assert operator.csrf in first
-            pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+            pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
             name, second = read_event(lines)
             assert "production is paused by an operator" in second
 
@@ -995,9 +997,9 @@ def test_open_streams_hold_up_no_stop(redis_server: EmbeddedRedis, client: Redis
 def test_ten_thousand_environments_are_one_bounded_page(operator: Visitor, client: Redis) -> None:
     pipeline = client.pipeline(transaction=False)
     for number in range(10_000):
-        pipeline.xadd(KEYS.of_outbox(DEFAULT_ENDPOINT, f"edge-{number}").outbox, {"event": "{}"})
-        pipeline.zadd(KEYS.environments(DEFAULT_ENDPOINT), {f"edge-{number}": 0})
-    pipeline.xadd(KEYS.of_outbox(DEFAULT_ENDPOINT, "edge-9999").outbox, {"event": "{}"})
+        pipeline.xadd(KEYS.of_outbox(DEFAULT_DESTINATION, f"edge-{number}").outbox, {"event": "{}"})
+        pipeline.zadd(KEYS.environments(DEFAULT_DESTINATION), {f"edge-{number}": 0})
+    pipeline.xadd(KEYS.of_outbox(DEFAULT_DESTINATION, "edge-9999").outbox, {"event": "{}"})
     pipeline.execute()
     page = until(operator, "page 1 of 200")
     assert re.findall(r"<bdi>(edge-\d+)</bdi>", page)[0] == "edge-9999"

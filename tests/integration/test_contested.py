@@ -10,9 +10,9 @@ from drains import KEYS, make_runtime_for, report, report_image
 from relay.operations.diagnosis import diagnose
 from relay.queue import contested, overview
 from relay.queue.contested import Change, ChangeSample, Contested
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.settings import QueueSettings
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def found(client: Redis) -> list[tuple[tuple[str, str], int]]:
 
 
 def seen(client: Redis) -> overview.Overview:
-    return overview.read(client, KEYS, DEFAULT_ENDPOINT, QueueSettings())
+    return overview.read(client, KEYS, DEFAULT_DESTINATION, QueueSettings())
 
 
 def take(runtime: Runtime, *reports: tuple[str, str], at_once: bool = False) -> None:
@@ -43,8 +43,8 @@ def take(runtime: Runtime, *reports: tuple[str, str], at_once: bool = False) -> 
     for source, version in reports:
         report(runtime.client, version, **({"source": source} if source else {}))
         if not at_once:
-            drain_inbox(runtime)
-    drain_inbox(runtime)
+            run_intake(runtime)
+    run_intake(runtime)
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -57,9 +57,9 @@ def test_two_sources_that_undo_each_other_are_found(runtime: Runtime, client: Re
     assert found(client) == [(("eu-1", "eu-2"), 3)]
     [finding] = [each for each in diagnose(seen(client)) if each.cause == "contested"]
     assert "production is changed in turns by eu-1 and eu-2" in finding.what
-    [key] = [KEYS.contested(DEFAULT_ENDPOINT)]
+    [key] = [KEYS.contested(DEFAULT_DESTINATION)]
     assert 0 < client.pttl(key) <= contested.CONTESTED_SECONDS * 1000
-    assert 0 < client.pttl(KEYS.changes(DEFAULT_ENDPOINT)) <= contested.SAMPLE_SECONDS * 1000
+    assert 0 < client.pttl(KEYS.changes(DEFAULT_DESTINATION)) <= contested.SAMPLE_SECONDS * 1000
 
 
 @pytest.mark.parametrize(
@@ -96,41 +96,41 @@ def test_the_sample_is_bounded_and_stays_the_same(client: Redis, monkeypatch: py
     monkeypatch.setattr(contested, "MAX_CHANGES", 10_000)
     sample = ChangeSample()
     for digest, before, source in [("y", "x", "b"), ("x", "y", "a"), ("y", "x", "b"), ("x", "y", "a")]:
-        sample.note(client, KEYS, DEFAULT_ENDPOINT, changes(2000, digest, before, source))
-        assert client.hlen(KEYS.changes(DEFAULT_ENDPOINT)) <= 100
+        sample.note(client, KEYS, DEFAULT_DESTINATION, changes(2000, digest, before, source))
+        assert client.hlen(KEYS.changes(DEFAULT_DESTINATION)) <= 100
     assert len(seen(client).contested) == 20
     calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-    kept = {name.decode() for name in client.hkeys(KEYS.changes(DEFAULT_ENDPOINT))}
+    kept = {name.decode() for name in client.hkeys(KEYS.changes(DEFAULT_DESTINATION))}
     others = [each for each in changes(2000, "y", "x", "b") if f"of:e\n{each.instance}" not in kept]
-    sample.note(client, KEYS, DEFAULT_ENDPOINT, others[:50])
-    sample.note(client, KEYS, DEFAULT_ENDPOINT, [])
+    sample.note(client, KEYS, DEFAULT_DESTINATION, others[:50])
+    sample.note(client, KEYS, DEFAULT_DESTINATION, [])
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= calls + 1
 
 
 def test_a_script_looks_at_a_bounded_number_of_changes(client: Redis) -> None:
     """And of each batch at the same instances."""
     for digest, before, source in [("y", "x", "b"), ("x", "y", "a")]:
-        ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, changes(5000, digest, before, source))
-        assert 0 < client.hlen(KEYS.changes(DEFAULT_ENDPOINT)) <= contested.MAX_CHANGES
-    assert len(seen(client).contested) == client.hlen(KEYS.changes(DEFAULT_ENDPOINT))
+        ChangeSample().note(client, KEYS, DEFAULT_DESTINATION, changes(5000, digest, before, source))
+        assert 0 < client.hlen(KEYS.changes(DEFAULT_DESTINATION)) <= contested.MAX_CHANGES
+    assert len(seen(client).contested) == client.hlen(KEYS.changes(DEFAULT_DESTINATION))
     same = changes(1, "y", "x", "b") * 500
-    ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, same)
+    ChangeSample().note(client, KEYS, DEFAULT_DESTINATION, same)
 
 
 def test_what_was_found_long_ago_is_not_told(client: Redis) -> None:
     now = seen(client).now
-    key = KEYS.contested(DEFAULT_ENDPOINT)
+    key = KEYS.contested(DEFAULT_DESTINATION)
     client.hset(key, "e\nold", f"{now - 86_400_000 - 1}\n1\na\nb")
     client.hset(key, "e\nnew", f"{now}\n1\na\n\t")
     assert seen(client).contested == [Contested("e", "new", ("a", ""), 1, now)]
-    ChangeSample().note(client, KEYS, DEFAULT_ENDPOINT, changes(1, "y", "x", "b"))
+    ChangeSample().note(client, KEYS, DEFAULT_DESTINATION, changes(1, "y", "x", "b"))
     assert client.hkeys(key) == [b"e\nnew"]
 
 
 def test_a_redis_that_refuses_it_holds_up_nothing(runtime: Runtime, client: Redis) -> None:
-    client.set(KEYS.changes(DEFAULT_ENDPOINT), "of another type")
+    client.set(KEYS.changes(DEFAULT_DESTINATION), "of another type")
     take(runtime, ("a", "x"), ("b", "y"))
     report_image(client, "ghcr.io/acme/other@sha256:" + "0" * 64)
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert client.xlen(KEYS.inbox) == 0
-    assert client.xlen(KEYS.of_outbox(DEFAULT_ENDPOINT, "production").outbox) == 3
+    assert client.xlen(KEYS.of_outbox(DEFAULT_DESTINATION, "production").outbox) == 3

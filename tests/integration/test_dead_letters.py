@@ -12,15 +12,15 @@ from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refu
 from relay.errors import LeaseLost
 from relay.queue import dead_letters, pausing, scripts
 from relay.queue import redrive as redriving
-from relay.queue.counters import read_environments, read_ledger
+from relay.queue.counters import read_counters, read_environments
 from relay.queue.dead_letters import EVERYTHING, Filters, Reason
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Moved, Progress, Redrive, redrive_all
 from relay.sandbox import Sandbox
 from relay.settings import Settings
-from workers.delivery.run import drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import run_delivery
+from workers.intake.run import run_intake
 from workers.runtime import make_runtime
 from workers.scheduling.app import RelayApp
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from relay.queue.dead_letters import DeadLetter
     from workers.runtime import Runtime
 
-PRODUCTION = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
+PRODUCTION = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
 PLENTY = 1_000_000
 REFUSES = [{"kind": "status", "status": 422}]
 EARLIER, LATER = "2026-01-31T12:00:00+00:00", "2026-01-31T13:00:00+00:00"
@@ -72,18 +72,18 @@ def work(runtime: Runtime, api: Sandbox, *, refuse: bool = False) -> None:
     """Take in and deliver all that waits; the API refuses it, or not."""
     api.faults = REFUSES if refuse else []
     deadline = time.monotonic() + 20
-    while read_ledger(runtime.client, KEYS).waiting:
-        assert time.monotonic() < deadline, read_ledger(runtime.client, KEYS)
-        drain_inbox(runtime)
-        drain_outboxes(runtime, ["production"])
+    while read_counters(runtime.client, KEYS).waiting:
+        assert time.monotonic() < deadline, read_counters(runtime.client, KEYS)
+        run_intake(runtime)
+        run_delivery(runtime, ["production"])
 
 
 def deliver_refusing(runtime: Runtime, api: Sandbox, version: str) -> None:
     """Take in and deliver what waits; the API refuses this version."""
     api.faults = [{"kind": "status", "status": 422, "image": f"{REPOSITORY}@{digest(version)}"}]
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
-    assert not read_ledger(runtime.client, KEYS).waiting
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
+    assert not read_counters(runtime.client, KEYS).waiting
 
 
 def redrive(client: Redis, filters: Filters = EVERYTHING, *, force: bool = False, **options: Any) -> Progress:
@@ -108,8 +108,8 @@ def everything(client: Redis) -> dict[bytes, Any]:
 
 
 def assert_all_accounted_for(client: Redis) -> None:
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.unaccounted, ledger.dead_unaccounted) == (0, 0), ledger
+    counters = read_counters(client, KEYS)
+    assert (counters.unaccounted, counters.dead_unaccounted) == (0, 0), counters
 
 
 # Redrive and the stale check
@@ -123,8 +123,14 @@ def test_redriven_event_is_delivered(runtime: Runtime, client: Redis, api: Sandb
     work(runtime, api)
 
     assert delivered(api) == [digest("a")]
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.added, ledger.redriven, ledger.dead, ledger.dead_waiting, ledger.delivered) == (1, 1, 1, 0, 1)
+    counters = read_counters(client, KEYS)
+    assert (counters.added, counters.redriven, counters.dead, counters.dead_waiting, counters.delivered) == (
+        1,
+        1,
+        1,
+        0,
+        1,
+    )
     assert_all_accounted_for(client)
 
 
@@ -157,7 +163,7 @@ class TestNewerDeployment:
         redrive(runtime.client)
         work(runtime, api)
         assert delivered(api) == [digest("new")]
-        assert read_ledger(runtime.client, KEYS).stale == 1
+        assert read_counters(runtime.client, KEYS).stale == 1
         assert_all_accounted_for(runtime.client)
 
 
@@ -173,7 +179,7 @@ def test_an_older_time_makes_the_redriven_event_stale_though_it_arrived_later(
     work(runtime, api)
 
     assert delivered(api) == [digest("b")]
-    assert read_ledger(client, KEYS).stale == 1
+    assert read_counters(client, KEYS).stale == 1
 
 
 def _with_arrival(client: Redis, at: int) -> tuple[bytes, str]:
@@ -212,7 +218,7 @@ def test_what_was_delivered_after_the_death_and_given_back_is_not_undone(
     work(runtime, api)
 
     assert delivered(api) == [digest("newer")]
-    assert read_ledger(client, KEYS).stale == 1
+    assert read_counters(client, KEYS).stale == 1
 
 
 @pytest.mark.parametrize("when", [{}, {"time": "2099-01-01T00:00:00Z"}], ids=["without a time", "as of its arrival"])
@@ -227,14 +233,14 @@ def test_redrive_does_not_undo_a_rollback_that_was_reported(
     [letter] = letters(client)
     report(client, "good", **when)
     work(runtime, api)
-    assert read_ledger(client, KEYS).duplicate == 1
+    assert read_counters(client, KEYS).duplicate == 1
     report(client, "worse")
     work(runtime, api, refuse=True)  # gives back what was confirmed, too
     redrive(client, Filters(event_ids=frozenset({letter.event_id})))
     work(runtime, api)
 
     assert delivered(api) == [digest("good")]
-    assert read_ledger(client, KEYS).stale == 1
+    assert read_counters(client, KEYS).stale == 1
     assert_all_accounted_for(client)
 
 
@@ -282,7 +288,7 @@ def test_the_older_of_two_dead_letters_does_not_undo_the_newer_redriven_before(
     work(runtime, api)
 
     assert delivered(api) == [digest("two")]
-    assert read_ledger(client, KEYS).stale == 1
+    assert read_counters(client, KEYS).stale == 1
 
 
 def test_what_died_beside_a_newer_delivery_does_not_undo_it_when_a_later_death_gave_that_back(
@@ -299,7 +305,7 @@ def test_what_died_beside_a_newer_delivery_does_not_undo_it_when_a_later_death_g
     work(runtime, api)
 
     assert delivered(api) == [digest("two")]
-    assert read_ledger(client, KEYS).stale == 1
+    assert read_counters(client, KEYS).stale == 1
 
 
 def test_what_was_delivered_since_is_a_duplicate(runtime: Runtime, client: Redis, api: Sandbox) -> None:
@@ -311,7 +317,7 @@ def test_what_was_delivered_since_is_a_duplicate(runtime: Runtime, client: Redis
     work(runtime, api)
 
     assert delivered(api) == [digest("a")]
-    assert read_ledger(client, KEYS).duplicate == 1
+    assert read_counters(client, KEYS).duplicate == 1
     assert_all_accounted_for(client)
 
 
@@ -329,7 +335,7 @@ def test_forced_redrive_is_delivered_whatever_was_since(
     assert delivered(api) == [digest(since), digest("a")]
     report(client, "a")
     work(runtime, api)
-    assert read_ledger(client, KEYS).duplicate == 1, "it is what runs from then on"
+    assert read_counters(client, KEYS).duplicate == 1, "it is what runs from then on"
     assert_all_accounted_for(client)
 
 
@@ -348,14 +354,14 @@ def test_event_that_dies_again_keeps_its_history(runtime: Runtime, client: Redis
         )
         assert (entry[b"event"], entry[b"id"], entry[b"source"]) == (letter.named[b"event"], b"job-1", b"ci")
         assert entry[b"time"] == b"2026-01-31T12:00:00.000+00:00"
-    drain_inbox(runtime)
+    run_intake(runtime)
     [(_, waiting)] = client.xrange(PRODUCTION.outbox)
     assert int(waiting[b"arrived"]) >= deaths[-1], "it would expire at once"
     assert waiting[b"redriven"].startswith(b"2 ")
     work(runtime, api, refuse=True)
     assert [letter.redriven.times for letter in letters(client) if letter.redriven] == [2]
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.added, ledger.redriven, ledger.dead, ledger.dead_waiting) == (1, 2, 3, 1)
+    counters = read_counters(client, KEYS)
+    assert (counters.added, counters.redriven, counters.dead, counters.dead_waiting) == (1, 2, 3, 1)
     assert_all_accounted_for(client)
 
 
@@ -365,7 +371,7 @@ def test_event_that_dies_again_keeps_its_history(runtime: Runtime, client: Redis
 def test_unreadable_entry_goes_back_as_it_came(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     raw = {b"event": b'{"image":\xff', b"\xfe": b"\r\n\x00", b"reason": b"mine", b"redrived": b"no"}
     arrived = client.xadd(KEYS.inbox, raw).decode()
-    drain_inbox(runtime)
+    run_intake(runtime)
     for times in (1, 2):
         [letter] = letters(client)
         assert (letter.reason, dict(letter.fields)[b"reason"]) == ("invalid", b"mine")
@@ -374,17 +380,17 @@ def test_unreadable_entry_goes_back_as_it_came(runtime: Runtime, client: Redis, 
         redriven = entry.pop(b"redriven")
         assert entry == raw
         assert redriven.decode() == f"{times} {arrived}"
-        drain_inbox(runtime)
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.added, ledger.redriven, ledger.dead, ledger.dead_waiting) == (1, 2, 3, 1)
-    assert ledger.dead_by_reason == {"invalid": 3}
+        run_intake(runtime)
+    counters = read_counters(client, KEYS)
+    assert (counters.added, counters.redriven, counters.dead, counters.dead_waiting) == (1, 2, 3, 1)
+    assert counters.dead_by_reason == {"invalid": 3}
     assert_all_accounted_for(client)
 
 
 def test_unreadable_entry_with_all_fields_that_are_kept_loses_none(runtime: Runtime, client: Redis) -> None:
     client.xadd(KEYS.inbox, {f"f{number}": number for number in range(40)})
     for _ in range(3):
-        drain_inbox(runtime)
+        run_intake(runtime)
         [letter] = letters(client)
         assert [name for name, _ in letter.fields if name != b"redriven"] == [f"f{n}".encode() for n in range(32)]
         redrive(client)
@@ -399,7 +405,7 @@ def test_mended_configuration_lets_a_redriven_entry_in(
     strict = settings.model_copy(update={"queue": settings.queue.model_copy(update={"max_event_bytes": 10})})
     refusing = make_runtime(strict, RelayApp(strict))
     report(client, "a")
-    drain_inbox(refusing)
+    run_intake(refusing)
     refusing.close()
     redrive(client)
     work(runtime, api)
@@ -414,13 +420,13 @@ def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
     args: list[Any] = ["token", 15_000, 5_000, 0, 0, 0, 3]
     for entry_id, reason in zip(ids, (Reason.INVALID, Reason.WORKER_CRASH, Reason.WORKER_CRASH), strict=True):
         args += [entry_id, reason, "why"]
-    keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_ENDPOINT), KEYS.receipts]
-    keys += [KEYS.environments(DEFAULT_ENDPOINT), KEYS.internal, KEYS.dataset]
+    keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_DESTINATION), KEYS.receipts]
+    keys += [KEYS.environments(DEFAULT_DESTINATION), KEYS.internal, KEYS.dataset]
     scripts.run(client, scripts.Call(scripts.load("accept"), keys, args))
 
-    ledger = read_ledger(client, KEYS)
-    assert ledger.dead_by_reason == {"invalid": 1, "worker_crash": 2}
-    assert ledger.dead == ledger.dead_waiting == 3
+    counters = read_counters(client, KEYS)
+    assert counters.dead_by_reason == {"invalid": 1, "worker_crash": 2}
+    assert counters.dead == counters.dead_waiting == 3
     assert_all_accounted_for(client)
 
 
@@ -509,8 +515,8 @@ def test_redrive_drop_pause_and_resume_work_at_maxmemory(client: Redis, request:
     assert run.move([*found[:1], *found[:1]]) == Moved(1, full=False)
     assert run.move(found) == Moved(1, full=False)
     assert dead_letters.drop(client, KEYS, found) == 0
-    assert pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])[0].newly
-    assert pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"]) != [None]
+    assert pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])[0].newly
+    assert pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"]) != [None]
     assert_all_accounted_for(client)
 
 
@@ -548,16 +554,16 @@ def test_drop_applied_twice_counts_once(client: Redis) -> None:
         dead_letters.drop(client, KEYS, [one]),
         dead_letters.drop(client, KEYS, []),
     ) == (1, 0, 0)
-    ledger = read_ledger(client, KEYS)
-    assert (ledger.dead, ledger.dropped, ledger.dead_waiting) == (2, 1, 1)
+    counters = read_counters(client, KEYS)
+    assert (counters.dead, counters.dropped, counters.dead_waiting) == (2, 1, 1)
     assert_all_accounted_for(client)
 
 
-def test_letters_deleted_by_hand_show_in_the_ledger(client: Redis) -> None:
+def test_letters_deleted_by_hand_show_in_the_counters(client: Redis) -> None:
     bury(client, refused("a"), refused("b"))
     client.delete(KEYS.dead)
 
-    assert read_ledger(client, KEYS).dead_unaccounted == 2
+    assert read_counters(client, KEYS).dead_unaccounted == 2
 
 
 # Finding
@@ -673,16 +679,16 @@ def test_ledger_adds_up_with_redrives_drops_and_deaths_again(runtime: Runtime, c
     assert_all_accounted_for(client)
     redrive(client, Filters(event_ids=frozenset({"job-3", "job-4", "job-5"})))
     assert_all_accounted_for(client)
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert_all_accounted_for(client)
     work(runtime, api)
     dead_letters.drop(client, KEYS, letters(client, Filters(event_ids=frozenset({"job-5", "job-6"}))))
     redrive(client)
     work(runtime, api, refuse=True)
 
-    ledger = read_ledger(client, KEYS)
-    assert ledger.added == 21
-    assert ledger.dropped == 1
+    counters = read_counters(client, KEYS)
+    assert counters.added == 21
+    assert counters.dropped == 1
     assert_all_accounted_for(client)
 
 
@@ -690,48 +696,48 @@ def test_ledger_adds_up_with_redrives_drops_and_deaths_again(runtime: Runtime, c
 
 
 def test_paused_environment_stays_so_since_when_it_was(client: Redis) -> None:
-    [first] = pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
-    again, other = pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production", "staging"])
+    [first] = pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
+    again, other = pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production", "staging"])
 
     assert first.newly
     assert not again.newly
     assert again.since == first.since
-    assert pausing.paused(client, KEYS, DEFAULT_ENDPOINT) == {"production": first.since, "staging": other.since}
+    assert pausing.paused(client, KEYS, DEFAULT_DESTINATION) == {"production": first.since, "staging": other.since}
 
 
 def test_resumed_environment_is_looked_at_at_once_if_it_has_something_to_deliver(client: Redis) -> None:
-    schedule = KEYS.schedule(DEFAULT_ENDPOINT)
-    [paused, _] = pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production", "empty"])
+    schedule = KEYS.schedule(DEFAULT_DESTINATION)
+    [paused, _] = pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production", "empty"])
     client.xadd(PRODUCTION.outbox, {"event": "{}"})
     client.zadd(schedule, {"production": float("inf")})
 
-    resumed = pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production", "empty", "never paused"])
+    resumed = pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production", "empty", "never paused"])
     assert resumed[0] == paused.since
     assert resumed[2] is None
     assert client.zscore(schedule, "production") >= paused.since
     assert client.zscore(schedule, "production") < float("inf")
     assert client.zscore(schedule, "empty") is None
-    assert pausing.paused(client, KEYS, DEFAULT_ENDPOINT) == {}
+    assert pausing.paused(client, KEYS, DEFAULT_DESTINATION) == {}
 
     before = everything(client)
-    assert pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"]) == [None]
+    assert pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"]) == [None]
     assert everything(client) == before
 
 
 def test_environment_that_is_due_already_is_not_put_off_by_resuming(client: Redis) -> None:
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
     client.xadd(PRODUCTION.outbox, {"event": "{}"})
-    client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 5})
-    pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+    client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 5})
+    pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"])
 
-    assert client.zscore(KEYS.schedule(DEFAULT_ENDPOINT), "production") == 5
+    assert client.zscore(KEYS.schedule(DEFAULT_DESTINATION), "production") == 5
 
 
 def test_paused_environment_shows_though_it_never_got_an_event(client: Redis) -> None:
-    client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, "production").counts, "superseded", 3)
-    client.zadd(KEYS.environments(DEFAULT_ENDPOINT), {"production": 0})
-    [paused] = pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
-    production, staging = read_environments(client, KEYS, DEFAULT_ENDPOINT)
+    client.hset(KEYS.of_outbox(DEFAULT_DESTINATION, "production").counts, "superseded", 3)
+    client.zadd(KEYS.environments(DEFAULT_DESTINATION), {"production": 0})
+    [paused] = pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging"])
+    production, staging = read_environments(client, KEYS, DEFAULT_DESTINATION)
 
     assert (production.environment, production.paused_since, production.superseded) == ("production", None, 3)
     assert (staging.environment, staging.paused_since, staging.waiting) == ("staging", paused.since, 0)

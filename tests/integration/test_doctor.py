@@ -21,7 +21,7 @@ from relay.operations.doctor import api, broker, examination, leases, redis_serv
 from relay.operations.doctor.result import Grade
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import inbox, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.sandbox import Sandbox
 from relay.settings import ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
 
@@ -374,14 +374,14 @@ def test_a_lease_that_never_expires_is_found(in_use: Redis) -> None:
 
 
 def test_a_lease_bell_and_redrive_that_are_left_over_are_found(in_use: Redis) -> None:
-    outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-    in_use.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 1})
+    outbox = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
+    in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
     in_use.set(outbox.lease, "gone", ex=86_400)
-    in_use.set(outbox.bell, "1")
+    in_use.set(outbox.wakeup, "1")
     in_use.set(KEYS.redrive_lease, "gone")
     told = " ".join(each.what for each in left_over(in_use))
     assert "the lease of production is left over and lasts 24 h more" in told
-    assert "the bell of production is left over and never expires" in told
+    assert "the wakeup of production is left over and never expires" in told
     assert "the lease of the redrive is left over" in told
 
 
@@ -400,7 +400,7 @@ def test_looking_changes_nothing(in_use: Redis) -> None:
         return {key: in_use.dump(key) for key in in_use.scan_iter()}
 
     in_use.hset(KEYS.intake_run, mapping={"token": "gone"})
-    in_use.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 1})
+    in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
     before = everything()
     left_over(in_use)
     list(workers.examine(in_use, KEYS, WorkerSettings(), 10))
@@ -428,12 +428,12 @@ def test_workers_that_beat_while_nothing_moves_are_found(in_use: Redis) -> None:
 
 def test_a_held_or_paused_outbox_is_no_workers_fault(in_use: Redis) -> None:
     in_use.delete(KEYS.inbox)
-    in_use.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 1})
+    in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
     assert workers.look(in_use, KEYS).due == {"production": 1}
-    in_use.hset(KEYS.paused(DEFAULT_ENDPOINT), "production", 1)
+    in_use.hset(KEYS.paused(DEFAULT_DESTINATION), "production", 1)
     assert workers.look(in_use, KEYS).due == {}
-    in_use.delete(KEYS.paused(DEFAULT_ENDPOINT))
-    in_use.hset(KEYS.endpoint(DEFAULT_ENDPOINT), "openings", 1)
+    in_use.delete(KEYS.paused(DEFAULT_DESTINATION))
+    in_use.hset(KEYS.destination(DEFAULT_DESTINATION), "openings", 1)
     assert workers.look(in_use, KEYS).due == {}
 
 

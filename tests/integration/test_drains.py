@@ -24,15 +24,15 @@ from rig import wait_for
 from relay import Producer
 from relay.errors import QueueFull
 from relay.queue import health, inbox, leases, scripts
-from relay.queue.counters import read_ledger
+from relay.queue.counters import read_counters
 from relay.queue.inbox import InboxEntry
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
-from workers.delivery.run import drain_outboxes
+from workers.delivery.run import run_delivery
 from workers.intake import run as intake
-from workers.intake.run import drain_inbox
-from workers.scheduling import poller as doorman_module
-from workers.scheduling.poller import Doorman
+from workers.intake.run import run_intake
+from workers.scheduling import poller as poller_module
+from workers.scheduling.poller import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ def test_intake_that_judged_by_a_state_given_back_meanwhile_judges_again(
     """The race: intake reads that A was accepted, delivery dead-letters A, intake would commit "duplicate"."""
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     report(client, "a")
-    drain_inbox(runtime)
+    run_intake(runtime)
     report(client, "a")
     judge = intake.judge_in_order
     rounds = []
@@ -70,17 +70,17 @@ def test_intake_that_judged_by_a_state_given_back_meanwhile_judges_again(
     def judge_and_let_delivery_in(*args: object, **options: object) -> object:
         rounds.append(judged := judge(*args, **options))
         if len(rounds) == 1:
-            drain_outboxes(runtime, ["production"])
+            run_delivery(runtime, ["production"])
         return judged
 
     monkeypatch.setattr(intake, "judge_in_order", judge_and_let_delivery_in)
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
 
-    verdicts = [[verdict for item in judged for verdict, _ in item.entries] for judged in rounds]
-    assert verdicts == [["duplicate"], ["new"]], "the race did not happen"
-    ledger = read_ledger(client, runtime.keys)
-    assert (ledger.dead, ledger.duplicate, ledger.delivered, ledger.unaccounted) == (1, 0, 1, 0)
+    decisions = [[decision for item in judged for decision, _ in item.entries] for judged in rounds]
+    assert decisions == [["duplicate"], ["new"]], "the race did not happen"
+    counters = read_counters(client, runtime.keys)
+    assert (counters.dead, counters.duplicate, counters.delivered, counters.unaccounted) == (1, 0, 1, 0)
 
 
 def test_a_dead_letter_that_was_not_the_last_accepted_leaves_the_state(
@@ -89,14 +89,14 @@ def test_a_dead_letter_that_was_not_the_last_accepted_leaves_the_state(
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     for version in ("a", "b"):
         report(client, version)
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     report(client, "b")
     report(client, "a")
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     assert delivered_digests(api) == [digest("b"), digest("a")]
-    assert read_ledger(client, runtime.keys).duplicate == 1
+    assert read_counters(client, runtime.keys).duplicate == 1
 
 
 def test_intake_whose_lease_ran_out_commits_nothing(
@@ -109,13 +109,13 @@ def test_intake_whose_lease_ran_out_commits_nothing(
         client.delete(runtime.keys.intake_lease)
         keys = runtime.keys
         successor = leases.acquire_call(
-            keys.intake_bell, keys.intake_lease, keys.intake_run, "successor", 5, counts=keys.counts
+            keys.intake_wakeup, keys.intake_lease, keys.intake_run, "successor", 5, counts=keys.counts
         )
         scripts.run(client, successor)
         return judge(*args, **options)
 
     monkeypatch.setattr(intake, "judge_in_order", pause_past_the_lease)
-    done = drain_inbox(runtime)
+    done = run_intake(runtime)
     assert done is not None
     assert done.lease_lost
     assert client.xlen(runtime.keys.inbox) == 1
@@ -124,8 +124,8 @@ def test_intake_whose_lease_ran_out_commits_nothing(
 
 def test_delivery_whose_lease_ran_out_commits_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     report(client, "a")
-    drain_inbox(runtime)
-    keys = runtime.keys.of_outbox(DEFAULT_ENDPOINT, "production")
+    run_intake(runtime)
+    keys = runtime.keys.of_outbox(DEFAULT_DESTINATION, "production")
     wait = runtime.transport.wait
 
     class PausedTransport:
@@ -141,14 +141,14 @@ def test_delivery_whose_lease_ran_out_commits_nothing(runtime: Runtime, client: 
             return answers
 
     paused = replace(runtime, transport=PausedTransport())
-    done = drain_outboxes(paused, ["production"])
+    done = run_delivery(paused, ["production"])
     assert done is not None
     assert done.leases_lost == 1
     assert client.xlen(keys.outbox) == 1, "a drain without its lease took the entry out"
-    assert read_ledger(client, runtime.keys).delivered == 0
+    assert read_counters(client, runtime.keys).delivered == 0
 
     client.delete(keys.lease)
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     assert delivered_digests(api) == [digest("a"), digest("a")]
     assert len({request.idempotency_key for request in api.requests}) == 1
 
@@ -159,7 +159,7 @@ def test_what_is_sent_has_left_before_the_drain_waits_for_redis(
     """Else it would leave after that wait, when the lease that it was sent under may be another's."""
     for number in range(150):
         report_image(client, image_of(f"app-{number}"))
-    drain_inbox(runtime)
+    run_intake(runtime)
     api.faults = [{"kind": "latency", "seconds": 0.02, "jitter_seconds": 0.02}]
     run_all, wait = scripts.run_all, runtime.transport.wait
     answered: list[object] = []
@@ -183,7 +183,7 @@ def test_what_is_sent_has_left_before_the_drain_waits_for_redis(
         return run_all(client, calls)
 
     monkeypatch.setattr(scripts, "run_all", run_when_all_have_left)
-    done = drain_outboxes(replace(runtime, transport=Transport()), ["production"])
+    done = run_delivery(replace(runtime, transport=Transport()), ["production"])
     assert done is not None
     assert done.delivered == 150
     assert sum(map(bool, waits)) > 1, "it never asked Redis with anything in flight"
@@ -192,11 +192,11 @@ def test_what_is_sent_has_left_before_the_drain_waits_for_redis(
 def test_only_one_drain_at_a_time(runtime: Runtime, client: Redis) -> None:
     report(client, "a")
     client.set(runtime.keys.intake_lease, "another", px=5000)
-    assert drain_inbox(runtime) is None
+    assert run_intake(runtime) is None
     client.delete(runtime.keys.intake_lease)
-    drain_inbox(runtime)
-    client.set(runtime.keys.of_outbox(DEFAULT_ENDPOINT, "production").lease, "another", px=5000)
-    assert drain_outboxes(runtime, ["production"]) is None
+    run_intake(runtime)
+    client.set(runtime.keys.of_outbox(DEFAULT_DESTINATION, "production").lease, "another", px=5000)
+    assert run_delivery(runtime, ["production"]) is None
 
 
 def test_what_keeps_failing_is_a_dead_letter_with_its_last_answer(
@@ -204,7 +204,7 @@ def test_what_keeps_failing_is_a_dead_letter_with_its_last_answer(
 ) -> None:
     api.faults = [{"kind": "status", "status": 500}]
     report(client, "a", id="job-1", source="ci")
-    drain_inbox(runtime)
+    run_intake(runtime)
     deliver_until(runtime, lambda: client.xlen(runtime.keys.dead) == 1)
     [(_, letter)] = client.xrange(runtime.keys.dead)
     assert {name: letter[name] for name in (b"id", b"source", b"reason", b"status", b"attempts")} == {
@@ -226,18 +226,18 @@ def test_a_failing_instance_holds_up_itself_and_no_other(runtime: Runtime, clien
     for n in range(50):
         body = {"image": {"url": f"ghcr.io/acme/app-{n}@{digest('x')}"}, "environment": {"name": "production"}}
         client.xadd(runtime.keys.inbox, {"event": json.dumps(body)})
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     delivered = delivered_digests(api)
     assert delivered.count(digest("x")) == 50
     assert digest("after") not in delivered, "a later event overtook a failing one of its instance"
-    assert client.zcard(runtime.keys.of_outbox(DEFAULT_ENDPOINT, "production").parked) == 2
+    assert client.zcard(runtime.keys.of_outbox(DEFAULT_DESTINATION, "production").deferred) == 2
 
 
 def test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_order(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
-    """Small batches, so that parked entries lie before, in and behind the window."""
+    """Small batches, so that deferred entries lie before, in and behind the window."""
     runtime = make_runtime_for(
         redis_server, api, delivery={"batch_size": 7, "max_attempts": 50}, intake={"batch_size": 11}
     )
@@ -250,8 +250,8 @@ def test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_or
                 "environment": {"name": "production"},
             }
             client.xadd(runtime.keys.inbox, {"event": json.dumps(body)})
-    drain_inbox(runtime)
-    deliver_until(runtime, lambda: not read_ledger(client, runtime.keys).waiting)
+    run_intake(runtime)
+    deliver_until(runtime, lambda: not read_counters(client, runtime.keys).waiting)
     for name in ("one", "two", "three"):
         found = [r.event["image"]["url"] for r in api.requests if r.processed and r.event["image"]["name"] == name]
         assert found == [f"{REPOSITORY}@{digest(version)}" for version in versions]
@@ -259,89 +259,89 @@ def test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_or
     runtime.close()
 
 
-def test_ten_thousand_quiet_environments_cost_tens_of_bells(
+def test_ten_thousand_quiet_environments_cost_tens_of_wakeups(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     runtime = make_runtime_for(redis_server, api, worker={"budget": 60})
     rings: list[tuple[str, ...]] = []
-    runtime.bells._ring = lambda _task, names: rings.append(tuple(names))  # type: ignore[method-assign]
+    runtime.wakeups._ring = lambda _task, names: rings.append(tuple(names))  # type: ignore[method-assign]
     entries = [
         {"event": json.dumps({"image": {"url": f"{REPOSITORY}@{digest('a')}"}, "environment": {"name": f"env-{n}"}})}
         for n in range(10_000)
     ]
     for start in range(0, len(entries), 1000):
         scripts.run(client, inbox.append_call(runtime.keys, entries[start : start + 1000], 1_000_000))
-    done = drain_inbox(runtime)
+    done = run_intake(runtime)
     assert done is not None
-    runtime.bells.ring_delivery(done.to_deliver)
+    runtime.wakeups.wake_delivery(done.to_deliver)
     assert sum(len(names) for names in rings) == 10_000
     assert len(rings) <= 110
     for names in rings[:3]:
-        drain_outboxes(runtime, names)
+        run_delivery(runtime, names)
     assert api.counts().accepted == sum(len(names) for names in rings[:3])
     runtime.close()
 
 
 class Heard:
-    """Bells that ring here."""
+    """Wakeups that ring here."""
 
     def __init__(self) -> None:
         self.rings: list[str] = []
 
-    def ring_intake(self) -> None:
+    def wake_intake(self) -> None:
         self.rings.append("intake")
 
-    def ring_delivery(self, environments: list[str]) -> None:
+    def wake_delivery(self, environments: list[str]) -> None:
         self.rings += environments
 
 
-def test_the_doorman_rings_again_for_what_lost_its_bell(runtime: Runtime, client: Redis) -> None:
+def test_the_doorman_rings_again_for_what_lost_its_wakeup(runtime: Runtime, client: Redis) -> None:
     heard = Heard()
-    doorman = Doorman(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
-    doorman.ring_for_what_waits()
+    poller = Poller(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
+    poller.ring_for_what_waits()
     assert heard.rings == []
     report(client, "a")
-    doorman.ring_for_what_waits()
-    doorman.ring_for_what_waits()
-    assert heard.rings == ["intake"], "bells must coalesce"
-    client.delete(runtime.keys.intake_bell)
-    doorman.ring_for_what_waits()
+    poller.ring_for_what_waits()
+    poller.ring_for_what_waits()
+    assert heard.rings == ["intake"], "wakeups must coalesce"
+    client.delete(runtime.keys.intake_wakeup)
+    poller.ring_for_what_waits()
     assert heard.rings == ["intake", "intake"]
-    drain_inbox(runtime)
+    run_intake(runtime)
     heard.rings.clear()
-    keys = runtime.keys.of_outbox(DEFAULT_ENDPOINT, "production")
-    client.delete(keys.bell)
-    doorman.ring_for_what_waits()
+    keys = runtime.keys.of_outbox(DEFAULT_DESTINATION, "production")
+    client.delete(keys.wakeup)
+    poller.ring_for_what_waits()
     assert heard.rings == ["production"]
-    client.delete(keys.bell)
+    client.delete(keys.wakeup)
     client.set(keys.lease, "somebody", px=5000)
-    doorman.ring_for_what_waits()
+    poller.ring_for_what_waits()
     assert heard.rings == ["production"], "a drain is at it already"
 
 
 def test_doorman_rests_from_many_outboxes_and_not_from_the_inbox(
     runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doorman_module, "FEW", 2)
-    monkeypatch.setattr(doorman_module, "REST_FACTOR", 1_000_000)
-    monkeypatch.setattr(doorman_module, "LOOK_SECONDS", 60.0)  # the most that it rests
+    monkeypatch.setattr(poller_module, "FEW", 2)
+    monkeypatch.setattr(poller_module, "REST_FACTOR", 1_000_000)
+    monkeypatch.setattr(poller_module, "LOOK_SECONDS", 60.0)  # the most that it rests
     for number in range(3):
         report(client, "a", f"env-{number}")
-    drain_inbox(runtime)
-    outboxes = [KEYS.of_outbox(DEFAULT_ENDPOINT, f"env-{number}") for number in range(3)]
+    run_intake(runtime)
+    outboxes = [KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}") for number in range(3)]
     heard = Heard()
-    doorman = Doorman(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
+    poller = Poller(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
 
     def ring() -> None:
-        client.delete(KEYS.intake_bell, *(outbox.bell for outbox in outboxes))
-        doorman.ring_for_what_waits()
+        client.delete(KEYS.intake_wakeup, *(outbox.wakeup for outbox in outboxes))
+        poller.ring_for_what_waits()
 
     ring()
     assert heard.rings == ["env-0", "env-1", "env-2"]
     report(client, "b", "env-0")
     ring()
     assert heard.rings[3:] == ["intake"]
-    doorman._rest_until = 0.0
+    poller._rest_until = 0.0
     ring()
     assert heard.rings[4:] == ["intake", "env-0", "env-1", "env-2"]
 
@@ -350,9 +350,9 @@ def test_script_flush_in_between_is_survived(runtime: Runtime, client: Redis, ap
     for version in ("a", "b"):
         client.script_flush()
         report(client, version)
-        drain_inbox(runtime)
+        run_intake(runtime)
         client.script_flush()
-        drain_outboxes(runtime, ["production"])
+        run_delivery(runtime, ["production"])
     assert delivered_digests(api) == [digest("a"), digest("b")]
 
 
@@ -361,14 +361,14 @@ def test_an_outbox_that_somebody_deleted_is_reported_and_does_not_fill_the_queue
 ) -> None:
     for n in range(10):
         report(client, str(n))
-    drain_inbox(runtime)
-    client.delete(runtime.keys.of_outbox(DEFAULT_ENDPOINT, "production").outbox)
-    drain_outboxes(runtime, ["production"])
-    ledger = read_ledger(client, runtime.keys)
-    assert (ledger.added, ledger.waiting, ledger.unaccounted) == (10, 0, 10), "a loss must show"
+    run_intake(runtime)
+    client.delete(runtime.keys.of_outbox(DEFAULT_DESTINATION, "production").outbox)
+    run_delivery(runtime, ["production"])
+    counters = read_counters(client, runtime.keys)
+    assert (counters.added, counters.waiting, counters.unaccounted) == (10, 0, 10), "a loss must show"
     report(client, "next")
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     assert delivered_digests(api) == [digest("next")]
 
 
@@ -377,15 +377,15 @@ def test_a_digest_is_delivered_again_once_when_it_is_time_and_not_for_each_repor
 ) -> None:
     runtime = make_runtime_for(redis_server, api, delivery={"reassert_after": "50ms"})
     report(client, "a")
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     seconds, microseconds = client.time()
     later = seconds * 1000 + microseconds // 1000 + 60_000
     for n in range(20):
         body = {"image": {"url": f"{REPOSITORY}@{digest('a')}"}, "environment": {"name": "production"}}
         client.xadd(runtime.keys.inbox, {"event": json.dumps(body)}, id=f"{later}-{n}")
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
     assert delivered_digests(api) == [digest("a"), digest("a")]
     runtime.close()
 
@@ -396,23 +396,23 @@ def test_a_hold_set_by_another_worker_is_heeded_with_entries_in_hand(
     for n in range(200):
         body = {"image": {"url": f"ghcr.io/acme/app-{n}@{digest('x')}"}, "environment": {"name": "production"}}
         client.xadd(runtime.keys.inbox, {"event": json.dumps(body)})
-    drain_inbox(runtime)
+    run_intake(runtime)
     api.faults = [{"kind": "latency", "seconds": 0.02}]
     wait = runtime.transport.wait
 
     class Transport:
-        """The real one; after the first answers another worker holds the endpoint."""
+        """The real one; after the first answers another worker holds the destination."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(runtime.transport, name)
 
         def wait(self, timeout_seconds: float) -> object:
             answers = wait(timeout_seconds)
-            if answers and not client.exists(runtime.keys.endpoint(DEFAULT_ENDPOINT)):
-                health.hold(client, runtime.keys, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
+            if answers and not client.exists(runtime.keys.destination(DEFAULT_DESTINATION)):
+                health.hold(client, runtime.keys, DEFAULT_DESTINATION, seconds=60, reason="rate_limited")
             return answers
 
-    done = drain_outboxes(replace(runtime, transport=Transport()), ["production"])
+    done = run_delivery(replace(runtime, transport=Transport()), ["production"])
     assert done is not None
     assert done.held == "rate_limited"
     assert api.counts().received <= 2 * runtime.settings.delivery.max_in_flight
@@ -440,10 +440,16 @@ def test_at_maxmemory_producers_are_refused_and_workers_go_on(runtime: Runtime, 
     try:
         with Producer(settings=runtime.settings) as producer, pytest.raises(QueueFull, match="memory"):
             producer.report(f"{REPOSITORY}@{digest('a')}")
-        drain_inbox(runtime)
-        deliver_until(runtime, lambda: not read_ledger(client, runtime.keys).waiting)
+        run_intake(runtime)
+        deliver_until(runtime, lambda: not read_counters(client, runtime.keys).waiting)
     finally:
         client.config_set("maxmemory", 0)
-    ledger = read_ledger(client, runtime.keys)
-    assert (ledger.added, ledger.delivered, ledger.dead, ledger.retries, ledger.unaccounted) == (4, 2, 2, 1, 0)
+    counters = read_counters(client, runtime.keys)
+    assert (counters.added, counters.delivered, counters.dead, counters.retries, counters.unaccounted) == (
+        4,
+        2,
+        2,
+        1,
+        0,
+    )
     assert api.counts().repeats == 0

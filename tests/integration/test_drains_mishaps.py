@@ -13,6 +13,7 @@ from drains import (
     PRODUCTION,
     TOKEN,
     Longest,
+    counters_of,
     dead_letters,
     deliver_until,
     delivered_digests,
@@ -20,7 +21,6 @@ from drains import (
     digest,
     drained,
     image_of,
-    ledger_of,
     report,
     report_image,
     report_many,
@@ -34,11 +34,11 @@ from rig import event_of, wait_for
 from relay import clock
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import leases, outbox, pausing, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
 from workers.delivery import run as deliver
-from workers.delivery.run import drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import run_delivery
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +95,7 @@ LATER: dict[str, Any] = {"backoff_initial": 60}
 
 
 def nothing_waits(client: Redis) -> bool:
-    return not ledger_of(client).waiting
+    return not counters_of(client).waiting
 
 
 # Too old
@@ -130,7 +130,7 @@ def test_event_does_not_expire_of_one_reading_of_a_clock(
 ) -> None:
     report_old(client, "old", HOUR_MS, id="old")
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         put_back(client, *noted)
         deliver_until(runtime, lambda: nothing_waits(client))
     assert client.xlen(KEYS.dead) == dead
@@ -152,7 +152,7 @@ def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_rene
     monkeypatch.setattr(outbox, "taken", ahead)
     report_many(client, 60)
     with running(redis_server, api, delivery={"max_age": "1h", "batch_size": 10}, worker={"stay": 0.05}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         report = drained(runtime)
     assert (report.delivered, report.dead, report.leases_lost) == (60, 0, 0)
     assert readings > 2
@@ -176,7 +176,7 @@ def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
 
     report_many(client, 20)
     with running(redis_server, api, delivery={"max_in_flight": 1}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         report = drained(replace(runtime, transport=Meddled(runtime.transport, sleep)))
     assert report.leases_lost == 1
     assert len(api.requests) == 1
@@ -187,9 +187,9 @@ def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
 ) -> None:
     report_old(client, "old", HOUR_MS, id="old")
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         report(client, "new")
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(runtime).dead == 1
         (letter,) = dead_letters(client)
         assert {name: letter[name] for name in ("id", "reason", "detail", "attempts", "first", "last", "status")} == {
@@ -205,20 +205,20 @@ def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
         assert delivered_digests(api) == [digest("new")]
 
         report(client, "old")
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
     assert delivered_digests(api) == [digest("new"), digest("old")], "the same report made later is news"
-    assert ledger_of(client).unaccounted == 0
+    assert counters_of(client).unaccounted == 0
 
 
 def test_only_event_that_expires_leaves_no_state(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
     report_old(client, "old", HOUR_MS)
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
         assert client.exists(PRODUCTION.accepted) == 0
         report(client, "old")
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
     assert delivered_digests(api) == [digest("old")]
 
@@ -229,7 +229,7 @@ def test_event_that_was_tried_expires_at_its_next_try(
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
     report_old(client, "old", HOUR_MS)
     with running(redis_server, api, delivery=LATER) as patient:
-        drain_inbox(patient)
+        run_intake(patient)
         assert drained(replace(patient, random=Longest())).retrying == 1
     retries_are_due(client)
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
@@ -244,11 +244,13 @@ def test_events_that_expired_in_an_outage_do_not_use_up_the_probe(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     report_old(client, "old", HOUR_MS)
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 3, "circuit": "circuit_open", "window": 1})
+    client.hset(
+        KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 3, "circuit": "circuit_open", "window": 1}
+    )
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         report_image(client, image_of("another"))
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(runtime).delivered == 1
     assert delivered_images(api) == [image_of("another")]
     assert [letter["reason"] for letter in dead_letters(client)] == ["expired"]
@@ -264,17 +266,17 @@ def test_latest_of_an_instance_replaces_what_was_not_delivered(
         for version in ("a", "b", "c"):
             report(client, version)
         images = report_many(client, 3)
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
         assert sorted(delivered_digests(api)) == sorted([digest("c"), *[digest("x")] * len(images)])
-        ledger = ledger_of(client)
-        assert (ledger.added, ledger.delivered, ledger.superseded, ledger.unaccounted) == (6, 4, 2, 0)
+        counters = counters_of(client)
+        assert (counters.added, counters.delivered, counters.superseded, counters.unaccounted) == (6, 4, 2, 0)
 
         report(client, "c")
-        drain_inbox(runtime)
-        assert ledger_of(client).duplicate == 1
+        run_intake(runtime)
+        assert counters_of(client).duplicate == 1
         report(client, "a")
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
     assert delivered_digests(api)[-1] == digest("a"), "a rollback to one that was superseded is news"
 
@@ -285,19 +287,19 @@ def test_latest_of_an_instance_replaces_what_waits_for_its_retry(
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
     with running(redis_server, api, delivery={"history": "latest", "max_attempts": 2} | LATER) as runtime:
         report(client, "a")
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(replace(runtime, random=Longest())).retrying == 1
         for version in ("b", "c"):
             report(client, version)
-            drain_inbox(runtime)
-            drain_outboxes(runtime, ["production"])
+            run_intake(runtime)
+            run_delivery(runtime, ["production"])
         retries_are_due(client)
         deliver_until(runtime, lambda: nothing_waits(client))
 
     assert delivered_digests(api) == [digest("c")]
     assert api.counts().received == 2
-    ledger = ledger_of(client)
-    assert (ledger.delivered, ledger.superseded, ledger.retries, ledger.unaccounted) == (1, 2, 1, 0)
+    counters = counters_of(client)
+    assert (counters.delivered, counters.superseded, counters.retries, counters.unaccounted) == (1, 2, 1, 0)
     left = {key.decode() for key in client.scan_iter(match="*default:production*")}
     assert left == {PRODUCTION.counts, PRODUCTION.accepted, PRODUCTION.delivered}
 
@@ -307,7 +309,7 @@ def test_every_event_is_delivered_in_order_unless_only_the_latest_counts(
 ) -> None:
     for version in ("a", "b", "c"):
         report(client, version)
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
 
     assert delivered_digests(api) == [digest("a"), digest("b"), digest("c")]
@@ -323,25 +325,25 @@ def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
     api.faults = [{"kind": "latency", "seconds": 0.02}]
     images = report_many(client, 60)
     with running(redis_server, api, delivery={"max_in_flight": 4}, worker={"stay": stay}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
 
         def pause() -> None:
-            pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+            pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
 
         meddled = Meddled(runtime.transport, pause, after_answers=8)
         done = drained(replace(runtime, transport=meddled))
         assert meddled.has_happened
         sent = api.counts().received
         assert 8 <= sent < len(images)
-        assert done.delivered == sent == ledger_of(client).delivered, "what was in flight is settled"
-        assert client.zscore(KEYS.schedule(DEFAULT_ENDPOINT), "production") == float("inf")
+        assert done.delivered == sent == counters_of(client).delivered, "what was in flight is settled"
+        assert client.zscore(KEYS.schedule(DEFAULT_DESTINATION), "production") == float("inf")
         assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0
 
         assert drained(runtime).delivered == 0
         assert api.counts().received == sent
         assert caplog.messages == [], "a pause is nothing to worry about"
 
-        pausing.resume(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+        pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"])
         deliver_until(runtime, lambda: nothing_waits(client))
     assert sorted(delivered_images(api)) == sorted(images)
     assert api.counts().repeats == 0
@@ -355,23 +357,23 @@ def test_pause_lets_go_of_what_is_in_hand_and_not_sent(
 
     def pause() -> None:
         wait_for(lambda: bool(client.exists(PRODUCTION.lease)))
-        pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
+        pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
 
     with running(redis_server, api, delivery={"linger": 3}, worker={"budget": 10}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         pausing_thread = threading.Thread(target=pause)
         pausing_thread.start()
         drained(runtime)
         pausing_thread.join()
     assert api.counts().received == 0
-    assert ledger_of(client).waiting == len(images)
+    assert counters_of(client).waiting == len(images)
 
 
 def test_pause_of_one_environment_leaves_the_others_alone(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     report_many(client, 5)
     others = report_many(client, 5, "staging")
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"])
-    drain_inbox(runtime)
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
+    run_intake(runtime)
     drained(runtime, "production", "staging")
 
     assert sorted(delivered_images(api)) == sorted(others)
@@ -413,13 +415,13 @@ def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
     with Redis.from_url(own_server.url, socket_timeout=10) as client:
         images = report_many(client, 50)
         with running(own_server, api) as runtime:
-            drain_inbox(runtime)
+            run_intake(runtime)
             meddled = Meddled(runtime.transport, crash)
             done = drained(replace(runtime, transport=meddled))
             assert meddled.has_happened
             restarting.join(30)
             assert done.leases_lost == 0
-            assert done.delivered == api.counts().received == ledger_of(client).delivered > 0
+            assert done.delivered == api.counts().received == counters_of(client).delivered > 0
             assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0, "it let go in peace"
 
             deliver_until(runtime, lambda: nothing_waits(client))
@@ -445,7 +447,7 @@ def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
     with Redis.from_url(own_server.url, socket_timeout=10) as client:
         report_many(client, 3)
         with running(own_server, api) as runtime:
-            drain_inbox(runtime)
+            run_intake(runtime)
             meddled = Meddled(runtime.transport, crash)
             done = drained(replace(runtime, transport=meddled))
             assert meddled.has_happened
@@ -461,7 +463,7 @@ def test_a_drains_idea_of_redis_time_is_never_ahead(
 ) -> None:
     """However long its question was under way: else it would take another's hold for one that is over."""
     report_many(client, 2)
-    drain_inbox(runtime)
+    run_intake(runtime)
     drain = deliver._Drain(runtime, ["production"])
     run_all = scripts.run_all
 
@@ -483,7 +485,7 @@ def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
     """Redis was away for longer than a lease, and the client's own retries bridged it."""
     api.faults = [{"kind": "latency", "seconds": 0.1}]
     images = report_many(client, 5)
-    drain_inbox(runtime)
+    run_intake(runtime)
     meddled = Meddled(runtime.transport, lambda: client.delete(PRODUCTION.lease))
     done = drained(replace(runtime, transport=meddled))
     deliver_until(runtime, lambda: nothing_waits(client))
@@ -499,7 +501,7 @@ def test_drain_whose_connections_are_cut_goes_on_and_repeats_nothing(
 ) -> None:
     api.faults = [{"kind": "latency", "seconds": 0.05}]
     images = report_many(client, 100)
-    drain_inbox(runtime)
+    run_intake(runtime)
     cut: list[int] = []
     meddled = Meddled(runtime.transport, lambda: cut.append(client.client_kill_filter(skipme=True, _type="normal")))
     drained(replace(runtime, transport=meddled))
@@ -517,7 +519,7 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
     images = report_many(client, 5)
     keys = PRODUCTION
     with running(redis_server, api) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
 
         def take_over() -> None:
             client.delete(keys.lease)
@@ -525,7 +527,7 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
 
         done = drained(replace(runtime, transport=Meddled(runtime.transport, take_over)))
         assert done.leases_lost == 1
-        assert ledger_of(client).delivered == 0
+        assert counters_of(client).delivered == 0
         deliver_until(runtime, lambda: nothing_waits(client))
     assert len(delivered_images(api)) == 2 * len(images)
 
@@ -536,7 +538,7 @@ def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
 ) -> None:
     monkeypatch.setattr(deliver, "HAND_BACK_STOPPING_SECONDS", 0.5)
     images = report_many(client, 5)
-    drain_inbox(runtime)
+    run_intake(runtime)
     run_all, commits = scripts.run_all, []
 
     def fail(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
@@ -554,7 +556,7 @@ def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
         assert 0.5 <= commits[-1] - commits[0] < 5
     else:
         drained(runtime)
-    assert ledger_of(client).delivered == (0 if is_away else len(images))
+    assert counters_of(client).delivered == (0 if is_away else len(images))
     assert sorted(delivered_images(api)) == sorted(images)
 
 
@@ -565,7 +567,7 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
     api.faults = [{"kind": "latency", "seconds": 0.5, "count": 1}]
     report_image(client, image_of("slow", "1"))
     report_image(client, image_of("quick"))
-    drain_inbox(runtime)
+    run_intake(runtime)
     run_all, commits = scripts.run_all, []
 
     def fail_then_die(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
@@ -585,7 +587,7 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
     monkeypatch.undo()
     client.delete(PRODUCTION.lease)
     report_image(client, image_of("slow", "2"))
-    drain_inbox(runtime)
+    run_intake(runtime)
     deliver_until(runtime, lambda: nothing_waits(client))
     slow = [image for image in delivered_images(api) if "/slow@" in image]
     assert slow == [image_of("slow", "1"), image_of("slow", "1"), image_of("slow", "2")]
@@ -622,7 +624,7 @@ def die_until(runtime: Runtime, condition: Callable[[], bool], most: int = 40) -
             return deaths
         retries_are_due(runtime.client)
         try:
-            drain_outboxes(runtime, ["production"])
+            run_delivery(runtime, ["production"])
         except Killed:
             deaths += 1
             runtime.client.delete(PRODUCTION.lease)
@@ -637,7 +639,7 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
 ) -> None:
     for number in range(30):
         report_image(client, image_of(f"app-{number}"), id=f"event-{number}")
-    drain_inbox(runtime)
+    run_intake(runtime)
     deaths = die_until(
         replace(runtime, transport=Deadly(runtime.transport, set(deadly))), lambda: nothing_waits(client)
     )
@@ -651,7 +653,7 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
     arrived = {event_of(request.idempotency_key) for request in api.requests if request.processed}
     assert arrived == {f"event-{number}" for number in range(30)} - set(deadly)
     assert api.counts().repeats <= runtime.settings.delivery.max_in_flight
-    assert ledger_of(client).unaccounted == 0
+    assert counters_of(client).unaccounted == 0
     assert client.exists(PRODUCTION.run) == 0
 
 
@@ -662,21 +664,21 @@ def test_deadly_event_takes_none_of_other_environments_with_it(runtime: Runtime,
         for environment in environments:
             name = "evil" if (environment, number) == ("evil", 2) else f"{environment}-{number}"
             report_image(client, image_of(name), environment, id=name)
-    drain_inbox(runtime)
+    run_intake(runtime)
     deadly = replace(runtime, transport=Deadly(runtime.transport, {"evil"}))
     deaths = 0
     while not nothing_waits(client):
         try:
-            drain_outboxes(deadly, environments)
+            run_delivery(deadly, environments)
         except Killed:
             deaths += 1
-            client.delete(*(KEYS.of_outbox(DEFAULT_ENDPOINT, name).lease for name in environments))
+            client.delete(*(KEYS.of_outbox(DEFAULT_DESTINATION, name).lease for name in environments))
         assert deaths <= 1 + leases.MAX_DEATHS
 
     assert [letter["id"] for letter in dead_letters(client)] == ["evil"]
     arrived = {event_of(request.idempotency_key) for request in api.requests if request.processed}
     assert len(arrived) == 8 * len(environments) - 1
-    assert ledger_of(client).unaccounted == 0
+    assert counters_of(client).unaccounted == 0
 
 
 def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time(
@@ -684,9 +686,9 @@ def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time
 ) -> None:
     """Noting which entry is in hand waits for Redis, and the lease runs meanwhile."""
     report_image(client, image_of("app"), id="event")
-    drain_inbox(runtime)
+    run_intake(runtime)
     with pytest.raises(Killed):
-        drain_outboxes(replace(runtime, transport=Deadly(runtime.transport, {"event"})), ["production"])
+        run_delivery(replace(runtime, transport=Deadly(runtime.transport, {"event"})), ["production"])
     client.delete(PRODUCTION.lease)
 
     left: list[int] = []
@@ -718,10 +720,10 @@ def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
     with running(redis_server, api, delivery=LATER) as runtime:
         report(client, "deadly", id="deadly")
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(replace(runtime, random=Longest())).retrying == 1
         report(client, "next", id="next")
-        drain_inbox(runtime)
+        run_intake(runtime)
         die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))
 
     (letter,) = dead_letters(client)
@@ -733,10 +735,10 @@ def test_worker_that_dies_for_another_reason_condemns_no_event(runtime: Runtime,
     """Each time it is another event that is in hand."""
     for number in range(30):
         report_image(client, image_of(f"app-{number}"), id=f"event-{number}")
-    drain_inbox(runtime)
+    run_intake(runtime)
     for number in range(2 * leases.MAX_DEATHS):
         with pytest.raises(Killed):
-            drain_outboxes(
+            run_delivery(
                 replace(runtime, transport=Deadly(runtime.transport, {f"event-{3 * number}"})), ["production"]
             )
         client.delete(PRODUCTION.lease)
@@ -755,15 +757,15 @@ def test_deadly_events_are_found_where_only_the_latest_counts(
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
     with running(redis_server, api, delivery={"history": "latest"} | LATER) as runtime:
         report(client, "a")
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(replace(runtime, random=Longest())).retrying == 1
         report(client, "b", id="deadly")
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
         report_image(client, image_of("another"), id="another")
-        drain_inbox(runtime)
+        run_intake(runtime)
         die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))
 
     assert [(letter["id"], letter["reason"]) for letter in dead_letters(client)] == [("deadly", "worker_crash")]
     assert delivered_images(api) == [image_of("another")]
-    assert (ledger_of(client).superseded, ledger_of(client).unaccounted) == (1, 0)
+    assert (counters_of(client).superseded, counters_of(client).unaccounted) == (1, 0)

@@ -22,7 +22,7 @@ from relay.operations.doctor import redis_server
 from relay.operations.doctor.result import Grade
 from relay.queue import overview, scripts
 from relay.queue.inbox import append_call
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import Settings
 from workers.scheduling.app import RelayApp
 from workers.scheduling.wakeups import DELIVER
@@ -223,7 +223,7 @@ def test_a_redis_that_takes_no_writes_is_not_ready_and_found(pair: Pair, spoil: 
         try:
             refused = [gateway.ask("GET", "/readyz"), gateway.post()]
             found = redis_server.writes(client, Keys())
-            seen = overview.read(client, Keys(), DEFAULT_ENDPOINT, Settings().queue)
+            seen = overview.read(client, Keys(), DEFAULT_DESTINATION, Settings().queue)
         finally:
             pair.to_a.execute_command(*restore.split())
         assert [answer.status_code for answer in refused] == [503, 503]

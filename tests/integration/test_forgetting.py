@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import TOKEN, drained, ledger_of, report, running
+from drains import TOKEN, counters_of, drained, report, running
 from outboxes import everything
 
 from relay.queue import counters, epoch, forgetting, pausing, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 from workers.scheduling import forgetting as forget
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 KEYS = Keys()
-OUTBOX = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-INDEX = KEYS.environments(DEFAULT_ENDPOINT)
+OUTBOX = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
+INDEX = KEYS.environments(DEFAULT_DESTINATION)
 OLD, NOW = 1_000, 2_000
 
 
@@ -114,7 +114,7 @@ def test_environments_are_walked_in_pages_and_no_key_space_is_scanned(client: Re
     found: set[str] = set()
     page, pages = 0, 0
     while True:
-        page, some = forgetting.environments(client, KEYS, DEFAULT_ENDPOINT, page)
+        page, some = forgetting.environments(client, KEYS, DEFAULT_DESTINATION, page)
         assert some == sorted(some)
         found.update(some)
         pages += 1
@@ -156,11 +156,13 @@ def test_an_environment_of_which_nothing_is_left_goes_with_all_its_keys(client: 
     [
         pytest.param(lambda client: client.hset(OUTBOX.accepted, "a", "state"), id="an instance"),
         pytest.param(lambda client: client.xadd(OUTBOX.outbox, {"event": "{}"}), id="an event on its way"),
-        pytest.param(lambda client: client.zadd(OUTBOX.parked, {"a": 0}), id="a parked entry"),
+        pytest.param(lambda client: client.zadd(OUTBOX.deferred, {"a": 0}), id="a deferred entry"),
         pytest.param(lambda client: client.set(OUTBOX.lease, "token"), id="a drain"),
-        pytest.param(lambda client: client.set(OUTBOX.bell, "1"), id="a bell"),
-        pytest.param(lambda client: client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"production": 1}), id="a schedule"),
-        pytest.param(lambda client: pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["production"]), id="a pause"),
+        pytest.param(lambda client: client.set(OUTBOX.wakeup, "1"), id="a wakeup"),
+        pytest.param(
+            lambda client: client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1}), id="a schedule"
+        ),
+        pytest.param(lambda client: pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"]), id="a pause"),
         pytest.param(lambda client: client.hset(OUTBOX.counts, "outbox", 1), id="a total to be put right"),
         pytest.param(lambda client: client.hset(OUTBOX.counts, "seen", NOW), id="something that happened lately"),
     ],
@@ -200,7 +202,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 def known_environments(client: Redis) -> list[str]:
-    return [each.environment for each in counters.read_environments(client, KEYS, DEFAULT_ENDPOINT)]
+    return [each.environment for each in counters.read_environments(client, KEYS, DEFAULT_DESTINATION)]
 
 
 def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
@@ -210,23 +212,23 @@ def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
     api.faults = [{"kind": "status", "status": 422, "count": 2}]
     for name in ("pr-1", "pr-2"):
         report(client, "a", name)
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime, "pr-1", "pr-2")
     report(client, "a")
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
-    client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, "pr-1").counts, "seen", OLD)
-    before = ledger_of(client)
+    client.hset(KEYS.of_outbox(DEFAULT_DESTINATION, "pr-1").counts, "seen", OLD)
+    before = counters_of(client)
     assert known_environments(client) == ["pr-1", "pr-2", "production"]
 
     assert forget.walk(runtime) == "instances forgotten: 0, environments: 1"
     assert known_environments(client) == ["pr-2", "production"]
     assert not list(client.scan_iter("*pr-1"))
-    assert ledger_of(client) == before
+    assert counters_of(client) == before
     assert (before.unaccounted, before.dead) == (0, 2)
 
     report(client, "b", "pr-1")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert known_environments(client) == ["pr-1", "pr-2", "production"]
 
 
@@ -235,16 +237,16 @@ def test_what_is_taken_in_and_what_empties_an_outbox_keeps_an_environment(client
         return forgetting.now_ms(client) - int(client.hget(OUTBOX.counts, "seen") or 0)
 
     report(client, "a")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert age() < 60_000
     client.hset(OUTBOX.counts, "seen", OLD)
     drained(runtime)
     assert age() < 60_000, "it was delivered long after"
     client.hset(OUTBOX.counts, "seen", OLD)
     drained(runtime)
-    assert age() > 60_000, "a bell for nothing is nothing"
+    assert age() > 60_000, "a wakeup for nothing is nothing"
     report(client, "a")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert age() < 60_000, "a duplicate"
 
 
@@ -317,7 +319,7 @@ def test_walks_whose_budget_is_over_at_once_come_to_the_end_all_the_same(
     names = [f"env-{n}" for n in range(300)]
     client.zadd(INDEX, dict.fromkeys([*names, "production"], 0))
     for name in names:
-        client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).counts, mapping={"seen": OLD, "outbox": 0})
+        client.hset(KEYS.of_outbox(DEFAULT_DESTINATION, name).counts, mapping={"seen": OLD, "outbox": 0})
     with running(redis_server, api) as runtime:
         assert walk_to_the_end(runtime, client) > 100
         while client.zcard(INDEX) > 1:  # Redis shrinks the set meanwhile, and some environments change their page

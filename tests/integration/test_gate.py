@@ -1,16 +1,16 @@
-"""The gate: one drain's view of an endpoint's health, and what it tells the others."""
+"""The gate: one drain's view of a destination's health, and what it tells the others."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import ENDPOINT, KEYS, TOKEN, let_hold_pass, running
+from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue import scripts
 from relay.queue.health import Health, Hold
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
@@ -52,15 +52,15 @@ def now_ms(client: Redis) -> float:
 
 
 def health(client: Redis) -> Health:
-    call = endpoint.observe_call(
-        KEYS, DEFAULT_ENDPOINT, successes=0, failures=0, window_change=0, max_window=8, shrink_gap_seconds=1
+    call = destination.observe_call(
+        KEYS, DEFAULT_DESTINATION, successes=0, failures=0, window_change=0, max_window=8, shrink_gap_seconds=1
     )
     return Health.decode(scripts.run(client, call))
 
 
 def open_for(client: Redis, runtime: Runtime) -> Gate:
     """Return a gate that knows of an open circuit whose hold is over."""
-    client.hset(ENDPOINT, mapping={"until": 1, "openings": 1, "circuit": "circuit_open", "window": 1})
+    client.hset(DESTINATION, mapping={"until": 1, "openings": 1, "circuit": "circuit_open", "window": 1})
     gate = Gate(runtime)
     gate.learn(health(client), now_ms(client))
     return gate
@@ -90,7 +90,7 @@ def test_the_window_that_all_share_counts_and_never_beyond_the_drains_own(runtim
     assert gate.room(in_flight=0) == 8
 
 
-def test_there_is_no_room_once_the_endpoint_is_held(runtime: Runtime, client: Redis) -> None:
+def test_there_is_no_room_once_the_destination_is_held(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
     now = now_ms(client)
     gate.learn(Health(until=int(now) - 1, reason="rate_limited"), now)
@@ -114,7 +114,7 @@ def test_one_probe_is_let_through_and_another_drain_ends_at_once(runtime: Runtim
     assert other.admit(wanted=30, room=1) == 0
     assert other.hold is not None
     assert other.hold.reason == "circuit_open"
-    probe_until = int(client.hget(ENDPOINT, "probe_until") or 0)
+    probe_until = int(client.hget(DESTINATION, "probe_until") or 0)
     assert 0 < probe_until - now_ms(client) <= 1000 * (runtime.settings.api.timeout + PROBE_MARGIN_SECONDS)
 
 
@@ -184,7 +184,7 @@ def test_a_success_between_keeps_the_circuit_closed(runtime: Runtime, client: Re
     assert tell(gate, client).failures == FAILURES - 1
 
 
-def test_refusals_say_nothing_of_the_endpoint(runtime: Runtime, client: Redis) -> None:
+def test_refusals_say_nothing_of_the_destination(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
     for _ in range(3 * FAILURES):
         gate.saw(Refused("HTTP 422", 422))
@@ -236,7 +236,7 @@ def test_a_probe_that_fails_opens_the_circuit_again_for_longer(runtime: Runtime,
 
     let_hold_pass(client)
     stray = open_for(client, runtime)
-    client.hset(ENDPOINT, "openings", 2)
+    client.hset(DESTINATION, "openings", 2)
     stray.saw(FAILED)
     assert health(client).openings == 2, "what is no probe says nothing new"
     assert stray.hold is not None
@@ -252,7 +252,7 @@ def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, clien
         gate.heard(outcome)
         gate.saw(outcome)
 
-    hold = endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
+    hold = destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
     assert hold == gate.hold
     assert hold is not None
     assert hold.reason == "rate_limited"
@@ -272,7 +272,7 @@ def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: 
         gate.heard(LONG)
         for outcome in (LONG, Delivered(), Refused("HTTP 422", 422), FAILED, Delivered()):
             gate.saw(outcome)
-        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
         assert found.circuit == "rate_limited"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
@@ -288,13 +288,13 @@ def test_probe_of_a_throttle_ends_it_or_not(
         first = Gate(runtime)
         first.heard(LONG)
         first.saw(LONG)
-        client.hset(ENDPOINT, "until", 1)
+        client.hset(DESTINATION, "until", 1)
         gate = Gate(runtime)
         gate.learn(health(client), now_ms(client))
         assert gate.admit(wanted=5, room=1) == 1
         gate.heard(outcome)
         gate.saw(outcome)
-        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
         assert found.circuit == circuit
         assert bool(found.throttled_until) is bool(circuit)
         if circuit:
@@ -315,7 +315,7 @@ def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_betw
         other.saw(LONG)
         gate.learn(health(client), now_ms(client))
         gate.saw(Delivered())
-        found = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
         assert found.circuit == "rate_limited"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
@@ -326,10 +326,10 @@ def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: R
     gate.is_over = True
     gate.heard(outcome)
     gate.saw(outcome)
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
 
     gate.tell_hold()
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) == "rate_limited"
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) == "rate_limited"
     assert gate.hold is not None
     assert gate.hold.until - now_ms(client) == pytest.approx(30_000, abs=2000)
 
@@ -369,7 +369,7 @@ def test_failures_that_are_no_push_back_leave_the_window(runtime: Runtime, clien
 
 
 def test_a_window_that_is_used_up_grows_for_all_and_one_that_is_not_stays(runtime: Runtime, client: Redis) -> None:
-    client.hset(ENDPOINT, "window", 2)
+    client.hset(DESTINATION, "window", 2)
     gate = Gate(runtime)
     gate.learn(health(client), now_ms(client))
     gate.admit(wanted=1, room=2)

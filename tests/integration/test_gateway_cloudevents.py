@@ -13,7 +13,7 @@ pytest.importorskip("uvicorn")
 
 from gateways import IMAGE, TOKEN, Running, running
 
-from relay.queue.counters import read_ledger
+from relay.queue.counters import read_counters
 from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_a_removed_service_is_accepted_and_nothing_is_enqueued(gateway: Running,
     answer = gateway.post(json.dumps(document), Content_Type="application/cdevents+json")
     assert (answer.status_code, answer.json()) == (202, {"id": f"{context['source']}#{context['id']}"})
     assert inbox(client) == []
-    assert read_ledger(client, Keys()).ignored == 1
+    assert read_counters(client, Keys()).ignored == 1
 
 
 def test_a_batch_of_cloudevents_is_many(gateway: Running, client: Redis) -> None:
@@ -102,7 +102,7 @@ def test_a_batch_of_cloudevents_is_many(gateway: Running, client: Redis) -> None
     assert answer.json()["ids"] == ids
     assert [(each["index"], each["field"]) for each in answer.json()["errors"]] == [(1, "data.subject")]
     assert [fields[b"id"].decode() for fields in inbox(client)] == [ids[2]]
-    assert read_ledger(client, Keys()).ignored == 1
+    assert read_counters(client, Keys()).ignored == 1
 
 
 def test_artifact_without_a_registry_is_of_the_tokens_or_the_gateways(

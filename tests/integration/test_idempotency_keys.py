@@ -9,9 +9,9 @@ import pytest
 from drains import (
     KEYS,
     TOKEN,
+    counters_of,
     digest,
     drained,
-    ledger_of,
     make_runtime_for,
     report,
     retries_are_due,
@@ -21,12 +21,12 @@ from rig import event_of
 
 from relay.queue import epoch
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import REMEMBERED_IDS
 from relay.sandbox import Sandbox
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def test_two_data_sets_give_different_keys_to_events_with_the_same_entry_id(
     for _ in range(2):
         client.flushall()
         client.xadd(KEYS.inbox, {"event": body}, id=entry_id)
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
     one, other = keys_of(api)
     assert one != other
@@ -76,7 +76,7 @@ def test_several_images_under_one_id_have_keys_of_their_own(runtime: Runtime, cl
         image = {"url": f"ghcr.io/acme/{name}@{digest('a')}"}
         event = json.dumps({"image": image, "environment": {"name": "production"}})
         client.xadd(KEYS.inbox, {"event": event, "id": "release-7"})
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     assert len(set(keys_of(api))) == 2
 
@@ -86,7 +86,7 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
 ) -> None:
     api.faults = [{"kind": "status", "sequence": [503, 503, 422, 422, 202]}]
     report(client, "a")
-    drain_inbox(runtime)
+    run_intake(runtime)
     for _ in range(3):
         retries_are_due(client)
         drained(runtime)
@@ -97,9 +97,9 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
         for page in walk(client, KEYS):
             moving.move(page.letters)
         moving.end()
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
-    assert ledger_of(client).delivered == 1
+    assert counters_of(client).delivered == 1
     assert len(keys_of(api)) == 5
     assert len(set(keys_of(api))) == 1
 
@@ -110,7 +110,7 @@ def test_an_event_that_is_accepted_anew_under_its_id_has_another_key(
     """A rollback under an old id, which the state has forgotten, is not the first deployment sent again."""
     for number, version in enumerate(["a", *(f"b{each}" for each in range(REMEMBERED_IDS)), "a"]):
         report(client, version, id="job-0" if version == "a" else f"job-{number}")
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
     keys = keys_of(api)
     assert event_of(keys[0]) == event_of(keys[-1]) == "job-0"
@@ -121,18 +121,18 @@ def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: 
     """The API may have taken what died and another since: with the same key it would drop what is forced."""
     api.faults = REFUSES
     report(client, "a", id="job-7")
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     api.faults = []
     report(client, "b", id="job-8")
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     moving = Redrive(client, KEYS, max_backlog=100, force=True)
     assert moving.begin()
     for page in walk(client, KEYS):
         moving.move(page.letters)
     moving.end()
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     first, _, forced = keys_of(api)
     assert event_of(first) == event_of(forced) == "job-7"
@@ -142,10 +142,10 @@ def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: 
 def test_what_is_told_again_on_purpose_carries_another_key(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     """An API that honours the key must take a resync for a request of its own."""
     report(client, "a", id="job-7")
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     next_millisecond(client)
-    list(resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
-    drain_inbox(runtime)
+    list(resync_all(client, KEYS, DEFAULT_DESTINATION, "production", max_backlog=100, memory_watermark=1.0))
+    run_intake(runtime)
     drained(runtime)
     assert len(set(keys_of(api))) == 2

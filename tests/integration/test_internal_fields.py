@@ -9,11 +9,11 @@ from drains import (
     KEYS,
     PRODUCTION,
     TOKEN,
+    counters_of,
     dead_letters,
     delivered_digests,
     digest,
     drained,
-    ledger_of,
     make_runtime_for,
     report,
 )
@@ -21,13 +21,13 @@ from outboxes import next_millisecond
 
 from relay.queue import inbox
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
 from workers.intake import run as intake
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 def work(runtime: Runtime) -> None:
-    drain_inbox(runtime)
+    run_intake(runtime)
     if runtime.client.exists(PRODUCTION.outbox):
         drained(runtime)
 
@@ -85,7 +85,7 @@ def test_what_a_producer_writes_delivers_no_duplicate(
         report(client, "a", **fields)
         work(runtime)
     assert delivered_digests(api) == [digest("a")]
-    assert ledger_of(client).duplicate == 3
+    assert counters_of(client).duplicate == 3
 
 
 @pytest.mark.parametrize("forged", FORGED, ids=str)
@@ -96,7 +96,7 @@ def test_what_a_producer_writes_undoes_nothing_newer(
     report(client, "old", time=EARLIER, **forged)
     work(runtime)
     assert delivered_digests(api) == [digest("new")]
-    assert ledger_of(client).stale == 1
+    assert counters_of(client).stale == 1
 
 
 @pytest.mark.parametrize("forged", FORGED, ids=str)
@@ -118,7 +118,7 @@ def test_what_a_producer_writes_is_not_made_good_by_dying_unread(
     runtime: Runtime, client: Redis, forged: dict[str, str]
 ) -> None:
     report(client, "old", **forged, event="no JSON")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert not set(forged) & set(dead_letters(client)[0])
 
 
@@ -143,7 +143,7 @@ def test_entries_of_an_older_redrive_are_believed(runtime: Runtime, client: Redi
     report(client, "a", redriven="1 1000-0")
     work(runtime)
     assert delivered_digests(api) == [digest("a"), digest("b")]
-    assert ledger_of(client).stale == 1
+    assert counters_of(client).stale == 1
     report(client, "a", redriven="1 1000-0")
     work(runtime)
     assert delivered_digests(api) == [digest("a"), digest("b"), digest("a")], "a later one is a report"
@@ -155,19 +155,19 @@ def test_what_a_redrive_and_a_resync_write_is_believed_and_not_kept(
     report(client, "a")
     work(runtime)
     next_millisecond(client)
-    list(resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
+    list(resync_all(client, KEYS, DEFAULT_DESTINATION, "production", max_backlog=100, memory_watermark=1.0))
     assert client.hlen(KEYS.internal) == 1
     work(runtime)
     assert delivered_digests(api) == [digest("a"), digest("a")]
     assert not client.exists(KEYS.internal)
     client.xadd(KEYS.inbox, {"event": "no JSON"})
-    drain_inbox(runtime)
+    run_intake(runtime)
     redrive(client)
     assert client.hlen(KEYS.internal) == 1
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert dead_letters(client)[0]["redriven"].startswith("1 ")
     assert not client.exists(KEYS.internal)
-    assert ledger_of(client).unaccounted == 0
+    assert counters_of(client).unaccounted == 0
 
 
 def test_a_batch_without_internal_fields_asks_redis_nothing_about_them(
@@ -175,8 +175,8 @@ def test_a_batch_without_internal_fields_asks_redis_nothing_about_them(
 ) -> None:
     monkeypatch.setattr(intake.inbox, "authentic", None)
     report(client, "a")
-    assert drain_inbox(runtime)
-    assert ledger_of(client).accepted == 1
+    assert run_intake(runtime)
+    assert counters_of(client).accepted == 1
 
 
 def test_an_oversize_entry_in_a_new_data_set_makes_no_forged_field_authentic(
@@ -188,4 +188,4 @@ def test_an_oversize_entry_in_a_new_data_set_makes_no_forged_field_authentic(
     report(client, "a", redriven="1 1-0 force")
     work(runtime)
     assert delivered_digests(api) == [digest("a")]
-    assert ledger_of(client).duplicate == 1
+    assert counters_of(client).duplicate == 1

@@ -9,16 +9,16 @@ from letters import KEYS, bury, digest, refused
 
 from relay.events.event import Instance
 from relay.queue import counters, dead_letters, inventory, pausing
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue.dead_letters import Filters
-from relay.queue.keys import DEFAULT_ENDPOINT as ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION as DESTINATION
 from relay.queue.state import Accepted, Delivered
 
 if TYPE_CHECKING:
     from redis import Redis
 
 NOW = 1_750_000_000_000
-PRODUCTION = KEYS.of_outbox(ENDPOINT, "production")
+PRODUCTION = KEYS.of_outbox(DESTINATION, "production")
 
 
 def instance(name: str) -> Instance:
@@ -35,12 +35,12 @@ def deliver(client: Redis, name: str, version: str) -> None:
 
 
 def read(client: Redis, **how: object) -> inventory.Page:
-    return inventory.read(client, KEYS, ENDPOINT, "production", **how)  # type: ignore[arg-type]
+    return inventory.read(client, KEYS, DESTINATION, "production", **how)  # type: ignore[arg-type]
 
 
 def test_an_environment_that_nobody_reported_is_empty(client: Redis) -> None:
     assert read(client) == inventory.Page(running=[], looked_at=0, after=0)
-    assert inventory.count(client, KEYS, ENDPOINT, "production") == 0
+    assert inventory.count(client, KEYS, DESTINATION, "production") == 0
 
 
 def test_each_instance_with_its_digest_and_what_the_api_was_told(client: Redis) -> None:
@@ -88,7 +88,7 @@ def test_a_large_environment_comes_in_pages(client: Redis) -> None:
     assert sorted(names) == sorted(f"n{number}" for number in range(1000))
     assert max(len(page.running) for page in pages) < 100 + 2 * inventory.STEP
     assert len(pages) > 3
-    whole = [each for page in inventory.pages(client, KEYS, ENDPOINT, "production") for each in page]
+    whole = [each for page in inventory.pages(client, KEYS, DESTINATION, "production") for each in page]
     assert sorted(each.instance.name for each in whole) == sorted(names)
 
 
@@ -104,11 +104,11 @@ def test_a_search_that_finds_nothing_looks_at_a_bounded_number(client: Redis) ->
 def test_many_environments_are_read_in_order(client: Redis) -> None:
     names = [f"e{number}" for number in range(600)]
     for name in names[:-1]:
-        client.hset(KEYS.of_outbox(ENDPOINT, name).counts, mapping={"delivered": int(name[1:])})
-    client.zadd(KEYS.environments(ENDPOINT), dict.fromkeys(names[:-1], 0))
-    pausing.pause(client, KEYS, ENDPOINT, names[-1:])
-    assert counters.environment_names(client, KEYS, ENDPOINT) == sorted(names)
-    read = counters.read_environments(client, KEYS, ENDPOINT)
+        client.hset(KEYS.of_outbox(DESTINATION, name).counts, mapping={"delivered": int(name[1:])})
+    client.zadd(KEYS.environments(DESTINATION), dict.fromkeys(names[:-1], 0))
+    pausing.pause(client, KEYS, DESTINATION, names[-1:])
+    assert counters.environment_names(client, KEYS, DESTINATION) == sorted(names)
+    read = counters.read_environments(client, KEYS, DESTINATION)
     assert [each.environment for each in read] == sorted(names)
     assert {each.environment: each.delivered for each in read} == {
         name: 0 if name == names[-1] else int(name[1:]) for name in names
@@ -116,16 +116,16 @@ def test_many_environments_are_read_in_order(client: Redis) -> None:
     assert [each.environment for each in read if each.paused_since is not None] == names[-1:]
 
 
-def test_an_endpoints_health_is_read_without_a_change(client: Redis) -> None:
-    key = KEYS.endpoint(ENDPOINT)
-    assert endpoint.read(client, KEYS, ENDPOINT) == endpoint.Health()
+def test_an_destinations_health_is_read_without_a_change(client: Redis) -> None:
+    key = KEYS.destination(DESTINATION)
+    assert destination.read(client, KEYS, DESTINATION) == destination.Health()
     assert not client.exists(key)
     client.hset(
         key,
         mapping={"until": 7, "reason": "unauthorized", "openings": 2, "circuit": "unauthorized", "probe_until": 9},
     )
-    health = endpoint.read(client, KEYS, ENDPOINT)
-    assert health == endpoint.Health(
+    health = destination.read(client, KEYS, DESTINATION)
+    assert health == destination.Health(
         until=7, reason="unauthorized", openings=2, circuit="unauthorized", probe_until=9
     )
 

@@ -12,7 +12,7 @@ from rig import FILLER, MEBIBYTE
 from relay import AsyncProducer, Producer
 from relay.errors import QueueFull, QueueUnavailable
 from relay.queue import inbox, leases, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.leases import Why
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def test_redis_own_refusal_is_read_as_full() -> None:
 def test_at_maxmemory_drains_still_get_their_bells_and_leases(small: Redis) -> None:
     fill_up(small)
     small.config_set("maxmemory", used(small) - 8 * MEBIBYTE)  # more than a client that leaves gives back
-    outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, "production")
-    assert leases.to_ring(small, KEYS.counts, [(outbox.lease, outbox.bell)], 5, Why.DUE) == [0]
+    outbox = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
+    assert leases.to_wake(small, KEYS.counts, [(outbox.lease, outbox.wakeup)], 5, Why.DUE) == [0]
 
 
 @pytest.mark.usefixtures("client")

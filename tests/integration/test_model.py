@@ -37,16 +37,16 @@ from relay.errors import LeaseLost
 from relay.queue import dead_letters, inbox, pausing, schedule, scripts
 from relay.queue import redrive as redriving
 from relay.queue.health import HoldReason
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import Settings
 from workers.delivery import health as gate
 from workers.delivery import run as deliver
-from workers.delivery.run import drain_outboxes
+from workers.delivery.run import run_delivery
 from workers.delivery.transport import Answer, Failure
 from workers.intake import run as intake
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 from workers.runtime import Runtime, defaults_of
-from workers.scheduling.wakeups import Bells
+from workers.scheduling.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -326,8 +326,8 @@ class SteeredTransport:
         self.abandon()
 
 
-class LostBells(Bells):
-    """Bells that nobody hears: the sweep must find all that waits."""
+class LostBells(Wakeups):
+    """Wakeups that nobody hears: the sweep must find all that waits."""
 
     def __init__(self) -> None:
         super().__init__(cast("Any", None))
@@ -376,18 +376,18 @@ class World:
             keys=KEYS,
             client=process.client,
             defaults=defaults_of(settings),
-            bells=LostBells(),
+            wakeups=LostBells(),
             transport=process.transport,
             random=Random(len(process.drain.name)),
         )
 
     def take_in(self) -> Process:
-        return self.start("intake", lambda process: drain_inbox(self.runtime(process)))
+        return self.start("intake", lambda process: run_intake(self.runtime(process)))
 
     def deliver(self, environments: Sequence[str], *, expires: bool = False) -> Process:
         return self.start(
             "delivery",
-            lambda process: drain_outboxes(self.runtime(process), environments),
+            lambda process: run_delivery(self.runtime(process), environments),
             latest=self.latest,
             expires=expires,
         )
@@ -437,26 +437,26 @@ class World:
         self.model.deaths.update(DRAINS)
 
     def pass_time(self) -> None:
-        """Have all pauses and holds be over, and the leases of the dead and the bells that got lost."""
+        """Have all pauses and holds be over, and the leases of the dead and the wakeups that got lost."""
         for name in ENVIRONMENTS:
-            of = KEYS.of_outbox(DEFAULT_ENDPOINT, name)
+            of = KEYS.of_outbox(DEFAULT_DESTINATION, name)
             for instance in self.client.zrange(of.due, 0, -1):
                 self.client.zadd(of.due, {instance: 1})
-            self.client.delete(of.bell)
-        for name, score in self.client.zrange(KEYS.schedule(DEFAULT_ENDPOINT), 0, -1, withscores=True):
+            self.client.delete(of.wakeup)
+        for name, score in self.client.zrange(KEYS.schedule(DEFAULT_DESTINATION), 0, -1, withscores=True):
             if score != float("inf"):
-                self.client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {name: 1})
-        health = KEYS.endpoint(DEFAULT_ENDPOINT)
+                self.client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {name: 1})
+        health = KEYS.destination(DEFAULT_DESTINATION)
         for name in ("until", "probe_until"):
             if self.client.hexists(health, name):
                 self.client.hset(health, name, "1")
-        self.client.delete(KEYS.intake_bell)
+        self.client.delete(KEYS.intake_wakeup)
         self._let_go(lambda drain: drain.gone)
 
     def _let_go(self, of: Callable[[Drain], bool]) -> None:
         """Have the leases of some drains run out."""
         held = {"": KEYS.intake_lease, "redrive": KEYS.redrive_lease}
-        held |= {name: KEYS.of_outbox(DEFAULT_ENDPOINT, name).lease for name in ENVIRONMENTS}
+        held |= {name: KEYS.of_outbox(DEFAULT_DESTINATION, name).lease for name in ENVIRONMENTS}
         for name, lease in held.items():
             holder = self.model.holder(name)
             if holder is not None and of(holder):
@@ -468,10 +468,12 @@ class World:
             self.kill(process, processed=False)
         if self.model.broken:
             return
-        pausing.resume(self.client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENTS)
+        pausing.resume(self.client, KEYS, DEFAULT_DESTINATION, ENVIRONMENTS)
         for _ in range(MOST_ROUNDS):
             self.pass_time()
-            sight = schedule.look(self.client, KEYS, DEFAULT_ENDPOINT, count=10, longest_pause=LONGEST_PAUSE_SECONDS)
+            sight = schedule.look(
+                self.client, KEYS, DEFAULT_DESTINATION, count=10, longest_pause=LONGEST_PAUSE_SECONDS
+            )
             if sight.inbox:
                 self.finish(self.take_in())
             if sight.due:
@@ -699,7 +701,7 @@ class Relay(RuleBasedStateMachine):
         if what == "scripts are forgotten":
             self.world.client.script_flush()
         else:  # one failure more opens the circuit
-            self.world.client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), "failures", "19")
+            self.world.client.hset(KEYS.destination(DEFAULT_DESTINATION), "failures", "19")
 
     # The shortest way to what many steps of other rules would do: a drain with work, and trouble on its way.
 
@@ -750,7 +752,7 @@ class Relay(RuleBasedStateMachine):
 
     def _prepare(self, kind: str, reports: list[tuple[str, str]]) -> None:
         """See to it that such a drain has something to do, and that nothing keeps it from it."""
-        pausing.resume(self.world.client, KEYS, DEFAULT_ENDPOINT, ENVIRONMENTS)
+        pausing.resume(self.world.client, KEYS, DEFAULT_DESTINATION, ENVIRONMENTS)
         self.world.pass_time()
         self._add("blue", reports, None, None)
         self.world.finish(self.world.take_in())
@@ -782,7 +784,7 @@ class Relay(RuleBasedStateMachine):
     @rule(environment=environments, is_paused=st.booleans())
     def pause_or_resume(self, environment: str, *, is_paused: bool) -> None:
         change = pausing.pause if is_paused else pausing.resume
-        change(self.world.client, KEYS, DEFAULT_ENDPOINT, [environment])
+        change(self.world.client, KEYS, DEFAULT_DESTINATION, [environment])
 
     @precondition(lambda self: self.model.has_dead)
     @rule(force=st.booleans())

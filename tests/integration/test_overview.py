@@ -11,7 +11,7 @@ from letters import bury, refused
 
 from relay.queue import counters, overview, pausing
 from relay.queue.epoch import beat
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.overview import RETRYING, Memory, Retrying
 from relay.settings import QueueSettings
 
@@ -22,20 +22,20 @@ QUEUE = QueueSettings(max_backlog=1000)
 
 
 def look(client: Redis) -> overview.Overview:
-    return overview.read(client, KEYS, DEFAULT_ENDPOINT, QUEUE)
+    return overview.read(client, KEYS, DEFAULT_DESTINATION, QUEUE)
 
 
 def let_wait(client: Redis, name: str, entries: int) -> None:
     """Let entries wait in an environment's outbox, as accept.lua does."""
-    keys = KEYS.of_outbox(DEFAULT_ENDPOINT, name)
+    keys = KEYS.of_outbox(DEFAULT_DESTINATION, name)
     pipeline = client.pipeline()
     for number in range(entries):
         pipeline.xadd(keys.outbox, {"event": "{}"}, id=f"{1_750_000_000_000 + number}-0")
     pipeline.hset(keys.counts, mapping={"outbox": entries, "new": entries})
     pipeline.hincrby(KEYS.counts, "outbox", entries)
     pipeline.hincrby(KEYS.counts, "taken", entries)
-    pipeline.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {name: 1})
-    pipeline.zadd(KEYS.environments(DEFAULT_ENDPOINT), {name: 0})
+    pipeline.zadd(KEYS.schedule(DEFAULT_DESTINATION), {name: 1})
+    pipeline.zadd(KEYS.environments(DEFAULT_DESTINATION), {name: 0})
     pipeline.execute()
 
 
@@ -64,7 +64,7 @@ def test_a_drain_of_the_inbox_is_seen(client: Redis) -> None:
 
 def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redis) -> None:
     for number in range(2 * RETRYING):
-        outbox = KEYS.of_outbox(DEFAULT_ENDPOINT, f"env-{number}")
+        outbox = KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}")
         let_wait(client, f"env-{number}", 1)
         client.delete(outbox.outbox)
         client.xadd(outbox.outbox, {"event": "{}"}, f"{2000 - number}-0")
@@ -78,12 +78,12 @@ def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(clie
     waiting = {f"env-{number}": 1 + number for number in range(9)}
     for name, entries in waiting.items():
         let_wait(client, name, entries)
-    client.zadd(KEYS.of_outbox(DEFAULT_ENDPOINT, "env-0").due, {"one": 1})
-    client.zadd(KEYS.schedule(DEFAULT_ENDPOINT), {"env-1": 0.5, "env-2": 0.7})
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["env-4", "empty"])
+    client.zadd(KEYS.of_outbox(DEFAULT_DESTINATION, "env-0").due, {"one": 1})
+    client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"env-1": 0.5, "env-2": 0.7})
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["env-4", "empty"])
 
     def known(oldest_of: int | None) -> set[str]:
-        seen = overview.read(client, KEYS, DEFAULT_ENDPOINT, QUEUE, oldest_of=oldest_of)
+        seen = overview.read(client, KEYS, DEFAULT_DESTINATION, QUEUE, oldest_of=oldest_of)
         assert {each.environment: each.waiting for each in seen.environments} == {**waiting, "empty": 0}
         assert [each.environment for each in seen.paused] == ["empty", "env-4"]
         assert {each.oldest for each in seen.environments} <= {None, 1_750_000_000_000}
@@ -101,7 +101,7 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
         beat(client, KEYS, name, keep_seconds=60)
     client.delete(KEYS.worker("gone@host"))
     let_wait(client, "production", 3)
-    pausing.pause(client, KEYS, DEFAULT_ENDPOINT, ["staging"])
+    pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging"])
     instance = "ghcr.io/acme/api linux/amd64 "
     client.zadd(PRODUCTION.due, {instance: 5, "tried less": 1, "and later": 9})
     client.hset(PRODUCTION.attempts, mapping={instance: "4 5 1750000000000 0 0", "tried less": "1 1 1 0 0"})
@@ -122,7 +122,7 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     assert (seen.inbox_deaths, seen.intake_at_work) == (1, False)
     assert seen.newest_dead is not None
     assert seen.newest_dead.letter_id == letter
-    assert seen.ledger.waiting == 5
+    assert seen.counters.waiting == 5
 
 
 def test_a_look_takes_a_bounded_number_of_commands_and_changes_nothing(client: Redis) -> None:
@@ -141,7 +141,7 @@ def test_a_look_takes_a_bounded_number_of_commands_and_changes_nothing(client: R
         patch.setattr(client.connection_pool.connection_class, "send_packed_command", count)
         seen = look(client)
     assert len(seen.environments) == 1200
-    assert seen.ledger.waiting == 2400
+    assert seen.counters.waiting == 2400
     assert 5 < len(sent) < 25, "round trips"
     number = sum(len(re.findall(rb"\*\d+\r\n\$\d+\r\n[A-Z]", each)) for each in sent)
     assert len(sent) <= number < 40, "commands"
@@ -159,7 +159,7 @@ def test_no_command_is_made_for_each_event(client: Redis) -> None:
 
     few = calls()
     let_wait(client, "staging", 1)
-    client.delete(KEYS.of_outbox(DEFAULT_ENDPOINT, "staging").outbox)
+    client.delete(KEYS.of_outbox(DEFAULT_DESTINATION, "staging").outbox)
     for number in range(3000):
         client.xadd(PRODUCTION.outbox, {"event": "{}"}, id=f"{1_760_000_000_000 + number}-0")
     assert calls() <= few + 10
@@ -168,7 +168,7 @@ def test_no_command_is_made_for_each_event(client: Redis) -> None:
 def test_environments_are_found_without_reading_the_key_space(client: Redis) -> None:
     let_wait(client, "production", 1)
     client.config_resetstat()
-    assert counters.environment_names(client, KEYS, DEFAULT_ENDPOINT) == ["production"]
+    assert counters.environment_names(client, KEYS, DEFAULT_DESTINATION) == ["production"]
     assert "cmdstat_scan" not in client.info("commandstats")
 
 

@@ -12,8 +12,8 @@ from relay.queue import dead_letters, receipts
 from relay.queue.receipts import Receipt, Status
 from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import Settings
-from workers.delivery.run import drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import run_delivery
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,8 +55,8 @@ def status_of(client: Redis, event_id: str) -> Status | None:
 
 
 def work(runtime: Runtime) -> None:
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
 
 
 def redrive(client: Redis) -> None:
@@ -69,9 +69,9 @@ def redrive(client: Redis) -> None:
 def test_receipt_follows_an_event_from_inbox_to_api(client: Redis, producer: Producer, runtime: Runtime) -> None:
     ask(producer, "a", "one")
     assert status_of(client, "one") is Status.QUEUED
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert status_of(client, "one") is Status.QUEUED, "it waits in an outbox"
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     assert status_of(client, "one") is Status.DELIVERED
     assert 0 < client.pttl(KEYS.receipt("one")) <= 900_000
 
@@ -96,9 +96,9 @@ def test_repeat_under_one_id_keeps_the_receipt_of_the_first(
 ) -> None:
     ask(producer, "a", "one")
     ask(producer, "a", "one")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert status_of(client, "one") is Status.QUEUED, "its first copy is on its way"
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     ask(producer, "a", "one")
     assert status_of(client, "one") is Status.DELIVERED
     work(runtime)
@@ -153,13 +153,13 @@ def test_duplicate_names_the_event_that_it_repeats_and_whether_that_was_delivere
 ) -> None:
     ask(producer, "a", "one")
     ask(producer, "a", "two")
-    drain_inbox(runtime)
+    run_intake(runtime)
     receipt = receipts.read(client, KEYS, "two")
     assert receipt
     assert (receipt.status, receipt.reason, receipt.detail) == ("duplicate", "one", receipts.WAITING)
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     ask(producer, "a", "three")
-    drain_inbox(runtime)
+    run_intake(runtime)
     receipt = receipts.read(client, KEYS, "three")
     assert receipt
     assert (receipt.status, receipt.reason, receipt.detail) == ("duplicate", "one", receipts.DELIVERED)

@@ -10,12 +10,12 @@ from drains import (
     PRODUCTION,
     REPOSITORY,
     TOKEN,
+    counters_of,
     deliver_until,
     delivered_digests,
     delivered_images,
     digest,
     image_of,
-    ledger_of,
     make_runtime_for,
     report,
     report_image,
@@ -26,12 +26,12 @@ from rig import wait_for
 
 from relay.queue import forgetting, inventory
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import Progress, rehearse, resync_all
 from relay.queue.state import Accepted, Delivered
 from relay.sandbox import Sandbox
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 def resync(client: Redis, *, max_backlog: int = 1_000_000, seen_since: int | None = None) -> list[Progress]:
     next_millisecond(client)
     steps = resync_all(
-        client, KEYS, DEFAULT_ENDPOINT, "production",
+        client, KEYS, DEFAULT_DESTINATION, "production",
         max_backlog=max_backlog, memory_watermark=1.0, seen_since=seen_since,
     )  # fmt: skip
     return list(steps)
@@ -81,8 +81,8 @@ def redrive(client: Redis) -> None:
 
 def deliver(runtime: Runtime) -> None:
     """Take in all that lies in the inbox, and deliver it."""
-    drain_inbox(runtime)
-    deliver_until(runtime, lambda: not ledger_of(runtime.client).waiting)
+    run_intake(runtime)
+    deliver_until(runtime, lambda: not counters_of(runtime.client).waiting)
 
 
 def accepted(client: Redis) -> Accepted:
@@ -103,19 +103,19 @@ def test_every_instance_is_told_once_more_and_the_ledger_adds_up(
 ) -> None:
     images = report_many(client, 450)
     report(client, "elsewhere", "staging")
-    drain_inbox(runtime)
-    deliver_until(runtime, lambda: ledger_of(client).delivered == 451, "production", "staging")
+    run_intake(runtime)
+    deliver_until(runtime, lambda: counters_of(client).delivered == 451, "production", "staging")
     before = {image: delivered_images(api).count(image) for image in images}
 
     assert resync(client)[-1] == Progress(450, 450, 0)
-    assert ledger_of(client).waiting == 450
+    assert counters_of(client).waiting == 450
     deliver(runtime)
 
     after = {image: delivered_images(api).count(image) for image in images}
     assert set(before.values()) == {1}
     assert set(after.values()) == {2}
-    ledger = ledger_of(client)
-    assert (ledger.added, ledger.delivered, ledger.unaccounted) == (901, 901, 0)
+    counters = counters_of(client)
+    assert (counters.added, counters.delivered, counters.unaccounted) == (901, 901, 0)
 
 
 def test_only_what_was_seen_lately_is_told_again_if_that_is_asked_for(
@@ -131,7 +131,7 @@ def test_only_what_was_seen_lately_is_told_again_if_that_is_asked_for(
 
     expected = Progress(looked_at=2, added=1, on_their_way=0, not_seen=1)
     since = now - DAY_MS
-    assert list(rehearse(client, KEYS, DEFAULT_ENDPOINT, "production", seen_since=since))[-1] == expected
+    assert list(rehearse(client, KEYS, DEFAULT_DESTINATION, "production", seen_since=since))[-1] == expected
     assert resync(client, seen_since=since)[-1] == expected
     deliver(runtime)
     assert delivered_images(api).count(there) == 2
@@ -188,11 +188,11 @@ def test_asked_for_twice_before_it_is_delivered_it_is_told_once(
     deliver(runtime)
     resync(client)
     resync(client)
-    drain_inbox(runtime)
+    run_intake(runtime)
     resync(client)
     deliver(runtime)
     assert delivered_digests(api) == [digest("a")] * 2
-    assert ledger_of(client).duplicate == 2
+    assert counters_of(client).duplicate == 2
 
     resync(client)
     deliver(runtime)
@@ -204,8 +204,8 @@ def test_what_is_on_its_way_is_passed_over(runtime: Runtime, client: Redis, api:
     deliver(runtime)
     report(client, "b")
     report_image(client, image_of("other"))
-    drain_inbox(runtime)
-    assert list(rehearse(client, KEYS, DEFAULT_ENDPOINT, "production"))[-1] == Progress(2, 0, 2)
+    run_intake(runtime)
+    assert list(rehearse(client, KEYS, DEFAULT_DESTINATION, "production"))[-1] == Progress(2, 0, 2)
     assert client.xlen(KEYS.inbox) == 0
     assert resync(client)[-1] == Progress(2, 0, 2)
     deliver(runtime)
@@ -218,7 +218,7 @@ def test_what_is_reported_meanwhile_wins(runtime: Runtime, client: Redis, api: S
     deliver(runtime)
     resync(client)
     if taken_in:
-        drain_inbox(runtime)
+        run_intake(runtime)
     report(client, "b")
     deliver(runtime)
     assert delivered_digests(api) == [digest("a")] * 2 + [digest("b")]
@@ -232,7 +232,7 @@ def test_what_was_reported_before_it_was_asked_for_wins(runtime: Runtime, client
     resync(client)
     deliver(runtime)
     assert delivered_digests(api) == [digest("a"), digest("b")]
-    assert ledger_of(client).stale == 1
+    assert counters_of(client).stale == 1
 
 
 def test_what_died_between_can_still_be_redriven(runtime: Runtime, client: Redis, api: Sandbox) -> None:
@@ -261,18 +261,18 @@ def test_what_the_api_refuses_can_be_asked_for_again_and_redriven(
     assert accepted(client) == state
     resync(client)
     deliver(runtime)
-    assert ledger_of(client).dead_waiting == 2
+    assert counters_of(client).dead_waiting == 2
     redrive(client)
     deliver(runtime)
     assert delivered_digests(api) == [digest("a")] * 2, "of two letters that ask for the same, one is enough"
-    ledger = ledger_of(client)
-    assert (ledger.unaccounted, ledger.dead_unaccounted, ledger.dead_waiting) == (0, 0, 0)
+    counters = counters_of(client)
+    assert (counters.unaccounted, counters.dead_unaccounted, counters.dead_waiting) == (0, 0, 0)
 
 
 def test_a_full_queue_is_said_and_tried_again(runtime: Runtime, client: Redis) -> None:
     report_many(client, 250)
     deliver(runtime)
-    steps = resync_all(client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=1, memory_watermark=1.0)
+    steps = resync_all(client, KEYS, DEFAULT_DESTINATION, "production", max_backlog=1, memory_watermark=1.0)
     first = next(steps)
     assert first.added >= inventory.STEP
     assert "events wait" in next(steps).full

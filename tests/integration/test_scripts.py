@@ -20,10 +20,10 @@ from outboxes import (
     Y,
     acquire,
     death,
+    defer,
     fill,
     gives_way,
     now_ms,
-    park,
     put,
     release,
     settle,
@@ -36,7 +36,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from relay.queue import health, inbox, leases, outbox, schedule, scripts
 from relay.queue.health import Admission, Health
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.leases import Lease
 from relay.queue.outbox import BEGINNING, Parking, after
 
@@ -95,11 +95,11 @@ def test_delivery_goes_on_when_memory_is_full(client: Redis) -> None:
             delivered=[one],
             superseded=[gives_way(two)],
             dead=[death(three)],
-            parked=[Parking(tried_again(four), 0.0, ()), Parking(tried_again(five), LONG_SECONDS, (six,))],
+            deferred=[Parking(tried_again(four), 0.0, ()), Parking(tried_again(five), LONG_SECONDS, (six,))],
             latency={1: 1},
         )
         assert recorded == RECORDED
-        assert took_due(client) == [tried_again(four)._replace(parked=True)]
+        assert took_due(client) == [tried_again(four)._replace(deferred=True)]
         assert release(client, cursor=after(six.entry_id), unsent=["d"]) == 1
 
     assert totals(client) == {
@@ -121,9 +121,9 @@ def test_retry_alone_is_recorded_when_memory_is_full(client: Redis) -> None:
     fill(client, X)
     (entry,) = took(client).fresh
     with full(client):
-        park(client, entry)
+        defer(client, entry)
 
-    assert took_due(client) == [tried_again(entry)._replace(parked=True)]
+    assert took_due(client) == [tried_again(entry)._replace(deferred=True)]
 
 
 def test_retry_alone_is_recorded_when_memory_is_full_and_the_lease_ran_out(client: Redis) -> None:
@@ -132,7 +132,7 @@ def test_retry_alone_is_recorded_when_memory_is_full_and_the_lease_ran_out(clien
     (entry,) = took(client).fresh
     client.delete(PRODUCTION.lease)
     with full(client):
-        park(client, entry)
+        defer(client, entry)
 
     assert totals(client)["retries"] == 1
 
@@ -140,12 +140,12 @@ def test_retry_alone_is_recorded_when_memory_is_full_and_the_lease_ran_out(clien
 def test_fresh_entry_is_parked_behind_its_instance_when_memory_is_full(client: Redis) -> None:
     acquire(client)
     fill(client, X)
-    park(client, took(client).fresh[0], seconds=LONG_SECONDS)
+    defer(client, took(client).fresh[0], seconds=LONG_SECONDS)
     _, three = fill(client, X, Y)
     with full(client):
         assert [entry.entry_id for entry in took(client).fresh] == [three]
 
-    assert client.zcard(PRODUCTION.parked) == 2
+    assert client.zcard(PRODUCTION.deferred) == 2
 
 
 def test_death_of_a_drain_is_counted_when_memory_is_full(client: Redis) -> None:
@@ -171,39 +171,41 @@ def test_paused_environment_is_let_go_of_when_memory_is_full(client: Redis) -> N
 def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
     def admit(token: str) -> Admission:
         return health.admit(
-            client, KEYS, DEFAULT_ENDPOINT, token=token, wanted=9, rate_limit=0.01, burst=5, probe_seconds=9
+            client, KEYS, DEFAULT_DESTINATION, token=token, wanted=9, rate_limit=0.01, burst=5, probe_seconds=9
         )
 
     def open_circuit(token: str) -> int:
         return health.open_circuit(
-            client, KEYS, DEFAULT_ENDPOINT, token=token, first_seconds=0, longest_seconds=0, reason="circuit_open"
+            client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=0, longest_seconds=0, reason="circuit_open"
         ).openings
 
     call = health.observe_call(
-        KEYS, DEFAULT_ENDPOINT, successes=1, failures=2, window_change=-1, max_window=32, shrink_gap_seconds=9
+        KEYS, DEFAULT_DESTINATION, successes=1, failures=2, window_change=-1, max_window=32, shrink_gap_seconds=9
     )
     with full(client):
         assert Health.decode(scripts.run(client, call)) == Health(failures=2, successes=1, window=16)
         assert open_circuit("first") == 1
         assert admit("prober") == Admission(1, 0.0, probes=True)
         assert open_circuit("prober") == 2
-        health.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
+        health.close_circuit(client, KEYS, DEFAULT_DESTINATION)
         assert admit("another").granted == 4
-        held = health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
-        assert health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) == held
-        assert schedule.look(client, KEYS, DEFAULT_ENDPOINT, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []
+        held = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="rate_limited")
+        assert health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == held
+        assert (
+            schedule.look(client, KEYS, DEFAULT_DESTINATION, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []
+        )
 
 
 def test_inbox_is_let_go_of_when_memory_is_full(client: Redis) -> None:
     put(client, {})
     with full(client):
         call = leases.acquire_call(
-            KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
+            KEYS.intake_wakeup, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
         )
         assert leases.acquired(scripts.run(client, call)) == Lease("", 0)
         assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
 
-    assert client.exists(KEYS.intake_bell) == 1
+    assert client.exists(KEYS.intake_wakeup) == 1
 
 
 # Waiting
@@ -211,7 +213,7 @@ def test_inbox_is_let_go_of_when_memory_is_full(client: Redis) -> None:
 
 @pytest.mark.parametrize("cursor", [BEGINNING, "(0-1"])
 def test_wait_for_outboxes_ends_at_a_fresh_entry_of_any(client: Redis, cursor: str) -> None:
-    positions = {KEYS.of_outbox(DEFAULT_ENDPOINT, "staging").outbox: BEGINNING, PRODUCTION.outbox: cursor}
+    positions = {KEYS.of_outbox(DEFAULT_DESTINATION, "staging").outbox: BEGINNING, PRODUCTION.outbox: cursor}
     assert not outbox.wait(client, positions, 0.001)
     (one,) = fill(client, X)
 

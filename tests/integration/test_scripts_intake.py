@@ -25,7 +25,7 @@ from outboxes import (
 from redis.exceptions import ResponseError
 
 from relay.queue import inbox, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """An inbox entry and its verdict."""
+    """An inbox entry and its decision."""
 
     inbox_id: str
-    verdict: str = "new"
+    decision: str = "new"
     body: str = "{}"
     event_id: str = "e"
     time: str = ""
@@ -65,21 +65,21 @@ def accept(
     token: str = TOKEN,
 ) -> list[Any]:
     script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
-    script_keys += [KEYS.environments(DEFAULT_ENDPOINT), KEYS.internal, KEYS.dataset]
+    script_keys += [KEYS.environments(DEFAULT_DESTINATION), KEYS.internal, KEYS.dataset]
     args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
     for inbox_id, detail in unreadable:
         args += [inbox_id, "invalid", detail]
     for environment, instances in (changes or {}).items():
-        keys = KEYS.of_outbox(DEFAULT_ENDPOINT, environment)
-        script_keys += [keys.accepted, keys.outbox, keys.counts, keys.lease, keys.bell]
+        keys = KEYS.of_outbox(DEFAULT_DESTINATION, environment)
+        script_keys += [keys.accepted, keys.outbox, keys.counts, keys.lease, keys.wakeup]
         args += [environment, len(instances)]
         args += [change.instance for change in instances]
         args += [change.expected for change in instances]
         for change in instances:
             args += [change.state, len(change.items)]
             for item in change.items:
-                args += [item.inbox_id, item.verdict]
-                if item.verdict in {"new", "changed", "reasserted"}:
+                args += [item.inbox_id, item.decision]
+                if item.decision in {"new", "changed", "reasserted"}:
                     args += [item.body, item.event_id, "ci", item.time, "", item.digest, "", item.repeats]
     reply = scripts.run(client, scripts.Call(scripts.load("accept"), script_keys, args))
     return [part.decode() if isinstance(part, bytes) else part for part in reply]
@@ -182,11 +182,11 @@ def test_environment_is_rung_for_once(client: Redis) -> None:
         return accept(client, {"production": [Change(X, expected, inbox_id, [Item(inbox_id, "changed")])]})[3:]
 
     assert accepted(one, "") == ["production"]
-    assert 0 < client.pttl(PRODUCTION.bell) <= BELL_MS
+    assert 0 < client.pttl(PRODUCTION.wakeup) <= BELL_MS
     assert accepted(two, one) == []
 
     client.set(PRODUCTION.lease, "drain")
-    client.delete(PRODUCTION.bell)
+    client.delete(PRODUCTION.wakeup)
     assert accepted(three, two) == []
 
     client.delete(PRODUCTION.lease)
@@ -203,7 +203,7 @@ def test_what_is_no_news_rings_for_nobody_and_is_only_counted(client: Redis) -> 
     assert client.hget(PRODUCTION.accepted, X) == b"seen again"
     assert totals(client) == {"taken": 3, "duplicate": 2, "stale": 1}
     assert totals(client, PRODUCTION.counts) == {"duplicate": 2, "stale": 1}
-    assert client.exists(PRODUCTION.outbox, SCHEDULE, PRODUCTION.bell) == 0
+    assert client.exists(PRODUCTION.outbox, SCHEDULE, PRODUCTION.wakeup) == 0
 
 
 def test_environment_is_never_scheduled_later_than_it_was(client: Redis) -> None:
@@ -350,13 +350,13 @@ def test_nothing_of_a_chunk_is_appended_when_memory_is_full(client: Redis) -> No
 def test_released_inbox_tells_what_waits(client: Redis) -> None:
     lease_inbox(client)
     assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 0
-    assert client.exists(KEYS.intake_lease, KEYS.intake_bell) == 0
+    assert client.exists(KEYS.intake_lease, KEYS.intake_wakeup) == 0
 
     put(client, {}, {})
     lease_inbox(client)
     assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 2
     assert client.exists(KEYS.intake_lease) == 0
-    assert 0 < client.pttl(KEYS.intake_bell) <= BELL_MS
+    assert 0 < client.pttl(KEYS.intake_wakeup) <= BELL_MS
 
 
 def test_inbox_is_not_released_by_who_lost_its_lease(client: Redis) -> None:
@@ -380,11 +380,11 @@ def test_wait_for_the_inbox_ends_at_an_entry_or_in_time(client: Redis) -> None:
     assert inbox.wait(client, KEYS, two, 0.001) is None
 
 
-# What is counted beside the ledger
+# What is counted beside the counters
 
 
 def test_every_environment_that_got_an_event_is_in_the_index(client: Redis) -> None:
-    index = KEYS.environments(DEFAULT_ENDPOINT)
+    index = KEYS.environments(DEFAULT_DESTINATION)
     client.zadd(index, {"production": 7})
     lease_inbox(client)
     one, two, three = put(client, {}, {}, {})
@@ -423,15 +423,15 @@ def test_bells_that_intake_calls_for_are_counted(client: Redis) -> None:
     one, two, three = put(client, {}, {}, {})
     change = {name: [Change(X, "", "s", [Item(entry)])] for name, entry in (("a", one), ("b", two))}
     assert accept(client, change)[3:] == ["a", "b"]
-    assert counted(client)["bell:work"] == 2
+    assert counted(client)["wakeup:work"] == 2
 
     assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
-    assert counted(client)["bell:work"] == 3
+    assert counted(client)["wakeup:work"] == 3
 
     lease_inbox(client)
     client.xdel(KEYS.inbox, three)
     assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 0
-    assert counted(client)["bell:work"] == 3
+    assert counted(client)["wakeup:work"] == 3
 
 
 def test_refused_for_want_of_memory_is_counted_as_long_as_redis_writes(client: Redis) -> None:

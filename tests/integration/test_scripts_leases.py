@@ -18,12 +18,12 @@ from outboxes import (
     Y,
     acquire,
     counted,
+    defer,
     everything,
     fill,
     ids_of,
     lease_outbox,
     now_ms,
-    park,
     release,
     settle,
     took,
@@ -32,7 +32,7 @@ from outboxes import (
 
 from relay.errors import LeaseLost
 from relay.queue import inbox, leases, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT, OutboxKeys
+from relay.queue.keys import DEFAULT_DESTINATION, OutboxKeys
 from relay.queue.leases import Lease, Why
 from relay.queue.outbox import after
 
@@ -67,14 +67,16 @@ def test_lease_comes_with_the_cursor(client: Redis) -> None:
 
 def test_bell_is_answered_even_by_a_drain_that_finds_another_at_work(client: Redis) -> None:
     acquire(client, "one")
-    client.set(PRODUCTION.bell, "1")
+    client.set(PRODUCTION.wakeup, "1")
 
     assert acquire(client, "other") is None
-    assert client.exists(PRODUCTION.bell) == 0
+    assert client.exists(PRODUCTION.wakeup) == 0
 
 
 def test_inbox_is_leased_without_a_cursor(client: Redis) -> None:
-    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, "one", 15.0, counts=KEYS.counts)
+    call = leases.acquire_call(
+        KEYS.intake_wakeup, KEYS.intake_lease, KEYS.intake_run, "one", 15.0, counts=KEYS.counts
+    )
 
     assert leases.acquired(scripts.run(client, call)) == Lease("", 0)
     assert client.hgetall(KEYS.intake_run) == {b"token": b"one"}
@@ -164,7 +166,9 @@ def test_entry_is_handled_only_by_who_has_the_lease(client: Redis) -> None:
 
 
 def test_released_inbox_leaves_no_mark(client: Redis) -> None:
-    call = leases.acquire_call(KEYS.intake_bell, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts)
+    call = leases.acquire_call(
+        KEYS.intake_wakeup, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
+    )
     scripts.run(client, call)
     inbox.release(client, KEYS, TOKEN, BELL_MS / 1000)
 
@@ -189,20 +193,20 @@ def test_released_outbox_with_more_to_do_counts_as_rung_for(client: Redis) -> No
     fill(client, X)
     release(client)
 
-    assert 0 < client.pttl(PRODUCTION.bell) <= BELL_MS
-    assert leases.to_ring(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.bell)], 5.0, Why.DUE) == []
+    assert 0 < client.pttl(PRODUCTION.wakeup) <= BELL_MS
+    assert leases.to_wake(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.wakeup)], 5.0, Why.DUE) == []
 
 
 def test_released_outbox_with_nothing_to_do_is_not_rung_for(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     release(client, held=True)
-    assert client.exists(PRODUCTION.bell) == 0
+    assert client.exists(PRODUCTION.wakeup) == 0
 
     lease_outbox(client)
     client.delete(PRODUCTION.outbox)
     release(client)
-    assert client.exists(PRODUCTION.bell) == 0
+    assert client.exists(PRODUCTION.wakeup) == 0
 
 
 def test_released_outbox_that_is_empty_leaves_nothing_behind(client: Redis) -> None:
@@ -210,11 +214,11 @@ def test_released_outbox_that_is_empty_leaves_nothing_behind(client: Redis) -> N
     fill(client, X)
     client.zadd(SCHEDULE, {"production": 1, "staging": 2})
     (entry,) = took(client).fresh
-    park(client, entry)
+    defer(client, entry)
     settle(client, delivered=took_due(client), cursor="(9-9")
 
     assert release(client, cursor="(9-9") == 0
-    assert client.exists(*vars_of(PRODUCTION, "outbox", "parked", "due", "attempts", "cursor", "lease", "run")) == 0
+    assert client.exists(*vars_of(PRODUCTION, "outbox", "deferred", "due", "attempts", "cursor", "lease", "run")) == 0
     assert client.zrange(SCHEDULE, 0, -1) == [b"staging"]
 
 
@@ -258,14 +262,14 @@ def test_outbox_released_twice_is_released_once(client: Redis) -> None:
     assert everything(client) == before
 
 
-def test_released_outbox_of_a_held_endpoint_is_scheduled_as_ever_and_not_rung_for(client: Redis) -> None:
-    """The doorman looks at no schedule of a held endpoint."""
+def test_released_outbox_of_a_held_destination_is_scheduled_as_ever_and_not_rung_for(client: Redis) -> None:
+    """The poller looks at no schedule of a held destination."""
     lease_outbox(client)
     fill(client, X)
 
     assert release(client, held=True) == 0
     assert client.zscore(SCHEDULE, "production") <= now_ms(client)
-    assert client.exists(PRODUCTION.bell, PRODUCTION.lease) == 0
+    assert client.exists(PRODUCTION.wakeup, PRODUCTION.lease) == 0
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -273,27 +277,27 @@ def test_released_outbox_whose_retries_wait_is_looked_at_when_the_first_is_due(c
     lease_outbox(client)
     _, two = fill(client, X, Y)
     first, second = took(client).fresh
-    park(client, first, seconds=LONG_SECONDS)
-    park(client, second, seconds=2 * LONG_SECONDS)
+    defer(client, first, seconds=LONG_SECONDS)
+    defer(client, second, seconds=2 * LONG_SECONDS)
     due = client.zscore(PRODUCTION.due, X)
 
     assert release(client, cursor=after(two), held=held) == 0
     assert client.zscore(SCHEDULE, "production") == due
     assert client.get(PRODUCTION.cursor) == after(two).encode()
-    assert client.exists(PRODUCTION.bell) == 0
+    assert client.exists(PRODUCTION.wakeup) == 0
 
 
 def test_released_outbox_of_a_paused_environment_is_looked_at_only_when_it_is_resumed(client: Redis) -> None:
     acquire(client)
     fill(client, X, X, Y)
-    park(client, took(client, fresh=1).fresh[0])
+    defer(client, took(client, fresh=1).fresh[0])
     (retry,) = took_due(client)
     client.hset(PAUSED, "production", 1)
 
     assert release(client, cursor="5-0", unsent=[retry.instance]) == 0
 
     assert client.zscore(SCHEDULE, "production") == float("inf")
-    assert client.exists(PRODUCTION.bell, PRODUCTION.lease, PRODUCTION.run) == 0
+    assert client.exists(PRODUCTION.wakeup, PRODUCTION.lease, PRODUCTION.run) == 0
     assert client.get(PRODUCTION.cursor) == b"5-0"
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is due at once then"
 
@@ -310,7 +314,7 @@ def test_paused_environment_whose_outbox_is_empty_leaves_nothing_behind(client: 
 def test_retry_that_was_taken_and_not_sent_is_due_again(client: Redis) -> None:
     lease_outbox(client)
     (one,) = fill(client, X)
-    park(client, took(client).fresh[0])
+    defer(client, took(client).fresh[0])
     took(client)
     assert client.zscore(PRODUCTION.due, X) > now_ms(client)
 
@@ -319,12 +323,12 @@ def test_retry_that_was_taken_and_not_sent_is_due_again(client: Redis) -> None:
     assert client.zcard(PRODUCTION.due) == 1
 
 
-@pytest.mark.parametrize("also_parked", [False, True])
-def test_entry_before_the_cursor_that_nobody_has_is_found_again(client: Redis, also_parked: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("also_deferred", [False, True])
+def test_entry_before_the_cursor_that_nobody_has_is_found_again(client: Redis, also_deferred: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
-    if also_parked:
+    if also_deferred:
         fill(client, X)
-        park(client, took(client).fresh[0], seconds=LONG_SECONDS)
+        defer(client, took(client).fresh[0], seconds=LONG_SECONDS)
     (lost,) = fill(client, Y)
     client.set(PRODUCTION.cursor, after(lost))
 
@@ -335,35 +339,35 @@ def test_entry_before_the_cursor_that_nobody_has_is_found_again(client: Redis, a
     assert ids_of(took(client).fresh) == [lost]
 
 
-# ring.lua
+# wake.lua
 
 
 def test_rings_coalesce(client: Redis) -> None:
-    staging = KEYS.of_outbox(DEFAULT_ENDPOINT, "staging")
-    drains = [(PRODUCTION.lease, PRODUCTION.bell), (staging.lease, staging.bell)]
+    staging = KEYS.of_outbox(DEFAULT_DESTINATION, "staging")
+    drains = [(PRODUCTION.lease, PRODUCTION.wakeup), (staging.lease, staging.wakeup)]
 
-    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == [0, 1]
-    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == []
-    assert 0 < client.pttl(PRODUCTION.bell) <= 5000
+    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == [0, 1]
+    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == []
+    assert 0 < client.pttl(PRODUCTION.wakeup) <= 5000
 
-    client.delete(PRODUCTION.bell, staging.bell)
+    client.delete(PRODUCTION.wakeup, staging.wakeup)
     client.set(PRODUCTION.lease, "drain")
-    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == [1]
-    assert leases.to_ring(client, KEYS.counts, [], 5.0, Why.DUE) == []
+    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == [1]
+    assert leases.to_wake(client, KEYS.counts, [], 5.0, Why.DUE) == []
 
 
 def test_many_drains_are_rung_for_in_one_call(client: Redis) -> None:
-    drains = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}bell:{number}") for number in range(5000)]
+    drains = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}wakeup:{number}") for number in range(5000)]
 
-    assert leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
+    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
 
 
 def test_lease_and_bell_from_before_the_clock_was_set_back_end_soon(client: Redis) -> None:
-    for key in (PRODUCTION.lease, PRODUCTION.bell):
+    for key in (PRODUCTION.lease, PRODUCTION.wakeup):
         client.set(key, "of a drain that died", px=365 * 86_400_000)
-    assert leases.to_ring(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.bell)], 5.0, Why.DUE) == []
+    assert leases.to_wake(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.wakeup)], 5.0, Why.DUE) == []
     assert 0 < client.pttl(PRODUCTION.lease) <= 5000
-    assert 0 < client.pttl(PRODUCTION.bell) <= 5000
+    assert 0 < client.pttl(PRODUCTION.wakeup) <= 5000
 
     client.set(PRODUCTION.lease, "of a drain that died", px=365 * 86_400_000)
     assert acquire(client, "other") is None
@@ -391,14 +395,14 @@ def test_takeover_is_counted_once_for_each_drain_that_did_not_let_go(client: Red
 
 
 def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) -> None:
-    outboxes = [PRODUCTION, KEYS.of_outbox(DEFAULT_ENDPOINT, "staging")]
-    drains = [(keys.lease, keys.bell) for keys in outboxes]
-    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
-    leases.to_ring(client, KEYS.counts, drains, 5.0, Why.DUE)
-    leases.to_ring(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_bell)], 5.0, Why.WORK)
-    assert counted(client) == {"bell:due": 2, "bell:work": 1}
+    outboxes = [PRODUCTION, KEYS.of_outbox(DEFAULT_DESTINATION, "staging")]
+    drains = [(keys.lease, keys.wakeup) for keys in outboxes]
+    leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE)
+    leases.to_wake(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_wakeup)], 5.0, Why.WORK)
+    assert counted(client) == {"wakeup:due": 2, "wakeup:work": 1}
 
     lease_outbox(client)
     fill(client, X)
     assert release(client) == 1
-    assert counted(client)["bell:work"] == 2
+    assert counted(client)["wakeup:work"] == 2

@@ -18,13 +18,13 @@ from outboxes import (
     acquire,
     counted,
     death,
+    defer,
     everything,
     fill,
     gives_way,
     ids_of,
     lease_outbox,
     now_ms,
-    park,
     put,
     release,
     settle,
@@ -36,7 +36,7 @@ from outboxes import (
 
 from relay.queue import counters
 from relay.queue.attempts import Tally
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
 from relay.queue.state import Accepted, Delivered
 
@@ -74,7 +74,7 @@ def everything_of(client: Redis) -> dict[str, Any]:
         "delivered": [first],
         "superseded": [gives_way(fourth)],
         "dead": [death(third)],
-        "parked": [Parking(tried_again(second), 1.0, ())],
+        "deferred": [Parking(tried_again(second), 1.0, ())],
         "latency": {1: 1},
     }
 
@@ -160,7 +160,7 @@ def test_settle_applied_twice_does_nothing_more(client: Redis, fate: str, with_r
         "nothing else": {},
     }[fate]
     if with_retry:
-        what["parked"] = [Parking(tried_again(second), LONG_SECONDS, (follower,))]
+        what["deferred"] = [Parking(tried_again(second), LONG_SECONDS, (follower,))]
     settle(client, **what)
     before = everything(client)
     due = client.zrange(PRODUCTION.due, 0, -1, withscores=True)
@@ -197,7 +197,7 @@ def test_dead_letter_has_the_event_and_why_and_what_was_tried(client: Redis) -> 
         "status": "503",
         "attempts": "5",
         "first": "1750000000000",
-        "endpoint": "default",
+        "destination": "default",
         "environment": "production",
         "entry": one,
     }
@@ -327,8 +327,8 @@ def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Re
     lease_outbox(client)
     _, two, _ = fill(client, X, X, Y)
     first, second, other = took(client).fresh
-    park(client, first, second)
-    park(client, other, seconds=LONG_SECONDS)
+    defer(client, first, second)
+    defer(client, other, seconds=LONG_SECONDS)
     (head,) = took_due(client)
 
     settle(client, **{fate: [head if fate == "delivered" else death(head)]})
@@ -343,7 +343,7 @@ def test_retries_are_counted(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     first, second = took(client).fresh
-    settle(client, parked=[Parking(tried_again(one), 1.0, ()) for one in (first, second)])
+    settle(client, deferred=[Parking(tried_again(one), 1.0, ()) for one in (first, second)])
 
     assert totals(client) == {"taken": 2, "new": 2, "outbox": 2, "retries": 2}
     assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 2, "retries": 2}
@@ -363,9 +363,9 @@ def test_largest_following_is_parked_whole(client: Redis) -> None:
     lease_outbox(client)
     fill(client, *[X] * 5000)
     first, *followers = took(client, fresh=5000).fresh
-    park(client, first, *followers)
+    defer(client, first, *followers)
 
-    assert client.zcard(PRODUCTION.parked) == 5000
+    assert client.zcard(PRODUCTION.deferred) == 5000
 
 
 def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
@@ -373,22 +373,22 @@ def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
     put(client, {}, {})
     fill(client, "a", "b", "c", "d", "d", "b", "d")
     one, two, three, four, five, six, seven = took(client).fresh
-    park(client, four, five, seven)
+    defer(client, four, five, seven)
     ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
     settle(
         client,
         delivered=[one, six],
         dead=[death(three)],
-        superseded=[gives_way(two), *(Superseded(entry_id, "d", parked=True) for entry_id in superseded)],
-        parked=[Parking(tried_again(latest), 1.0, ())],
+        superseded=[gives_way(two), *(Superseded(entry_id, "d", deferred=True) for entry_id in superseded)],
+        deferred=[Parking(tried_again(latest), 1.0, ())],
     )
-    ledger = counters.read_ledger(client, KEYS)
+    totals = counters.read_counters(client, KEYS)
 
-    assert (ledger.added, ledger.waiting, ledger.retries) == (9, 3, 2)
-    assert (ledger.delivered, ledger.dead, ledger.superseded) == (2, 1, 3)
-    assert ledger.dead_by_reason == {"refused": 1}
-    assert ledger.unaccounted == 0
-    (production,) = counters.read_environments(client, KEYS, DEFAULT_ENDPOINT)
+    assert (totals.added, totals.waiting, totals.retries) == (9, 3, 2)
+    assert (totals.delivered, totals.dead, totals.superseded) == (2, 1, 3)
+    assert totals.dead_by_reason == {"refused": 1}
+    assert totals.unaccounted == 0
+    (production,) = counters.read_environments(client, KEYS, DEFAULT_DESTINATION)
     assert (production.waiting, production.retrying) == (1, 1)
     assert (production.delivered, production.superseded, production.dead) == (2, 3, 1)
 
@@ -419,9 +419,9 @@ def with_one_due(client: Redis) -> tuple[OutboxEntry, list[Superseded]]:
     fill(client, X, X, X, Y)
     one, two, three, other = took(client).fresh
     settle(client, delivered=[other])
-    park(client, one, two, three)
+    defer(client, one, two, three)
     ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
-    return latest, [Superseded(entry_id, X, parked=True) for entry_id in superseded]
+    return latest, [Superseded(entry_id, X, deferred=True) for entry_id in superseded]
 
 
 def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_stays_taken(client: Redis) -> None:
@@ -430,7 +430,7 @@ def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_st
 
     assert settle(client, superseded=superseded) == RECORDED
 
-    assert client.zcard(PRODUCTION.parked) == 1
+    assert client.zcard(PRODUCTION.deferred) == 1
     assert client.exists(PRODUCTION.attempts) == 0, "the latest was never tried"
     assert client.zscore(PRODUCTION.due, X) == taken_until
     assert [entry_id.decode() for entry_id, _ in client.xrange(PRODUCTION.outbox)] == [latest.entry_id]
@@ -451,7 +451,7 @@ def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
         settle(client, superseded=superseded)
         settle(client, **last)
 
-    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+    assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
     assert client.xlen(PRODUCTION.outbox) == 0
 
 
@@ -460,14 +460,14 @@ def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together
     latest, superseded = with_one_due(client)
     retry = Parking(tried_again(latest), 0.0, ())
     if together:
-        settle(client, superseded=superseded, parked=[retry])
+        settle(client, superseded=superseded, deferred=[retry])
     else:
         settle(client, superseded=superseded)
-        settle(client, parked=[retry])
+        settle(client, deferred=[retry])
 
     assert took_due(client) == [tried_again(latest)]
     assert totals(client)["retries"] == 2
-    assert client.zcard(PRODUCTION.parked) == 1
+    assert client.zcard(PRODUCTION.deferred) == 1
 
 
 def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> None:
@@ -475,13 +475,13 @@ def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> N
     fill(client, X, X, X)
     one, two, three = took(client).fresh
 
-    settle(client, superseded=[gives_way(two)], parked=[Parking(tried_again(one), 0.0, (three,))])
+    settle(client, superseded=[gives_way(two)], deferred=[Parking(tried_again(one), 0.0, (three,))])
 
-    assert took_due(client) == [tried_again(one)._replace(parked=True)]
-    assert client.zcard(PRODUCTION.parked) == 2
+    assert took_due(client) == [tried_again(one)._replace(deferred=True)]
+    assert client.zcard(PRODUCTION.deferred) == 2
 
 
-# What is counted beside the ledger
+# What is counted beside the counters
 
 
 def tally(*attempts: tuple[str, str, float]) -> Tally:
@@ -497,11 +497,11 @@ def test_attempts_are_counted_with_what_became_of_their_entries(client: Redis) -
     one, two = took(client).fresh
     attempts = tally(("delivered", "202", 0.004), ("retry", "503", 0.25))
 
-    settle(client, delivered=[one], parked=[Parking(tried_again(two), 0.0, ())], attempts=attempts, latency_ms=39.6)
+    settle(client, delivered=[one], deferred=[Parking(tried_again(two), 0.0, ())], attempts=attempts, latency_ms=39.6)
     assert counted(client).items() >= {**attempts.counts(), "latency_ms": 40}.items()
 
     again = Parking(tried_again(tried_again(two)), 0.0, ())
-    settle(client, parked=[again], attempts=tally(("retry", "503", 9.0)))
+    settle(client, deferred=[again], attempts=tally(("retry", "503", 9.0)))
     assert counted(client)["attempt:retry:503"] == 2
     assert counted(client)["duration_us:retry"] == 9_250_000
     assert not counted(client, PRODUCTION.counts).keys() & attempts.counts().keys(), (
@@ -517,7 +517,7 @@ def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis
     retry = Parking(tried_again(two), 0.0, ())
     for what in (
         {"delivered": [one], "attempts": tally(("delivered", "202", 0.004))},
-        {"parked": [retry], "attempts": tally(("retry", "503", 0.25))},
+        {"deferred": [retry], "attempts": tally(("retry", "503", 0.25))},
     ):
         settle(client, **what)
         before = everything(client)
@@ -531,7 +531,7 @@ def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(cl
     first, second = took(client).fresh
     client.xdel(PRODUCTION.outbox, one)
 
-    what = {"delivered": [first], "parked": [Parking(tried_again(second), 0.0, ())], "latency": {3: 1}}
+    what = {"delivered": [first], "deferred": [Parking(tried_again(second), 0.0, ())], "latency": {3: 1}}
     assert settle(client, **what) == RECORDED
     assert settle(client, **what) == RECORDED, "twice is once"
 
@@ -541,7 +541,7 @@ def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(cl
     assert client.exists(KEYS.latency) == 0
 
 
-@pytest.mark.parametrize("fate", ["delivered", "dead", "parked"])
+@pytest.mark.parametrize("fate", ["delivered", "dead", "deferred"])
 def test_settled_entry_is_no_longer_the_one_in_hand_alone(client: Redis, fate: str) -> None:
     """The next death of its drain is another entry's."""
     lease_outbox(client)
@@ -549,7 +549,7 @@ def test_settled_entry_is_no_longer_the_one_in_hand_alone(client: Redis, fate: s
     (entry,) = took(client).fresh
     client.hset(PRODUCTION.run, mapping={"entry": entry.entry_id, "deaths": 1})
 
-    what = {"delivered": entry, "dead": death(entry), "parked": Parking(tried_again(entry), 0.0, ())}
+    what = {"delivered": entry, "dead": death(entry), "deferred": Parking(tried_again(entry), 0.0, ())}
     settle(client, **{fate: [what[fate]]})
 
     assert client.hmget(PRODUCTION.run, "entry", "deaths") == [None, None]
@@ -575,7 +575,7 @@ def test_deliveries_are_counted_in_the_index_of_environments(client: Redis) -> N
     settle(client, delivered=[first, second])
     settle(client, dead=[death(third)])
 
-    index = KEYS.environments(DEFAULT_ENDPOINT)
+    index = KEYS.environments(DEFAULT_DESTINATION)
     assert client.zrange(index, 0, -1, withscores=True) == [(b"production", 2.0)]
 
 

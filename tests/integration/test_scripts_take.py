@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from outboxes import (
-    ENDPOINT,
+    DESTINATION,
     KEYS,
     LEASE_MS,
     LONG_SECONDS,
@@ -16,12 +16,12 @@ from outboxes import (
     X,
     Y,
     acquire,
+    defer,
     everything,
     fill,
     ids_of,
     lease_outbox,
     now_ms,
-    park,
     settle,
     take,
     took,
@@ -30,7 +30,7 @@ from outboxes import (
 )
 
 from relay.queue import health
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
 
 if TYPE_CHECKING:
@@ -118,20 +118,20 @@ def test_fresh_entry_whose_instance_waits_for_a_retry_is_parked_behind_it(client
     lease_outbox(client)
     one, two = fill(client, X, X)
     first, second = took(client).fresh
-    park(client, first, second, seconds=LONG_SECONDS)
+    defer(client, first, second, seconds=LONG_SECONDS)
     three, four = fill(client, X, Y)
 
     found = took(client, cursor=after(two))
 
     assert ids_of(found.fresh) == [four]
     assert found.cursor == after(four)
-    assert client.zcard(PRODUCTION.parked) == 3
+    assert client.zcard(PRODUCTION.deferred) == 3
     client.zadd(PRODUCTION.due, {X: 0})
     for expected in (one, two, three):
         (head,) = took_due(client)
         assert head.entry_id == expected
         settle(client, delivered=[head])
-    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+    assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
 
 
 def test_parked_order_is_that_of_the_stream_however_long_the_ids_are(client: Redis) -> None:
@@ -141,7 +141,7 @@ def test_parked_order_is_that_of_the_stream_however_long_the_ids_are(client: Red
     for entry_id in ids:
         client.xadd(PRODUCTION.outbox, fields, id=entry_id)
     first, *followers = took(client).fresh
-    park(client, first, *reversed(followers))
+    defer(client, first, *reversed(followers))
 
     for expected in ids:
         (head,) = took_due(client)
@@ -154,7 +154,7 @@ def test_instances_that_start_alike_are_parked_apart(client: Redis) -> None:
     names = ["a", "a b", "ab", "a\x0b", "é"]
     ids = fill(client, *names)
     for entry in took(client).fresh:
-        park(client, entry)
+        defer(client, entry)
     due = took_due(client)
 
     assert {entry.instance: entry.entry_id for entry in due} == dict(zip(names, ids, strict=True))
@@ -164,10 +164,10 @@ def test_due_instance_is_marked_as_taken_for_a_lease(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     (entry,) = took(client).fresh
-    park(client, entry)
+    defer(client, entry)
 
     (due,) = took_due(client)
-    assert due == tried_again(entry)._replace(parked=True)
+    assert due == tried_again(entry)._replace(deferred=True)
     assert client.zscore(PRODUCTION.due, X) == pytest.approx(now_ms(client) + LEASE_MS, abs=1000)
     assert took(client).due == []
 
@@ -176,7 +176,7 @@ def test_instance_is_not_due_before_its_pause_is_over(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     (entry,) = took(client).fresh
-    park(client, entry, seconds=LONG_SECONDS)
+    defer(client, entry, seconds=LONG_SECONDS)
 
     assert took(client).due == []
     assert client.zscore(PRODUCTION.due, X) == pytest.approx(now_ms(client) + LONG_SECONDS * 1000, abs=1000)
@@ -186,7 +186,7 @@ def test_instance_whose_retry_is_from_before_the_clock_was_set_back_is_due(clien
     lease_outbox(client)
     fill(client, X)
     (entry,) = took(client).fresh
-    park(client, entry, seconds=3600)
+    defer(client, entry, seconds=3600)
     assert [each.entry.entry_id for each in took(client).due] == [entry.entry_id]
 
 
@@ -195,7 +195,7 @@ def test_trials_are_kept_from_retry_to_retry(client: Redis) -> None:
     fill(client, X)
     (entry,) = took(client).fresh
     for attempts in (1, 2, 3):
-        park(client, entry)
+        defer(client, entry)
         (entry,) = took_due(client)
         assert entry.trials == Trials(attempts=attempts, answers=attempts, first=7)
         client.zadd(PRODUCTION.due, {X: 0})
@@ -205,7 +205,7 @@ def test_no_more_due_instances_are_taken_than_wanted(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     for entry in took(client).fresh:
-        park(client, entry)
+        defer(client, entry)
 
     assert len(took(client, due=1).due) == 1
     assert len(took(client, due=5).due) == 1
@@ -215,18 +215,18 @@ def test_all_of_an_entrys_trials_are_kept(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     trials = Trials(attempts=2, answers=9, first=1_750_000_000_000, forbidden=1, successes=12_345_678)
-    settle(client, parked=[Parking(took(client).fresh[0]._replace(trials=trials), 0.0, ())])
+    settle(client, deferred=[Parking(took(client).fresh[0]._replace(trials=trials), 0.0, ())])
 
     (due,) = took_due(client)
     assert due.trials == trials
 
 
-def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
+def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
-    park(client, took(client, fresh=1).fresh[0])
-    client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
-    hold = health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=50, reason="rate_limited")
+    defer(client, took(client, fresh=1).fresh[0])
+    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
+    hold = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="rate_limited")
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
 
     found = took(client)
@@ -243,8 +243,8 @@ def test_nothing_is_taken_while_the_endpoint_is_held(client: Redis) -> None:
 def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=0, reason="circuit_open")
-    client.hset(ENDPOINT, "openings", 1)
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=0, reason="circuit_open")
+    client.hset(DESTINATION, "openings", 1)
     found = took(client)
 
     assert (len(found.fresh), found.health.hold(found.now), found.health.openings) == (1, None, 1)
@@ -253,70 +253,70 @@ def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
 def test_nothing_is_taken_of_a_paused_environment(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, X, Y)
-    park(client, took(client, fresh=1).fresh[0])
+    defer(client, took(client, fresh=1).fresh[0])
     client.hset(PAUSED, "staging", 1)
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
     assert not took(client, fresh=0, due=0).paused, "another is paused"
 
     client.hset(PAUSED, "production", 1)
-    parked = client.zcard(PRODUCTION.parked)
+    deferred = client.zcard(PRODUCTION.deferred)
     found = took(client)
 
     assert (found.fresh, found.due, found.cursor, found.paused) == ([], [], None, True)
     assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
-    assert client.zcard(PRODUCTION.parked) == parked
+    assert client.zcard(PRODUCTION.deferred) == deferred
 
 
 def test_parked_entry_that_was_deleted_by_hand_makes_way_for_the_next(client: Redis) -> None:
     lease_outbox(client)
     one, two = fill(client, X, X)
     first, second = took(client).fresh
-    park(client, first, second)
+    defer(client, first, second)
     client.xdel(PRODUCTION.outbox, one)
 
     (due,) = took_due(client)
     assert (due.entry_id, due.trials) == (two, NO_TRIALS)
 
     settle(client, delivered=[due])
-    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+    assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
 
 
 def test_instance_whose_parked_entries_were_all_deleted_by_hand_is_forgotten(client: Redis) -> None:
     lease_outbox(client)
     (one,) = fill(client, X)
-    park(client, took(client).fresh[0])
+    defer(client, took(client).fresh[0])
     client.xdel(PRODUCTION.outbox, one)
     took(client)
     took(client)
 
-    assert client.exists(PRODUCTION.parked, PRODUCTION.due, PRODUCTION.attempts) == 0
+    assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
 
 
 # Only the latest of an instance
 
 
-def parked_three(client: Redis) -> list[OutboxEntry]:
+def deferred_three(client: Redis) -> list[OutboxEntry]:
     """Park three entries of X, the first of them tried, and return them."""
     lease_outbox(client)
     fill(client, X, X, Y, X)
     one, two, other, three = took(client).fresh
     settle(client, delivered=[other])
-    park(client, one, two, three)
-    return [entry._replace(parked=True) for entry in (one, two, three)]
+    defer(client, one, two, three)
+    return [entry._replace(deferred=True) for entry in (one, two, three)]
 
 
 def test_latest_of_an_instance_is_due_untried_and_supersedes_the_others(client: Redis) -> None:
-    one, two, three = parked_three(client)
+    one, two, three = deferred_three(client)
 
     found = took(client, fresh=0, latest_only=True)
 
     assert found.due == [Due(three, [one.entry_id, two.entry_id])]
-    assert client.zcard(PRODUCTION.parked) == 3, "nothing is superseded before it is settled"
+    assert client.zcard(PRODUCTION.deferred) == 3, "nothing is superseded before it is settled"
 
 
 def test_every_entry_of_an_instance_is_due_in_turn_unless_only_the_latest_counts(client: Redis) -> None:
-    one, _, _ = parked_three(client)
+    one, _, _ = deferred_three(client)
 
     assert took(client, fresh=0).due == [Due(tried_again(one), [])]
 
@@ -325,13 +325,13 @@ def test_latest_of_an_instance_that_is_its_only_one_keeps_its_trials(client: Red
     lease_outbox(client)
     fill(client, X)
     (entry,) = took(client).fresh
-    park(client, entry)
+    defer(client, entry)
 
-    assert took(client, latest_only=True).due == [Due(tried_again(entry)._replace(parked=True), [])]
+    assert took(client, latest_only=True).due == [Due(tried_again(entry)._replace(deferred=True), [])]
 
 
 def test_latest_of_an_instance_is_among_what_is_there_still(client: Redis) -> None:
-    one, two, three = parked_three(client)
+    one, two, three = deferred_three(client)
     client.xdel(PRODUCTION.outbox, two.entry_id, three.entry_id)
 
     assert took(client, fresh=0, latest_only=True).due == [Due(tried_again(one), [])]
@@ -348,12 +348,12 @@ def test_latest_of_very_many_parked_entries_is_found_in_steps(client: Redis) -> 
     lease_outbox(client)
     ids = fill(client, *[X] * 1500)
     first, *followers = took(client, fresh=1500).fresh
-    park(client, first, *followers)
+    defer(client, first, *followers)
 
     (found,) = took(client, fresh=0, latest_only=True).due
     assert list(found.superseded) == ids[: len(found.superseded)]
     assert found.entry.entry_id == ids[len(found.superseded)]
-    behind = [Superseded(entry_id, X, parked=True) for entry_id in found.superseded]
+    behind = [Superseded(entry_id, X, deferred=True) for entry_id in found.superseded]
     settle(client, delivered=[found.entry], superseded=behind)
     (rest,) = took(client, fresh=0, latest_only=True).due
 

@@ -15,7 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from relay.metrics.exporter import Exporter
 from relay.queue import epoch, forgetting, health, metrics_snapshot, scripts
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.metrics_snapshot import Snapshot, Waiting
 from relay.settings import Settings
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from relay.processes.embedded_redis import EmbeddedRedis
 
-INDEX = KEYS.environments(DEFAULT_ENDPOINT)
-SCHEDULE = KEYS.schedule(DEFAULT_ENDPOINT)
+INDEX = KEYS.environments(DEFAULT_DESTINATION)
+SCHEDULE = KEYS.schedule(DEFAULT_DESTINATION)
 
 
 def read(client: Redis, environments: int = 50) -> Snapshot:
-    return metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=environments)
+    return metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=environments)
 
 
 def deliver(client: Redis, environment: str, number: int = 1) -> None:
@@ -42,7 +42,7 @@ def deliver(client: Redis, environment: str, number: int = 1) -> None:
 
 def wait_in(client: Redis, environment: str, number: int) -> list[str]:
     """Let so many events wait in an environment's outbox, as accept.lua does; return their ids."""
-    ids = fill(client, *["x"] * number, keys=KEYS.of_outbox(DEFAULT_ENDPOINT, environment))
+    ids = fill(client, *["x"] * number, keys=KEYS.of_outbox(DEFAULT_DESTINATION, environment))
     client.zadd(SCHEDULE, {environment: 1})
     client.zadd(INDEX, {environment: 0}, nx=True)
     return ids
@@ -82,7 +82,7 @@ def test_sum_of_the_rest_never_falls_whoever_overtakes_whom(client: Redis) -> No
         deliver(client, dice.choice(names), dice.randrange(1, 9))
         found = read(client, environments=3)
         assert found.delivered_elsewhere >= before
-        assert found.delivered_elsewhere + sum(found.delivered.values()) == found.ledger.delivered
+        assert found.delivered_elsewhere + sum(found.delivered.values()) == found.counters.delivered
         assert "other" not in found.delivered
         before = found.delivered_elsewhere
     assert before > 0
@@ -91,14 +91,14 @@ def test_sum_of_the_rest_never_falls_whoever_overtakes_whom(client: Redis) -> No
 def test_sum_of_the_rest_takes_in_what_a_forgotten_environment_delivered(client: Redis) -> None:
     for name, number in {"a": 5, "b": 9, "c": 1, "d": 7}.items():
         deliver(client, name, number)
-        client.hset(KEYS.of_outbox(DEFAULT_ENDPOINT, name).counts, "seen", 1)
+        client.hset(KEYS.of_outbox(DEFAULT_DESTINATION, name).counts, "seen", 1)
 
     rest = []
     for name in "cbda":
-        assert forgetting.forget_environment(client, KEYS, KEYS.of_outbox(DEFAULT_ENDPOINT, name), 2)
+        assert forgetting.forget_environment(client, KEYS, KEYS.of_outbox(DEFAULT_DESTINATION, name), 2)
         found = read(client, environments=2)
         assert name not in found.delivered
-        assert found.delivered_elsewhere + sum(found.delivered.values()) == found.ledger.delivered == 22
+        assert found.delivered_elsewhere + sum(found.delivered.values()) == found.counters.delivered == 22
         rest.append(found.delivered_elsewhere)
     assert rest == [6, 10, 17, 22], "it rises when one with a name goes, and never falls"
 
@@ -110,7 +110,7 @@ def test_what_waits_adds_up_to_the_ledgers_whichever_environments_have_a_name(cl
     for environments in (1, 2, 3, 4, 50):
         found = read(client, environments)
         named = sum(waiting.events for waiting in found.outboxes.values())
-        assert named + found.outboxes_elsewhere.events + found.inbox.events == found.ledger.waiting == 12
+        assert named + found.outboxes_elsewhere.events + found.inbox.events == found.counters.waiting == 12
         assert len(found.outboxes) == min(environments, 4)
 
     found = read(client, environments=2)
@@ -158,18 +158,20 @@ def test_newest_is_told_though_nothing_waits_any_more(client: Redis) -> None:
     assert found.inbox == Waiting(0, None)
 
 
-def test_held_endpoint_is_told_with_why_and_for_how_long(client: Redis) -> None:
-    health.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=60, reason="rate_limited")
-    found = read(client).endpoints["default"]
+def test_held_destination_is_told_with_why_and_for_how_long(client: Redis) -> None:
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=60, reason="rate_limited")
+    found = read(client).destinations["default"]
     assert (found.held, found.held_ms, found.retry_after_ms) == ("rate_limited", {"rate_limited": 60_000}, 60_000)
 
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), mapping={"openings": 1, "circuit": "unauthorized"})
-    assert read(client).endpoints["default"].held == "unauthorized", "why its circuit is open, as relay status has it"
-    client.hset(KEYS.endpoint(DEFAULT_ENDPOINT), "until", 1)
-    assert read(client).endpoints["default"].held == "unauthorized", "its circuit is open between two probes"
+    client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 1, "circuit": "unauthorized"})
+    assert read(client).destinations["default"].held == "unauthorized", (
+        "why its circuit is open, as relay status has it"
+    )
+    client.hset(KEYS.destination(DEFAULT_DESTINATION), "until", 1)
+    assert read(client).destinations["default"].held == "unauthorized", "its circuit is open between two probes"
 
-    client.hdel(KEYS.endpoint(DEFAULT_ENDPOINT), "circuit", "openings")
-    assert read(client).endpoints["default"].held == ""
+    client.hdel(KEYS.destination(DEFAULT_DESTINATION), "circuit", "openings")
+    assert read(client).destinations["default"].held == ""
 
 
 def test_workers_are_told_with_their_last_sign_of_life(client: Redis) -> None:
@@ -207,7 +209,7 @@ def test_scrape_is_a_few_round_trips_however_many_environments_there_are(client:
     for number in range(10_000):
         pipeline.zincrby(INDEX, number, f"env-{number}")
         if number % 5 == 0:
-            pipeline.xadd(KEYS.of_outbox(DEFAULT_ENDPOINT, f"env-{number}").outbox, {"event": "{}"})
+            pipeline.xadd(KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}").outbox, {"event": "{}"})
             pipeline.zadd(SCHEDULE, {f"env-{number}": 1})
     pipeline.hset(KEYS.counts, mapping={"outbox": 2000, "delivered": sum(range(10_000))})
     pipeline.execute()

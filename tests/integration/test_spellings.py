@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import KEYS, TOKEN, dead_letters, delivered_images, drained, image_of, running
 
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,12 +50,12 @@ def test_mark_before_an_event_is_skipped_and_times_are_understood(
     images = [image_of("app", time) for time in times]
     for image, time in zip(images, times, strict=True):
         client.xadd(KEYS.inbox, {"event": b"\xef\xbb\xbf" + event(image), "time": time})
-    drain_inbox(runtime)
+    run_intake(runtime)
     drained(runtime)
     assert delivered_images(api) == images
     client.xadd(KEYS.inbox, {"event": event(image_of("app", "older")), "time": "2025-01-31 13:00:03 +0100"})
-    drain_inbox(runtime)
-    assert not client.xlen(KEYS.of_outbox(DEFAULT_ENDPOINT, "production").outbox)
+    run_intake(runtime)
+    assert not client.xlen(KEYS.of_outbox(DEFAULT_DESTINATION, "production").outbox)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_mark_before_an_event_is_skipped_and_times_are_understood(
 )
 def test_dead_letter_says_what_is_wrong(runtime: Runtime, client: Redis, content: bytes, detail: str) -> None:
     client.xadd(KEYS.inbox, {"event": content})
-    drain_inbox(runtime)
+    run_intake(runtime)
     (letter,) = dead_letters(client)
     assert letter["reason"] == "invalid"
     assert detail in letter["detail"]

@@ -12,9 +12,9 @@ from drains import (
     PRODUCTION,
     REPOSITORY,
     TOKEN,
+    counters_of,
     delivered_digests,
     digest,
-    ledger_of,
     make_runtime_for,
     report,
 )
@@ -26,14 +26,14 @@ from relay.operations.doctor import deliveries
 from relay.queue import metrics_snapshot, overview
 from relay.queue.dead_letters import walk
 from relay.queue.inventory import read as read_inventory
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
-from workers.delivery.run import drain_outboxes
+from workers.delivery.run import run_delivery
 from workers.intake import run as intake
-from workers.intake.run import drain_inbox
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +65,8 @@ def at(clock: str) -> dict[str, str]:
 
 
 def work(runtime: Runtime) -> None:
-    drain_inbox(runtime)
-    drain_outboxes(runtime, ["production"])
+    run_intake(runtime)
+    run_delivery(runtime, ["production"])
 
 
 def told(runtime: Runtime, version: str, **fields: str) -> None:
@@ -99,7 +99,7 @@ def test_an_event_without_a_time_carries_the_newest_known_past_a_death(runtime: 
     refused(runtime, api, "c")
     told(runtime, "yesterday", time="2026-05-31T12:00:00Z")
     assert delivered_digests(api) == digests("a", "b")
-    assert ledger_of(runtime.client).stale == 1
+    assert counters_of(runtime.client).stale == 1
 
 
 @pytest.mark.parametrize("deaths", [1, 3])
@@ -112,7 +112,7 @@ def test_however_many_die_and_are_redriven_the_guard_stays(runtime: Runtime, api
     redrive(runtime)
     api.faults = []
     told(runtime, "o", **at("07:59"))
-    assert ledger_of(runtime.client).stale == deaths, "the older letters of several, and the late report"
+    assert counters_of(runtime.client).stale == deaths, "the older letters of several, and the late report"
     assert digest("o") not in delivered_digests(api)
 
 
@@ -121,7 +121,7 @@ def test_a_superseded_event_leaves_its_time(redis_server: EmbeddedRedis, client:
     try:
         report(client, "a", **at("08:00"))
         told(runtime, "b")
-        assert ledger_of(client).superseded == 1
+        assert counters_of(client).superseded == 1
         refused(runtime, api, "c")
         told(runtime, "o", **at("07:00"))
         assert delivered_digests(api) == digests("b")
@@ -133,7 +133,7 @@ def test_a_resync_leaves_the_newest_time(runtime: Runtime, api: Sandbox) -> None
     told(runtime, "a", **at("08:00"))
     told(runtime, "b")
     next_millisecond(runtime.client)
-    list(resync_all(runtime.client, KEYS, DEFAULT_ENDPOINT, "production", max_backlog=100, memory_watermark=1.0))
+    list(resync_all(runtime.client, KEYS, DEFAULT_DESTINATION, "production", max_backlog=100, memory_watermark=1.0))
     work(runtime)
     refused(runtime, api, "c")
     told(runtime, "o", **at("07:00"))
@@ -156,13 +156,13 @@ def test_a_time_that_only_a_repeat_told_stays_when_the_event_that_it_repeated_di
     for version in first:
         told(runtime, version, **at("08:00"))
     report(runtime.client, "b", **own)
-    drain_inbox(runtime)
+    run_intake(runtime)
     report(runtime.client, "b", **at("11:00"))
-    drain_inbox(runtime)
+    run_intake(runtime)
     api.faults = REFUSES
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     api.faults = []
-    page = read_inventory(runtime.client, KEYS, DEFAULT_ENDPOINT, "production")
+    page = read_inventory(runtime.client, KEYS, DEFAULT_DESTINATION, "production")
     assert [each.digest for each in page.running] == digests(*first)
     told(runtime, "o", **at("10:00"))
     assert delivered_digests(api) == digests(*first), "older than a report that is done"
@@ -170,7 +170,7 @@ def test_a_time_that_only_a_repeat_told_stays_when_the_event_that_it_repeated_di
     assert delivered_digests(api) == digests(*first, "b"), "its letter is as new as its newest report"
     told(runtime, "p", **at("12:00"))
     assert delivered_digests(api) == digests(*first, "b", "p")
-    assert ledger_of(runtime.client).unaccounted == 0
+    assert counters_of(runtime.client).unaccounted == 0
 
 
 def test_the_time_of_an_event_that_died_goes_with_it(runtime: Runtime, api: Sandbox) -> None:
@@ -189,7 +189,7 @@ def test_a_digest_that_dies_when_it_is_reasserted_is_known_to_have_run(
         told(runtime, "a", **at("08:00"))
         next_millisecond(client)
         refused(runtime, api, "a", **at("10:00"))
-        assert ledger_of(client).dead == 1
+        assert counters_of(client).dead == 1
         told(runtime, "o", **at("09:00"))
         assert delivered_digests(api) == digests("a")
     finally:
@@ -209,11 +209,11 @@ def test_an_entry_that_an_older_version_accepted_sets_no_time_back(runtime: Runt
     client = runtime.client
     told(runtime, "a", **at("08:00"))
     report(client, "b")
-    drain_inbox(runtime)
+    run_intake(runtime)
     [(entry_id, fields)] = client.xrange(PRODUCTION.outbox)
     client.xdel(PRODUCTION.outbox, entry_id)
     client.xadd(PRODUCTION.outbox, {name: value for name, value in fields.items() if name != b"newest"})
-    drain_outboxes(runtime, ["production"])
+    run_delivery(runtime, ["production"])
     refused(runtime, api, "c")
     told(runtime, "o", **at("07:00"))
     assert delivered_digests(api) == digests("a", "b")
@@ -238,7 +238,7 @@ def test_a_clock_that_is_ahead_makes_no_later_report_stale(
     told(runtime, "yesterday", time=iso(client, -86_400))
     told(runtime, "d")
     assert delivered_digests(api) == digests("a", "b", "c", "d")
-    assert ledger_of(client).stale == 1
+    assert counters_of(client).stale == 1
 
 
 def test_a_clock_that_is_ahead_is_counted_and_named(
@@ -249,13 +249,13 @@ def test_a_clock_that_is_ahead_is_counted_and_named(
     for version in ("a", "b", "c"):
         told(runtime, version, time=iso(client, 86_400), source="east")
     told(runtime, "d", time=iso(client, 60), source="a little ahead")
-    seen = overview.read(client, KEYS, DEFAULT_ENDPOINT, runtime.settings.queue)
+    seen = overview.read(client, KEYS, DEFAULT_DESTINATION, runtime.settings.queue)
     [finding] = [each for each in diagnose(seen) if each.cause is Cause.CLOCK_AHEAD]
     assert "source east is 24 h ahead" in finding.what
     assert "production" in finding.what
     assert "3 such in all" in finding.what
     assert [each.grade for each in deliveries.judge(seen) if each.check == "deliveries.clock_ahead"] == ["warning"]
-    assert metrics_snapshot.read(client, KEYS, DEFAULT_ENDPOINT, environments=5).clocks_ahead == 3
+    assert metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=5).clocks_ahead == 3
     assert len([line for line in caplog.text.splitlines() if "ahead of Redis's clock" in line]) == 1
     assert 0 < client.ttl(KEYS.clock_ahead) <= 86_400
 

@@ -11,9 +11,9 @@ from drains import (
     REPOSITORY,
     TOKEN,
     Longest,
+    counters_of,
     deliver_until,
     digest,
-    ledger_of,
     make_runtime_for,
     report,
     report_many,
@@ -21,11 +21,11 @@ from drains import (
 )
 
 from relay.cli.trace import timeline
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.lookup import Looked, Place, Trace, trace
 from relay.sandbox import Sandbox
-from workers.delivery.run import drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import run_delivery
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 def follow(client: Redis, event_id: str = "job-1", **how: object) -> Trace:
-    return trace(client, KEYS, DEFAULT_ENDPOINT, event_id, **how)  # type: ignore[arg-type]
+    return trace(client, KEYS, DEFAULT_DESTINATION, event_id, **how)  # type: ignore[arg-type]
 
 
 def places(found: Trace) -> list[Place]:
@@ -66,19 +66,19 @@ def test_an_event_is_followed_from_the_inbox_to_the_api(runtime: Runtime, client
     assert places(follow(client)) == [Place.INBOX]
     assert "waits there to be taken in" in said(follow(client))
 
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert places(follow(client)) == [Place.OUTBOX, Place.CURRENT]
     assert f"for {REPOSITORY} linux/amd64 in production" in said(follow(client))
     assert "not tried yet" in said(follow(client))
     assert "was delivered" not in said(follow(client))
 
-    deliver_until(runtime, lambda: ledger_of(client).delivered == 1)
+    deliver_until(runtime, lambda: counters_of(client).delivered == 1)
     found = follow(client)
     assert places(found) == [Place.CURRENT]
     assert said(found).endswith(f"{digest('a')}\nwas delivered")
 
     report(client, "b", id="job-2")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert places(follow(client)) == [Place.EARLIER]
     assert "before others that were accepted since" in said(follow(client))
 
@@ -87,8 +87,8 @@ def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, cli
     api.faults = [{"kind": "status", "status": 503}]
     report(client, "a", id="job-1")
     with running(redis_server, api, delivery={"backoff_initial": "1h", "backoff_max": "1h"}) as runtime:
-        drain_inbox(runtime)
-        drain_outboxes(replace(runtime, random=Longest()), ["production"])
+        run_intake(runtime)
+        run_delivery(replace(runtime, random=Longest()), ["production"])
     found = follow(client)
     assert found.sightings[0].attempts == 1
     assert found.sightings[0].due is not None
@@ -98,8 +98,8 @@ def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, cli
 def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     report(client, "a", id="job-1")
-    drain_inbox(runtime)
-    deliver_until(runtime, lambda: ledger_of(client).dead == 1)
+    run_intake(runtime)
+    deliver_until(runtime, lambda: counters_of(client).dead == 1)
     found = follow(client)
     assert places(found) == [Place.DEAD]
     assert found.sightings[0].letter in said(found)
@@ -110,7 +110,7 @@ def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Red
     report(client, "a", id="job-1")
     report(client, "a", id="job-2", receipt="1")
     report(client, "a", id="job-3")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert said(follow(client, "job-2")) == "duplicate, says its receipt"
     assert follow(client, "job-3").sightings == []
 
@@ -118,19 +118,19 @@ def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Red
 def test_an_event_without_an_id_goes_by_its_entrys(runtime: Runtime, client: Redis) -> None:
     entry = report(client, "a")
     assert places(follow(client, entry)) == [Place.INBOX]
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert places(follow(client, entry)) == [Place.OUTBOX, Place.CURRENT]
 
 
 def test_a_part_of_an_id_is_not_the_id(runtime: Runtime, client: Redis) -> None:
     report(client, "a", id="job-10")
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert follow(client).sightings == []
 
 
 def test_a_search_says_how_far_it_looked(runtime: Runtime, client: Redis) -> None:
     report_many(client, 30)
-    drain_inbox(runtime)
+    run_intake(runtime)
     report_many(client, 20)
     found = follow(client, look_at=10)
     assert found.sightings == []

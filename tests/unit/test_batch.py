@@ -30,8 +30,8 @@ KEYS = Keys().of_outbox("default", "production")
 X, Y, Z = "x", "y", "z"
 
 
-def entry(number: int, instance: str = X, *, trials: Trials = NO_TRIALS, parked: bool = False) -> OutboxEntry:
-    return OutboxEntry(f"{number}-0", b"{}", f"e{number}", instance, f"sha256:{number}", "", number, trials, parked)
+def entry(number: int, instance: str = X, *, trials: Trials = NO_TRIALS, deferred: bool = False) -> OutboxEntry:
+    return OutboxEntry(f"{number}-0", b"{}", f"e{number}", instance, f"sha256:{number}", "", number, trials, deferred)
 
 
 def tried(times: int) -> Trials:
@@ -125,11 +125,11 @@ def test_instance_that_is_done_starts_afresh() -> None:
 def test_retry_parks_the_followers_behind_it_in_order() -> None:
     batch = batch_of(entry(1, X), entry(2, X), entry(3, Y), entry(4, X))
     first, _ = sent(batch)
-    batch.park(first, 2.5)
+    batch.defer(first, 2.5)
 
     settlement = settle(batch)
 
-    assert settlement.parked == [Parking(first, 2.5, (entry(2, X), entry(4, X)))]
+    assert settlement.deferred == [Parking(first, 2.5, (entry(2, X), entry(4, X)))]
     assert not batch.is_ready
     assert batch.in_hand == 1
 
@@ -137,28 +137,28 @@ def test_retry_parks_the_followers_behind_it_in_order() -> None:
 def test_nothing_overtakes_a_retry_that_is_noted_and_not_yet_settled() -> None:
     """Redis does not know of the retry yet, so a take in between brings the next one as fresh."""
     batch = batch_of(entry(1))
-    batch.park(sent(batch)[0], 1.0)
+    batch.defer(sent(batch)[0], 1.0)
     batch.add(taken(entry(2)))
 
     assert sent(batch) == []
 
 
 def test_retry_that_is_due_goes_again_and_parks_no_followers() -> None:
-    due = entry(1, trials=tried(3), parked=True)
+    due = entry(1, trials=tried(3), deferred=True)
     batch = batch_of(due=(due,))
     assert batch.due_in_hand == [X]
     assert sent(batch) == [due]
 
-    batch.park(due, 4.0)
+    batch.defer(due, 4.0)
 
-    assert settle(batch).parked == [Parking(due, 4.0, ())]
+    assert settle(batch).deferred == [Parking(due, 4.0, ())]
     assert batch.due_in_hand == []
     assert batch.in_hand == 0
 
 
 @pytest.mark.parametrize("fate", ["delivered", "dead"])
 def test_due_entry_is_in_hand_until_it_is_settled(fate: str) -> None:
-    due = entry(1, trials=tried(1), parked=True)
+    due = entry(1, trials=tried(1), deferred=True)
     batch = batch_of(due=(due,))
     sent(batch)
     if fate == "delivered":
@@ -175,7 +175,7 @@ def test_due_entry_is_in_hand_until_it_is_settled(fate: str) -> None:
 
 def test_due_entry_that_is_in_hand_is_not_sent_twice() -> None:
     """It is marked as taken for one lease only; a drain that is at it for longer is given it again."""
-    due = entry(1, trials=tried(1), parked=True)
+    due = entry(1, trials=tried(1), deferred=True)
     batch = batch_of(due=(due,))
     batch.add(taken(due=(due,)))
 
@@ -186,13 +186,13 @@ def test_due_entry_that_is_in_hand_is_not_sent_twice() -> None:
 
 
 def superseded(*entries: OutboxEntry) -> list[Superseded]:
-    return [Superseded(one.entry_id, one.instance, one.parked) for one in entries]
+    return [Superseded(one.entry_id, one.instance, one.deferred) for one in entries]
 
 
 def test_every_event_is_sent_unless_only_the_latest_counts() -> None:
-    batch = batch_of(entry(1), entry(2), due=(entry(3, Y, parked=True),))
+    batch = batch_of(entry(1), entry(2), due=(entry(3, Y, deferred=True),))
 
-    assert sent(batch) == [entry(3, Y, parked=True), entry(1)]
+    assert sent(batch) == [entry(3, Y, deferred=True), entry(1)]
     assert settle(batch).superseded == []
 
 
@@ -237,39 +237,39 @@ def test_a_retry_parks_the_one_that_will_replace_it_behind_it() -> None:
     batch = batch_of(entry(1), latest_only=True)
     (first,) = sent(batch)
     batch.add(taken(entry(2), entry(3)))
-    batch.park(first, 1.0)
+    batch.defer(first, 1.0)
     settlement = settle(batch)
 
-    assert settlement.parked == [Parking(first, 1.0, (entry(3),))]
+    assert settlement.deferred == [Parking(first, 1.0, (entry(3),))]
     assert settlement.superseded == superseded(entry(2))
     assert batch.in_hand == 0
 
 
 def test_a_due_entry_comes_with_those_that_it_supersedes() -> None:
-    latest = entry(3, parked=True)
+    latest = entry(3, deferred=True)
     batch = batch_of(due=(Due(latest, ("1-0", "2-0")),), latest_only=True)
 
     assert sent(batch) == [latest]
-    assert settle(batch).superseded == superseded(entry(1, parked=True), entry(2, parked=True))
+    assert settle(batch).superseded == superseded(entry(1, deferred=True), entry(2, deferred=True))
     assert batch.due_in_hand == [X], "what it supersedes is done, not it"
 
 
 def test_a_due_entry_that_is_in_flight_is_not_superseded_when_it_is_given_again() -> None:
-    """After a lease it is; by then a later one may be parked behind it, and Redis names it as superseded."""
-    first = entry(1, parked=True)
+    """After a lease it is; by then a later one may be deferred behind it, and Redis names it as superseded."""
+    first = entry(1, deferred=True)
     batch = batch_of(due=(first,), latest_only=True)
     sent(batch)
-    batch.add(taken(due=(Due(entry(2, parked=True), ("1-0",)),)))
+    batch.add(taken(due=(Due(entry(2, deferred=True), ("1-0",)),)))
 
     assert not batch.is_ready
     assert not batch.settlement
 
 
 def test_a_due_entry_is_not_replaced_by_what_is_fresh() -> None:
-    """The fresh one was read before the other was parked; the scripts know the order, the batch does not."""
-    batch = batch_of(entry(5, Y), due=(entry(1, X, parked=True),), latest_only=True)
+    """The fresh one was read before the other was deferred; the scripts know the order, the batch does not."""
+    batch = batch_of(entry(5, Y), due=(entry(1, X, deferred=True),), latest_only=True)
 
-    assert sent(batch) == [entry(1, X, parked=True), entry(5, Y)]
+    assert sent(batch) == [entry(1, X, deferred=True), entry(5, Y)]
     assert settle(batch).superseded == []
 
 
@@ -313,7 +313,7 @@ def test_nothing_of_a_paused_environment_goes() -> None:
 
 
 def test_a_probe_is_the_entry_that_was_tried_least() -> None:
-    due = tuple(entry(n, name, trials=tried(n), parked=True) for n, name in ((4, X), (2, Y), (3, Z)))
+    due = tuple(entry(n, name, trials=tried(n), deferred=True) for n, name in ((4, X), (2, Y), (3, Z)))
     batch = batch_of(due=due)
 
     assert batch.send_next(least_tried=True) == due[1]
@@ -323,8 +323,8 @@ def test_a_probe_is_the_entry_that_was_tried_least() -> None:
 
 
 def test_what_was_tried_is_all_that_was_answered_not_only_what_used_up_an_attempt() -> None:
-    unlucky = entry(1, X, trials=Trials(attempts=0, answers=9), parked=True)
-    batch = batch_of(entry(3, Z), due=(unlucky, entry(2, Y, trials=tried(1), parked=True)))
+    unlucky = entry(1, X, trials=Trials(attempts=0, answers=9), deferred=True)
+    batch = batch_of(entry(3, Z), due=(unlucky, entry(2, Y, trials=tried(1), deferred=True)))
 
     assert [batch.send_next(least_tried=True).instance for _ in range(3)] == [Z, Y, X]
 
@@ -362,7 +362,7 @@ def test_cursor_points_at_the_oldest_fresh_entry_in_hand() -> None:
     settle(batch)
     assert batch.cursor == "3-0"
 
-    batch.park(third, 1.0)
+    batch.defer(third, 1.0)
     settle(batch)
     assert batch.cursor == "(3-0"
 
@@ -371,7 +371,7 @@ def test_cursor_passes_what_is_being_settled() -> None:
     batch = batch_of(entry(1, X), entry(2, Y))
     first, second = sent(batch)
     batch.deliver(first, 0)
-    batch.park(second, 1.0)
+    batch.defer(second, 1.0)
 
     batch.begin_settling()
 
@@ -379,7 +379,7 @@ def test_cursor_passes_what_is_being_settled() -> None:
 
 
 def test_due_entries_do_not_hold_the_cursor_back() -> None:
-    batch = batch_of(entry(5, Y), due=(entry(1, X, parked=True),))
+    batch = batch_of(entry(5, Y), due=(entry(1, X, deferred=True),))
 
     assert batch.cursor == "5-0"
 
@@ -435,7 +435,7 @@ def test_what_was_settled_is_not_settled_again() -> None:
 
 
 class Interleavings(RuleBasedStateMachine):
-    """`stream`, `parked` and `due` are what the scripts have committed; the batch is what the drain has in hand."""
+    """`stream`, `deferred` and `due` are what the scripts have committed; the batch is what the drain has in hand."""
 
     latest_only = False
 
@@ -444,7 +444,7 @@ class Interleavings(RuleBasedStateMachine):
         self.batch = Batch(KEYS, "token", "", latest_only=self.latest_only)
         self.numbers = count(1)
         self.stream: list[OutboxEntry] = []
-        self.parked: dict[str, list[str]] = {}
+        self.deferred: dict[str, list[str]] = {}
         self.trials: dict[str, Trials] = {}
         self.due: set[str] = set()
         self.flying: list[OutboxEntry] = []
@@ -467,8 +467,8 @@ class Interleavings(RuleBasedStateMachine):
         looked_at = [one for one in self.stream if self.numbered(one.entry_id) >= start][:wanted]
         fresh = []
         for one in looked_at:
-            if one.instance in self.parked:
-                self.parked[one.instance].append(one.entry_id)
+            if one.instance in self.deferred:
+                self.deferred[one.instance].append(one.entry_id)
             else:
                 fresh.append(one)
         self.batch.add(taken(*fresh, due=tuple(due)))
@@ -476,12 +476,12 @@ class Interleavings(RuleBasedStateMachine):
             self.batch.read_cursor = after(looked_at[-1].entry_id)
 
     def head(self, name: str) -> Due:
-        """What is due of an instance: its first parked entry, or its last one with those that it supersedes."""
+        """What is due of an instance: its first deferred entry, or its last one with those that it supersedes."""
         by_id = {one.entry_id: one for one in self.stream}
-        first, *rest = self.parked[name]
+        first, *rest = self.deferred[name]
         if not self.latest_only or not rest:
-            return Due(by_id[first]._replace(trials=self.trials.get(name, NO_TRIALS), parked=True), ())
-        return Due(by_id[rest[-1]]._replace(parked=True), (first, *rest[:-1]))
+            return Due(by_id[first]._replace(trials=self.trials.get(name, NO_TRIALS), deferred=True), ())
+        return Due(by_id[rest[-1]]._replace(deferred=True), (first, *rest[:-1]))
 
     @precondition(lambda self: self.batch.is_ready)
     @rule(least_tried=st.booleans())
@@ -503,7 +503,7 @@ class Interleavings(RuleBasedStateMachine):
         return self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
 
     @precondition(lambda self: self.flying)
-    @rule(data=st.data(), fate=st.sampled_from(["deliver", "bury", "park"]))
+    @rule(data=st.data(), fate=st.sampled_from(["deliver", "bury", "defer"]))
     def answer(self, data: st.DataObject, fate: str) -> None:
         one = self.answered(data)
         match fate:
@@ -511,9 +511,9 @@ class Interleavings(RuleBasedStateMachine):
                 self.batch.deliver(one, 0)
             case "bury":
                 self.batch.bury(death(one))
-            case "park":
+            case "defer":
                 tried_again = one.trials._replace(answers=one.trials.answers + 1)
-                self.batch.park(one._replace(trials=tried_again), 1.0)
+                self.batch.defer(one._replace(trials=tried_again), 1.0)
 
     @precondition(lambda self: self.batch.settlement)
     @rule()
@@ -524,10 +524,10 @@ class Interleavings(RuleBasedStateMachine):
         ids = {one.entry_id for one in gone}
         self.stream = [one for one in self.stream if one.entry_id not in ids]
         for one in gone:
-            if one.parked:
-                self.unpark(one)
-        for parking in settlement.parked:
-            self.park(parking)
+            if one.deferred:
+                self.undefer(one)
+        for parking in settlement.deferred:
+            self.defer(parking)
         self.nothing_is_left_behind(self.batch.cursor)
         self.batch.settled(settlement)
 
@@ -543,40 +543,40 @@ class Interleavings(RuleBasedStateMachine):
                 [*map(self.numbered, (other.entry_id for other in later)), self.last_sent.get(one.instance, 0)]
             )
             assert last > self.numbered(one.entry_id), "nothing later is there to replace it"
-            waiting = self.parked.get(one.instance, [])
-            assert each.parked == (one.entry_id in waiting)
-            if each.parked:
+            waiting = self.deferred.get(one.instance, [])
+            assert each.deferred == (one.entry_id in waiting)
+            if each.deferred:
                 waiting.remove(one.entry_id)
                 self.trials.pop(one.instance, None)
         self.stream = list(by_id.values())
 
-    def unpark(self, one: OutboxEntry) -> None:
-        waiting = self.parked[one.instance]
+    def undefer(self, one: OutboxEntry) -> None:
+        waiting = self.deferred[one.instance]
         assert waiting.pop(0) == one.entry_id
         self.trials.pop(one.instance, None)
         if waiting:
             self.due.add(one.instance)
         else:
-            del self.parked[one.instance]
+            del self.deferred[one.instance]
 
-    def park(self, parking: Parking) -> None:
-        waiting = self.parked.setdefault(parking.entry.instance, [])
+    def defer(self, parking: Parking) -> None:
+        waiting = self.deferred.setdefault(parking.entry.instance, [])
         waiting += [one.entry_id for one in (parking.entry, *parking.followers) if one.entry_id not in waiting]
-        assert waiting == sorted(waiting, key=self.numbered), "parked out of order"
+        assert waiting == sorted(waiting, key=self.numbered), "deferred out of order"
         self.trials[parking.entry.instance] = parking.entry.trials
 
     @rule()
     def time_passes(self) -> None:
         """All pauses are over; what is marked as taken stays so."""
-        self.due |= set(self.parked) - set(self.batch.due_in_hand)
+        self.due |= set(self.deferred) - set(self.batch.due_in_hand)
 
     @rule()
     def a_lease_passes(self) -> None:
         """What is marked as taken comes up again, though the drain is still at it."""
-        self.due |= set(self.parked)
+        self.due |= set(self.deferred)
 
     def nothing_is_left_behind(self, cursor: str) -> None:
-        waiting = {entry_id for ids in self.parked.values() for entry_id in ids}
+        waiting = {entry_id for ids in self.deferred.values() for entry_id in ids}
         start = 0 if cursor == BEGINNING else self.numbered(cursor) + cursor.startswith("(")
         behind = [one.entry_id for one in self.stream if self.numbered(one.entry_id) < start]
         assert set(behind) <= waiting, "another drain would not find these"

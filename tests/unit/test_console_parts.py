@@ -25,7 +25,7 @@ from relay.console.sse import event
 from relay.console.status_cache import Sample
 from relay.errors import ConfigurationError
 from relay.operations.diagnosis import Cause, Finding, Level, describe
-from relay.queue.counters import EnvironmentCounts, Ledger
+from relay.queue.counters import Counters, EnvironmentCounts
 from relay.queue.health import Health
 from relay.queue.overview import Overview
 from relay.settings import Settings
@@ -219,11 +219,11 @@ def test_an_excerpt_looks_at_no_more_than_it_shows() -> None:
     assert time.monotonic() - began < 1
 
 
-NOTHING = Ledger(
+NOTHING = Counters(
     added=0, redriven=0, waiting=0, accepted=0, delivered=0, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
     dead_waiting=0, retries=0, ignored=0,
 )  # fmt: skip
-WELL = Overview(now=NOW * 1000, ledger=NOTHING, health=Health(successes=1), workers={"relay@host": NOW * 1000})
+WELL = Overview(now=NOW * 1000, counters=NOTHING, health=Health(successes=1), workers={"relay@host": NOW * 1000})
 
 
 def environment(name: str, waiting: int = 0, delivered: int = 0) -> EnvironmentCounts:
@@ -267,10 +267,10 @@ HEALTH = [
 
 
 @pytest.mark.parametrize(("health", "held", "level"), HEALTH)
-def test_an_endpoint_is_said_as_relay_status_says_it(health: Health, held: bool, level: str) -> None:  # noqa: FBT001 - a parameter
+def test_an_destination_is_said_as_relay_status_says_it(health: Health, held: bool, level: str) -> None:  # noqa: FBT001 - a parameter
     assert how_is(health, 1000) == (held, level, describe(health, 1000))
     page = first_page(now=1000, health=health, environments=[environment("production", waiting=1)])
-    assert f'<span class="badge {level}" id="endpoint-state">{"held" if held else "open"}</span>' in page
+    assert f'<span class="badge {level}" id="destination-state">{"held" if held else "open"}</span>' in page
     assert f'<p class="said">{describe(health, 1000)}</p>' in page
     assert (">held</span>" in page.partition('id="environments"')[2]) is held
 

@@ -10,21 +10,21 @@ import pytest
 from relay.operations.diagnosis import Cause, Level, describe, diagnose, duration
 from relay.queue.clock_ahead import ClockAhead
 from relay.queue.contested import Contested
-from relay.queue.counters import EnvironmentCounts, Ledger
+from relay.queue.counters import Counters, EnvironmentCounts
 from relay.queue.dead_letters import DeadLetter
 from relay.queue.health import Health
 from relay.queue.overview import Memory, Overview, Retrying
 
 NOW = 1_750_000_000_000
-NOTHING = Ledger(**dict.fromkeys(
+NOTHING = Counters(**dict.fromkeys(
     ("added", "redriven", "waiting", "accepted", "delivered", "duplicate", "stale", "superseded", "dead", "dropped",
      "dead_waiting", "retries", "ignored"), 0,
 ))  # fmt: skip
 WELL = Health(successes=100, window=32)
 
 
-def ledger(**counts: int) -> Ledger:
-    """A ledger that adds up."""
+def counters(**counts: int) -> Counters:
+    """A counters that adds up."""
     made = replace(NOTHING, **counts)
     ended = made.delivered + made.duplicate + made.stale + made.superseded + made.dead
     return replace(made, added=made.waiting + ended - made.redriven)
@@ -37,18 +37,18 @@ def environment(name: str = "production", **known: Any) -> EnvironmentCounts:
 
 def overview(**parts: Any) -> Overview:
     """A relay that is well, but for these parts."""
-    well = {"now": NOW, "ledger": ledger(delivered=100), "health": WELL, "workers": {"relay@host": NOW - 500}}
+    well = {"now": NOW, "counters": counters(delivered=100), "health": WELL, "workers": {"relay@host": NOW - 500}}
     return Overview(**{**well, "max_backlog": 1000, "memory_watermark": 0.9, **parts})
 
 
-WAITING = ledger(waiting=50, delivered=100)
+WAITING = counters(waiting=50, delivered=100)
 BUSY = [environment(waiting=50, oldest=NOW - 5000)]
 LETTER = DeadLetter(
     f"{NOW - 5000}-0",
     ((b"event", b'{"image": {"url": "ghcr.io/acme/api@sha256:00"}, "environment": {"name": "production"}}'),),
     {"reason": "refused", "detail": "HTTP 422: no", "attempts": "1", "environment": "production"},
 )
-DEAD = {"ledger": ledger(delivered=100, dead=1, dead_waiting=1), "newest_dead": LETTER}
+DEAD = {"counters": counters(delivered=100, dead=1, dead_waiting=1), "newest_dead": LETTER}
 EXPIRED = Health(until=NOW + 1500, reason="unauthorized", circuit="unauthorized", openings=3, failures=0)
 DOWN = Health(until=NOW + 1500, reason="circuit_open", circuit="circuit_open", openings=3, failures=22)
 LIMITED = Health(until=NOW + 30_000, reason="rate_limited", successes=9)
@@ -61,57 +61,58 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
     ("seen", "cause", "words"),
     [
         (overview(refusal="READONLY You can't write"), "read_only", ["no writes", "READONLY", "promoted"]),
-        (overview(workers={}, ledger=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
+        (overview(workers={}, counters=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
         (overview(workers={}), "no_workers", ["nothing is waiting"]),
-        (overview(health=EXPIRED, ledger=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
+        (overview(health=EXPIRED, counters=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
         (overview(health=EXPIRED._replace(until=0, probe_until=NOW + 1)), "unauthorized", ["tried right now"]),
         (overview(health=EXPIRED._replace(circuit="wrong_url")), "wrong_url", ["RELAY_API_URL"]),
-        (overview(health=DOWN, ledger=WAITING), "api_down", ["22 attempts in a row", "nothing is lost"]),
-        (overview(health=LIMITED, ledger=WAITING), "rate_limited", ["429", "for 30 s more"]),
+        (overview(health=DOWN, counters=WAITING), "api_down", ["22 attempts in a row", "nothing is lost"]),
+        (overview(health=LIMITED, counters=WAITING), "rate_limited", ["429", "for 30 s more"]),
         (
             overview(
                 health=LIMITED._replace(openings=1, circuit="rate_limited", throttled_until=NOW + 3_000_000),
-                ledger=WAITING,
+                counters=WAITING,
             ),
             "rate_limited",
             ["for 50 min more", "relay resume --destination default", "one event is tried in 30 s"],
         ),
-        (overview(health=LIMITED._replace(until=NOW - 900), ledger=WAITING), "rate_limited", ["api.rate_limit"]),
-        (overview(health=Health(failures=7), ledger=WAITING, environments=BUSY), "api_failing", ["last 7 attempts"]),
+        (overview(health=LIMITED._replace(until=NOW - 900), counters=WAITING), "rate_limited", ["api.rate_limit"]),
+        (overview(health=Health(failures=7), counters=WAITING, environments=BUSY),
+         "api_failing", ["last 7 attempts"]),
         (
             overview(
                 health=Health(failures=7),
-                ledger=WAITING,
+                counters=WAITING,
                 environments=[environment(waiting=1, retrying=1)],
                 **RETRYING,
             ),
             "api_failing",
             ["all of one event perhaps", "ghcr.io/acme/api linux/amd64 in production"],
         ),
-        (overview(ledger=WAITING, environments=PAUSED), "paused", ["production is paused", "relay resume"]),
-        (overview(memory=Memory(95, 100), ledger=WAITING, environments=BUSY), "redis_full", ["95%", "maxmemory"]),
-        (overview(ledger=ledger(waiting=1000), environments=BUSY), "queue_full", ["full", "queue.max_backlog"]),
-        (overview(ledger=ledger(waiting=900), environments=BUSY), "queue_full", ["90% full"]),
-        (overview(ledger=WAITING, inbox_deaths=1), "workers_die", ["the inbox", "worker_crash"]),
-        (overview(environments=[environment(deaths=2)], ledger=WAITING), "workers_die", ["production"]),
-        (overview(inbox_oldest=NOW - 300_000, ledger=WAITING), "inbox_waits", ["5 min", "no worker takes them in"]),
+        (overview(counters=WAITING, environments=PAUSED), "paused", ["production is paused", "relay resume"]),
+        (overview(memory=Memory(95, 100), counters=WAITING, environments=BUSY), "redis_full", ["95%", "maxmemory"]),
+        (overview(counters=counters(waiting=1000), environments=BUSY), "queue_full", ["full", "queue.max_backlog"]),
+        (overview(counters=counters(waiting=900), environments=BUSY), "queue_full", ["90% full"]),
+        (overview(counters=WAITING, inbox_deaths=1), "workers_die", ["the inbox", "worker_crash"]),
+        (overview(environments=[environment(deaths=2)], counters=WAITING), "workers_die", ["production"]),
+        (overview(inbox_oldest=NOW - 300_000, counters=WAITING), "inbox_waits", ["5 min", "no worker takes them in"]),
         (
-            overview(inbox_oldest=NOW - 300_000, intake_at_work=True, ledger=WAITING),
+            overview(inbox_oldest=NOW - 300_000, intake_at_work=True, counters=WAITING),
             "inbox_waits",
             ["5 min", "a worker is taking them in"],
         ),
         (
-            overview(ledger=WAITING, environments=[environment(waiting=50, retrying=2, oldest=NOW - 300_000)]),
+            overview(counters=WAITING, environments=[environment(waiting=50, retrying=2, oldest=NOW - 300_000)]),
             "behind",
             ["production is 5 min behind"],
         ),
         (
-            overview(ledger=WAITING, environments=[environment(waiting=50, oldest=NOW - 300_000)]),
+            overview(counters=WAITING, environments=[environment(waiting=50, oldest=NOW - 300_000)]),
             "behind",
             ["production is 5 min behind"],
         ),
         (
-            overview(ledger=WAITING, environments=[environment(waiting=9, retrying=1)], **RETRYING),
+            overview(counters=WAITING, environments=[environment(waiting=9, retrying=1)], **RETRYING),
             "poison",
             ["one event is at fault", "ghcr.io/acme/api linux/amd64 in production", "5 times"],
         ),
@@ -137,7 +138,7 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
             ["1 dead letter waits", "5 s old", "ghcr.io/acme/api@sha256:00 in production", "refused, HTTP 422: no",
              f"relay dead show {LETTER.letter_id}"],
         ),
-        (overview(ledger=replace(NOTHING, added=3)), "unaccounted", ["3 events are unaccounted", "defect"]),
+        (overview(counters=replace(NOTHING, added=3)), "unaccounted", ["3 events are unaccounted", "defect"]),
     ],
 )  # fmt: skip
 def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, words: list[str]) -> None:
@@ -151,27 +152,29 @@ def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, word
     ("seen", "causes"),
     [
         pytest.param(
-            overview(workers={}, ledger=ledger(waiting=1000), inbox_oldest=1, memory=Memory(95, 100)),
+            overview(workers={}, counters=counters(waiting=1000), inbox_oldest=1, memory=Memory(95, 100)),
             ["no_workers", "redis_full", "queue_full"],
             id="workers that are away fill the queue",
         ),
         pytest.param(
-            overview(health=DOWN, ledger=ledger(waiting=1000), environments=[environment(waiting=1000, oldest=1)]),
+            overview(
+                health=DOWN, counters=counters(waiting=1000), environments=[environment(waiting=1000, oldest=1)]
+            ),
             ["api_down", "queue_full"],
             id="an API that is down fills the queue, and what waits for it is not behind",
         ),
         pytest.param(
-            overview(health=EXPIRED, ledger=WAITING, environments=[*PAUSED[1:], environment("x", paused_since=1)]),
+            overview(health=EXPIRED, counters=WAITING, environments=[*PAUSED[1:], environment("x", paused_since=1)]),
             ["unauthorized", "paused"],
             id="an old pause is no news beside an expired token",
         ),
         pytest.param(
-            overview(ledger=WAITING, memory=Memory(95, 100), environments=[environment(waiting=1, paused_since=1)]),
+            overview(counters=WAITING, memory=Memory(95, 100), environments=[environment(waiting=1, paused_since=1)]),
             ["redis_full", "paused"],
             id="a pause that holds little up does not explain a full Redis",
         ),
         pytest.param(
-            overview(ledger=WAITING, memory=Memory(95, 100), environments=PAUSED),
+            overview(counters=WAITING, memory=Memory(95, 100), environments=PAUSED),
             ["paused", "redis_full"],
             id="a pause that holds most of it up does",
         ),
@@ -181,7 +184,7 @@ def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, word
             id="no event is at fault while the API fails all",
         ),
         pytest.param(
-            overview(health=DOWN._replace(reason="rate_limited"), ledger=WAITING),
+            overview(health=DOWN._replace(reason="rate_limited"), counters=WAITING),
             ["api_down"],
             id="a pause that a failing API asked for",
         ),
@@ -195,16 +198,16 @@ def test_the_cause_comes_before_what_it_brings_about(seen: Overview, causes: lis
     "seen",
     [
         overview(),
-        overview(ledger=WAITING, environments=BUSY),
+        overview(counters=WAITING, environments=BUSY),
         overview(memory=Memory(89, 100)),
         overview(memory=Memory(95, 0)),
-        overview(health=Health(failures=2), ledger=WAITING),
-        overview(health=LIMITED._replace(until=NOW - 90_000), ledger=WAITING),
+        overview(health=Health(failures=2), counters=WAITING),
+        overview(health=LIMITED._replace(until=NOW - 90_000), counters=WAITING),
         overview(health=LIMITED),
-        overview(ledger=WAITING, environments=[environment(waiting=20, retrying=2, oldest=NOW - 300_000)]),
+        overview(counters=WAITING, environments=[environment(waiting=20, retrying=2, oldest=NOW - 300_000)]),
         overview(environments=[environment(waiting=1, retrying=1)], retrying=[Retrying("production", "x", 1)]),
-        overview(ledger=ledger(waiting=799)),
-        overview(inbox=1, inbox_oldest=NOW - 1000, ledger=WAITING),
+        overview(counters=counters(waiting=799)),
+        overview(inbox=1, inbox_oldest=NOW - 1000, counters=WAITING),
     ],
     ids=["idle", "at work", "memory left", "no maxmemory", "two failures", "limited long ago", "nothing is limited",
          "tries explain it", "tried once", "room left", "just come"],
@@ -237,7 +240,7 @@ def test_levels_are_in_the_order_of_how_bad_they_are() -> None:
         (DOWN._replace(until=NOW - 5), ["one event is tried next"]),
     ],
 )
-def test_an_endpoints_health_is_said_in_words(health: Health, words: list[str]) -> None:
+def test_an_destinations_health_is_said_in_words(health: Health, words: list[str]) -> None:
     for word in words:
         assert word in describe(health, NOW)
 

@@ -215,7 +215,7 @@ def test_workers_that_are_half_alive_are_told(answered: set[str], beating: set[s
     assert graded(list(broker.judge(frozenset(answered), frozenset(beating), "redis://b"))) == found
 
 
-PLACE = Place("production", "the:lease", "the:bell", "the:run")
+PLACE = Place("production", "the:lease", "the:wakeup", "the:run")
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ PLACE = Place("production", "the:lease", "the:bell", "the:run")
     [
         (Left(PLACE, -1), "the lease of production is left over and never expires"),
         (Left(PLACE, 86_400_000), "the lease of production is left over and lasts 24 h more"),
-        (Left(PLACE, -2, bell_rest=-1), "the bell of production is left over and never expires"),
+        (Left(PLACE, -2, wakeup_rest=-1), "the wakeup of production is left over and never expires"),
         (Left(PLACE, -2, run_idle=3_600_000, waits=True), "a drain of production died 60 min ago"),
         (Left(Place("the redrive", "the:redrive"), -1), "the lease of the redrive is left over"),
         (Left(PLACE, -2), ""),
-        (Left(PLACE, 15_000, bell_rest=5_000), ""),
+        (Left(PLACE, 15_000, wakeup_rest=5_000), ""),
         (Left(PLACE, 15_000, run_idle=3_600_000, waits=True), ""),  # its drain is at it
         (Left(PLACE, -2, run_idle=1_000, waits=True), ""),  # the next drain is on its way
         (Left(PLACE, -2, run_idle=3_600_000), ""),  # nothing waits: nobody has reason to come

@@ -11,10 +11,10 @@ from exposed import Exposed, lint
 from relay.metrics import catalogue
 from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.queue import attempts
-from relay.queue.counters import ledger_of
+from relay.queue.counters import counters_of
 from relay.queue.dead_letters import Reason
 from relay.queue.health import HoldReason
-from relay.queue.metrics_snapshot import EndpointState, Server, Snapshot, Waiting
+from relay.queue.metrics_snapshot import DestinationState, Server, Snapshot, Waiting
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
@@ -29,7 +29,7 @@ TOTALS = {
 }  # fmt: skip
 
 SNAPSHOT = Snapshot(
-    ledger=ledger_of(TOTALS, [b"0", b"1", b"8", b"60", b"9", b"9"], inbox=2, dead_waiting=1),
+    counters=counters_of(TOTALS, [b"0", b"1", b"8", b"60", b"9", b"9"], inbox=2, dead_waiting=1),
     delivered={"production": 50, 'with "quotes"\n and \\ and ü': 15},
     delivered_elsewhere=5,
     inbox=Waiting(2, 1_750_000_001_500),
@@ -42,8 +42,8 @@ SNAPSHOT = Snapshot(
     newest_accepted=1_750_000_001_000,
     newest_delivered=1_750_000_000_750,
     last_success=1_750_000_002_500,
-    endpoints={
-        "default": EndpointState(
+    destinations={
+        "default": DestinationState(
             held="unauthorized",
             window=4,
             held_ms={"unauthorized": 2500, "rate_limited": 60_000},
@@ -53,7 +53,7 @@ SNAPSHOT = Snapshot(
     paused=1,
     workers={"relay@one": 1_750_000_002_000},
     leases_taken_over=5,
-    bells={"work": 3},
+    wakeups={"work": 3},
     refused={"queue_full": 11},
     skipped={"replica": 3},
     token_reloads={"changed": 1},
@@ -89,7 +89,7 @@ def test_ledger_adds_up_as_the_recording_rules_add_it(exposed: Exposed) -> None:
     ends = [f"relay_events_{end}_total" for end in ("delivered", "duplicate", "stale", "superseded", "dead")]
     came = exposed.value("relay_events_added_total") + exposed.value("relay_events_redriven_total")
     waiting = sum(exposed.total("relay_waiting_events", stream=stream) for stream in ("inbox", "outbox"))
-    assert came - sum(exposed.total(end) for end in ends) - waiting == SNAPSHOT.ledger.unaccounted
+    assert came - sum(exposed.total(end) for end in ends) - waiting == SNAPSHOT.counters.unaccounted
 
 
 def test_environments_without_a_name_are_one_sum(exposed: Exposed) -> None:
@@ -143,17 +143,19 @@ def test_what_has_a_reason_is_told_for_each(exposed: Exposed) -> None:
     assert exposed.value("relay_bells_total", why="due") == 0
 
 
-def test_endpoint_is_told_for_each_reason(exposed: Exposed) -> None:
-    held = {dict(labels)["reason"]: value for labels, value in exposed.of("relay_endpoint_held").items()}
+def test_destination_is_told_for_each_reason(exposed: Exposed) -> None:
+    held = {dict(labels)["reason"]: value for labels, value in exposed.of("relay_destination_held").items()}
     assert held == {reason: int(reason == "unauthorized") for reason in HoldReason}
-    seconds = exposed.of("relay_endpoint_held_seconds_total")
+    seconds = exposed.of("relay_destination_held_seconds_total")
     assert sorted(seconds.values()) == [0, 0, 2.5, 60]
-    assert exposed.value("relay_in_flight_limit", endpoint="default") == 4
-    assert exposed.value("relay_retry_after_seconds", endpoint="default") == 60
+    assert exposed.value("relay_in_flight_limit", destination="default") == 4
+    assert exposed.value("relay_retry_after_seconds", destination="default") == 60
 
 
 def test_what_never_happened_is_zero_so_that_its_rate_has_a_beginning() -> None:
-    quiet = Exposed(exposition(Snapshot(ledger=ledger_of({}, [], inbox=0, dead_waiting=0)), limits=LIMITS, seconds=0))
+    quiet = Exposed(
+        exposition(Snapshot(counters=counters_of({}, [], inbox=0, dead_waiting=0)), limits=LIMITS, seconds=0)
+    )
 
     assert not lint(quiet.text)
     assert {dict(labels)["reason"] for labels in quiet.of("relay_events_dead_total")} == set(Reason)

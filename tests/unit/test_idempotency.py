@@ -39,7 +39,7 @@ def test_whatever_tells_two_events_apart_tells_their_keys_apart() -> None:
 
 
 def test_no_attempt_of_an_event_has_another_key() -> None:
-    again = ENTRY._replace(entry_id="9-9", trials=Trials(3, 4), parked=True, time="7", arrived=9, receipt=True)
+    again = ENTRY._replace(entry_id="9-9", trials=Trials(3, 4), deferred=True, time="7", arrived=9, receipt=True)
     assert key(again) == key()
 
 

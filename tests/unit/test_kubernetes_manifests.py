@@ -21,7 +21,7 @@ from relay.errors import ConfigurationError
 from relay.gateway.auth import parse_secrets
 from relay.hosts import EVERY_ADDRESS
 from relay.kubernetes.naming import Naming
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import SHORT_NAMES, Settings
 
 if TYPE_CHECKING:
@@ -650,7 +650,7 @@ class TestScaling:
     def test_goes_by_the_streams_that_there_are(self) -> None:
         [scaler] = of_kind(ALL, "ScaledObject")
         streams = [trigger["metadata"]["stream"] for trigger in scaler["spec"]["triggers"]]
-        assert streams == [Keys().inbox, Keys().of_outbox(DEFAULT_ENDPOINT, "production").outbox]
+        assert streams == [Keys().inbox, Keys().of_outbox(DEFAULT_DESTINATION, "production").outbox]
         for trigger in scaler["spec"]["triggers"]:
             assert trigger["type"] == "redis-streams"
             assert int(trigger["metadata"]["streamLength"]) > 0

@@ -20,7 +20,7 @@ from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading
 from relay.kubernetes.skip_reason import Skipped
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
-from workers.intake.deduplication import Verdict, judge
+from workers.intake.deduplication import Decision, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,7 +429,7 @@ def test_an_ephemeral_container_counts_from_its_start() -> None:
 
 
 class Intake:
-    """One instance, and the verdicts on what is reported of it; time passes by an hour with each report."""
+    """One instance, and the decisions on what is reported of it; time passes by an hour with each report."""
 
     def __init__(self) -> None:
         self.state: Accepted | None = None
@@ -440,12 +440,12 @@ class Intake:
         assert self.state
         return self.state.digest
 
-    def take(self, reading: PodReading) -> list[Verdict]:
+    def take(self, reading: PodReading) -> list[Decision]:
         return [self._judge(event) for event in reading.events]
 
-    def _judge(self, event: DeploymentEvent) -> Verdict:
+    def _judge(self, event: DeploymentEvent) -> Decision:
         self.now += timedelta(hours=1)
-        verdict, self.state = judge(
+        decision, self.state = judge(
             self.state,
             None,
             digest=event.image.digest,
@@ -454,7 +454,7 @@ class Intake:
             arrived=_milliseconds(self.now) or 0,
             reassert_after_ms=1e12,
         )
-        return verdict
+        return decision
 
 
 def _milliseconds(moment: datetime | None) -> int | None:
@@ -473,10 +473,10 @@ def intake() -> Intake:
 def test_an_old_pod_cannot_flap_the_state_back(intake: Intake) -> None:
     old_again = pod_of(A, name="web-5d-old")  # its runtime restarted, and gave a bare id for a while
 
-    assert intake.take(read_pod(OLD, NAMING)) == [Verdict.NEW]
-    assert intake.take(read_pod(NEW, NAMING)) == [Verdict.CHANGED]
+    assert intake.take(read_pod(OLD, NAMING)) == [Decision.NEW]
+    assert intake.take(read_pod(NEW, NAMING)) == [Decision.CHANGED]
     assert intake.take(read_pod(old_again, NAMING, before=OLD)) == []
-    assert intake.take(read_pod(OLD, NAMING, before=old_again)) == [Verdict.STALE]
+    assert intake.take(read_pod(OLD, NAMING, before=old_again)) == [Decision.STALE]
     assert intake.digest == B
 
 
@@ -485,8 +485,8 @@ def test_an_old_pod_that_restarts_later_cannot_either(intake: Intake) -> None:
     intake.take(read_pod(OLD, NAMING))
     intake.take(read_pod(NEW, NAMING))
 
-    assert intake.take(read_pod(restarted, NAMING)) == [Verdict.STALE]
-    assert intake.take(read_pod(NEW, NAMING)) == [Verdict.DUPLICATE]
+    assert intake.take(read_pod(restarted, NAMING)) == [Decision.STALE]
+    assert intake.take(read_pod(NEW, NAMING)) == [Decision.DUPLICATE]
 
 
 def test_a_rollback_by_a_new_pod_is_news(intake: Intake) -> None:
@@ -494,25 +494,25 @@ def test_a_rollback_by_a_new_pod_is_news(intake: Intake) -> None:
     for pod in (OLD, NEW):
         intake.take(read_pod(pod, NAMING))
 
-    assert intake.take(read_pod(back, NAMING)) == [Verdict.CHANGED]
+    assert intake.take(read_pod(back, NAMING)) == [Decision.CHANGED]
     assert intake.digest == A
 
 
 def test_a_tag_that_moved_is_news_whether_or_not_it_is_known_what_ran_before(intake: Intake) -> None:
     moved = pod_of(f"{WEB}@{C}", name="web-5d-old", started="2026-03-02T12:00:00Z")
     intake.take(read_pod(OLD, NAMING))
-    assert intake.take(read_pod(moved, NAMING)) == [Verdict.CHANGED]
+    assert intake.take(read_pod(moved, NAMING)) == [Decision.CHANGED]
 
     intake.take(read_pod(NEW, NAMING))
-    assert intake.take(read_pod(moved, NAMING, before=OLD)) == [Verdict.CHANGED]  # in place, after the newer pod
+    assert intake.take(read_pod(moved, NAMING, before=OLD)) == [Decision.CHANGED]  # in place, after the newer pod
 
 
 def test_a_pin_that_never_ran_is_undone_by_what_runs(intake: Intake) -> None:
     denied = pod_of("", image=f"{WEB}@{B}", name="web-5d-denied", created="2026-03-02T11:00:00Z")
     intake.take(read_pod(OLD, NAMING))
 
-    assert intake.take(read_pinned(denied, NAMING)) == [Verdict.CHANGED]
-    assert intake.take(read_pod(OLD, NAMING)) == [Verdict.CHANGED]
+    assert intake.take(read_pinned(denied, NAMING)) == [Decision.CHANGED]
+    assert intake.take(read_pod(OLD, NAMING)) == [Decision.CHANGED]
     assert intake.digest == A
 
 
@@ -520,9 +520,9 @@ def test_a_pin_that_runs_is_reported_once(intake: Intake) -> None:
     asked = pod_of("", image=f"{WEB}@{B}", name="web-5d-new", created="2026-03-02T11:00:00Z")
     intake.take(read_pod(OLD, NAMING))
 
-    assert intake.take(read_pinned(asked, NAMING)) == [Verdict.CHANGED]
-    assert intake.take(read_pod(NEW, NAMING, before=asked)) == [Verdict.DUPLICATE]
-    assert intake.take(read_pod(OLD, NAMING)) == [Verdict.STALE]
+    assert intake.take(read_pinned(asked, NAMING)) == [Decision.CHANGED]
+    assert intake.take(read_pod(NEW, NAMING, before=asked)) == [Decision.DUPLICATE]
+    assert intake.take(read_pod(OLD, NAMING)) == [Decision.STALE]
 
 
 # All pods of a cluster together
@@ -550,9 +550,9 @@ def test_pods_that_are_over_speak_only_where_no_other_does() -> None:
 def test_a_listing_undoes_a_rollout_whose_pods_are_gone(intake: Intake) -> None:
     for pod in (OLD, NEW):
         intake.take(read_pod(pod, NAMING))
-    assert intake.take(read_pod(OLD, NAMING)) == [Verdict.STALE]  # as a pod alone it cannot
+    assert intake.take(read_pod(OLD, NAMING)) == [Decision.STALE]  # as a pod alone it cannot
 
-    assert intake.take(read_snapshot([OLD], NAMING, at=AT)) == [Verdict.CHANGED]
+    assert intake.take(read_snapshot([OLD], NAMING, at=AT)) == [Decision.CHANGED]
     assert intake.digest == A
 
 
@@ -573,7 +573,7 @@ def test_a_pod_that_starts_after_the_listing_is_news(intake: Intake) -> None:
     starting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
 
     intake.take(read_snapshot([OLD, starting], NAMING, at=AT))
-    assert intake.take(read_pod(NEW, NAMING, before=starting)) == [Verdict.CHANGED]
+    assert intake.take(read_pod(NEW, NAMING, before=starting)) == [Decision.CHANGED]
 
 
 def starting(pod: dict[str, Any], **metadata: str) -> dict[str, Any]:
@@ -588,12 +588,12 @@ def test_a_listing_undoes_a_pin_that_never_starts(intake: Intake) -> None:
     created = "2026-03-02T12:30:00Z"
     pinned = starting(pod_of("", image=f"{WEB}@{B}", name="web-6e-new", created=created))
     intake.take(read_snapshot([OLD], NAMING, at=datetime(2026, 3, 2, 12, tzinfo=UTC)))
-    assert intake.take(read_pinned(pinned, NAMING)) == [Verdict.CHANGED]
+    assert intake.take(read_pinned(pinned, NAMING)) == [Decision.CHANGED]
 
-    assert intake.take(read_snapshot([OLD, pinned], NAMING, at=AT)) == [Verdict.CHANGED]
+    assert intake.take(read_snapshot([OLD, pinned], NAMING, at=AT)) == [Decision.CHANGED]
     assert intake.digest == A
     ran = pod_of(f"{WEB}@{B}", name="web-6e-new", created=created)
-    assert intake.take(read_pod(ran, NAMING, before=pinned)) == [Verdict.CHANGED]
+    assert intake.take(read_pod(ran, NAMING, before=pinned)) == [Decision.CHANGED]
 
 
 def test_a_pod_older_than_who_speaks_is_not_waited_for() -> None:
@@ -605,10 +605,10 @@ def test_a_sibling_without_room_does_not_keep_a_listing_from_undoing_a_rollout(i
     sibling = starting(OLD, creationTimestamp="2026-03-02T10:30:00Z", name="web-5d-pending", uid="pending")
     for pod in (OLD, NEW):
         intake.take(read_pod(pod, NAMING))
-    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Verdict.STALE]  # its tag may have moved
+    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Decision.STALE]  # its tag may have moved
 
     sibling["spec"]["containers"][0]["image"] = f"{WEB}@{A}"
-    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Verdict.CHANGED]
+    assert intake.take(read_snapshot([OLD, sibling], NAMING, at=AT)) == [Decision.CHANGED]
     assert intake.digest == A
 
 

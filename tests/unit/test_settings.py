@@ -128,7 +128,7 @@ def test_empty_short_name_is_not_set(config: Callable[[str], Path], monkeypatch:
     ("redis_url", "broker_url", "expected"),
     [
         ("redis://queue:6379/0", "", "redis://queue:6379/0"),
-        ("redis://queue:6379/0", "redis://bells:6379/1", "redis://bells:6379/1"),
+        ("redis://queue:6379/0", "redis://wakeups:6379/1", "redis://wakeups:6379/1"),
         ("unix:///run/redis.sock", "", "redis+socket:///run/redis.sock"),
     ],
 )
@@ -305,8 +305,8 @@ def test_refused_url_does_not_tell_its_password(scheme: str) -> None:
         ("redis", "url", "unix://:hunter2/x@/run/redis.sock", "must be percent-encoded"),
         ("redis", "url", "user:hunter2@queue:6379/0", "must begin with redis://, rediss:// or unix://"),
         ("redis", "url", "", "must begin with redis://, rediss:// or unix://"),
-        ("broker", "url", "redis://:hunter2/x@bells:6379/0", "must be percent-encoded"),
-        ("broker", "url", "amqp://user:hunter2/x@bells/vhost", "must be percent-encoded"),
+        ("broker", "url", "redis://:hunter2/x@wakeups:6379/0", "must be percent-encoded"),
+        ("broker", "url", "amqp://user:hunter2/x@wakeups/vhost", "must be percent-encoded"),
         ("api", "url", "reporter:hunter2@api.example.com/deployments", "must be http:// or https:// with a host"),
         ("api", "url", "https://reporter:hunter2/x@api.example.com", "must be percent-encoded"),
         ("producer", "gateway_url", "reporter:hunter2@relay.example.com", "must be http:// or https:// with a host"),
@@ -328,7 +328,7 @@ def test_refused_url_tells_what_to_do_and_nothing_of_itself(section: str, key: s
         ("redis", "redis://"),
         ("redis", "unix://user:password@/run/redis@0.sock?db=1"),
         ("broker", "redis://:one@a:6379/0;redis://:two@b:6379/0"),
-        ("broker", "mongodb://user:password@a:27017,b:27018/bells"),
+        ("broker", "mongodb://user:password@a:27017,b:27018/wakeups"),
         ("broker", "memory://"),
     ],
 )
@@ -426,7 +426,7 @@ def test_what_is_missing_to_deliver_is_told(api: dict[str, str], expected: str) 
         {"api": {"url": API, "token": "hunter2"}},
         {"gateway": {"token": "hunter2"}},
         {"redis": {"url": "redis://user:hunter2@queue:6379/0"}},
-        {"broker": {"url": "redis://user:hunter2@bells:6379/0"}},
+        {"broker": {"url": "redis://user:hunter2@wakeups:6379/0"}},
     ],
     ids=["api.token", "gateway.token", "redis.url", "broker.url"],
 )

@@ -37,7 +37,7 @@ class Batch:
         self.settlement = Settlement()
         self.in_flight = 0
         self._ready: deque[OutboxEntry] = deque()
-        #: Fresh entries in hand, oldest first; what is parked already is not among them.
+        #: Fresh entries in hand, oldest first; what is deferred already is not among them.
         self._fresh: dict[str, OutboxEntry] = {}
         #: Instance whose fresh entry is in hand → its later entries, in order.
         self._behind: dict[str, deque[OutboxEntry]] = {}
@@ -81,7 +81,7 @@ class Batch:
             if entry.instance not in self._due:
                 self._due.add(entry.instance)
                 self._ready.append(entry)
-                earlier = (Superseded(entry_id, entry.instance, parked=True) for entry_id in superseded)
+                earlier = (Superseded(entry_id, entry.instance, deferred=True) for entry_id in superseded)
                 self.settlement.superseded.extend(earlier)
         for entry in taken.fresh:
             self._fresh[entry.entry_id] = entry
@@ -96,7 +96,7 @@ class Batch:
     def send_next(self, *, least_tried: bool = False) -> OutboxEntry:
         """Return the entry to send now, which then counts as in flight.
 
-        With `least_tried` it is one that was tried least: what failed before is no good probe of the endpoint.
+        With `least_tried` it is one that was tried least: what failed before is no good probe of the destination.
         """
         self.in_flight += 1
         if least_tried:
@@ -104,7 +104,7 @@ class Batch:
             self._ready.remove(entry)
         else:
             entry = self._ready.popleft()
-        return self._latest(entry) if self._latest_only and not entry.parked else entry
+        return self._latest(entry) if self._latest_only and not entry.deferred else entry
 
     def put_back(self, entry: OutboxEntry) -> None:
         """Take back an entry that was to be sent and was not: it is the next."""
@@ -127,25 +127,25 @@ class Batch:
         """Note a dead letter, to be settled."""
         self.settlement.dead.append(death)
 
-    def park(self, entry: OutboxEntry, pause_seconds: float) -> None:
+    def defer(self, entry: OutboxEntry, pause_seconds: float) -> None:
         """Note a retry, to be settled; its instance's later entries stay behind it."""
-        self.settlement.parked.append(Parking(entry, pause_seconds, ()))
+        self.settlement.deferred.append(Parking(entry, pause_seconds, ()))
 
     def begin_settling(self) -> Settlement:
         """Return what is to be committed now; `cursor` then no longer counts it.
 
-        What is behind an entry to be parked by now is parked with it.
+        What is behind an entry to be deferred by now is deferred with it.
         """
         settlement, self.settlement = self.settlement, Settlement()
-        settlement.parked = [self._with_followers(parking) for parking in settlement.parked]
+        settlement.deferred = [self._with_followers(parking) for parking in settlement.deferred]
         for entry_id in settlement.entry_ids():
             self._fresh.pop(entry_id, None)
         return settlement
 
     def settled(self, settlement: Settlement) -> None:
-        """Let what waits behind the committed entries go; what was parked is no longer in hand."""
+        """Let what waits behind the committed entries go; what was deferred is no longer in hand."""
         for entry in settlement.done():
-            if entry.parked:
+            if entry.deferred:
                 self._due.discard(entry.instance)
                 continue
             behind = self._behind[entry.instance]
@@ -153,7 +153,7 @@ class Batch:
                 self._ready.append(behind.popleft())
             else:
                 del self._behind[entry.instance]
-        for parking in settlement.parked:
+        for parking in settlement.deferred:
             self._due.discard(parking.entry.instance)
             self._behind.pop(parking.entry.instance, None)
 
@@ -172,7 +172,7 @@ class Batch:
         return behind.popleft()
 
     def _supersede(self, entry: OutboxEntry) -> None:
-        self.settlement.superseded.append(Superseded(entry.entry_id, entry.instance, parked=False))
+        self.settlement.superseded.append(Superseded(entry.entry_id, entry.instance, deferred=False))
 
     def _with_followers(self, parking: Parking) -> Parking:
         return replace(parking, followers=tuple(self._behind.get(parking.entry.instance, ())))

@@ -1,6 +1,7 @@
-"""What does one answer say of the endpoint, and whose fault is a 403?
+"""What does one answer say of the destination, and whose fault is a 403?
 
-The circuit of an endpoint opens on a run of failures with no success between, or at once when the token is refused.
+The circuit of a destination opens on a run of failures with no success between, or at once when the token is
+refused.
 While it is open single events probe it; what a probe brings closes the circuit or opens it again.
 """
 
@@ -43,7 +44,7 @@ _TOO_MANY = 429
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Hold the endpoint, and probe it after a pause."""
+    """Hold the destination, and probe it after a pause."""
 
     reason: HoldReason
 
@@ -95,9 +96,9 @@ class Suspicion(NamedTuple):
 
 
 def suspect(trials: Trials, status: int, *, successes: int, successes_when_sent: int) -> Suspicion:
-    """Judge an event that was answered 401 or 403, by what the endpoint has taken of others.
+    """Judge an event that was answered 401 or 403, by what the destination has taken of others.
 
-    `successes` are the endpoint's so far, of all workers; `successes_when_sent` those when this event was sent.
+    `successes` are the destination's so far, of all workers; `successes_when_sent` those when this event was sent.
     """
     confirmed = trials.forbidden > 0 and successes > trials.successes
     times = trials.forbidden + 1 if confirmed else max(1, trials.forbidden)

@@ -1,4 +1,4 @@
-"""May a drain send, and how much at once? One drain's view of an endpoint's health, which all workers share.
+"""May a drain send, and how much at once? One drain's view of a destination's health, which all workers share.
 
 It asks Redis only where there is something to ask: for a probe, or for what a rate limit leaves. What it saw goes
 along with the drain's settlements.
@@ -10,10 +10,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from relay import clock
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue import leases
 from relay.queue.health import Health, Hold, HoldReason
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Open, move_of
 from workers.delivery.concurrency_limit import Window
 from workers.delivery.outcome import Delivered, Retry
@@ -56,7 +56,7 @@ class Gate:
 
     @property
     def successes(self) -> int:
-        """What the endpoint has taken so far, as far as is known here."""
+        """What the destination has taken so far, as far as is known here."""
         return self._health.successes + self._successes
 
     @property
@@ -83,10 +83,10 @@ class Gate:
         api = self._settings.api
         if not self._health.openings and not api.rate_limit:
             return wanted
-        admission = endpoint.admit(
+        admission = destination.admit(
             self._runtime.client,
             self._runtime.keys,
-            DEFAULT_ENDPOINT,
+            DEFAULT_DESTINATION,
             token=self._token,
             wanted=wanted,
             rate_limit=api.rate_limit,
@@ -115,7 +115,7 @@ class Gate:
             self.because = outcome.because
 
     def saw(self, outcome: Outcome, *, own_fault: bool = False) -> None:
-        """Note what an answer says of the endpoint, and hold it or let it go if that is what it says."""
+        """Note what an answer says of the destination, and hold it or let it go if that is what it says."""
         match outcome:
             case Delivered():
                 self._successes += 1
@@ -139,14 +139,14 @@ class Gate:
         self.tell_hold()
 
     def tell_hold(self) -> None:
-        """Hold the endpoint for all workers, as the API asked for; at once, or once Redis is back."""
+        """Hold the destination for all workers, as the API asked for; at once, or once Redis is back."""
         if self._asked_until is None:
             return
         seconds = max(0.0, self._asked_until - clock.uptime())
         client, keys = self._runtime.client, self._runtime.keys
-        hold = endpoint.hold(client, keys, DEFAULT_ENDPOINT, seconds=seconds, reason=HoldReason.RATE_LIMITED)
+        hold = destination.hold(client, keys, DEFAULT_DESTINATION, seconds=seconds, reason=HoldReason.RATE_LIMITED)
         if hold.openings:
-            self._sent_probe = self._sent_probe and seconds <= endpoint.PROBE_THROTTLE_SECONDS
+            self._sent_probe = self._sent_probe and seconds <= destination.PROBE_THROTTLE_SECONDS
             self._health = self._health._replace(openings=hold.openings, circuit=hold.circuit)
         self._heed(hold)
         self._asked_until = None
@@ -156,9 +156,9 @@ class Gate:
         change = self._window.take_change()
         if not (self._successes or self._failures or change):
             return None
-        call = endpoint.observe_call(
+        call = destination.observe_call(
             self._runtime.keys,
-            DEFAULT_ENDPOINT,
+            DEFAULT_DESTINATION,
             successes=self._successes,
             failures=self._failures,
             window_change=change,
@@ -171,10 +171,10 @@ class Gate:
     def _open(self, reason: HoldReason, because: str) -> None:
         if self.hold is not None:
             return
-        hold = endpoint.open_circuit(
+        hold = destination.open_circuit(
             self._runtime.client,
             self._runtime.keys,
-            DEFAULT_ENDPOINT,
+            DEFAULT_DESTINATION,
             token=self._token,
             first_seconds=FIRST_PAUSE_SECONDS,
             longest_seconds=LONGEST_PAUSE_SECONDS[reason],
@@ -188,7 +188,7 @@ class Gate:
 
     def _close(self) -> None:
         self._sent_probe = False
-        endpoint.close_circuit(self._runtime.client, self._runtime.keys, DEFAULT_ENDPOINT)
+        destination.close_circuit(self._runtime.client, self._runtime.keys, DEFAULT_DESTINATION)
         self._health = self._health._replace(openings=0, circuit="", failures=0, window=1)
         self._failures = 0
         self._window.adopt(1)

@@ -1,4 +1,4 @@
-"""What does one answer mean for the event and for the endpoint?"""
+"""What does one answer mean for the event and for the destination?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PUSHBACK = frozenset({408, 429, 503, 504})
 PUSHBACK_FAILURES = frozenset({Failure.TIMEOUT, Failure.RESET, Failure.CONNECT})
 
 #: What keeps every request away, whatever event it carries.
-ENDPOINT_FAILURES = frozenset({Failure.DNS, Failure.CONNECT, Failure.TLS})
+DESTINATION_FAILURES = frozenset({Failure.DNS, Failure.CONNECT, Failure.TLS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Delivered:
 class Retry:
     """Try this event again.
 
-    `hold_seconds` holds the whole endpoint, when the API asked for it; not capped yet. `uses_attempt` is False for
-    what is the endpoint's fault and not the event's. `is_pushback` tells that fewer requests at once would help.
+    `hold_seconds` holds the whole destination, when the API asked for it; not capped yet. `uses_attempt` is False for
+    what is the destination's fault and not the event's. `is_pushback` tells that fewer requests at once would help.
     """
 
     word: ClassVar = "retry"
@@ -55,7 +55,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Unauthorized:
-    """The token is at fault: hold the endpoint, and count no attempt."""
+    """The token is at fault: hold the destination, and count no attempt."""
 
     word: ClassVar = "unauthorized"
 
@@ -109,7 +109,7 @@ def outcome_of(answer: Answer) -> Outcome:
 def _failed(failure: Failure, detail: str) -> Retry:
     return Retry(
         _because(failure, detail),
-        uses_attempt=failure not in ENDPOINT_FAILURES,
+        uses_attempt=failure not in DESTINATION_FAILURES,
         is_pushback=failure in PUSHBACK_FAILURES,
     )
 

@@ -1,4 +1,4 @@
-"""Outboxes to API: take, send, settle, until nothing is left, the time is over, or the endpoint is held.
+"""Outboxes to API: take, send, settle, until nothing is left, the time is over, or the destination is held.
 
 One drain serves many outboxes at once, each under its own lease, through one transport. An entry is sent only
 while its outbox's lease outlasts the request and the gate lets it through; what the API answered is decided by
@@ -24,7 +24,7 @@ from relay.logs import get_logger
 from relay.queue import epoch, leases, outbox, scripts
 from relay.queue.dead_letters import Reason
 from relay.queue.health import Health
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import Death, OutboxEntry, Settlement
 from relay.queue.schedule import longest_pause_seconds
 from workers.delivery.batch import Batch
@@ -72,7 +72,7 @@ _log = get_logger(__name__)
 
 
 class _Sent(NamedTuple):
-    """A request under way: what it carries, what the endpoint had taken when it was sent, and when that was."""
+    """A request under way: what it carries, what the destination had taken when it was sent, and when that was."""
 
     batch: Batch
     entry: OutboxEntry
@@ -103,7 +103,7 @@ class DeliveryReport:
         return f"{where}: {', '.join(parts)} in {self.seconds:.1f} s"
 
 
-def drain_outboxes(runtime: Runtime, environments: Sequence[str]) -> DeliveryReport | None:
+def run_delivery(runtime: Runtime, environments: Sequence[str]) -> DeliveryReport | None:
     """Drain these environments' outboxes; None if other drains are at all of them."""
     runtime.reload_token()
     drain = _Drain(runtime, environments)
@@ -152,7 +152,7 @@ class _Drain:
         self.report.seconds = clock.uptime() - self._started
 
     def _work(self) -> None:
-        """Take, send and settle until nothing is left, the time is over, or the endpoint is held."""
+        """Take, send and settle until nothing is left, the time is over, or the destination is held."""
         deadline = self._started + self._runtime.settings.worker.budget
         while self.batches:
             going_on = self._gate.hold is None and clock.uptime() < deadline and not is_stopping()
@@ -176,11 +176,11 @@ class _Drain:
         return not self._transport.in_flight and all(not batch.in_hand for batch in self.batches)
 
     def _acquire(self, environments: Sequence[str]) -> list[Batch]:
-        outboxes = [self._runtime.keys.of_outbox(DEFAULT_ENDPOINT, name) for name in dict.fromkeys(environments)]
+        outboxes = [self._runtime.keys.of_outbox(DEFAULT_DESTINATION, name) for name in dict.fromkeys(environments)]
         tokens = [leases.new_token() for _ in outboxes]
         calls = [
             leases.acquire_call(
-                keys.bell,
+                keys.wakeup,
                 keys.lease,
                 keys.run,
                 token,
@@ -272,7 +272,7 @@ class _Drain:
             self._steady_since = now
 
     def _send(self) -> None:
-        """Send as much as may be in flight, an entry of each batch in turn; nothing once the endpoint is held."""
+        """Send as much as may be in flight, an entry of each batch in turn; nothing once the destination is held."""
         room = self._gate.room(self._transport.in_flight)
         if room <= 0:
             return
@@ -411,7 +411,7 @@ class _Drain:
                     self._bury(batch, Death(entry, Reason.FORBIDDEN, because, status))
                 else:
                     tries = max(entry.trials.attempts, entry.trials.forbidden)
-                    batch.park(entry._replace(trials=suspicion.trials), self._pause_before_retry(tries))
+                    batch.defer(entry._replace(trials=suspicion.trials), self._pause_before_retry(tries))
                 return suspicion.own_fault
             case Retry():
                 self._retry(batch, entry, outcome)
@@ -422,9 +422,9 @@ class _Drain:
         if entry.trials.attempts >= self._delivery.max_attempts:
             self._bury(batch, Death(entry, Reason.EXHAUSTED, retry.because, retry.status))
             return
-        # A probe's answer is the endpoint's, and not the event's to wait longer for.
+        # A probe's answer is the destination's, and not the event's to wait longer for.
         tries = entry.trials.attempts if self._gate.is_probing else entry.trials.answers
-        batch.park(entry, self._pause_before_retry(tries, slowly=retry.slowly))
+        batch.defer(entry, self._pause_before_retry(tries, slowly=retry.slowly))
         self.report.retrying += 1
 
     def _tried(self, entry: OutboxEntry, *, uses_attempt: bool = True) -> OutboxEntry:
@@ -530,7 +530,7 @@ class _Drain:
                 batch.keys,
                 self._runtime.keys,
                 token=batch.token,
-                bell_seconds=self._runtime.settings.worker.sweep,
+                wakeup_seconds=self._runtime.settings.worker.sweep,
                 cursor=batch.cursor,
                 held=self._gate.hold is not None,
                 unsent=batch.due_in_hand,

@@ -55,7 +55,7 @@ class Believed(NamedTuple):
     ahead_ms: int = 0
 
 
-class Verdict(StrEnum):
+class Decision(StrEnum):
     """What an event is to its instance."""
 
     NEW = "new"
@@ -67,7 +67,7 @@ class Verdict(StrEnum):
     @property
     def is_news(self) -> bool:
         """Tell whether the API must be told."""
-        return self is not Verdict.DUPLICATE and self is not Verdict.STALE
+        return self is not Decision.DUPLICATE and self is not Decision.STALE
 
 
 def judge(
@@ -84,8 +84,8 @@ def judge(
     redriven: Redriven | None = None,
     resync: bool = False,
     is_ahead: bool = False,
-) -> tuple[Verdict, Accepted | None]:
-    """Judge an event and return the verdict with the instance's state after it.
+) -> tuple[Decision, Accepted | None]:
+    """Judge an event and return the decision with the instance's state after it.
 
     `time` is when the deployment happened, where the producer knew; one in the future is taken as the arrival's.
     `sequence` is its place among those that arrived in the same millisecond. All times are milliseconds since the
@@ -105,7 +105,7 @@ def judge(
         return _resync(state, delivered, digest, arrived)
     if time is not None:
         time = min(time, redriven.arrived if redriven else arrived)
-    verdict = _verdict(
+    decision = _decision(
         state,
         delivered,
         digest=digest,
@@ -116,18 +116,18 @@ def judge(
         forget_after_ms=forget_after_ms,
         redriven=redriven,
     )
-    if verdict.is_news:
+    if decision.is_news:
         came = (arrived, sequence) if redriven is None or redriven.force else redriven.arrival
         repeat_time = state.repeat_time if state and state.repeat_time > _time_of(delivered) else 0
-        return verdict, _accepted(state, digest, event_id, time, came=came, seen=arrived, repeat_time=repeat_time)
+        return decision, _accepted(state, digest, event_id, time, came=came, seen=arrived, repeat_time=repeat_time)
     if state is None:
-        return verdict, None
+        return decision, None
     if state.confirmed and redriven is None and digest == state.digest and event_id not in state.ids:
         state = state._replace(confirmed=max(state.confirmed, arrived if time is None or is_ahead else time))
-    return verdict, _seen(state, time if verdict is Verdict.DUPLICATE else None, arrived)
+    return decision, _seen(state, time if decision is Decision.DUPLICATE else None, arrived)
 
 
-def _verdict(
+def _decision(
     state: Accepted | None,
     delivered: Delivered | None,
     *,
@@ -138,35 +138,35 @@ def _verdict(
     reassert_after_ms: float,
     forget_after_ms: float,
     redriven: Redriven | None,
-) -> Verdict:
+) -> Decision:
     if state is None:
         is_old = redriven is not None and not redriven.force and arrived - redriven.arrived >= forget_after_ms
-        return Verdict.STALE if is_old else Verdict.NEW
+        return Decision.STALE if is_old else Decision.NEW
     if redriven and redriven.force and state.digest:
-        return Verdict.REASSERTED if digest == state.digest else Verdict.CHANGED
+        return Decision.REASSERTED if digest == state.digest else Decision.CHANGED
     if event_id in state.ids:
-        return Verdict.DUPLICATE
+        return Decision.DUPLICATE
     if digest == state.digest:
         due = redriven is None and _reassert(state, delivered, arrived, reassert_after_ms)
-        return Verdict.REASSERTED if due else Verdict.DUPLICATE
+        return Decision.REASSERTED if due else Decision.DUPLICATE
     overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival
     is_forced = redriven is not None and redriven.force
     if not is_forced and (_is_older(time, state) or overtaken):
-        return Verdict.STALE
-    return Verdict.CHANGED if state.digest else Verdict.NEW
+        return Decision.STALE
+    return Decision.CHANGED if state.digest else Decision.NEW
 
 
 def _resync(
     state: Accepted | None, delivered: Delivered | None, digest: str, asked: int
-) -> tuple[Verdict, Accepted | None]:
+) -> tuple[Decision, Accepted | None]:
     """Judge what a resync asks for: told again is only what was last accepted and last delivered, and once."""
     if state is None or digest != state.digest:
-        return Verdict.STALE, state
+        return Decision.STALE, state
     if delivered is None or (digest, written_arrival(*state.arrival)) != (delivered.digest, delivered.came):
-        return Verdict.DUPLICATE, state  # what was accepted is still on its way
+        return Decision.DUPLICATE, state  # what was accepted is still on its way
     if state.resynced <= delivered.at < asked:
-        return Verdict.REASSERTED, state._replace(resynced=asked)
-    return Verdict.DUPLICATE, state  # on its way for another resync, or told since this one was asked for
+        return Decision.REASSERTED, state._replace(resynced=asked)
+    return Decision.DUPLICATE, state  # on its way for another resync, or told since this one was asked for
 
 
 def _is_older(time: int | None, state: Accepted) -> bool:

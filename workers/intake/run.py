@@ -25,9 +25,9 @@ from relay.queue.clock_ahead import ClockAhead
 from relay.queue.contested import Change
 from relay.queue.dead_letters import Reason
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.state import Accepted, Delivered, written_arrival
-from workers.intake.deduplication import Clock, Verdict, judge
+from workers.intake.deduplication import Clock, Decision, judge
 from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Readable(NamedTuple):
     redriven: Redriven | None = None
     #: The id that a receipt is asked for by, '' for none.
     receipt: str = ""
-    #: What a receipt says of one that is no news: its status if that is not the verdict, and its further lines.
+    #: What a receipt says of one that is no news: its status if that is not the decision, and its further lines.
     answer: tuple[str, str] = ("", "")
     #: Whether it only repeats what is known, and once that is judged, when this came.
     resync: bool = False
@@ -116,12 +116,12 @@ class Readable(NamedTuple):
 
 @dataclass(slots=True)
 class Judged:
-    """The entries of one instance with their verdicts, and its state before and after them."""
+    """The entries of one instance with their decisions, and its state before and after them."""
 
     instance: str
     expected: str
     state: str
-    entries: list[tuple[Verdict, Readable]] = field(default_factory=list)
+    entries: list[tuple[Decision, Readable]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -137,16 +137,16 @@ class IntakeReport:
         return f"{self.taken} taken{', more wait' if self.more else ''}{', lease lost' if self.lease_lost else ''}"
 
 
-def drain_inbox(runtime: Runtime) -> IntakeReport | None:
+def run_intake(runtime: Runtime) -> IntakeReport | None:
     """Drain the inbox until it is empty or the budget is over; None if another drain is at it.
 
     While more waits, others are called to deliver. What the last batch brought is left to the caller, who has
-    nothing left to take in and so can deliver it without a bell's detour.
+    nothing left to take in and so can deliver it without a wakeup's detour.
     """
     keys, client, settings = runtime.keys, runtime.client, runtime.settings
     token = leases.new_token()
     call = leases.acquire_call(
-        keys.intake_bell, keys.intake_lease, keys.intake_run, token, settings.worker.lease, counts=keys.counts
+        keys.intake_wakeup, keys.intake_lease, keys.intake_run, token, settings.worker.lease, counts=keys.counts
     )
     lease = leases.acquired(scripts.run(client, call))
     if lease is None:
@@ -163,7 +163,7 @@ def drain_inbox(runtime: Runtime) -> IntakeReport | None:
                 report.taken += _bury(runtime, token, entries[0])
             elif entries:
                 count = next_count(entries, count, most)
-                runtime.bells.ring_delivery(report.to_deliver)
+                runtime.wakeups.wake_delivery(report.to_deliver)
                 crashing = _crashing(runtime, token, entries[0]) if lease.unfinished else None
                 taken, report.to_deliver = take_in(runtime, token, [] if crashing else entries, crashing)
                 report.taken += taken
@@ -254,7 +254,7 @@ def take_in(
     by_environment: dict[str, list[Readable]] = defaultdict(list)
     for entry in readable:
         by_environment[entry.event.environment.name or ""].append(entry)
-    outboxes = [runtime.keys.of_outbox(DEFAULT_ENDPOINT, name) for name in by_environment]
+    outboxes = [runtime.keys.of_outbox(DEFAULT_DESTINATION, name) for name in by_environment]
     judged = _judge(runtime, outboxes, by_environment)
     reply = scripts.run(runtime.client, _accept_call(runtime, token, unreadable, outboxes, judged))
     if not reply[0]:
@@ -275,16 +275,16 @@ def _note_changes(runtime: Runtime, outboxes: list[OutboxKeys], judged: list[lis
         for entry, before in _changes(item)
     )
     with contextlib.suppress(RedisError):  # it is for people, and the entries are committed
-        runtime.changes.note(runtime.client, runtime.keys, DEFAULT_ENDPOINT, changes)
+        runtime.changes.note(runtime.client, runtime.keys, DEFAULT_DESTINATION, changes)
 
 
 def _changes(item: Judged) -> Iterator[tuple[Readable, str]]:
     """Yield an instance's entries that report another digest than the one before, and that one."""
     before = item.expected.partition("\n")[0]
-    for verdict, entry in item.entries:
-        if verdict is Verdict.CHANGED and entry.redriven is None:
+    for decision, entry in item.entries:
+        if decision is Decision.CHANGED and entry.redriven is None:
             yield entry, before
-        if verdict.is_news:
+        if decision.is_news:
             before = entry.digest
 
 
@@ -310,11 +310,11 @@ def _note_clocks_ahead(runtime: Runtime, judged: list[list[Judged]]) -> None:
 
 def _log_fates(unreadable: list[Unreadable], judged: list[list[Judged]]) -> None:
     for entry in unreadable:
-        _log.debug("taken in", event_id=entry.entry_id, verdict=entry.reason, because=entry.detail)
+        _log.debug("taken in", event_id=entry.entry_id, decision=entry.reason, because=entry.detail)
     for each in judged:
         for item in each:
-            for verdict, readable in item.entries:
-                _log.debug("taken in", event_id=readable.event_id, verdict=verdict)
+            for decision, readable in item.entries:
+                _log.debug("taken in", event_id=readable.event_id, decision=decision)
 
 
 def read(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Readable | Unreadable:
@@ -455,7 +455,7 @@ def judge_in_order(
             if time != entry.time:
                 entry = entry._replace(time=time, ahead_ms=ahead_ms)  # noqa: PLW2901 - with what is believed
         last = delivered[name]
-        verdict, states[name] = judge(
+        decision, states[name] = judge(
             states[name],
             Delivered.decode(last.decode()) if last else None,
             digest=entry.digest,
@@ -471,22 +471,22 @@ def judge_in_order(
             is_ahead=entry.ahead_ms > 0,
         )
         state = states[name]
-        if state and verdict.is_news:
+        if state and decision.is_news:
             if entry.resync:
                 entry = _repeating(entry, state)  # noqa: PLW2901 - with what it repeats
             elif state.time != entry.time:
                 entry = entry._replace(newest=state.time)  # noqa: PLW2901 - with what is known
         elif state and entry.receipt:
-            entry = entry._replace(answer=_answer(verdict, entry, state, last))  # noqa: PLW2901 - with what it says
-        judged[name].entries.append((verdict, entry))
+            entry = entry._replace(answer=_answer(decision, entry, state, last))  # noqa: PLW2901 - with what it says
+        judged[name].entries.append((decision, entry))
     for name, state in states.items():
         judged[name].state = state.encode() if state else ""
     return list(judged.values())
 
 
-def _answer(verdict: Verdict, entry: Readable, state: Accepted, last: bytes | None) -> tuple[str, str]:
-    """Return what the receipt of an event that is no news says: its status if not the verdict, and further lines."""
-    if verdict is not Verdict.DUPLICATE:
+def _answer(decision: Decision, entry: Readable, state: Accepted, last: bytes | None) -> tuple[str, str]:
+    """Return what the receipt of an event that is no news says: its status if not the decision, and further lines."""
+    if decision is not Decision.DUPLICATE:
         return "", ""
     if entry.digest != state.digest:
         return receipts.Status.SUPERSEDED, f"\n{receipts.BY_ID}\n{state.digest}"
@@ -509,8 +509,8 @@ def _accept_call(
     judged: list[list[Judged]],
 ) -> scripts.Call:
     keys, settings = runtime.keys, runtime.settings
-    script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_ENDPOINT)]
-    script_keys += [keys.receipts, keys.environments(DEFAULT_ENDPOINT), keys.internal, keys.dataset]
+    script_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.schedule(DEFAULT_DESTINATION)]
+    script_keys += [keys.receipts, keys.environments(DEFAULT_DESTINATION), keys.internal, keys.dataset]
     seconds = (
         settings.worker.lease,
         settings.worker.sweep,
@@ -528,15 +528,15 @@ def _accept_call(
     for entry in unreadable:
         args += [entry.entry_id, entry.reason, entry.detail]
     for outbox, instances in zip(outboxes, judged, strict=True):
-        script_keys += [outbox.accepted, outbox.outbox, outbox.counts, outbox.lease, outbox.bell]
+        script_keys += [outbox.accepted, outbox.outbox, outbox.counts, outbox.lease, outbox.wakeup]
         args += [outbox.environment, len(instances)]
         args += [item.instance for item in instances]
         args += [item.expected for item in instances]
         for item in instances:
             args += [item.state, len(item.entries)]
-            for verdict, readable in item.entries:
-                args += [readable.entry_id, verdict]
-                if verdict.is_news:
+            for decision, readable in item.entries:
+                args += [readable.entry_id, decision]
+                if decision.is_news:
                     args += _news(readable)
     return scripts.Call(_ACCEPT, script_keys, args)
 

@@ -28,7 +28,7 @@ GC_THRESHOLDS = (50_000, 20, 50)
 
 
 class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
-    """A Celery app with the relay's settings, tasks, logs and doorman."""
+    """A Celery app with the relay's settings, tasks, logs and poller."""
 
     log_cls = "workers.scheduling.logs:WorkerLogging"
 
@@ -71,7 +71,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
             raise ConfigurationError(f"the broker's URL (CELERY_BROKER_URL, or celery -b): {error}") from None
 
     def _warm_up(self, **_: Any) -> None:
-        """Connect and import in a child before its first bell, not at it.
+        """Connect and import in a child before its first wakeup, not at it.
 
         A drain makes objects by the batch and drops them together: collecting as rarely as this takes a
         fifth off its processor time (benchmarks/), and the modules need no collecting at all.
@@ -97,13 +97,14 @@ def make_app() -> RelayApp:
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings, as a dictionary so that a test can read them."""
     return {
-        # Bells are rung again when lost, so they are acknowledged early, expire, and leave no result.
+        # Wakeups are rung again when lost, so they are acknowledged early, expire, and leave no result.
         "task_ignore_result": True,
         "task_store_errors_even_if_ignored": False,
         "result_backend": None,
         "task_acks_late": False,
-        # Of bells the broker keeps no account either, which it could not when it is out of memory. Queues by name, so
-        # that Flower shows what waits where and bells do not wait behind reports; a list, as Flower wants it.
+        # Of wakeups the broker keeps no account either, which it could not when it is out of memory. Queues by
+        # name, so
+        # that Flower shows what waits where and wakeups do not wait behind reports; a list, as Flower wants it.
         "task_queues": [
             _queue(INTAKE, no_ack=True),
             _queue(DELIVER, no_ack=True),
@@ -113,11 +114,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_routes": {INTAKE: {"queue": INTAKE}, DELIVER: {"queue": DELIVER}, FORGET: {"queue": DELIVER}},
         "task_serializer": "json",
         "accept_content": ["json"],  # never unpickle what somebody put on the broker
-        # A drain runs for seconds: a busy worker must not hoard bells that an idle one could answer.
+        # A drain runs for seconds: a busy worker must not hoard wakeups that an idle one could answer.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
         "worker_concurrency": settings.worker.concurrency,
-        # The doorman's thread lives in the main process: children are spawned, not forked from it.
+        # The poller's thread lives in the main process: children are spawned, not forked from it.
         "worker_pool_start_method": "spawn",
         "worker_send_task_events": True,  # Flower
         "worker_redirect_stdouts": False,
@@ -152,7 +153,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "unacked_restore_throttle": 1,
         "priority_steps": [0],  # no priorities: one list a queue instead of four
         "prioritised_queue": settings.broker.report_queue,  # but for what others send (workers/scheduling/broker.py)
-        "max_retries": 1,  # a refused port would cost each bell six seconds
+        "max_retries": 1,  # a refused port would cost each wakeup six seconds
         "interval_start": 0,
         "interval_step": 0.1,
         "interval_max": 0.2,

@@ -1,6 +1,6 @@
-"""Whether the worker hears the broker: a message to itself, all the way that a bell goes but for the pool.
+"""Whether the worker hears the broker: a message to itself, all the way that a wakeup goes but for the pool.
 
-A link can go silent without closing, and then no error tells. So the doorman sends echoes to a queue of this worker
+A link can go silent without closing, and then no error tells. So the poller sends echoes to a queue of this worker
 alone, and Celery's consumer, which must be alive to do so, notes each that it hears. Where the broker takes our
 messages and none is heard, the worker cannot be helped from inside: it leaves, so that its supervisor starts another.
 
@@ -53,7 +53,7 @@ class Hearing:
 
     def failed(self, now: float) -> None:
         """Note that the broker took none: then nothing can be told of our hearing."""
-        self._next_at = now + ECHOES * self.interval_seconds  # a broker that hangs costs the doorman a time-out each
+        self._next_at = now + ECHOES * self.interval_seconds  # a broker that hangs costs the poller a time-out each
         self._unheard_since = None
         self.is_settled = True
 
@@ -68,7 +68,7 @@ class Hearing:
 
 
 class Echo:
-    """One worker's echo. `heard` is called by the consumer's thread, all else by the doorman's."""
+    """One worker's echo. `heard` is called by the consumer's thread, all else by the poller's."""
 
     def __init__(self, app: Celery, worker: str) -> None:
         settings = app.relay_settings

@@ -1,7 +1,7 @@
 """Celery's consumer, which returns soon to a broker that was away and loses no message that it cannot read.
 
 Celery pauses between its tries to connect, up to half a minute after an outage of minutes, and has no setting for it:
-Redis would be back, producers would report, and no bell would be answered.
+Redis would be back, producers would report, and no wakeup would be answered.
 
 What Celery cannot take for a task it logs and drops, and some of it ends the worker. Such a message becomes a report
 that cannot be read, and so a dead letter (workers/scheduling/unreadable.py).

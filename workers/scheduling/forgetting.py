@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relay.queue import epoch, forgetting
 from relay.queue.forgetting import START, Position
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.state import SEEN_STEP_MS
 from workers.shutdown import is_stopping
 
@@ -55,7 +55,7 @@ def walk(runtime: Runtime) -> str:
         environments += step.environments
         if at != START and _is_over(deadline):
             forgetting.note_position(client, keys, at)
-            runtime.bells.ring_forget()
+            runtime.wakeups.ring_forget()
             return f"{_forgotten(instances, environments)}, more to look at"
         if at.page != begun.page or at == START:  # should this process die
             forgetting.note_position(client, keys, at)
@@ -73,9 +73,9 @@ class Step(NamedTuple):
 def _steps(client: Redis, keys: Keys, at: Position, threshold: int) -> Iterator[tuple[Position, Step]]:
     """Walk on from a position; yield after each step where to go on, `START` for at the end, and what it forgot."""
     while True:
-        following, names = forgetting.environments(client, keys, DEFAULT_ENDPOINT, at.page)
+        following, names = forgetting.environments(client, keys, DEFAULT_DESTINATION, at.page)
         for name in (name for name in names if name >= at.environment):
-            outbox = keys.of_outbox(DEFAULT_ENDPOINT, name)
+            outbox = keys.of_outbox(DEFAULT_DESTINATION, name)
             cursor = at.instances if name == at.environment else 0
             while True:
                 cursor, count = forgetting.forget_page(client, outbox, cursor, threshold)

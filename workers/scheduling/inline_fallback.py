@@ -1,4 +1,4 @@
-"""Draining in the worker's main process while the broker takes no bell.
+"""Draining in the worker's main process while the broker takes no wakeup.
 
 The broker may be away, hang, or have no memory left while the queue's Redis is well: deliveries go on then, with one
 thread a worker instead of its processes. Nothing here is needed for safety: the drains are the same, under the same
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from workers.runtime import make_runtime
 from workers.scheduling import runs
-from workers.scheduling.wakeups import ENVIRONMENTS_PER_BELL
+from workers.scheduling.wakeups import ENVIRONMENTS_PER_WAKEUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery import Celery
 
-    from workers.scheduling.wakeups import Bells
+    from workers.scheduling.wakeups import Wakeups
 
 #: How long to leave it after a drain that failed for a reason that nobody foresaw.
 FAILURE_PAUSE_SECONDS = 1.0
@@ -29,8 +29,8 @@ FAILURE_PAUSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Understudy:
-    """Does what the bells that could not be rung call for; its thread starts with the first such call."""
+class InlineFallback:
+    """Does what the wakeups that could not be rung call for; its thread starts with the first such call."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -40,17 +40,17 @@ class Understudy:
         self._thread: threading.Thread | None = None
         self._stopping = False
 
-    def take_in(self, bells: Bells) -> None:
-        """Call for a drain of the inbox; returns at once. `bells` are rung by what the drain leaves."""
+    def take_in(self, wakeups: Wakeups) -> None:
+        """Call for a drain of the inbox; returns at once. `wakeups` are rung by what the drain leaves."""
         with self._called:
             self._intake = True
-            self._wake(bells)
+            self._wake(wakeups)
 
-    def deliver(self, bells: Bells, environments: Sequence[str]) -> None:
+    def deliver(self, wakeups: Wakeups, environments: Sequence[str]) -> None:
         """Call for drains of these environments' outboxes; returns at once."""
         with self._called:
             self._environments.update(dict.fromkeys(environments))
-            self._wake(bells)
+            self._wake(wakeups)
 
     def stop(self, timeout_seconds: float) -> None:
         """Take no more calls, and wait that long for the drain under way."""
@@ -60,25 +60,25 @@ class Understudy:
         if self._thread:
             self._thread.join(timeout_seconds)
 
-    def _wake(self, bells: Bells) -> None:
+    def _wake(self, wakeups: Wakeups) -> None:
         if self._thread is None and not self._stopping:
-            _log.warning("the broker takes no bells: this worker's main process drains by itself until it does")
-            self._thread = threading.Thread(target=self._drain, args=(bells,), name="understudy", daemon=True)
+            _log.warning("the broker takes no wakeups: this worker's main process drains by itself until it does")
+            self._thread = threading.Thread(target=self._drain, args=(wakeups,), name="inline_fallback", daemon=True)
             self._thread.start()
         self._called.notify()
 
-    def _drain(self, bells: Bells) -> None:
+    def _drain(self, wakeups: Wakeups) -> None:
         runtime = None
         while not self._stopping:
             try:
-                runtime = runtime or replace(make_runtime(self._app.relay_settings, self._app), bells=bells)
+                runtime = runtime or replace(make_runtime(self._app.relay_settings, self._app), wakeups=wakeups)
                 intake, environments = self._next()
                 if intake:
                     runs.take_in(runtime)
                 if environments:
                     runs.deliver(runtime, environments)
             except Exception:  # noqa: BLE001 - the sweep calls again; a thread that ended would be missed
-                _log.exception("a drain without a bell failed")
+                _log.exception("a drain without a wakeup failed")
                 with self._called:
                     self._called.wait(FAILURE_PAUSE_SECONDS)
         if runtime:
@@ -89,7 +89,7 @@ class Understudy:
         with self._called:
             self._called.wait_for(lambda: self._stopping or self._intake or self._environments)
             intake, self._intake = self._intake, False
-            environments = list(self._environments)[:ENVIRONMENTS_PER_BELL]
+            environments = list(self._environments)[:ENVIRONMENTS_PER_WAKEUP]
             for name in environments:
                 del self._environments[name]
             return intake and not self._stopping, [] if self._stopping else environments

@@ -1,8 +1,8 @@
 """Noticing work and calling drains to it, in every worker's main process.
 
-Producers know no Celery: they add to a stream, and the doorman, blocked on reading it, wakes and rings. It also
-rings for outboxes whose time has come (a retry, a hold's end), and again for whatever waits although a bell or a
-drain got lost: that is the sweep. Bells coalesce, so the doormen of many workers do not get in each other's way.
+Producers know no Celery: they add to a stream, and the poller, blocked on reading it, wakes and rings. It also
+rings for outboxes whose time has come (a retry, a hold's end), and again for whatever waits although a wakeup or a
+drain got lost: that is the sweep. Wakeups coalesce, so the pollers of many workers do not get in each other's way.
 
 Beside this it gives the worker's sign of life, notices a lost data set and a deaf worker, and calls now and then for
 what was not seen for long to be forgotten.
@@ -22,13 +22,13 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.connections.failover import WrongServer
 from relay.queue import epoch, forgetting, inbox, leases
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.leases import Why
 from relay.queue.schedule import longest_pause_seconds, look
 from workers.scheduling.broker_probe import Echo
 from workers.scheduling.forgetting import every_seconds
-from workers.scheduling.inline_fallback import Understudy
-from workers.scheduling.wakeups import Bells
+from workers.scheduling.inline_fallback import InlineFallback
+from workers.scheduling.wakeups import Wakeups
 from workers.shutdown import EX_SOFTWARE, is_stopping, leave
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from relay.queue.schedule import Sight
     from relay.settings import Settings
 
-#: The longest that one look waits for an entry; also the time to notice a lost bell or drain beyond its expiry.
+#: The longest that one look waits for an entry; also the time to notice a lost wakeup or drain beyond its expiry.
 LOOK_SECONDS = 1.0
 
 #: The shortest time between two looks, however fast entries come. A drain stays longer than this.
@@ -79,13 +79,13 @@ class ReadOnly(Exception):  # noqa: N818 - says what happened
         super().__init__(f"Redis refused writes for {seconds:g} s ({refusal})")
 
 
-class Doorman:
+class Poller:
     """One look after the other, until told to stop."""
 
-    def __init__(self, settings: Settings, client: Redis, bells: Bells, name: str) -> None:
+    def __init__(self, settings: Settings, client: Redis, wakeups: Wakeups, name: str) -> None:
         self._keys = Keys(settings.queue.namespace)
         self._client = client
-        self._bells = bells
+        self._wakeups = wakeups
         self._bell_seconds = settings.worker.sweep
         self._longest_pause = longest_pause_seconds(settings.delivery.backoff_max, settings.worker.lease)
         self._expire_after = settings.delivery.max_age
@@ -135,7 +135,7 @@ class Doorman:
             raise ReadOnly(self._read_only_after, error) from error
 
     def hand_on(self) -> None:
-        """Ring for whatever waits, though a bell may be under way: this worker may have taken it along."""
+        """Ring for whatever waits, though a wakeup may be under way: this worker may have taken it along."""
         self._leaving = True
         with contextlib.suppress(RedisError):  # then others' sweeps find it
             self.ring_for_what_waits()
@@ -148,7 +148,7 @@ class Doorman:
         """
         began = time.monotonic()
         if began < self._rest_until and not self._leaving:
-            sight = look(self._client, self._keys, DEFAULT_ENDPOINT, count=0, longest_pause=self._longest_pause)
+            sight = look(self._client, self._keys, DEFAULT_DESTINATION, count=0, longest_pause=self._longest_pause)
             self._seen = _seen(sight)
             self._ring_intake(waiting=sight.inbox)
             return max(PACE_SECONDS, self._rest_until - began)
@@ -157,7 +157,7 @@ class Doorman:
             sight = look(
                 self._client,
                 self._keys,
-                DEFAULT_ENDPOINT,
+                DEFAULT_DESTINATION,
                 count=PAGE,
                 skip=skip,
                 longest_pause=self._longest_pause,
@@ -175,20 +175,20 @@ class Doorman:
         return min(LOOK_SECONDS, max(PACE_SECONDS, sight.next_due_seconds or LOOK_SECONDS))
 
     def _ring_intake(self, *, waiting: int) -> None:
-        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_bell)], Why.WORK):
-            self._bells.ring_intake()
+        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_wakeup)], Why.WORK):
+            self._wakeups.wake_intake()
 
     def _ring_delivery(self, environments: Sequence[str]) -> None:
-        outboxes = [self._keys.of_outbox(DEFAULT_ENDPOINT, name) for name in environments]
-        ringing = self._to_ring([(keys.lease, keys.bell) for keys in outboxes], Why.DUE)
+        outboxes = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in environments]
+        ringing = self._to_ring([(keys.lease, keys.wakeup) for keys in outboxes], Why.DUE)
         if ringing:
-            self._bells.ring_delivery([environments[position] for position in ringing])
+            self._wakeups.wake_delivery([environments[position] for position in ringing])
 
     def _to_ring(self, drains: Sequence[tuple[str, str]], why: Why) -> list[int]:
-        """Return which of these drains, given as (lease, bell), to ring for."""
+        """Return which of these drains, given as (lease, wakeup), to ring for."""
         if self._leaving and drains:
-            self._client.delete(*(bell for _, bell in drains))
-        return leases.to_ring(self._client, self._keys.counts, drains, self._bell_seconds, why)
+            self._client.delete(*(wakeup for _, wakeup in drains))
+        return leases.to_wake(self._client, self._keys.counts, drains, self._bell_seconds, why)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beat_at < LOOK_SECONDS:
@@ -208,7 +208,7 @@ class Doorman:
             _log.error(epoch.LOST)
             self._seen = "0-0"
         self._dataset = found
-        if forgetting.claim(self._client, self._keys, self._forget_seconds) and not self._bells.ring_forget():
+        if forgetting.claim(self._client, self._keys, self._forget_seconds) and not self._wakeups.ring_forget():
             forgetting.unclaim(self._client, self._keys)
 
 
@@ -228,39 +228,39 @@ class DoormanStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ship
     def __init__(self, worker: WorkController, **_: Any) -> None:
         self._name = worker.hostname
         self._app = worker.app
-        self._doorman: Doorman | None = None
+        self._poller: Poller | None = None
         self._thread: threading.Thread | None = None
-        self._understudy = Understudy(self._app)
+        self._inline_fallback = InlineFallback(self._app)
         self._echo = self._app.relay_echo = Echo(self._app, self._name)
         self._app.amqp.queues.consume_from[self._echo.queue.name] = self._echo.queue
 
     def start(self, _: WorkController) -> None:
         """Start looking."""
         settings = self._app.relay_settings
-        bells = Bells(self._app, self._understudy)
-        self._doorman = Doorman(settings, connect(settings.redis), bells, self._name)
-        self._thread = threading.Thread(target=self._watch, name="doorman", daemon=True)
+        wakeups = Wakeups(self._app, self._inline_fallback)
+        self._poller = Poller(settings, connect(settings.redis), wakeups, self._name)
+        self._thread = threading.Thread(target=self._watch, name="poller", daemon=True)
         self._thread.start()
 
     def stop(self, _: WorkController) -> None:
         """Stop looking; called more than once."""
-        if self._doorman and self._thread:
-            self._doorman.stop()
+        if self._poller and self._thread:
+            self._poller.stop()
             self._thread.join(STOP_SECONDS)
-            self._doorman.hand_on()
+            self._poller.hand_on()
             settings = self._app.relay_settings
-            self._understudy.stop(settings.worker.budget + settings.api.timeout)
+            self._inline_fallback.stop(settings.worker.budget + settings.api.timeout)
 
     terminate = stop
 
     def _watch(self) -> None:
-        """Take the worker down if it is deaf, or the doorman fails: without one, work is noticed by nobody."""
-        assert self._doorman is not None  # noqa: S101 - `start` made it
+        """Take the worker down if it is deaf, or the poller fails: without one, work is noticed by nobody."""
+        assert self._poller is not None  # noqa: S101 - `start` made it
         try:
-            self._doorman.watch(self._echo)
+            self._poller.watch(self._echo)
         except (Deaf, ReadOnly) as because:
             _log.critical("%s: this worker leaves, so that its supervisor starts another", because)
             leave(EX_SOFTWARE)
         except Exception:  # noqa: BLE001 - a thread's end is silent; whatever ended it must be seen
-            _log.exception("the doorman failed; this worker stops, so that its supervisor starts another")
+            _log.exception("the poller failed; this worker stops, so that its supervisor starts another")
             leave(EX_SOFTWARE)

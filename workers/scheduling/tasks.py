@@ -51,18 +51,19 @@ def register(app: Celery) -> None:
 
 def intake(task: Task) -> str:
     """Drain the inbox into the outboxes, and deliver what came last."""
-    return _shown(runs.take_in(runtime_of(task.app), bell=task.request.id))
+    return _shown(runs.take_in(runtime_of(task.app), wakeup=task.request.id))
 
 
 def deliver(task: Task, *environments: str) -> str:
     """Drain these environments' outboxes to the API."""
-    return _shown(runs.deliver(runtime_of(task.app), environments, bell=task.request.id))
+    return _shown(runs.deliver(runtime_of(task.app), environments, wakeup=task.request.id))
 
 
 def _shown(drained: Drained) -> str:
     """Return a drain's summary, for Flower to show as its result; after an outage raise it, to be shown as a retry.
 
-    Showing is all that raising does. Celery's own `Task.retry` would send a message, and nothing needs one: bells and
+    Showing is all that raising does. Celery's own `Task.retry` would send a message, and nothing needs one: wakeups
+    and
     the sweep call for a drain again.
     """
     if drained.met_outage:

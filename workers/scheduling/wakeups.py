@@ -1,7 +1,7 @@
 """Ringing drains: a Celery message that says only where there is work.
 
-Losing or doubling one is harmless. A bell that is under way keeps others from being sent (relay/queue/leases.py);
-one that got lost is rung again after `worker.sweep` by the doorman.
+Losing or doubling one is harmless. A wakeup that is under way keeps others from being sent (relay/queue/leases.py);
+one that got lost is rung again after `worker.sweep` by the poller.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ DELIVER = "relay.deliver"
 REPORT = "relay.report"
 FORGET = "relay.forget"
 
-#: Environments that one bell names at most.
-ENVIRONMENTS_PER_BELL = 100
+#: Environments that one wakeup names at most.
+ENVIRONMENTS_PER_WAKEUP = 100
 
 
-#: A bell that waited this long is not answered. Celery compares the workers' clocks, so it is far above what these
-#: may be off by; a bell that is answered late finds that there is nothing to do.
+#: A wakeup that waited this long is not answered. Celery compares the workers' clocks, so it is far above what these
+#: may be off by; a wakeup that is answered late finds that there is nothing to do.
 EXPIRES_SECONDS = 86_400.0
 
-#: Bells for deliveries that may wait for an answer, about. Where so many do, the workers have enough to do, and would
-#: each sweep ring again for what waits longer than a bell counts as under way, there were ever more. One that is not
+#: Wakeups for deliveries that may wait for an answer, about. Where so many do, the workers have enough to do, and
+#: would
+#: each sweep ring again for what waits longer than a wakeup counts as under way, there were ever more. One that is
+#: not
 #: rung is like one that got lost.
 MOST_WAITING = 300
 
 #: How often they are counted at most.
 COUNT_SECONDS = 1.0
 
-#: How long no bell is tried after one that the broker did not take, in seconds; or twice as long as that one took to
+#: How long no wakeup is tried after one that the broker did not take, in seconds; or twice as long as that one took
+#: to
 #: fail, for a broker that hangs.
 SILENCE_SECONDS = 1.0
 
@@ -46,16 +49,16 @@ _log = logging.getLogger(__name__)
 
 
 class Deputy(Protocol):
-    """Answers the bells that the broker does not take."""
+    """Answers the wakeups that the broker does not take."""
 
-    def take_in(self, bells: Bells) -> None:
+    def take_in(self, wakeups: Wakeups) -> None:
         """Drain the inbox soon; return at once."""
 
-    def deliver(self, bells: Bells, environments: Sequence[str]) -> None:
+    def deliver(self, wakeups: Wakeups, environments: Sequence[str]) -> None:
         """Drain these environments' outboxes soon; return at once."""
 
 
-class Bells:
+class Wakeups:
     """Rings through Celery; never raises, and blocks no longer than one failure of the broker.
 
     What the broker does not take goes to the deputy; without one it is left to the sweep.
@@ -68,15 +71,15 @@ class Bells:
         self._waiting = 0
         self._count_at = 0.0
 
-    def ring_intake(self) -> None:
+    def wake_intake(self) -> None:
         """Call for a drain of the inbox."""
         if not self._ring(INTAKE, ()) and self._deputy:
             self._deputy.take_in(self)
 
-    def ring_delivery(self, environments: Sequence[str]) -> None:
+    def wake_delivery(self, environments: Sequence[str]) -> None:
         """Call for drains of these environments' outboxes."""
-        for start in range(0, len(environments), ENVIRONMENTS_PER_BELL):
-            some = environments[start : start + ENVIRONMENTS_PER_BELL]
+        for start in range(0, len(environments), ENVIRONMENTS_PER_WAKEUP):
+            some = environments[start : start + ENVIRONMENTS_PER_WAKEUP]
             if not self._ring(DELIVER, some) and self._deputy:
                 self._deputy.deliver(self, some)
 
@@ -100,15 +103,15 @@ class Bells:
                 expires=EXPIRES_SECONDS,
                 ignore_result=True,
             )
-        except Exception as error:  # noqa: BLE001 - whatever the broker's library raises: it took no bell
+        except Exception as error:  # noqa: BLE001 - whatever the broker's library raises: it took no wakeup
             failed = time.monotonic()
             self._silent_until = failed + max(SILENCE_SECONDS, 2 * (failed - started))
-            _log.warning("the broker took no bell for %s: %s", task, error)
+            _log.warning("the broker took no wakeup for %s: %s", task, error)
             return False
         return True
 
     def _count(self) -> int:
-        """Return how many bells for deliveries wait, or did a moment ago."""
+        """Return how many wakeups for deliveries wait, or did a moment ago."""
         now = time.monotonic()
         if now >= self._count_at:
             with self._app.pool.acquire(block=True) as connection, connection.channel() as channel:

@@ -1,6 +1,6 @@
 """Does the broker take messages, and do those who answer at it give signs of life in Redis, and the reverse?
 
-Celery's workers answer a ping through the broker, from the part that hears it; the doorman's heartbeat lies in Redis.
+Celery's workers answer a ping through the broker, from the part that hears it; the poller's heartbeat lies in Redis.
 Who has one and lacks the other is half alive, or set up for two places. The ping leaves nothing behind. Without
 kombu (a bare install) a Redis is asked for a sign of life, and no more.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: How long the next answer to a ping is waited for, in seconds: at first, and once more where somebody did not.
 PATIENCE_SECONDS = (1.0, 4.0)
 
-#: The queues that bells wait in.
+#: The queues that wakeups wait in.
 BELL_QUEUES = ("relay.intake", "relay.deliver")
 
 #: What senders choose as `sep`, between a queue's name and a priority: Celery's documentation has the first.
@@ -60,8 +60,8 @@ def examine(settings: Settings, beating: Callable[[], frozenset[str]]) -> Iterat
             or "see whether it runs and RELAY_BROKER_URL names it; until then workers work in one process each",
         )
         return
-    bells = sum(heard.waiting.get(name, 0) for name in BELL_QUEUES)
-    yield ok("broker", f"the broker at {where} takes messages; {bells:,} bells wait")
+    wakeups = sum(heard.waiting.get(name, 0) for name in BELL_QUEUES)
+    yield ok("broker", f"the broker at {where} takes messages; {wakeups:,} wakeups wait")
     if heard.unread:
         yield warning(
             "broker.unread",
@@ -146,7 +146,7 @@ def judge(answered: frozenset[str], beating: frozenset[str], where: str) -> Iter
         yield fault(
             "workers.scheduling.poller",
             f"{some_of(sorted(silent))} answer{'s' if len(silent) == 1 else ''} at the broker but give"
-            f"{'s' if len(silent) == 1 else ''} no sign of life in Redis: the doorman is silent, or looks after "
+            f"{'s' if len(silent) == 1 else ''} no sign of life in Redis: the poller is silent, or looks after "
             "another Redis or namespace, so what is added here is not noticed",
             "compare that worker's RELAY_REDIS_URL and queue.namespace with these; else restart it, and see its log",
         )
@@ -166,5 +166,5 @@ def judge(answered: frozenset[str], beating: frozenset[str], where: str) -> Iter
         )
     if answered and not silent and not deaf:
         yield ok(
-            "workers.scheduling.poller", f"{len(answered)} answer at the broker, and their doormen give signs of life"
+            "workers.scheduling.poller", f"{len(answered)} answer at the broker, and their pollers give signs of life"
         )

@@ -40,5 +40,5 @@ def judge(seen: Overview) -> Iterator[Result]:
     if not findings:
         yield ok(
             "deliveries",
-            f"nothing holds them up; {seen.ledger.waiting:,} waiting; API: {describe(seen.health, seen.now)}",
+            f"nothing holds them up; {seen.counters.waiting:,} waiting; API: {describe(seen.health, seen.now)}",
         )

@@ -15,7 +15,7 @@ from relay.operations.doctor import api, broker, configuration, deliveries, leas
 from relay.operations.doctor.masking import mask_for, mask_for_refused, masked
 from relay.operations.doctor.result import Grade, Result, fault, note
 from relay.queue import counters, overview
-from relay.queue.keys import DEFAULT_ENDPOINT, Keys
+from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _of_the_queue(client: Redis, settings: Settings) -> list[Check]:
     patience = workers.patience_seconds(worker, api_timeout)
 
     def of_environments() -> Iterator[Result]:
-        known = counters.environment_names(client, keys, DEFAULT_ENDPOINT)
+        known = counters.environment_names(client, keys, DEFAULT_DESTINATION)
         return configuration.environments(list(settings.environments), known)
 
     return [
@@ -70,7 +70,9 @@ def _of_the_queue(client: Redis, settings: Settings) -> list[Check]:
         Check("workers", lambda: workers.examine(client, keys, worker, api_timeout)),
         Check("broker", lambda: broker.examine(settings, lambda: frozenset(workers.look(client, keys).alive))),
         Check("leases", lambda: leases.examine(client, keys, worker, patience)),
-        Check("deliveries", lambda: deliveries.judge(overview.read(client, keys, DEFAULT_ENDPOINT, settings.queue))),
+        Check(
+            "deliveries", lambda: deliveries.judge(overview.read(client, keys, DEFAULT_DESTINATION, settings.queue))
+        ),
         Check("environments", of_environments),
     ]
 

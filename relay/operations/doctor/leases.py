@@ -1,6 +1,6 @@
-"""Is there a lease, a bell or a mark left that keeps work from being done?
+"""Is there a lease, a wakeup or a mark left that keeps work from being done?
 
-A lease and a bell expire by themselves, so one that does not was not written by the relay: a restored dump, a
+A lease and a wakeup expire by themselves, so one that does not was not written by the relay: a restored dump, a
 PERSIST, a hand. It would keep each drain away for ever. The mark of a run does not expire: a drain that dies leaves
 it, and the next one finds it within seconds; one that lies long while something waits says that no next one came.
 """
@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from relay.operations.diagnosis import duration
 from relay.operations.doctor.result import Result, fault, ok, warning
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS as REDRIVE_SECONDS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Outboxes that are looked at, those that are due first; and of one round trip.
 MOST, PAGE = 10_000, 500
 
-#: What the rest of a lease or bell may be beyond what it is given: the workers' settings may be others than ours.
+#: What the rest of a lease or wakeup may be beyond what it is given: the workers' settings may be others than ours.
 SLACK_SECONDS = 600.0
 
 #: PTTL's answers for a key that does not expire, and for one that is not there.
@@ -35,11 +35,11 @@ _NEVER, _NONE = -1, -2
 
 
 class Place(NamedTuple):
-    """A drain's keys, and what it is called. A redrive has no bell and no run."""
+    """A drain's keys, and what it is called. A redrive has no wakeup and no run."""
 
     name: str
     lease: str
-    bell: str = ""
+    wakeup: str = ""
     run: str = ""
 
 
@@ -51,7 +51,7 @@ class Left(NamedTuple):
 
     place: Place
     lease_rest: int
-    bell_rest: int = _NONE
+    wakeup_rest: int = _NONE
     run_idle: int | None = None
     waits: bool = False
 
@@ -59,17 +59,17 @@ class Left(NamedTuple):
 def examine(client: Redis, keys: Keys, worker: WorkerSettings, patience_seconds: float) -> Iterator[Result]:
     """Look at the inbox's drain, the redrive's, and those of all outboxes with something in them."""
     found = list(judge(read(client, keys), worker, patience_seconds))
-    yield from found or [ok("leases", "no lease, bell or mark is left over")]
+    yield from found or [ok("leases", "no lease, wakeup or mark is left over")]
 
 
 def read(client: Redis, keys: Keys) -> list[Left]:
     """Read what lies there; changes nothing."""
-    inbox = Place("the inbox", keys.intake_lease, keys.intake_bell, keys.intake_run)
+    inbox = Place("the inbox", keys.intake_lease, keys.intake_wakeup, keys.intake_run)
     result = _read(client, [inbox], waiting=bool(client.xlen(keys.inbox)))
     result += _read(client, [Place("the redrive", keys.redrive_lease)], waiting=False)
-    names = cast("list[bytes]", client.zrange(keys.schedule(DEFAULT_ENDPOINT), 0, MOST - 1))
-    outboxes = [keys.of_outbox(DEFAULT_ENDPOINT, name.decode()) for name in names]
-    places = [Place(each.environment, each.lease, each.bell, each.run) for each in outboxes]
+    names = cast("list[bytes]", client.zrange(keys.schedule(DEFAULT_DESTINATION), 0, MOST - 1))
+    outboxes = [keys.of_outbox(DEFAULT_DESTINATION, name.decode()) for name in names]
+    places = [Place(each.environment, each.lease, each.wakeup, each.run) for each in outboxes]
     for start in range(0, len(places), PAGE):
         result += _read(client, places[start : start + PAGE], waiting=True)
     return result
@@ -79,14 +79,14 @@ def _read(client: Redis, places: Sequence[Place], *, waiting: bool) -> list[Left
     pipeline = client.pipeline(transaction=False)
     for place in places:
         pipeline.pttl(place.lease)
-        pipeline.pttl(place.bell or place.lease)
+        pipeline.pttl(place.wakeup or place.lease)
         pipeline.object("IDLETIME", place.run or place.lease)
     replies = iter(pipeline.execute(raise_on_error=False))
     result = []
     for place in places:
-        lease, bell, idle = next(replies), next(replies), next(replies)
+        lease, wakeup, idle = next(replies), next(replies), next(replies)
         known = None if idle is None or isinstance(idle, ResponseError) or not place.run else int(idle) * 1000
-        result.append(Left(place, lease, bell if place.bell else _NONE, known, waiting))
+        result.append(Left(place, lease, wakeup if place.wakeup else _NONE, known, waiting))
     return result
 
 
@@ -96,8 +96,8 @@ def judge(left: Sequence[Left], worker: WorkerSettings, patience_seconds: float)
         given = worker.lease if each.place.run else REDRIVE_SECONDS
         if _is_stuck(each.lease_rest, given):
             yield _stuck(f"the lease of {each.place.name}", each.lease_rest, "no drain can begin", each.place.lease)
-        if _is_stuck(each.bell_rest, worker.sweep):
-            yield _stuck(f"the bell of {each.place.name}", each.bell_rest, "nobody is called", each.place.bell)
+        if _is_stuck(each.wakeup_rest, worker.sweep):
+            yield _stuck(f"the wakeup of {each.place.name}", each.wakeup_rest, "nobody is called", each.place.wakeup)
         idle = each.run_idle
         if idle is not None and idle > patience_seconds * 1000 and each.lease_rest == _NONE and each.waits:
             yield warning(

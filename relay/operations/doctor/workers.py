@@ -1,8 +1,8 @@
 """Are there workers, and do they do anything?
 
-A heartbeat is given by a worker's doorman, in its main process; the drains run in others. So a worker may beat while
+A heartbeat is given by a worker's poller, in its main process; the drains run in others. So a worker may beat while
 nothing is done. What tells the truth is the work: something has been due for longer than the relay takes to repair
-the loss of any bell or drain, nobody holds a lease, and between two looks nothing moved.
+the loss of any wakeup or drain, nobody holds a lease, and between two looks nothing moved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from relay.operations.diagnosis import duration
 from relay.operations.doctor.result import Result, fault, ok
 from relay.queue import bounded
 from relay.queue.health import Health
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.text import some_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ AGAIN_SECONDS = 2.0
 #: Environments that are due of which it is looked whether somebody is at them.
 DUE = 500
 
-#: Counters that move when something is done; others are of bells and refusals.
+#: Counters that move when something is done; others are of wakeups and refusals.
 _WORK = ("taken", "delivered", "duplicate", "stale", "superseded", "dead", "retries")
 
 
@@ -86,8 +86,8 @@ def look(client: Redis, keys: Keys) -> Look:
     pipeline.xlen(keys.inbox)
     pipeline.exists(keys.intake_lease)
     pipeline.hmget(keys.counts, list(_WORK))
-    pipeline.hmget(keys.endpoint(DEFAULT_ENDPOINT), ["until", "openings"])
-    pipeline.hkeys(keys.paused(DEFAULT_ENDPOINT))
+    pipeline.hmget(keys.destination(DEFAULT_DESTINATION), ["until", "openings"])
+    pipeline.hkeys(keys.paused(DEFAULT_DESTINATION))
     (seconds, microseconds), beats, inbox, intake, counts, (until, openings), paused = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
     head = bounded.first_id(client, keys.inbox) if inbox else None
@@ -108,14 +108,14 @@ def look(client: Redis, keys: Keys) -> Look:
 
 
 def _due(client: Redis, keys: Keys, now: int, paused: set[bytes]) -> dict[str, int]:
-    key = keys.schedule(DEFAULT_ENDPOINT)
+    key = keys.schedule(DEFAULT_DESTINATION)
     reply = client.zrange(key, "-inf", now, byscore=True, offset=0, num=DUE, withscores=True)
     found = cast("list[tuple[bytes, float]]", reply)
     return {name.decode(): int(score) for name, score in found if name not in paused}
 
 
 def _anybody_at(client: Redis, keys: Keys, due: dict[str, int]) -> bool:
-    leases = [keys.of_outbox(DEFAULT_ENDPOINT, name).lease for name in due]
+    leases = [keys.of_outbox(DEFAULT_DESTINATION, name).lease for name in due]
     return bool(leases) and bool(client.exists(*leases))
 
 

@@ -2,22 +2,22 @@
 -- what is news, a count for all. Atomic, fenced by the lease, and harmless when applied twice (a retry whose
 -- answer was lost): then none of the entries is left to delete, and nothing else is done.
 --
--- An instance whose state is not the one that the verdicts were made on (delivery gave it back meanwhile)
+-- An instance whose state is not the one that the decisions were made on (delivery gave it back meanwhile)
 -- is passed over whole; its entries stay in the inbox and are judged again.
 --
 -- KEYS  1 lease, 2 inbox, 3 dead, 4 counts, 5 schedule, 6 what the receipts' keys begin with, 7 environments,
---       8 internal, 9 dataset, then for each environment its accepted state, outbox, counts, lease, bell
--- ARGV  token, lease in ms, bell in ms, ms to keep a receipt while its event waits, and after,
+--       8 internal, 9 dataset, then for each environment its accepted state, outbox, counts, lease, wakeup
+-- ARGV  token, lease in ms, wakeup in ms, ms to keep a receipt while its event waits, and after,
 --       number of entries that ask for a receipt, for each: inbox id, event id, and for one that is no news the
---           receipt's status if that is not the verdict, and its further lines, each with a line feed before it
+--           receipt's status if that is not the decision, and its further lines, each with a line feed before it
 --       number of unreadable entries, for each: inbox id, reason, detail
 --       for each environment: its name, number of instances, their keys, their expected states ('' for none),
 --           for each instance: new state, number of entries, for each entry: inbox id,
---               verdict ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
+--               decision ('new', 'changed', 'reasserted', 'duplicate', 'stale'), and for the first three also:
 --               body, event id, source, time, the newest time known of the instance if that is another, digest, the entry's field `redriven` or '', and for a resync the
 --               place of the event that it repeats, else ''
 -- ->    {0} when the lease is lost; else {1, entries passed over, entries done, environments to ring...}
-local token, lease_ms, bell_ms = ARGV[1], ARGV[2], ARGV[3]
+local token, lease_ms, wakeup_ms = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('GET', KEYS[1]) ~= token then
   return {0}
 end
@@ -26,7 +26,7 @@ local MAX_UNPACKED = 5000  -- values of one command; Lua's stack takes about 8,0
 local MAX_DEAD_FIELDS = 64 -- of an unreadable entry, fields and values; what redrive put before them comes on top
 local FIRST = 10           -- key of the first environment
 local KEYS_EACH = 5        -- keys of an environment
-local NEWS_ARGUMENTS = 8   -- that follow the verdict of an entry that is news
+local NEWS_ARGUMENTS = 8   -- that follow the decision of an entry that is news
 local news = {new = true, changed = true, reasserted = true}
 
 -- Return a producer's fields without those that only a redrive or a resync may write.
@@ -86,22 +86,22 @@ for key = FIRST, #KEYS, KEYS_EACH do
     local entries = tonumber(ARGV[at + 1])
     at = at + 2
     for _ = 1, entries do
-      local id, verdict = ARGV[at], ARGV[at + 1]
+      local id, decision = ARGV[at], ARGV[at + 1]
       if not as_judged then
         passed_over = passed_over + 1
       else
         ids[#ids + 1] = id
         if asked[id] then
-          local status = asked[id].status ~= '' and asked[id].status or verdict
-          receipts[#receipts + 1] = {asked[id].event_id, news[verdict] and 'accepted' or status, asked[id].lines}
+          local status = asked[id].status ~= '' and asked[id].status or decision
+          receipts[#receipts + 1] = {asked[id].event_id, news[decision] and 'accepted' or status, asked[id].lines}
         end
-        environment.counts[verdict] = (environment.counts[verdict] or 0) + 1
-        if news[verdict] then
+        environment.counts[decision] = (environment.counts[decision] or 0) + 1
+        if news[decision] then
           environment.positions[#environment.positions + 1] = at
           environment.instances[#environment.instances + 1] = instance
         end
       end
-      at = at + 2 + (news[verdict] and NEWS_ARGUMENTS or 0)
+      at = at + 2 + (news[decision] and NEWS_ARGUMENTS or 0)
     end
     if as_judged and new ~= expected then
       local states = environment.states
@@ -187,16 +187,16 @@ for number, environment in ipairs(environments) do
     redis.call('ZADD', KEYS[7], 'NX', 0, environment.name)
     redis.call('HSET', KEYS[key + 2], 'seen', now)
   end
-  for verdict, n in pairs(environment.counts) do
-    redis.call('HINCRBY', KEYS[key + 2], verdict, n)
-    redis.call('HINCRBY', KEYS[4], verdict, n)
+  for decision, n in pairs(environment.counts) do
+    redis.call('HINCRBY', KEYS[key + 2], decision, n)
+    redis.call('HINCRBY', KEYS[4], decision, n)
   end
   if #environment.positions > 0 then
     redis.call('HINCRBY', KEYS[4], 'outbox', #environment.positions)
     redis.call('HINCRBY', KEYS[key + 2], 'outbox', #environment.positions)
     redis.call('ZADD', KEYS[5], 'LT', now, environment.name)
     if redis.call('EXISTS', KEYS[key + 3]) == 0
-        and redis.call('SET', KEYS[key + 4], '1', 'NX', 'PX', bell_ms) then
+        and redis.call('SET', KEYS[key + 4], '1', 'NX', 'PX', wakeup_ms) then
       result[#result + 1] = environment.name
     end
   end
@@ -205,7 +205,7 @@ if newest > tonumber(redis.call('HGET', KEYS[4], 'newest:accepted') or '0') then
   redis.call('HSET', KEYS[4], 'newest:accepted', string.format('%d', newest))
 end
 if #result > 3 then
-  redis.call('HINCRBY', KEYS[4], 'bell:work', #result - 3)
+  redis.call('HINCRBY', KEYS[4], 'wakeup:work', #result - 3)
 end
 for _, receipt in ipairs(receipts) do
   -- What is no news may repeat an event that is: then the receipt is that one's. A receipt that tells of a death gives

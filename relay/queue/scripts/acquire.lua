@@ -1,9 +1,9 @@
--- Take a drain's lease if no other drain has it. The bell that called is cleared first, so that whoever
+-- Take a drain's lease if no other drain has it. The wakeup that called is cleared first, so that whoever
 -- adds work from here on rings again.
 -- A drain leaves a mark of its run until it lets go. One that finds another's mark knows that a drain died at its
 -- work, or lost its lease: from then until a drain lets go in peace, entries are handled one at a time, and the
 -- mark says which (handle.lua). Each death with an entry in hand is counted against that entry.
--- KEYS  bell, lease, run, counts, and for an outbox its cursor and the data set
+-- KEYS  wakeup, lease, run, counts, and for an outbox its cursor and the data set
 -- ARGV  token, lease in milliseconds, for an outbox the id of the data set if it has none yet, and milliseconds between
 --       two signs of life that make the age of events begin anew (beat.lua)
 -- ->    {1, cursor or '', drains that did not let go, the data set's id or '', since when in ms ages are reckoned}

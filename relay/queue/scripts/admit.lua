@@ -1,7 +1,7 @@
--- May a drain send, and how many POSTs? None while the endpoint is held. While its circuit is open, one for the one
+-- May a drain send, and how many POSTs? None while the destination is held. While its circuit is open, one for the one
 -- drain that probes, until its answer is known or it has had its time. Else what the rate limit leaves: a token bucket
 -- kept as the one time at which it would be full again (GCRA).
--- KEYS  endpoint
+-- KEYS  destination
 -- ARGV  token, POSTs wanted, POSTs a second (0 for no limit), burst, milliseconds that a probe may take
 -- ->    {POSTs granted, milliseconds until it is worth asking again, 1 if it is the probe}
 redis.call('HDEL', KEYS[1], '') -- frees nothing, but at maxmemory a script may write once it began with a delete

@@ -1,7 +1,7 @@
 -- Forget an environment of which nothing is left and where nothing happened for long. Decided and done in one step, so
 -- that one that gets an event this moment stays. The shard's totals keep what was counted there.
 -- KEYS  1 environments, 2 schedule, 3 paused, 4 the outbox's counts,
---       5 outbox, 6 accepted state, 7 parked, 8 lease, 9 bell: with one of these it stays,
+--       5 outbox, 6 accepted state, 7 deferred, 8 lease, 9 wakeup: with one of these it stays,
 --       10 delivered state, 11 due, 12 attempts, 13 cursor, 14 run, 15 gone: these go with it
 -- ARGV  environment, milliseconds since the epoch: what happened there since then keeps it
 -- ->    1 if it is forgotten, else 0

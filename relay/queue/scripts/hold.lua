@@ -1,8 +1,8 @@
--- Hold an endpoint's deliveries, for all workers, as it asked for. A hold is only ever extended.
+-- Hold a destination's deliveries, for all workers, as it asked for. A hold is only ever extended.
 -- One that is asked for longer than the time between two probes is a throttle: the circuit opens, so that a single event
--- probes the endpoint after each such time, and its success ends the throttle (close_circuit).
+-- probes the destination after each such time, and its success ends the throttle (close_circuit).
 -- How long it is held is counted by reason, each hold to its end; lift.lua takes back what it ends early.
--- KEYS  endpoint
+-- KEYS  destination
 -- ARGV  milliseconds from now, reason, milliseconds between two probes
 -- ->    {until when it is held now in ms, openings of its circuit in a row, why that is open or ''}
 redis.call('HDEL', KEYS[1], '') -- frees nothing, but at maxmemory a script may write once it began with a delete

@@ -1,5 +1,5 @@
--- Lift the hold of an endpoint, at an operator's word: a throttle ends, and an open circuit is probed at once.
--- KEYS  endpoint
+-- Lift the hold of a destination, at an operator's word: a throttle ends, and an open circuit is probed at once.
+-- KEYS  destination
 -- ->    {why it was held or '', until when in ms, until when the throttle would have lasted in ms, 0 for none}
 redis.call('HDEL', KEYS[1], '') -- frees nothing, but at maxmemory a script may write once it began with a delete
 local clock = redis.call('TIME')

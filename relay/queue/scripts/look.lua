@@ -1,7 +1,7 @@
--- What the doorman sees: whether anything waits that a drain should be called to. Changes nothing.
--- While the endpoint is held no outbox is due; while its circuit is open, a few are, at random, so that a probe
+-- What the poller sees: whether anything waits that a drain should be called to. Changes nothing.
+-- While the destination is held no outbox is due; while its circuit is open, a few are, at random, so that a probe
 -- with one environment's event is followed by one with another's.
--- KEYS  inbox, schedule, endpoint
+-- KEYS  inbox, schedule, destination
 -- ARGV  environments wanted, how many of the first to pass over, environments to probe with, the longest pause
 --       of a retry in ms
 -- ->    {now in ms, entries in the inbox, when the next outbox is due in ms or '', environments that are due...}

@@ -1,8 +1,8 @@
--- Tell what a drain saw of an endpoint, and learn what all have seen.
--- KEYS  endpoint
+-- Tell what a drain saw of a destination, and learn what all have seen.
+-- KEYS  destination
 -- ARGV  successes since it told last, failures since then (after the last success, if there was one),
 --       by how much the window is to grow, -1 to shrink, the largest window, milliseconds between two shrinkings
--- ->    the endpoint's health, each '' if not known: {until, reason, openings, failures in a row, successes, window,
+-- ->    the destination's health, each '' if not known: {until, reason, openings, failures in a row, successes, window,
 --       circuit}
 redis.call('HDEL', KEYS[1], '') -- frees nothing, but at maxmemory a script may write once it began with a delete
 local successes, failures = tonumber(ARGV[1]), tonumber(ARGV[2])

@@ -1,8 +1,8 @@
--- Open the circuit of an endpoint, or open it again after a probe failed: hold its deliveries for a pause that doubles
+-- Open the circuit of a destination, or open it again after a probe failed: hold its deliveries for a pause that doubles
 -- each time in a row, and begin slowly after it. A hold is only ever extended.
 -- Only who probes opens an open circuit again: what was still in flight when it opened says nothing new.
 -- While a throttle lasts, the pause is no shorter than the time between its probes.
--- KEYS  endpoint
+-- KEYS  destination
 -- ARGV  token, first pause in ms, longest pause in ms, reason, milliseconds between two probes of a throttle
 -- ->    {until when it is held now, in ms, reason, openings in a row}
 redis.call('HDEL', KEYS[1], '') -- frees nothing, but at maxmemory a script may write once it began with a delete

@@ -1,9 +1,9 @@
 -- Let go of an outbox, note when to look at it again, and tell whether that is now: asked and done in one
 -- step, so that an entry is seen either here or by the intake that finds no lease.
 -- A paused environment is looked at again when it is resumed.
--- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 cursor, 8 schedule, 9 bell,
+-- KEYS  1 lease, 2 run, 3 outbox, 4 deferred, 5 due, 6 attempts, 7 cursor, 8 schedule, 9 wakeup,
 --       10 the outbox's counts, 11 counts, 12 paused
--- ARGV  token, milliseconds after which a bell counts as lost, environment, cursor, 1 if the endpoint is held,
+-- ARGV  token, milliseconds after which a wakeup counts as lost, environment, cursor, 1 if the destination is held,
 --       then the instances whose retry was taken and not sent: they are due again
 -- ->    -1 lease lost before; 0 nothing to do now; 1 more to do, for which the caller must ring
 local holder = redis.call('GET', KEYS[1])
@@ -48,6 +48,6 @@ redis.call('ZADD', KEYS[8], paused and '+inf' or look, ARGV[3])
 if paused or ARGV[5] == '1' or look > now then
   return 0
 end
-redis.call('HINCRBY', KEYS[11], 'bell:work', 1)
+redis.call('HINCRBY', KEYS[11], 'wakeup:work', 1)
 redis.call('SET', KEYS[9], '1', 'PX', ARGV[2])
 return 1

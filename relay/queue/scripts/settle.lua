@@ -1,17 +1,17 @@
--- Record what became of entries of one outbox: delivered, dead, superseded, or parked for a retry. Atomic, fenced by
+-- Record what became of entries of one outbox: delivered, dead, superseded, or deferred for a retry. Atomic, fenced by
 -- the lease, and harmless when applied twice (a retry whose answer was lost): then none of the entries is left to
 -- delete, and nothing else is done.
 -- A lease that ran out while nobody took over is taken again: the mark of the run is still this drain's.
 --
--- KEYS  1 lease, 2 run, 3 outbox, 4 parked, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
+-- KEYS  1 lease, 2 run, 3 outbox, 4 deferred, 5 due, 6 attempts, 7 accepted state, 8 delivered state, 9 cursor,
 --       10 the outbox's counts, 11 counts, 12 latency, 13 dead, 14 paused, 15 what the receipts' keys begin with,
 --       16 environments
--- ARGV  token, lease in ms, cursor, endpoint, environment, ms to keep a receipt, when the newest that is
+-- ARGV  token, lease in ms, cursor, destination, environment, ms to keep a receipt, when the newest that is
 --           delivered came in ms,
 --       number of delivered entries that ask for a receipt, the event id of each
---       number delivered, for each: id, instance, 1 if it was parked, digest, time, when it came
---       number superseded, for each: id, instance, 1 if it was parked
---       number dead, for each: id, instance, 1 if it was parked, event id, reason, detail, status, attempts,
+--       number delivered, for each: id, instance, 1 if it was deferred, digest, time, when it came
+--       number superseded, for each: id, instance, 1 if it was deferred
+--       number dead, for each: id, instance, 1 if it was deferred, event id, reason, detail, status, attempts,
 --           when it was first tried or ''
 --       number to retry, for each: id, instance, pause in ms, attempts value, number of followers, their ids
 --       number of other counters, for each: field of counts, by how much
@@ -121,8 +121,8 @@ redis.call('SET', KEYS[9], ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
--- An instance's first parked entry is done: its next one, if any, is due at once.
-local function unpark(instance, id)
+-- An instance's first deferred entry is done: its next one, if any, is due at once.
+local function undefer(instance, id)
   redis.call('ZREM', KEYS[4], instance .. '\n' .. padded(id))
   redis.call('HDEL', KEYS[6], instance)
   local following = redis.call('ZRANGEBYLEX', KEYS[4], '[' .. instance .. '\n', '(' .. instance .. '\011',
@@ -184,7 +184,7 @@ local function give_back(instance, event_id)
   return was_last and repeat_time or ''
 end
 
--- First those that give way to a later one of their instance: whatever is parked behind them is due when they were,
+-- First those that give way to a later one of their instance: whatever is deferred behind them is due when they were,
 -- and what is left once the later one is done must not count them.
 for _, item in ipairs(superseded) do
   if item[3] == '1' then
@@ -209,12 +209,12 @@ end
 
 local states = {}
 for _, p in ipairs(delivered) do
-  local id, instance, parked, digest, time, came = unpack(ARGV, p, p + 5)
+  local id, instance, deferred, digest, time, came = unpack(ARGV, p, p + 5)
   time = time ~= '' and time or known_times[instance] or ''
   states[#states + 1] = instance
   states[#states + 1] = digest .. '\n' .. time .. '\n' .. now .. '\n' .. came
-  if parked == '1' then
-    unpark(instance, id)
+  if deferred == '1' then
+    undefer(instance, id)
   end
 end
 for i = 1, #states, MAX_UNPACKED do
@@ -231,7 +231,7 @@ for _, item in ipairs(dead) do
     end
   end
   for _, extra in ipairs({'reason', item[5], 'detail', item[6], 'status', item[7], 'attempts', item[8],
-                          'first', item[9], 'last', item[9] ~= '' and now or '', 'endpoint', ARGV[4],
+                          'first', item[9], 'last', item[9] ~= '' and now or '', 'destination', ARGV[4],
                           'environment', ARGV[5], 'entry', item[1]}) do
     fields[#fields + 1] = extra
   end
@@ -241,13 +241,13 @@ for _, item in ipairs(dead) do
     redis.call('HINCRBY', KEYS[key], 'dead:' .. item[5], 1)
   end
   if item[3] == '1' then
-    unpark(item[2], item[1])
+    undefer(item[2], item[1])
   end
 end
 local retried = 0
 for _, item in ipairs(retries) do
-  local parked = redis.call('ZADD', KEYS[4], 0, item[2] .. '\n' .. padded(item[1]))
-  if parked == 1 or redis.call('HGET', KEYS[6], item[2]) ~= item[4] then -- else it was recorded before
+  local deferred = redis.call('ZADD', KEYS[4], 0, item[2] .. '\n' .. padded(item[1]))
+  if deferred == 1 or redis.call('HGET', KEYS[6], item[2]) ~= item[4] then -- else it was recorded before
     for _, follower in ipairs(item.followers) do
       redis.call('ZADD', KEYS[4], 0, item[2] .. '\n' .. padded(follower))
     end

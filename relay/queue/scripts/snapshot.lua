@@ -1,9 +1,9 @@
 -- One look at what the metrics tell of, in one step, so that its numbers agree with each other. Changes nothing.
 -- A script, because Redis refuses a transaction at maxmemory even if it only reads.
--- KEYS  counts, latency, inbox, dead, environments, endpoint, paused, workers, then outboxes
+-- KEYS  counts, latency, inbox, dead, environments, destination, paused, workers, then outboxes
 -- ARGV  how many of the environments with the most deliveries
 -- ->    {now in ms, counts, latency, last id of the inbox or ''
---       (if it would take an entry that is too large to read, too), environments and their deliveries, endpoint,
+--       (if it would take an entry that is too large to read, too), environments and their deliveries, destination,
 --       paused environments, workers and their heartbeats, {entries, first id or ''} of the inbox, of the dead
 --       letters, and of each outbox}
 -- No command returns an entry's id without its contents, and a producer's entry may be of 500 MB. MEMORY USAGE with one

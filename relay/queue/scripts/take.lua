@@ -1,19 +1,19 @@
 -- What a delivery drain may send next: the first entries of instances whose retry is due, and fresh entries.
--- A fresh entry whose instance waits for a retry is parked behind it and not returned. A due instance is
+-- A fresh entry whose instance waits for a retry is deferred behind it and not returned. A due instance is
 -- marked as taken for one lease, so that it comes up again by itself if this drain dies.
--- While the endpoint is held or the environment paused, nothing is returned.
+-- While the destination is held or the environment paused, nothing is returned.
 -- A lease that ran out while nobody took over is taken again: the mark of the run is still this drain's.
--- KEYS  1 lease, 2 outbox, 3 parked, 4 due, 5 attempts, 6 endpoint, 7 paused, 8 run
+-- KEYS  1 lease, 2 outbox, 3 deferred, 4 due, 5 attempts, 6 destination, 7 paused, 8 run
 -- ARGV  token, lease in ms, XRANGE start, fresh entries wanted, due instances wanted, environment,
 --       1 if only an instance's latest entry counts, the longest pause of a retry in ms
 -- ->    {} when the lease is lost; else {now in ms, last id looked at or '', fresh entries,
 --       due entries as {attempts value, entry, ids of entries that it supersedes...},
---       the endpoint's health as observe.lua has it, 1 if the environment is paused}
+--       the destination's health as observe.lua has it, 1 if the environment is paused}
 local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV[1]) then
   return {}
 end
-local MAX_FORGOTTEN = 1000  -- parked entries without a stream entry, in one go
+local MAX_FORGOTTEN = 1000  -- deferred entries without a stream entry, in one go
 local MAX_HOLD_MS = 600000    -- a hold that is farther ahead was set by a clock that was set back since
 local MAX_PAUSE_MS = tonumber(ARGV[8]) -- the same of a retry
 local MAX_SUPERSEDED = 1000 -- entries of one instance that one retry supersedes
@@ -44,8 +44,8 @@ local function entry_of(member)
   return redis.call('XRANGE', KEYS[2], ms .. '-' .. n, ms .. '-' .. n)[1]
 end
 
--- The first parked entry of an instance that is still there; those that were deleted by hand are forgotten.
-local function first_parked(instance)
+-- The first deferred entry of an instance that is still there; those that were deleted by hand are forgotten.
+local function first_deferred(instance)
   for _ = 1, MAX_FORGOTTEN do
     local head = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. instance .. '\n', '(' .. instance .. '\011',
                             'LIMIT', 0, 1)[1]
@@ -63,8 +63,8 @@ local function first_parked(instance)
   end
 end
 
--- The latest parked entry of an instance instead of its first, with those that it supersedes.
-local function latest_parked(instance, first)
+-- The latest deferred entry of an instance instead of its first, with those that it supersedes.
+local function latest_deferred(instance, first)
   local members = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. instance .. '\n', '(' .. instance .. '\011',
                              'LIMIT', 0, MAX_SUPERSEDED)
   local latest, superseded = first, {}
@@ -84,11 +84,11 @@ if tonumber(ARGV[5]) > 0 then
     redis.call('ZADD', KEYS[4], now, instance)
   end
   for _, instance in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, ARGV[5])) do
-    local entry, superseded = first_parked(instance), {}
+    local entry, superseded = first_deferred(instance), {}
     if entry then
       redis.call('ZADD', KEYS[4], now + ARGV[2], instance)
       if ARGV[7] == '1' then
-        entry, superseded = latest_parked(instance, entry)
+        entry, superseded = latest_deferred(instance, entry)
       end
       local attempts = #superseded == 0 and redis.call('HGET', KEYS[5], instance) or ''
       due[#due + 1] = {attempts, entry, unpack(superseded)}

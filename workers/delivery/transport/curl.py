@@ -187,7 +187,7 @@ class _Lane(Generic[T]):
 
 
 class CurlTransport(Generic[T]):
-    """One process's connections to one endpoint. Not thread-safe; make it after the fork."""
+    """One process's connections to one destination. Not thread-safe; make it after the fork."""
 
     def __init__(self, api: ApiSettings, *, connections: int) -> None:
         self._api = api

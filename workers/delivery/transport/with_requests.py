@@ -182,7 +182,7 @@ class _Session(requests.Session):
 
 
 class RequestsTransport(Generic[T]):
-    """One process's connections to one endpoint.
+    """One process's connections to one destination.
 
     `requests` bounds connecting and the wait for each part of an answer, not the whole. So `wait` does: an
     attempt past `api.timeout` is answered as timed out, or with its status if that was read, and its connection is

@@ -1,4 +1,4 @@
-"""What an answer does to an endpoint's circuit, whole; and whose fault a 403 is."""
+"""What an answer does to a destination's circuit, whole; and whose fault a 403 is."""
 
 from __future__ import annotations
 
@@ -177,13 +177,13 @@ def test_a_403_with_nothing_passed_since_the_last_does_not_count(forbidden: int)
 
 
 def test_an_event_is_forbidden_at_its_last_confirmed_403_and_not_before() -> None:
-    trials, verdicts = NO_TRIALS, []
+    trials, decisions = NO_TRIALS, []
     for successes in range(10, 10 + FORBIDDEN):
         suspicion = suspect(trials, 403, successes=successes, successes_when_sent=successes)
         trials = suspicion.trials
-        verdicts.append(suspicion.is_forbidden)
+        decisions.append(suspicion.is_forbidden)
 
-    assert verdicts == [False] * (FORBIDDEN - 1) + [True]
+    assert decisions == [False] * (FORBIDDEN - 1) + [True]
     assert trials == Trials(forbidden=FORBIDDEN, successes=10 + FORBIDDEN - 1)
 
 

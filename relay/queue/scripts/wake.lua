@@ -1,9 +1,9 @@
--- Which of these drains need a bell: those that nobody runs and that no bell is under way to.
--- KEYS  counts, then lease, bell of each drain
--- ARGV  milliseconds after which a bell counts as lost, why it is rung
+-- Which of these drains need a wakeup: those that nobody runs and that no wakeup is under way to.
+-- KEYS  counts, then lease, wakeup of each drain
+-- ARGV  milliseconds after which a wakeup counts as lost, why it is rung
 -- ->    the positions (from 1) of the drains to ring
 local ring = {}
-local longest = math.max(2 * ARGV[1], 600000) -- that a lease or a bell may last: longer, and the clock was set back
+local longest = math.max(2 * ARGV[1], 600000) -- that a lease or a wakeup may last: longer, and the clock was set back
 for i = 2, #KEYS, 2 do
   for key = i, i + 1 do
     if redis.call('PTTL', KEYS[key]) > longest then
@@ -16,6 +16,6 @@ for i = 2, #KEYS, 2 do
   end
 end
 if #ring > 0 then
-  redis.call('HINCRBY', KEYS[1], 'bell:' .. ARGV[2], #ring)
+  redis.call('HINCRBY', KEYS[1], 'wakeup:' .. ARGV[2], #ring)
 end
 return ring

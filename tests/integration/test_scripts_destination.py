@@ -1,4 +1,4 @@
-"""An endpoint's health on a real Redis: held, open, probed, paced; and what the doorman sees of it."""
+"""A destination's health on a real Redis: held, open, probed, paced; and what the poller sees of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from outboxes import ENDPOINT, KEYS, LONG_SECONDS, LONGEST_PAUSE_SECONDS, SCHEDULE, everything, now_ms, put
+from outboxes import DESTINATION, KEYS, LONG_SECONDS, LONGEST_PAUSE_SECONDS, SCHEDULE, everything, now_ms, put
 from rig import wait_for
 
-from relay.queue import health as endpoint
+from relay.queue import health as destination
 from relay.queue import schedule, scripts
 from relay.queue.health import Admission, Health, Hold
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.schedule import PROBERS, Sight
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def health(client: Redis) -> Health:
 
 
 def hold(client: Redis, seconds: float, reason: str = "rate_limited") -> Hold:
-    return endpoint.hold(client, KEYS, DEFAULT_ENDPOINT, seconds=seconds, reason=reason)
+    return destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=seconds, reason=reason)
 
 
 def test_hold_is_only_ever_extended(client: Redis) -> None:
@@ -39,24 +39,24 @@ def test_hold_is_only_ever_extended(client: Redis) -> None:
     assert first.until == pytest.approx(now_ms(client) + 30_000, abs=1000)
 
     assert hold(client, 1, "circuit_open").until == first.until
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) == first
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == first
 
     longer = hold(client, 60, "unauthorized")
     assert longer.until > first.until
     assert (
-        endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
+        destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
         == longer
         == Hold(longer.until, "unauthorized")
     )
 
 
-def test_endpoint_that_was_never_held_has_no_hold(client: Redis) -> None:
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000) is None
+def test_destination_that_was_never_held_has_no_hold(client: Redis) -> None:
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) is None
     assert health(client) == Health()
 
 
 def held_ms(client: Redis) -> dict[str, int]:
-    known = client.hgetall(ENDPOINT)
+    known = client.hgetall(DESTINATION)
     return {name.decode()[8:]: int(ms) for name, ms in known.items() if name.startswith(b"held_ms:")}
 
 
@@ -64,7 +64,7 @@ def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> No
     hold(client, 40)
     hold(client, 20)
     assert held_ms(client) == {"rate_limited": 40_000}, "within the hold that stands"
-    assert client.hget(ENDPOINT, "asked_ms") == b"20000"
+    assert client.hget(DESTINATION, "asked_ms") == b"20000"
 
     hold(client, 60)
     assert held_ms(client)["rate_limited"] == pytest.approx(60_000, abs=5000)
@@ -77,7 +77,7 @@ def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> No
 
 def test_time_held_begins_anew_after_a_hold_that_is_over(client: Redis) -> None:
     hold(client, 10)
-    client.hset(ENDPOINT, "until", now_ms(client) - HOUR_MS)
+    client.hset(DESTINATION, "until", now_ms(client) - HOUR_MS)
     hold(client, 20)
     assert held_ms(client) == {"rate_limited": 30_000}
 
@@ -86,16 +86,18 @@ def test_throttle_longer_than_the_time_between_probes_opens_the_circuit(client: 
     held = hold(client, 3600)
     assert held == Hold(held.until, "rate_limited", 1, "rate_limited")
     assert held.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
-    seen = endpoint.read(client, KEYS, DEFAULT_ENDPOINT)
+    seen = destination.read(client, KEYS, DEFAULT_DESTINATION)
     assert seen.throttled_until == pytest.approx(now_ms(client) + HOUR_MS, abs=1000)
     assert (seen.circuit, seen.window, seen.why_held(now_ms(client))) == ("rate_limited", 1, "rate_limited")
     assert hold(client, 120).until >= held.until
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).throttled_until == seen.throttled_until, "only ever extended"
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == seen.throttled_until, (
+        "only ever extended"
+    )
 
 
 def test_throttle_up_to_the_time_between_probes_is_kept_without_one(client: Redis) -> None:
-    assert hold(client, 60) == Hold(endpoint.read(client, KEYS, DEFAULT_ENDPOINT).until, "rate_limited")
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).throttled_until == 0
+    assert hold(client, 60) == Hold(destination.read(client, KEYS, DEFAULT_DESTINATION).until, "rate_limited")
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == 0
 
 
 def test_probe_of_a_throttle_that_fails_waits_for_the_next_minute_and_not_beyond_the_throttle(client: Redis) -> None:
@@ -104,13 +106,13 @@ def test_probe_of_a_throttle_that_fails_waits_for_the_next_minute_and_not_beyond
     again = open_circuit(client, "prober", first=0.5, longest=2)
     assert again.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
 
-    client.hset(ENDPOINT, "throttled_until", now_ms(client) + 20_000)
+    client.hset(DESTINATION, "throttled_until", now_ms(client) + 20_000)
     probe(client, "prober")
     assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
         now_ms(client) + 20_000, abs=1000
     )
 
-    client.hset(ENDPOINT, "throttled_until", now_ms(client) - 1)
+    client.hset(DESTINATION, "throttled_until", now_ms(client) - 1)
     probe(client, "prober")
     assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
         now_ms(client) + 2_000, abs=1000
@@ -125,27 +127,27 @@ def test_throttle_does_not_hide_what_has_to_be_mended(client: Redis, circuit: st
 
 def test_lifted_throttle_lets_all_go_and_gives_its_time_back(client: Redis) -> None:
     hold(client, 3600)
-    lifted = endpoint.lift(client, KEYS, DEFAULT_ENDPOINT)
+    lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
     assert lifted is not None
     assert (lifted.reason, lifted.throttled_until - lifted.until) == ("rate_limited", HOUR_MS - 60_000)
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
     assert held_ms(client)["rate_limited"] < 1000
     assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
-    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is None
+    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is None
 
 
 def test_lifted_circuit_is_probed_at_once(client: Redis) -> None:
     open_circuit(client, first=50, longest=100)
-    lifted = endpoint.lift(client, KEYS, DEFAULT_ENDPOINT)
+    lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
     assert lifted is not None
     assert lifted.reason == "circuit_open"
     assert admit(client, "prober") == Admission(1, 0.0, probes=True)
 
 
 def test_lifted_hold_of_an_older_version_lets_all_go(client: Redis) -> None:
-    client.hset(ENDPOINT, mapping={"until": now_ms(client) + HOUR_MS, "reason": "rate_limited"})
-    assert endpoint.lift(client, KEYS, DEFAULT_ENDPOINT) is not None
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
+    client.hset(DESTINATION, mapping={"until": now_ms(client) + HOUR_MS, "reason": "rate_limited"})
+    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is not None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
 
 
 YEAR_MS = 365 * 86_400_000
@@ -153,11 +155,11 @@ YEAR_MS = 365 * 86_400_000
 
 def test_hold_from_before_the_clock_was_set_back_is_over(client: Redis) -> None:
     ahead = now_ms(client) + YEAR_MS
-    client.hset(ENDPOINT, mapping={"until": ahead, "reason": "rate_limited", "prober": "x", "probe_until": ahead})
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).why_held(now_ms(client)) is None
-    assert endpoint.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client)) is None
+    client.hset(DESTINATION, mapping={"until": ahead, "reason": "rate_limited", "prober": "x", "probe_until": ahead})
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client)) is None
     assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
-    client.hset(ENDPOINT, mapping={"openings": 1, "circuit": "circuit_open"})
+    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "circuit_open"})
     assert admit(client, DRAIN, wanted=5) == Admission(1, 0.0, probes=True)
     schedule_many(client, 2)
     assert look(client).due
@@ -177,19 +179,19 @@ def test_outbox_whose_time_is_from_before_the_clock_was_set_back_is_due(client: 
 def open_circuit(
     client: Redis, token: str = DRAIN, *, first: float = 0.0, longest: float = 0.0, reason: str = "circuit_open"
 ) -> Hold:
-    return endpoint.open_circuit(
-        client, KEYS, DEFAULT_ENDPOINT, token=token, first_seconds=first, longest_seconds=longest, reason=reason
+    return destination.open_circuit(
+        client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=first, longest_seconds=longest, reason=reason
     )
 
 
 def probe(client: Redis, token: str) -> None:
     """Have a drain send a probe, as if the pause were over."""
-    client.hset(ENDPOINT, "until", now_ms(client) - 1)
+    client.hset(DESTINATION, "until", now_ms(client) - 1)
     assert admit(client, token) == Admission(1, 0.0, probes=True)
 
 
 def test_circuit_opens_with_a_pause_and_a_window_of_one(client: Redis) -> None:
-    client.hset(ENDPOINT, "window", 32)
+    client.hset(DESTINATION, "window", 32)
     opened = open_circuit(client, first=50, longest=100, reason="wrong_url")
 
     assert opened == Hold(opened.until, "wrong_url", 1)
@@ -248,7 +250,7 @@ def test_success_closes_the_circuit_and_the_next_opening_is_the_first(client: Re
     probe(client, "prober")
     assert open_circuit(client, "prober").openings == 2
 
-    endpoint.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
+    destination.close_circuit(client, KEYS, DEFAULT_DESTINATION)
     assert (health(client).openings, health(client).circuit, health(client).window) == (0, "", 1)
     assert admit(client, "any", wanted=7) == Admission(7, 0.0, probes=False)
     assert open_circuit(client).openings == 1
@@ -266,10 +268,10 @@ def admit(
     burst: int = 10,
     probe_seconds: float = LONG_SECONDS,
 ) -> Admission:
-    return endpoint.admit(
+    return destination.admit(
         client,
         KEYS,
-        DEFAULT_ENDPOINT,
+        DEFAULT_DESTINATION,
         token=token,
         wanted=wanted,
         rate_limit=rate,
@@ -278,25 +280,25 @@ def admit(
     )
 
 
-def test_endpoint_in_good_health_takes_all_that_is_wanted(client: Redis) -> None:
+def test_destination_in_good_health_takes_all_that_is_wanted(client: Redis) -> None:
     assert admit(client, wanted=500) == Admission(500, 0.0, probes=False)
-    assert client.exists(ENDPOINT) == 0
+    assert client.exists(DESTINATION) == 0
 
 
-def test_nothing_is_admitted_while_the_endpoint_is_held(client: Redis) -> None:
+def test_nothing_is_admitted_while_the_destination_is_held(client: Redis) -> None:
     hold(client, 50)
     admission = admit(client, wanted=5, rate=1000)
 
     assert (admission.granted, admission.probes) == (0, False)
     assert admission.again_seconds == pytest.approx(50, abs=1)
-    assert client.hexists(ENDPOINT, "full_at") == 0, "what is not sent uses up no rate"
+    assert client.hexists(DESTINATION, "full_at") == 0, "what is not sent uses up no rate"
 
 
 def test_open_circuit_that_is_still_held_is_not_probed(client: Redis) -> None:
     open_circuit(client, first=100, longest=100)
 
     assert admit(client).granted == 0
-    assert client.hexists(ENDPOINT, "prober") == 0
+    assert client.hexists(DESTINATION, "prober") == 0
 
 
 def test_open_circuit_is_probed_by_one_of_many_with_one_event(client: Redis) -> None:
@@ -343,9 +345,9 @@ def test_burst_goes_at_once_and_the_rest_is_spaced(client: Redis) -> None:
 
 def pass_time(client: Redis, seconds: float) -> None:
     """Let so much time pass for the rate limit."""
-    full_at = client.hget(ENDPOINT, "full_at")
+    full_at = client.hget(DESTINATION, "full_at")
     assert full_at is not None
-    client.hset(ENDPOINT, "full_at", str(float(full_at) - 1000 * seconds))
+    client.hset(DESTINATION, "full_at", str(float(full_at) - 1000 * seconds))
 
 
 def test_after_the_time_that_it_was_told_a_drain_is_admitted(client: Redis) -> None:
@@ -372,7 +374,7 @@ def test_all_drains_together_keep_to_the_rate(client: Redis) -> None:
 
 @pytest.mark.parametrize("ahead_ms", [HOUR_MS, 10**12])
 def test_clock_that_was_set_back_stops_nobody(client: Redis, ahead_ms: int) -> None:
-    client.hset(ENDPOINT, "full_at", now_ms(client) + ahead_ms)
+    client.hset(DESTINATION, "full_at", now_ms(client) + ahead_ms)
 
     assert admit(client, wanted=100, rate=1, burst=10).granted == 10
     assert admit(client, wanted=1, rate=1, burst=10).granted <= 1
@@ -392,7 +394,7 @@ def test_probe_that_the_rate_does_not_allow_is_nobodys(client: Redis) -> None:
     admission = admit(client, "prober", rate=0.01, burst=1)
 
     assert (admission.granted, admission.probes) == (0, False)
-    assert client.hexists(ENDPOINT, "prober") == 0
+    assert client.hexists(DESTINATION, "prober") == 0
 
 
 # observe.lua
@@ -407,9 +409,9 @@ def observe(
     most: int = 32,
     gap: float = LONG_SECONDS,
 ) -> Health:
-    call = endpoint.observe_call(
+    call = destination.observe_call(
         KEYS,
-        DEFAULT_ENDPOINT,
+        DEFAULT_DESTINATION,
         successes=successes,
         failures=failures,
         window_change=change,
@@ -436,7 +438,7 @@ def test_success_between_ends_the_row(client: Redis) -> None:
 
 
 def test_window_grows_from_what_it_is_up_to_the_largest(client: Redis) -> None:
-    client.hset(ENDPOINT, "window", 1)
+    client.hset(DESTINATION, "window", 1)
 
     assert observe(client, change=1).window == 2
     assert observe(client, change=5).window == 7
@@ -455,7 +457,7 @@ def test_window_halves_to_no_less_than_one(client: Redis) -> None:
 def test_one_wave_of_failures_shrinks_the_window_once(client: Redis) -> None:
     assert [observe(client, change=-1).window for _ in range(5)] == [16] * 5
 
-    client.hset(ENDPOINT, "shrunk", now_ms(client) - 1000 * int(LONG_SECONDS))
+    client.hset(DESTINATION, "shrunk", now_ms(client) - 1000 * int(LONG_SECONDS))
     assert [observe(client, change=-1).window for _ in range(5)] == [8] * 5
 
 
@@ -467,22 +469,22 @@ def test_window_grows_between_two_waves(client: Redis) -> None:
 
 def test_clock_that_was_set_back_lets_the_window_shrink(client: Redis) -> None:
     observe(client, change=-1)
-    client.hset(ENDPOINT, "shrunk", now_ms(client) + HOUR_MS)
+    client.hset(DESTINATION, "shrunk", now_ms(client) + HOUR_MS)
 
     assert observe(client, change=-1).window == 8
-    assert int(client.hget(ENDPOINT, "shrunk") or 0) <= now_ms(client)
+    assert int(client.hget(DESTINATION, "shrunk") or 0) <= now_ms(client)
 
 
 def test_window_is_clamped_when_the_largest_was_set_lower(client: Redis) -> None:
-    client.hset(ENDPOINT, "window", 32)
+    client.hset(DESTINATION, "window", 32)
 
     assert observe(client, change=-1, most=8).window == 4
-    client.hset(ENDPOINT, "window", 32)
+    client.hset(DESTINATION, "window", 32)
     assert observe(client, change=1, most=8).window == 8
 
 
 def test_look_at_the_health_changes_nothing(client: Redis) -> None:
-    client.hset(ENDPOINT, mapping={"window": 5, "failures": 3, "successes": 9})
+    client.hset(DESTINATION, mapping={"window": 5, "failures": 3, "successes": 9})
     before = everything(client)
 
     assert observe(client) == Health(failures=3, successes=9, window=5)
@@ -493,7 +495,9 @@ def test_look_at_the_health_changes_nothing(client: Redis) -> None:
 
 
 def look(client: Redis, *, count: int = 10, skip: int = 0) -> Sight:
-    return schedule.look(client, KEYS, DEFAULT_ENDPOINT, count=count, skip=skip, longest_pause=LONGEST_PAUSE_SECONDS)
+    return schedule.look(
+        client, KEYS, DEFAULT_DESTINATION, count=count, skip=skip, longest_pause=LONGEST_PAUSE_SECONDS
+    )
 
 
 def schedule_many(client: Redis, number: int) -> set[str]:
@@ -525,7 +529,7 @@ def test_paused_environment_is_neither_due_nor_next(client: Redis) -> None:
     assert sight.next_due_seconds == pytest.approx(600, abs=1)
 
 
-def test_nothing_of_a_held_endpoint_is_due_before_the_holds_end(client: Redis) -> None:
+def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis) -> None:
     put(client, {})
     schedule_many(client, 5)
     client.zadd(SCHEDULE, {"soon": now_ms(client) + 1000})
@@ -576,6 +580,6 @@ def test_all_are_called_again_once_the_circuit_is_closed(client: Redis) -> None:
     names = schedule_many(client, 10)
     open_circuit(client)
     assert admit(client).probes
-    endpoint.close_circuit(client, KEYS, DEFAULT_ENDPOINT)
+    destination.close_circuit(client, KEYS, DEFAULT_DESTINATION)
 
     assert set(look(client).due) == names

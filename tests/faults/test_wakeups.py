@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 ENVIRONMENTS = [f"env-{n}" for n in range(5)]
 
-#: From the sweep to the next look of a doorman, and what a busy machine may add to that.
+#: From the sweep to the next look of a poller, and what a busy machine may add to that.
 LOOK_SECONDS = 1.0
 
-#: Bells of each kind that nobody asked for.
+#: Wakeups of each kind that nobody asked for.
 DOUBLED = 50
 BUSY_SECONDS = 2.0
 
 
 def heard(ground: Ground, task: str) -> int:
-    """Return how many bells of a kind the workers have heard."""
+    """Return how many wakeups of a kind the workers have heard."""
     return sum(worker.log().count(f"Task {task}[") for worker in ground.workers)
 
 
@@ -41,7 +41,8 @@ def until_rest(ground: Ground) -> float:
 
 @contextmanager
 def thieves(broker: str) -> Iterator[list[bytes]]:
-    """Take bells off the broker's hands; there are enough that most waits of the workers come behind one of ours."""
+    """Take wakeups off the broker's hands; there are enough that most waits of the workers come behind one of
+    ours."""
     loot: list[bytes] = []
     over = threading.Event()
 
@@ -62,11 +63,11 @@ def thieves(broker: str) -> Iterator[list[bytes]]:
             thread.join()
 
 
-@scenario(27, "bells doubled, lost, delayed; broker flushed", bound="repeats 0; nothing waits longer than a sweep")
-def test_nothing_depends_on_a_bell(ground: Ground) -> None:
+@scenario(27, "wakeups doubled, lost, delayed; broker flushed", bound="repeats 0; nothing waits longer than a sweep")
+def test_nothing_depends_on_a_wakeup(ground: Ground) -> None:
     link = ground.broker_proxy()
     broker = f"{ground.redis.url.removesuffix('/0')}/1"
-    ground.start_workers(2, log_level="DEBUG")  # where Celery says that it heard a bell
+    ground.start_workers(2, log_level="DEBUG")  # where Celery says that it heard a wakeup
 
     with Celery(broker=broker, set_as_current=False) as app, ground.load(100):
         for _ in range(DOUBLED):
@@ -75,12 +76,12 @@ def test_nothing_depends_on_a_bell(ground: Ground) -> None:
     with plain_client(broker) as client:
         ground.wait(lambda: not client.llen(DELIVER) + client.llen(INTAKE))
     ground.rest()
-    ground.bit(heard(ground, DELIVER) > DOUBLED, "the workers heard more bells than needed")
+    ground.bit(heard(ground, DELIVER) > DOUBLED, "the workers heard more wakeups than needed")
 
     with thieves(broker) as lost:
         ground.wait(lambda: bool(ground.report(5, environments=5)) and bool(lost))
     waits = [until_rest(ground)]
-    ground.bit(lost, "bells were lost")
+    ground.bit(lost, "wakeups were lost")
 
     with plain_client(broker) as client:
         client.flushdb()
@@ -98,6 +99,6 @@ def test_nothing_depends_on_a_bell(ground: Ground) -> None:
     assert max(waits) < SWEEP_SECONDS + LOOK_SECONDS + BUSY_SECONDS
     ground.check()
     ground.observed(
-        f"{2 * DOUBLED} bells too many, {len(lost)} lost; everything arrived within {waits[0]:.1f} s (lost), "
+        f"{2 * DOUBLED} wakeups too many, {len(lost)} lost; everything arrived within {waits[0]:.1f} s (lost), "
         f"{waits[1]:.1f} s (flushed), {waits[2]:.1f} s (delayed)"
     )

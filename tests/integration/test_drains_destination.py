@@ -1,4 +1,5 @@
-"""Drains and an endpoint's health: what the API's answers hold up, what they use up, and how fast they let it go."""
+"""Drains and a destination's health: what the API's answers hold up, what they use up, and how fast they let it
+go."""
 
 from __future__ import annotations
 
@@ -11,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from drains import (
-    ENDPOINT,
+    DESTINATION,
     KEYS,
     PRODUCTION,
     REPOSITORY,
     TOKEN,
     Longest,
+    counters_of,
     dead_letters,
     deliver_until,
     delivered_images,
     digest,
     drained,
     image_of,
-    ledger_of,
     let_hold_pass,
     report,
     report_image,
@@ -35,12 +36,12 @@ from outboxes import now_ms
 from rig import wait_for
 
 from relay.queue import health
-from relay.queue.keys import DEFAULT_ENDPOINT
+from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import Trials
 from relay.sandbox import Sandbox
 from workers.delivery.circuit_breaker import FAILURES
-from workers.delivery.run import SLOW_BACKOFF_SECONDS, drain_outboxes
-from workers.intake.run import drain_inbox
+from workers.delivery.run import SLOW_BACKOFF_SECONDS, run_delivery
+from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ def trials(client: Redis) -> list[Trials]:
 
 
 def circuit(client: Redis) -> str:
-    return (client.hget(ENDPOINT, "circuit") or b"").decode()
+    return (client.hget(DESTINATION, "circuit") or b"").decode()
 
 
 def probe(runtime: Runtime, *environments: str) -> str:
@@ -82,7 +83,7 @@ def probe(runtime: Runtime, *environments: str) -> str:
 
 
 def nothing_waits(client: Redis) -> bool:
-    return not ledger_of(client).waiting
+    return not counters_of(client).waiting
 
 
 # The token
@@ -103,7 +104,7 @@ def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
     images = report_many(client, 40)
     api.faults = [{"kind": "status", "status": status}]
     with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(runtime).held.startswith(f"unauthorized (HTTP {status}")
         assert api.counts().received <= runtime.settings.delivery.max_in_flight
         for _ in range(2 * runtime.settings.delivery.max_attempts):
@@ -111,7 +112,7 @@ def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
             assert probe(runtime).startswith("unauthorized")
             assert api.counts().received == before + 1, "one probe at a time"
         assert {each.attempts for each in trials(client)} == {0}
-        assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, 40)
+        assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, 40)
 
         api.faults = []
         assert probe(runtime).startswith("unauthorized (HTTP 403"), "the token is still the old one"
@@ -138,7 +139,7 @@ def test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carrie
 
     report_many(client, 3)
     with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
         before = api.counts().by_status[403]
         assert probe(replace(runtime, random=Rotating())) == ""
@@ -153,14 +154,14 @@ def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
     api.faults = [{"kind": "status", "status": 403, "image": image_of("forbidden")}]
     report_image(client, image_of("forbidden"), id="forbidden")
     images = report_many(client, 40)
-    drain_inbox(runtime)
+    run_intake(runtime)
 
     def others_go_on_until_it_is_dead() -> bool:
         if client.xlen(KEYS.dead):
             return True
         images.append(f"{REPOSITORY}@{digest(str(len(images)))}")
         report(client, str(len(images) - 1))
-        drain_inbox(runtime)
+        run_intake(runtime)
         return False
 
     deliver_until(runtime, others_go_on_until_it_is_dead)
@@ -170,7 +171,7 @@ def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
     assert (letter["id"], letter["reason"], letter["status"]) == ("forbidden", "forbidden", "403")
     assert int(letter["attempts"]) >= 3
     assert sorted(delivered_images(api)) == sorted(images)
-    assert ledger_of(client).unaccounted == 0
+    assert counters_of(client).unaccounted == 0
 
 
 def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
@@ -180,15 +181,15 @@ def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
     report_image(client, image_of("unauthorized"), id="unauthorized")
     images = report_many(client, 10)
     with running(redis_server, api) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         for _ in range(6):
             let_hold_pass(client)
             retries_are_due(client)
             images.append(f"{REPOSITORY}@{digest(str(len(images)))}")
             report(client, str(len(images) - 1))
-            drain_inbox(runtime)
+            run_intake(runtime)
             drained(runtime)
-        deliver_until(runtime, lambda: ledger_of(client).waiting == 1)
+        deliver_until(runtime, lambda: counters_of(client).waiting == 1)
 
         (only,) = trials(client)
         assert only.attempts == 0
@@ -199,14 +200,14 @@ def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
         let_hold_pass(client)
         retries_are_due(client)
         report_image(client, image_of("another"))
-        drain_inbox(runtime)
+        run_intake(runtime)
         assert drained(runtime).held == "", "it is known by now whose fault it is"
 
 
 def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 403}]
     images = report_many(client, 10)
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert drained(runtime).held.startswith("unauthorized (HTTP 403")
     for _ in range(15):
         before = api.counts().received
@@ -227,14 +228,14 @@ def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, c
 def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 404}]
     images = report_many(client, 2 * FAILURES)
-    drain_inbox(runtime)
+    run_intake(runtime)
     held = drained(runtime).held
     assert held.startswith("wrong_url (HTTP 404")
     for _ in range(2 * runtime.settings.delivery.max_attempts):
         before = api.counts().received
         assert probe(runtime).startswith("wrong_url")
         assert api.counts().received == before + 1
-    assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, len(images))
+    assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
     assert max(each.attempts for each in trials(client)) == 1, "only those before it was known used one up"
 
     api.faults = []
@@ -258,7 +259,7 @@ def test_429_without_retry_after_uses_no_attempt_and_is_waited_for_ever_longer(
         runtime = replace(made, random=Longest())
         for number in range(4):
             report_image(client, image_of(f"other-{number}"))  # so that no run of failures opens the circuit
-            drain_inbox(runtime)
+            run_intake(runtime)
             retries_are_due(client)
             seconds, microseconds = client.time()
             drained(runtime)
@@ -275,7 +276,7 @@ def test_404_for_one_is_retried_slowly_until_its_attempts_are_used_up(
     api.faults = [{"kind": "status", "status": 404, "image": image_of("unknown")}]
     report_image(client, image_of("unknown"), id="unknown")
     images = report_many(client, 10)
-    drain_inbox(runtime)
+    run_intake(runtime)
     pauses = []
     for _ in range(runtime.settings.delivery.max_attempts):
         assert not client.xlen(KEYS.dead)
@@ -315,7 +316,7 @@ def test_retry_after_holds_all_drains_and_uses_up_nothing(
     api.faults = too_many(30)
     images = report_many(client, 5) + report_many(client, 5, "staging")
     with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
-        drain_inbox(one)
+        run_intake(one)
         assert drained(one).held.startswith("rate_limited (HTTP 429")
         assert drained(two, "staging").held == "rate_limited"
         assert drained(one).held == "rate_limited"
@@ -337,7 +338,7 @@ def test_no_drain_sends_anything_before_the_end_of_retry_after(
     report_many(client, 5)
     report_many(client, 5, "staging")
     with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
-        drain_inbox(one)
+        run_intake(one)
 
         def keep_trying() -> bool:
             drained(one)
@@ -354,9 +355,9 @@ def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: 
     api.faults = [{"kind": "status", "status": 503, "headers": {"Retry-After": "86400"}}]
     report(client, "a")
     with running(redis_server, api, delivery={"retry_after_max": 60}) as runtime:
-        drain_inbox(runtime)
+        run_intake(runtime)
         drained(runtime)
-    hold = health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000)
+    hold = health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
     seconds, _ = client.time()
 
     assert hold is not None
@@ -371,7 +372,7 @@ def test_rate_limit_is_kept_by_all_drains_together(redis_server: EmbeddedRedis, 
         report_many(client, each, name)
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         runtimes = [stack.enter_context(running(redis_server, api, **limited)) for _ in environments]
-        drain_inbox(runtimes[0])
+        run_intake(runtimes[0])
         seconds, microseconds = client.time()
         started = seconds + microseconds / 1e6
 
@@ -394,11 +395,11 @@ def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
-            drain_inbox(runtime)
+            run_intake(runtime)
             assert drained(runtime).held.startswith("circuit_open (connect")
             for _ in range(5):
                 assert probe(runtime).startswith("circuit_open (connect")
-    assert (client.xlen(KEYS.dead), ledger_of(client).waiting) == (0, len(images))
+    assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
     assert {each.attempts for each in trials(client)} == {0}
 
     let_hold_pass(client)
@@ -411,7 +412,7 @@ def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client
 def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 500}]
     report_many(client, FAILURES)
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert drained(runtime).held.startswith("circuit_open (HTTP 500")
     for _ in range(10):
         probe(runtime)
@@ -428,16 +429,16 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
     images = [image for name in environments for image in report_many(client, 5, name)]
     api.faults = [{"kind": "status", "status": 500}]
     # Pauses as after some failed probes: longer than it takes a slow machine to run all of the drains.
-    client.hset(ENDPOINT, mapping={"openings": 6, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    client.hset(DESTINATION, mapping={"openings": 6, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         runtimes = [stack.enter_context(running(redis_server, api)) for _ in environments]
-        drain_inbox(runtimes[0])
+        run_intake(runtimes[0])
         for number in range(1, 4):
             let_hold_pass(client)
             reports = list(pool.map(drained, runtimes, environments))
             assert api.counts().received == number
             assert all(each.held.startswith("circuit_open") for each in reports)
-        assert health.read(client, KEYS, DEFAULT_ENDPOINT).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
+        assert health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
 
         api.faults = []
         let_hold_pass(client)
@@ -458,28 +459,28 @@ def test_window_shrinks_when_the_api_pushes_back_and_grows_again(
     with running(redis_server, api, delivery={"max_in_flight": 8}) as runtime:
         api.faults = [{"kind": "status", "status": 503, "count": 8}]
         report_many(client, 8)
-        drain_inbox(runtime)
-        drain_outboxes(runtime, ["production"])
-        shrunk = int(client.hget(ENDPOINT, "window") or 0)
+        run_intake(runtime)
+        run_delivery(runtime, ["production"])
+        shrunk = int(client.hget(DESTINATION, "window") or 0)
         assert 1 <= shrunk <= 4
 
         retries_are_due(client)
         for number in range(300):
             report_image(client, image_of(f"more-{number}"))
-        drain_inbox(runtime)
+        run_intake(runtime)
         deliver_until(runtime, lambda: nothing_waits(client))
 
-    assert int(client.hget(ENDPOINT, "window") or 0) == 8
+    assert int(client.hget(DESTINATION, "window") or 0) == 8
     assert client.xlen(KEYS.dead) == 0
 
 
 def test_window_bounds_what_is_in_flight(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
-    client.hset(ENDPOINT, "window", 3)
+    client.hset(DESTINATION, "window", 3)
     api.faults = [{"kind": "hang"}]
     report_many(client, 20)
     with running(redis_server, api, api={"timeout": 0.3}, worker={"budget": 0.1}) as runtime:
-        drain_inbox(runtime)
-        drain_outboxes(runtime, ["production"])
+        run_intake(runtime)
+        run_delivery(runtime, ["production"])
 
     assert api.counts().received == 3
 
@@ -507,9 +508,9 @@ class Watched:
 
 def test_deliveries_begin_slowly_after_an_outage(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     watched = Watched(runtime.transport)
-    client.hset(ENDPOINT, mapping={"openings": 2, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    client.hset(DESTINATION, mapping={"openings": 2, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
     report_many(client, 300)
-    drain_inbox(runtime)
+    run_intake(runtime)
     deliver_until(replace(runtime, transport=watched), lambda: nothing_waits(client))
 
     for answered, in_flight in watched.seen:  # it takes 1 + 2 + ... + n successes for n + 1 at once
@@ -525,7 +526,7 @@ def test_every_second_request_answered_403_by_a_used_up_limit_throttles_and_kill
         {"kind": "status", "sequence": [403, 202], "repeat": True, "headers": {"X-RateLimit-Remaining": "0"}}
     ]
     images = report_many(client, 20)
-    drain_inbox(runtime)
+    run_intake(runtime)
     assert drained(runtime).held.startswith("rate_limited (HTTP 403")
     deliver_until(runtime, lambda: nothing_waits(client))
     assert (sorted(delivered_images(api)), client.xlen(KEYS.dead)) == (sorted(images), 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.queue.inbox import Redriven
 from relay.queue.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
-from workers.intake.deduplication import Believed, Clock, Verdict, judge
+from workers.intake.deduplication import Believed, Clock, Decision, judge
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000
@@ -27,16 +27,16 @@ class Event(NamedTuple):
 
 def told(
     state: Accepted | None, event: Event, *, delivered: Delivered | None = None, reassert_after_ms: float = DAY
-) -> tuple[Verdict, Accepted]:
+) -> tuple[Decision, Accepted]:
     return judge(state, delivered, **event._asdict(), reassert_after_ms=reassert_after_ms)
 
 
-def verdicts(*events: Event) -> list[Verdict]:
+def decisions(*events: Event) -> list[Decision]:
     """Judge events of one instance, none of which is delivered yet."""
     state, result = None, []
     for event in events:
-        verdict, state = told(state, event)
-        result.append(verdict)
+        decision, state = told(state, event)
+        result.append(decision)
     return result
 
 
@@ -49,8 +49,8 @@ def accepted(*events: Event) -> Accepted:
     return state
 
 
-NEW, CHANGED, REASSERTED = Verdict.NEW, Verdict.CHANGED, Verdict.REASSERTED
-DUPLICATE, STALE = Verdict.DUPLICATE, Verdict.STALE
+NEW, CHANGED, REASSERTED = Decision.NEW, Decision.CHANGED, Decision.REASSERTED
+DUPLICATE, STALE = Decision.DUPLICATE, Decision.STALE
 LAST_IDS = [Event(f"sha256:{n}", f"e{n}") for n in range(REMEMBERED_IDS + 1)]
 
 
@@ -135,8 +135,8 @@ LAST_IDS = [Event(f"sha256:{n}", f"e{n}") for n in range(REMEMBERED_IDS + 1)]
         ),
     ],
 )
-def test_event_is_judged_by_what_was_accepted_before(events: list[Event], expected: list[Verdict]) -> None:
-    assert verdicts(*events) == expected
+def test_event_is_judged_by_what_was_accepted_before(events: list[Event], expected: list[Decision]) -> None:
+    assert decisions(*events) == expected
 
 
 def test_eight_ids_are_remembered() -> None:
@@ -165,16 +165,16 @@ def test_eight_ids_are_remembered() -> None:
     ],
 )
 def test_digest_reported_long_after_its_delivery_is_reasserted(
-    delivered: Delivered | None, event: Event, expected: Verdict
+    delivered: Delivered | None, event: Event, expected: Decision
 ) -> None:
-    verdict, _ = told(accepted(Event(A, "1", NOW)), event, delivered=delivered)
+    decision, _ = told(accepted(Event(A, "1", NOW)), event, delivered=delivered)
 
-    assert verdict is expected
+    assert decision is expected
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
-def test_duplicate_and_stale_are_no_news(verdict: Verdict) -> None:
-    assert verdict.is_news is (verdict.value in {"new", "changed", "reasserted"})
+@pytest.mark.parametrize("decision", list(Decision))
+def test_duplicate_and_stale_are_no_news(decision: Decision) -> None:
+    assert decision.is_news is (decision.value in {"new", "changed", "reasserted"})
 
 
 def test_news_is_the_state_from_then_on() -> None:
@@ -199,9 +199,9 @@ def test_reasserted_event_is_the_state_from_then_on() -> None:
 def test_what_is_no_news_refreshes_only_seen_and_hourly_at_most(event: Event, later: int, seen: int) -> None:
     state = accepted(Event(A, "1", NOW))
 
-    verdict, after = told(state, event._replace(arrived=NOW + later))
+    decision, after = told(state, event._replace(arrived=NOW + later))
 
-    assert not verdict.is_news
+    assert not decision.is_news
     assert after == state._replace(seen=seen)
 
 
@@ -221,7 +221,7 @@ def redriven(
     force: bool = False,
     delivered: Delivered | None = None,
     forget_after_ms: float = DAY,
-) -> tuple[Verdict, Accepted]:
+) -> tuple[Decision, Accepted]:
     """Judge an event that came in minute 3, died, and is redriven in minute 9."""
     return judge(
         state,
@@ -266,12 +266,12 @@ def redriven(
     ],
 )  # fmt: skip
 def test_redriven_event_is_judged_as_of_when_it_first_came(
-    state: Accepted | None, time: int | None, delivered: Delivered | None, expected: Verdict
+    state: Accepted | None, time: int | None, delivered: Delivered | None, expected: Decision
 ) -> None:
-    verdict, after = redriven(state, time=time, delivered=delivered)
+    decision, after = redriven(state, time=time, delivered=delivered)
 
-    assert verdict is expected
-    if verdict.is_news:
+    assert decision is expected
+    if decision.is_news:
         assert (after.digest, after.arrival, after.seen) == (B, (MINUTES[3], 5), MINUTES[9])
     else:
         assert state is not None
@@ -297,9 +297,9 @@ GIVEN_BACK = Accepted(A, None, MINUTES[1], NOW, ("1",), confirmed=1)
     ],
 )
 def test_what_was_given_back_is_confirmed(event: Event, confirmed: int) -> None:
-    verdict, state = told(GIVEN_BACK, event)
+    decision, state = told(GIVEN_BACK, event)
 
-    assert (verdict, state.confirmed) == (DUPLICATE, confirmed)
+    assert (decision, state.confirmed) == (DUPLICATE, confirmed)
     assert redriven(state)[0] is (STALE if confirmed > MINUTES[3] else CHANGED)
 
 
@@ -323,10 +323,10 @@ def test_what_was_never_given_back_needs_no_confirming_and_duplicates_write_noth
         (Accepted(B, MINUTES[8], MINUTES[8], NOW, ("dead", "1")), REASSERTED),
     ],
 )
-def test_forced_event_is_news_and_counts_from_now(state: Accepted | None, expected: Verdict) -> None:
-    verdict, after = redriven(state, time=MINUTES[0], force=True)
+def test_forced_event_is_news_and_counts_from_now(state: Accepted | None, expected: Decision) -> None:
+    decision, after = redriven(state, time=MINUTES[0], force=True)
 
-    assert verdict is expected
+    assert decision is expected
     assert (after.digest, after.arrival) == (B, (MINUTES[9], 0))
     assert after.ids == (*(["1"] if state else []), "dead"), "settling looks for it at the end, and once"
 
@@ -342,28 +342,28 @@ def test_redriven_event_with_a_time_in_the_future_has_that_of_its_first_arrival(
 
 class Past(NamedTuple):
     event: Event
-    verdict: Verdict
+    decision: Decision
 
     @property
     def time(self) -> int | None:
         return None if self.event.time is None else min(self.event.time, self.event.arrived)
 
 
-def naive(history: list[Past], delivered: Delivered | None, event: Event, reassert_after_ms: int) -> Verdict:
+def naive(history: list[Past], delivered: Delivered | None, event: Event, reassert_after_ms: int) -> Decision:
     """Say what design.md says, from the whole history."""
-    news = [past for past in history if past.verdict.is_news]
+    news = [past for past in history if past.decision.is_news]
     if not news:
-        return Verdict.NEW
+        return Decision.NEW
     if event.event_id in [past.event.event_id for past in news[-8:]]:
-        return Verdict.DUPLICATE
+        return Decision.DUPLICATE
     current = news[-1].event.digest
     if event.digest == current:
         since = max(delivered.at if delivered else 0, news[-1].event.arrived)
-        return Verdict.REASSERTED if event.arrived - since >= reassert_after_ms else Verdict.DUPLICATE
-    known = [past.time for past in history if past.verdict is not Verdict.STALE and past.time is not None]
+        return Decision.REASSERTED if event.arrived - since >= reassert_after_ms else Decision.DUPLICATE
+    known = [past.time for past in history if past.decision is not Decision.STALE and past.time is not None]
     if event.time is not None and known and min(event.time, event.arrived) < max(known):
-        return Verdict.STALE
-    return Verdict.CHANGED
+        return Decision.STALE
+    return Decision.CHANGED
 
 
 steps = st.tuples(
@@ -386,11 +386,11 @@ def test_any_history_is_judged_as_the_naive_model_does(
         event = Event(digest, event_id, None if age is None else now + age, now)
         expected = naive(history, delivered, event, reassert_after_ms)
 
-        verdict, state = told(state, event, delivered=delivered, reassert_after_ms=reassert_after_ms)
+        decision, state = told(state, event, delivered=delivered, reassert_after_ms=reassert_after_ms)
 
-        assert verdict is expected
-        history.append(Past(event, verdict))
-        last = [past for past in history if past.verdict.is_news][-1].event
+        assert decision is expected
+        history.append(Past(event, decision))
+        last = [past for past in history if past.decision.is_news][-1].event
         assert (state.digest, state.at) == (last.digest, last.arrived)
         assert len(state.ids) <= REMEMBERED_IDS
         if then_delivered:
@@ -425,11 +425,11 @@ TOLD = Delivered(A, None, MINUTES[4], CAME)
     ],
 )
 def test_resync_repeats_what_was_accepted_and_delivered(
-    state: Accepted | None, delivered: Delivered | None, expected: Verdict
+    state: Accepted | None, delivered: Delivered | None, expected: Decision
 ) -> None:
-    verdict, after = resync(state, delivered)
+    decision, after = resync(state, delivered)
 
-    assert verdict is expected
+    assert decision is expected
     if expected is REASSERTED:
         assert after == state._replace(resynced=MINUTES[6]), "no id, time, place or sight of it changes"
         assert resync(after, delivered)[0] is DUPLICATE, "asked for twice, it is told once"
@@ -449,7 +449,7 @@ def test_what_is_reported_after_a_resync_is_judged_as_if_there_had_been_none() -
 
 def resync(
     state: Accepted | None, delivered: Delivered | None, asked: int = MINUTES[6]
-) -> tuple[Verdict, Accepted | None]:
+) -> tuple[Decision, Accepted | None]:
     return judge(
         state, delivered, digest=A, event_id="r", time=None, arrived=asked, reassert_after_ms=DAY, resync=True
     )
