@@ -19,8 +19,8 @@ from benchmarks.rig import ROOT, bare_environment
 from relay.cli.status import OLDEST_OF
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import overview
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -43,6 +43,9 @@ from relay.template import Template
 if TYPE_CHECKING:
     from typing import Self
 
+#: The name of the one destination that settings without a table of destinations describe.
+DEFAULT_DESTINATION = "default"
+
 #: Environment variable → the setting it stands for. The ATOMIST_ names and CLUSTER_NAME are those of the reporting
 #: API's own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
 SHORT_NAMES = {
@@ -674,6 +677,11 @@ class Settings(BaseSettings):
                 f"({self.redis.timeout:g} s), or waiting for more would look like a Redis that hangs"
             )
         return self
+
+    @property
+    def destination(self) -> str:
+        """The name of the destination that events are delivered to."""
+        return DEFAULT_DESTINATION
 
     @property
     def broker_url(self) -> str:

@@ -12,9 +12,9 @@ from outboxes import LONGEST_PAUSE_SECONDS
 from rig import wait_for
 
 from relay.queue.counters import Counters, read_counters
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
 from relay.queue.schedule import look
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import DeliveryReport, run_delivery
 from workers.runtime import make_runtime
 from workers.scheduling.app import RelayApp

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from outboxes import BESIDE
 
 from relay.queue.counters import read_counters
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
 from relay.queue.leases import MAX_DEATHS
 from relay.queue.state import REMEMBERED_IDS, Accepted, Delivered
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from redis import Redis
+
+    from relay.queue.keys import Keys
 
 #: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
 REMEMBERED = {

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rig import wait_for
 
 from relay.queue import leases, outbox, scripts
-from relay.queue.keys import DEFAULT_DESTINATION, Keys, OutboxKeys
+from relay.queue.keys import Keys, OutboxKeys
 from relay.queue.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, InvalidImage
 from relay.events.image import parse_image
 from relay.queue import forgetting, inventory
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable

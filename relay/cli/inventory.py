@@ -17,7 +17,7 @@ from relay.queue import counters
 from relay.queue import inventory as store
 from relay.queue.dead_letters import moment
 from relay.queue.forgetting import now_ms
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,7 +11,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import pausing
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 Environments = Annotated[
     list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="One environment or more, by name.")

@@ -16,8 +16,8 @@ from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError
 from relay.queue import inventory
 from relay.queue.forgetting import now_ms
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.resync import Progress, rehearse, resync_all
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

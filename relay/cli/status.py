@@ -19,7 +19,7 @@ from relay.errors import ConfigurationError
 from relay.operations.diagnosis import Level, describe, diagnose, duration
 from relay.queue import overview
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

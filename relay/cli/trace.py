@@ -14,8 +14,8 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import lookup
 from relay.queue.dead_letters import moment
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.lookup import LOOK_AT, Place, Sighting, Trace
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -32,8 +32,8 @@ from relay.http.refused import Refused as RefusedRequest
 from relay.logs import get_logger
 from relay.queue import health as destination
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

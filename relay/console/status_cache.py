@@ -13,7 +13,7 @@ from relay.console.redact import known_secrets, redacted
 from relay.errors import QueueUnavailable
 from relay.operations.diagnosis import diagnose
 from relay.queue import overview
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.operations.settings_report import defaults_of
 from relay.queue import gone
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.metrics.exposition import Limits, exposition
 from relay.queue import metrics_snapshot
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from relay.settings import Settings

@@ -64,9 +64,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The one destination there is until routing to several comes.
-DEFAULT_DESTINATION = "default"
-
 
 @dataclass(frozen=True, slots=True)
 class OutboxKeys:

@@ -19,7 +19,7 @@ from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import health
 from relay.queue.counters import read_counters
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from rig import TIMERS, TOKEN, Estate, wait_for
 from relay.connections.clients import connect
 from relay.processes.stack import Stack
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,8 +19,8 @@ from servers import Server, answer, hang
 from relay.connections.clients import connect
 from relay.processes.stack import Stack
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from rig import wait_for
 
 from relay.processes.supervisor import Child
 from relay.queue import nodes
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ from browsing import OPERATOR_TOKEN, PATIENCE_MILLISECONDS
 from letters import body, bury, refused
 
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 expect = sync_api.expect

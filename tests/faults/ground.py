@@ -43,8 +43,8 @@ from relay import DeploymentEvent, Producer, QueueUnavailable
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.processes.supervisor import Child
 from relay.queue.counters import read_counters
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

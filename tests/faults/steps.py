@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 from relay import DeploymentEvent, Producer, failpoints
 from relay.queue import dead_letters, epoch, forgetting, health, metrics_snapshot, pausing
 from relay.queue.counters import read_counters, read_environments
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive, redrive_all
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
 from workers.runtime import make_runtime

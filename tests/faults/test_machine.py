@@ -16,7 +16,7 @@ from faults.ground import Footprint, Worker, scenario
 
 from relay.processes.supervisor import Child
 from relay.queue.health import HoldReason
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable

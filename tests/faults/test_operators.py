@@ -17,9 +17,8 @@ from faults.ground import digest, report_of, scenario
 from relay import DeploymentEvent, Producer, QueueFull
 from relay.cli import EX_TEMPFAIL
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS as REDRIVE_LEASE_SECONDS
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent
 from relay.queue import leases
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,8 +24,7 @@ from relay.connections.clients import RETRIES
 from relay.processes.embedded_redis import SERVER_VARIABLE, find_server
 from relay.queue import epoch, pausing, scripts
 from relay.queue.inbox import append_call, fields_of
-from relay.queue.keys import DEFAULT_DESTINATION
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.scheduling.celery_reconnect import PAUSES
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from relay.kubernetes.cluster import Cluster
 from relay.kubernetes.watcher import Watcher
 from relay.producer.queue_producer import Producer
 from relay.queue import forgetting, inventory
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.resync import rehearse
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from redis import Redis
 
 from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, overview, receipts, scripts
 from relay.queue import dead_letters as dead
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.receipts import Status
 from relay.sandbox import Sandbox
-from relay.settings import QueueSettings
+from relay.settings import DEFAULT_DESTINATION, QueueSettings
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

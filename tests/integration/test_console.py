@@ -37,10 +37,9 @@ from relay.processes.embedded_redis import free_port
 from relay.queue import health as destination
 from relay.queue import overview as look_at_all
 from relay.queue import pausing
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.leases import new_token
 from relay.queue.state import Accepted
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,7 @@ from drains import KEYS, make_runtime_for, report, report_image
 from relay.operations.diagnosis import diagnose
 from relay.queue import contested, overview
 from relay.queue.contested import Change, ChangeSample, Contested
-from relay.queue.keys import DEFAULT_DESTINATION
-from relay.settings import QueueSettings
+from relay.settings import DEFAULT_DESTINATION, QueueSettings
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from relay.queue import redrive as redriving
 from relay.queue.counters import read_counters, read_environments
 from relay.queue.dead_letters import EVERYTHING, Filters, Reason
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Moved, Progress, Redrive, redrive_all
 from relay.sandbox import Sandbox
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
 from workers.runtime import make_runtime

@@ -21,9 +21,9 @@ from relay.operations.doctor import api, broker, examination, leases, redis_serv
 from relay.operations.doctor.result import Grade
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import inbox, scripts
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
 from relay.sandbox import Sandbox
-from relay.settings import ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
+from relay.settings import DEFAULT_DESTINATION, ApiSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
 
 if TYPE_CHECKING:
     import ssl

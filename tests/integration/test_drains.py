@@ -26,8 +26,8 @@ from relay.errors import QueueFull
 from relay.queue import health, inbox, leases, scripts
 from relay.queue.counters import read_counters
 from relay.queue.inbox import InboxEntry
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
 from workers.intake import run as intake
 from workers.intake.run import run_intake

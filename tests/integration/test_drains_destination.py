@@ -36,9 +36,9 @@ from outboxes import now_ms
 from rig import wait_for
 
 from relay.queue import health
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import Trials
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.run import SLOW_BACKOFF_SECONDS, run_delivery
 from workers.intake.run import run_intake

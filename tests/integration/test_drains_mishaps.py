@@ -34,8 +34,8 @@ from rig import event_of, wait_for
 from relay import clock
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import leases, outbox, pausing, scripts
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery import run as deliver
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake

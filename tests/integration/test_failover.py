@@ -22,8 +22,8 @@ from relay.operations.doctor import redis_server
 from relay.operations.doctor.result import Grade
 from relay.queue import overview, scripts
 from relay.queue.inbox import append_call
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.scheduling.app import RelayApp
 from workers.scheduling.wakeups import DELIVER
 

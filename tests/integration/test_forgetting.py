@@ -9,9 +9,10 @@ from drains import TOKEN, counters_of, drained, report, running
 from outboxes import everything
 
 from relay.queue import counters, epoch, forgetting, pausing, scripts
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake.run import run_intake
 from workers.scheduling import forgetting as forget
 

@@ -10,7 +10,7 @@ from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 from relay.queue import health as destination
 from relay.queue import scripts
 from relay.queue.health import Health, Hold
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized

@@ -21,11 +21,11 @@ from rig import event_of
 
 from relay.queue import epoch
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import REMEMBERED_IDS
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

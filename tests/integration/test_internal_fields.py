@@ -21,11 +21,11 @@ from outboxes import next_millisecond
 
 from relay.queue import inbox
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake import run as intake
 from workers.intake.run import run_intake
 

@@ -11,8 +11,8 @@ from relay.events.event import Instance
 from relay.queue import counters, dead_letters, inventory, pausing
 from relay.queue import health as destination
 from relay.queue.dead_letters import Filters
-from relay.queue.keys import DEFAULT_DESTINATION as DESTINATION
 from relay.queue.state import Accepted, Delivered
+from relay.settings import DEFAULT_DESTINATION as DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis

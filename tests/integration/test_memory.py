@@ -12,8 +12,9 @@ from rig import FILLER, MEBIBYTE
 from relay import AsyncProducer, Producer
 from relay.errors import QueueFull, QueueUnavailable
 from relay.queue import inbox, leases, scripts
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
 from relay.queue.leases import Why
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

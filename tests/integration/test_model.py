@@ -37,8 +37,8 @@ from relay.errors import LeaseLost
 from relay.queue import dead_letters, inbox, pausing, schedule, scripts
 from relay.queue import redrive as redriving
 from relay.queue.health import HoldReason
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery import health as gate
 from workers.delivery import run as deliver
 from workers.delivery.run import run_delivery

@@ -11,9 +11,8 @@ from letters import bury, refused
 
 from relay.queue import counters, overview, pausing
 from relay.queue.epoch import beat
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.overview import RETRYING, Memory, Retrying
-from relay.settings import QueueSettings
+from relay.settings import DEFAULT_DESTINATION, QueueSettings
 
 if TYPE_CHECKING:
     from redis import Redis

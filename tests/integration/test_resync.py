@@ -26,11 +26,11 @@ from rig import wait_for
 
 from relay.queue import forgetting, inventory
 from relay.queue.dead_letters import walk
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import Progress, rehearse, resync_all
 from relay.queue.state import Accepted, Delivered
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

@@ -36,9 +36,9 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from relay.queue import health, inbox, leases, outbox, schedule, scripts
 from relay.queue.health import Admission, Health
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.leases import Lease
 from relay.queue.outbox import BEGINNING, Parking, after
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from rig import wait_for
 from relay.queue import health as destination
 from relay.queue import schedule, scripts
 from relay.queue.health import Admission, Health, Hold
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.schedule import PROBERS, Sight
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis

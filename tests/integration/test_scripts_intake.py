@@ -25,7 +25,7 @@ from outboxes import (
 from redis.exceptions import ResponseError
 
 from relay.queue import inbox, scripts
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -32,12 +32,14 @@ from outboxes import (
 
 from relay.errors import LeaseLost
 from relay.queue import inbox, leases, scripts
-from relay.queue.keys import DEFAULT_DESTINATION, OutboxKeys
 from relay.queue.leases import Lease, Why
 from relay.queue.outbox import after
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from relay.queue.keys import OutboxKeys
 
 
 # acquire.lua

@@ -36,9 +36,9 @@ from outboxes import (
 
 from relay.queue import counters
 from relay.queue.attempts import Tally
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
 from relay.queue.state import Accepted, Delivered
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -30,8 +30,8 @@ from outboxes import (
 )
 
 from relay.queue import health
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -15,9 +15,8 @@ from redis.exceptions import OutOfMemoryError
 
 from relay.metrics.exporter import Exporter
 from relay.queue import epoch, forgetting, health, metrics_snapshot, scripts
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.metrics_snapshot import Snapshot, Waiting
-from relay.settings import Settings
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

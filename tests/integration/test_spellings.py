@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import KEYS, TOKEN, dead_letters, delivered_images, drained, image_of, running
 
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from relay.operations.doctor import deliveries
 from relay.queue import metrics_snapshot, overview
 from relay.queue.dead_letters import walk
 from relay.queue.inventory import read as read_inventory
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
 from workers.intake import run as intake
 from workers.intake.run import run_intake

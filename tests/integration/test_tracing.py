@@ -21,9 +21,9 @@ from drains import (
 )
 
 from relay.cli.trace import timeline
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.lookup import Looked, Place, Trace, trace
 from relay.sandbox import Sandbox
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
 

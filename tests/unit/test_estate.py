@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import pytest
-from relay.demo.counters import Entry, Fate, Reckoning, Report, fates, partition, read, reckon
 
+from relay.demo.counters import Entry, Fate, Reckoning, Report, fates, partition, read, reckon
 from relay.demo.estate import LOG_NAME, MALFORMED, shipped_log, simulate
 from relay.errors import InvalidEvent
 from relay.events.event import Defaults, DeploymentEvent, Instance

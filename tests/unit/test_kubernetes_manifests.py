@@ -21,8 +21,8 @@ from relay.errors import ConfigurationError
 from relay.gateway.auth import parse_secrets
 from relay.hosts import EVERY_ADDRESS
 from relay.kubernetes.naming import Naming
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import SHORT_NAMES, Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, SHORT_NAMES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -13,7 +13,7 @@ from relay import clock
 from relay.queue import health as destination
 from relay.queue import leases
 from relay.queue.health import Health, Hold, HoldReason
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Open, move_of
 from workers.delivery.concurrency_limit import Window
 from workers.delivery.outcome import Delivered, Retry

@@ -24,9 +24,9 @@ from relay.logs import get_logger
 from relay.queue import epoch, leases, outbox, scripts
 from relay.queue.dead_letters import Reason
 from relay.queue.health import Health
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.outbox import Death, OutboxEntry, Settlement
 from relay.queue.schedule import longest_pause_seconds
+from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.batch import Batch
 from workers.delivery.circuit_breaker import suspect
 from workers.delivery.health import Gate

@@ -25,8 +25,8 @@ from relay.queue.clock_ahead import ClockAhead
 from relay.queue.contested import Change
 from relay.queue.dead_letters import Reason
 from relay.queue.inbox import Redriven
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.state import Accepted, Delivered, written_arrival
+from relay.settings import DEFAULT_DESTINATION
 from workers.intake.deduplication import Clock, Decision, judge
 from workers.shutdown import is_stopping
 

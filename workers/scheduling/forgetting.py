@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relay.queue import epoch, forgetting
 from relay.queue.forgetting import START, Position
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.state import SEEN_STEP_MS
+from relay.settings import DEFAULT_DESTINATION
 from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.connections.failover import WrongServer
 from relay.queue import epoch, forgetting, inbox, leases
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
+from relay.queue.keys import Keys
 from relay.queue.leases import Why
 from relay.queue.schedule import longest_pause_seconds, look
+from relay.settings import DEFAULT_DESTINATION
 from workers.scheduling.broker_probe import Echo
 from workers.scheduling.forgetting import every_seconds
 from workers.scheduling.inline_fallback import InlineFallback

@@ -15,8 +15,8 @@ from relay.operations.doctor import api, broker, configuration, deliveries, leas
 from relay.operations.doctor.masking import mask_for, mask_for_refused, masked
 from relay.operations.doctor.result import Grade, Result, fault, note
 from relay.queue import counters, overview
-from relay.queue.keys import DEFAULT_DESTINATION, Keys
-from relay.settings import Settings
+from relay.queue.keys import Keys
+from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

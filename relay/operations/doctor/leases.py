@@ -13,8 +13,8 @@ from redis.exceptions import ResponseError
 
 from relay.operations.diagnosis import duration
 from relay.operations.doctor.result import Result, fault, ok, warning
-from relay.queue.keys import DEFAULT_DESTINATION
 from relay.queue.redrive import LEASE_SECONDS as REDRIVE_SECONDS
+from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from relay.operations.diagnosis import duration
 from relay.operations.doctor.result import Result, fault, ok
 from relay.queue import bounded
 from relay.queue.health import Health
-from relay.queue.keys import DEFAULT_DESTINATION
+from relay.settings import DEFAULT_DESTINATION
 from relay.text import some_of
 
 if TYPE_CHECKING:
