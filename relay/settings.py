@@ -303,8 +303,6 @@ class ApiSettings(_Section):
     """The bearer token."""
     token_file: Path | None = None
     """A file that holds the token; wins over `token`."""
-    transport: Literal["curl", "requests"] = "curl"
-    """`curl` is libcurl's multi interface; `requests` is slower and takes its adapters."""
     connect_timeout: PositiveDuration = 3.0
     """How long a connection to the API may take to be made."""
     timeout: PositiveDuration = 10.0

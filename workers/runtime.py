@@ -6,7 +6,7 @@ import contextlib
 import logging
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
@@ -15,6 +15,7 @@ from relay.errors import ConfigurationError
 from relay.operations.settings_report import defaults_of
 from relay.queue.contested import ChangeSample
 from relay.queue.keys import Keys
+from workers.delivery.transport.curl import CurlTransport
 from workers.scheduling.wakeups import Wakeups
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from relay.events.event import Defaults
     from relay.settings import Settings
-    from workers.delivery.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Runtime:
     client: Redis
     defaults: Defaults
     wakeups: Wakeups
-    transport: Transport[Any]
+    transport: CurlTransport
     random: Random
     changes: ChangeSample = field(default_factory=ChangeSample)
 
@@ -66,17 +66,6 @@ def make_runtime(settings: Settings, app: Celery) -> Runtime:
         client=connect(settings.redis),
         defaults=defaults_of(settings),
         wakeups=Wakeups(app),
-        transport=_transport(settings),
+        transport=CurlTransport(settings.require_api(), connections=settings.delivery.max_in_flight),
         random=SystemRandom(),
     )
-
-
-def _transport(settings: Settings) -> Transport[Any]:
-    api = settings.require_api()
-    if api.transport == "requests":
-        from workers.delivery.transport.with_requests import RequestsTransport  # noqa: PLC0415 - one of the two is used
-
-        return RequestsTransport(api, connections=settings.delivery.max_in_flight)
-    from workers.delivery.transport.curl import CurlTransport  # noqa: PLC0415 - the same
-
-    return CurlTransport(api, connections=settings.delivery.max_in_flight)

@@ -218,17 +218,6 @@ def test_an_environment_has_its_own_default_platform(estate: Estate) -> None:
     }
 
 
-def test_the_requests_transport_delivers_too(estate: Estate) -> None:
-    estate.stack.environment["RELAY_API__TRANSPORT"] = "requests"
-    estate.api.faults = [{"kind": "status", "status": 503, "count": 3}]
-    estate.start_worker()
-    with Producer(estate.stack.redis_url) as producer:
-        for n in range(20):
-            producer.report(image(n, f"ghcr.io/acme/app-{n}"))
-    counters = estate.wait_until_done(20)
-    assert (counters.delivered, counters.retries) == (20, 3)
-
-
 def test_the_token_is_nowhere_but_in_the_request(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "sequence": [401, 500, 422]}]
     estate.start_worker()

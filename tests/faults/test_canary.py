@@ -295,9 +295,7 @@ def test_the_token_is_nowhere_after_all_that_can_go_wrong(
     with ExitStack() as exits:
         heard = exits.enter_context(overheard(ground.redis.port))
         events = exits.enter_context(celery_events(ground.redis.url))
-        start_astray(
-            ground, exits, "tls", 2, RELAY_API_URL=f"https://127.0.0.1:{untrusted}/", RELAY_API__TRANSPORT="requests"
-        )
+        start_astray(ground, exits, "tls", 2, RELAY_API_URL=f"https://127.0.0.1:{untrusted}/")
         start_astray(ground, exits, "dns", 3, RELAY_API_URL="https://no-such-host.invalid/")
         start(ground, exits, "gateway", "gateway", RELAY_GATEWAY__TOKEN=TOKEN, RELAY_GATEWAY__PORT="0")
         [worker] = ground.start_workers(

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import pytest
 from faults.api import GARBAGE, OK, Answer, Cut, interim_flood
 from faults.ground import scenario
 from faults.proxy import Proxy
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 
 #: Nothing here waits for a time-out, so that none comes by itself on a busy machine.
 PATIENCE = {"RELAY_API__TIMEOUT": "4s", "RELAY_API__CONNECT_TIMEOUT": "3s", "RELAY_WORKER__LEASE": "6s"}
-
-#: `requests` has a thread for each POST in flight, and makes it when there is such a one: `delivery.max_in_flight`.
-THREADS_OF_REQUESTS = 32
-
-TRANSPORTS = pytest.mark.parametrize("transport", ["curl", "requests"])
 
 #: What a client that has come back to a mended API may need: the longest pause that a test lets the circuit reach,
 #: and what a busy machine may add.
@@ -68,12 +62,9 @@ def attempts_by_trick(attempts: list[Attempt], names: list[str]) -> dict[str, se
     return {name: set(count.values()) for name, count in counts.items()}
 
 
-def start_worker(ground: Ground, transport: str) -> Worker:
+def start_worker(ground: Ground) -> Worker:
     """Start one that waits for nothing but what it must, and that gives no event up."""
-    [worker] = ground.start_workers(1, RELAY_API__TRANSPORT=transport, RELAY_DELIVERY__MAX_ATTEMPTS="100", **PATIENCE)
-    if transport == "requests":
-        assert worker.at_first
-        worker.at_first.threads += THREADS_OF_REQUESTS
+    [worker] = ground.start_workers(1, RELAY_DELIVERY__MAX_ATTEMPTS="100", **PATIENCE)
     return worker
 
 
@@ -85,10 +76,9 @@ def report_and_rest(ground: Ground, count: int) -> list[Attempt]:
     return ground.api.attempts[before:]
 
 
-@TRANSPORTS
 @scenario(23, "reset at accept, after headers, after the request, after the status line, in the body; "
           "idle connections closed", bound="repeats = T; delivered after a 2xx status line")  # fmt: skip
-def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Ground, transport: str) -> None:
+def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Ground) -> None:
     tricks = {
         "cut after the request, taken": Trick(Answer(cut=Cut.REQUEST), 2),
         "cut after the request, not taken": Trick(Answer(cut=Cut.REQUEST, processed=False), 2),
@@ -99,7 +89,7 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
     }
     each = 5
     names = list(tricks)
-    start_worker(ground, transport)
+    start_worker(ground)
 
     ground.api.behave(play(tricks))
     attempts = report_and_rest(ground, 2 * each * len(tricks))
@@ -133,7 +123,7 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
     assert ground.api.repeats() == unknowable, "what was not taken was counted as taken, or the reverse"
     ground.check(unknowable=unknowable)
     cuts = ground.api.cuts.total()
-    ground.observed(f"{transport}: {cuts} cuts, of {unknowable} the end unknowable; {ground.api.repeats()} repeats")
+    ground.observed(f"{cuts} cuts, of {unknowable} the end unknowable; {ground.api.repeats()} repeats")
 
 
 #: What a worker may take more of for hostile answers.
@@ -177,15 +167,14 @@ def hostile(elsewhere: str) -> dict[str, Trick]:
     return tricks
 
 
-@TRANSPORTS
 @scenario(24, "no HTTP, two answers to one request, wrong lengths, 1 GB, a gzip bomb, 100,000 headers, a redirect "
           "elsewhere, 100,000 interim answers",
           bound="memory < +20 MB; no stray answer heard; nothing elsewhere")  # fmt: skip
-def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground, transport: str) -> None:
+def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> None:
     with Server(answer(200)) as other:
         tricks = hostile(f"http://localhost:{other.port}/report")
         names = list(tricks)
-        worker = start_worker(ground, transport)
+        worker = start_worker(ground)
         ground.api.behave(
             lambda attempt: OK if attempt.earlier or attempt.number % 4 else Answer(503, body=b"x" * 2000)
         )
@@ -218,7 +207,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground, tra
     assert counters.dead_by_reason == {"refused": refused}
     ground.check()
     ground.observed(
-        f"{transport}: {len(tricks)} kinds of hostile answers, {each} of each: {peak - before:+.1f} MB at the most, "
+        f"{len(tricks)} kinds of hostile answers, {each} of each: {peak - before:+.1f} MB at the most, "
         f"{refused} dead of redirects and none else"
     )
 

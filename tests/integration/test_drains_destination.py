@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
-    from workers.delivery.transport import Transport
+    from workers.delivery.transport.curl import CurlTransport
     from workers.runtime import Runtime
 
 
@@ -488,7 +488,7 @@ def test_window_bounds_what_is_in_flight(redis_server: EmbeddedRedis, client: Re
 class Watched:
     """The real transport, which notes at each request how many were answered before and how many are in flight."""
 
-    def __init__(self, transport: Transport[Any]) -> None:
+    def __init__(self, transport: CurlTransport) -> None:
         self._transport = transport
         self.answered = 0
         self.seen: list[tuple[int, int]] = []

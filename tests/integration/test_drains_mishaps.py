@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relay.queue.outbox import Taken
-    from workers.delivery.transport import Request, Transport
+    from workers.delivery.transport import Request
+    from workers.delivery.transport.curl import CurlTransport
     from workers.runtime import Runtime
 
 HOUR_MS = 3_600_000
@@ -69,7 +70,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 class Meddled:
     """The real transport; once requests are in flight and before their answers are heard, something happens."""
 
-    def __init__(self, transport: Transport[Any], happen: Callable[[], object], *, after_answers: int = 0) -> None:
+    def __init__(self, transport: CurlTransport, happen: Callable[[], object], *, after_answers: int = 0) -> None:
         self._transport = transport
         self._happen: Callable[[], object] | None = happen
         self._answers_to_go = after_answers
@@ -603,14 +604,14 @@ class Killed(BaseException):
 class Deadly:
     """The real transport; the process dies of sending some events."""
 
-    def __init__(self, transport: Transport[Any], deadly: set[str]) -> None:
+    def __init__(self, transport: CurlTransport, deadly: set[str]) -> None:
         self._transport = transport
         self._deadly = deadly
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
-    def send(self, request: Request[Any]) -> None:
+    def send(self, request: Request) -> None:
         if event_of(request.idempotency_key) in self._deadly:
             raise Killed
         self._transport.send(request)
@@ -701,7 +702,7 @@ def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time
             time.sleep(runtime.settings.worker.lease - runtime.settings.api.timeout + 0.5)
         return deaths
 
-    def send_and_note(request: Request[Any]) -> None:
+    def send_and_note(request: Request) -> None:
         left.append(client.pttl(PRODUCTION.lease))
         send(request)
 

@@ -1,4 +1,4 @@
-"""Both transports against servers that behave and misbehave on real sockets."""
+"""The delivery transport against servers that behave and misbehave on real sockets."""
 
 from __future__ import annotations
 
@@ -38,18 +38,16 @@ from servers import (
 from relay.errors import ConfigurationError
 from relay.processes.embedded_redis import free_port
 from relay.settings import ApiSettings
-from workers.delivery.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request, Transport
+from workers.delivery.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request
 from workers.delivery.transport.curl import CurlTransport
-from workers.delivery.transport.with_requests import RequestsTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     Serve = Callable[..., Server]
-    Connect = Callable[..., Transport[Any]]
+    Connect = Callable[..., CurlTransport]
 
-TRANSPORTS = {"curl": CurlTransport, "requests": RequestsTransport}
 TOKEN = "canary-t0ken"
 
 #: What `api.timeout` is where it is to be reached, and how much later than that an answer is still in time:
@@ -76,25 +74,18 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(params=list(TRANSPORTS))
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def connect(kind: str) -> Iterator[Connect]:
-    made: list[Any] = []
+def connect() -> Iterator[Connect]:
+    made: list[CurlTransport] = []
 
-    def make(url: str, *, connections: int = 4, **api: Any) -> Transport[Any]:
-        transport = TRANSPORTS[kind](ApiSettings(url=url, **{"token": TOKEN, **api}), connections=connections)
+    def make(url: str, *, connections: int = 4, **api: Any) -> CurlTransport:
+        transport = CurlTransport(ApiSettings(url=url, **{"token": TOKEN, **api}), connections=connections)
         made.append(transport)
         return transport
 
     yield make
     for transport in made:
         transport.close()
-        if isinstance(transport, RequestsTransport):
-            transport._executor.shutdown(wait=True)  # no thread of one test is left to the next
 
 
 @pytest.fixture
@@ -112,7 +103,7 @@ def serve(connect: Connect) -> Iterator[Serve]:
         server.stop()
 
 
-def answers(transport: Transport[Any], count: int, within_seconds: float = DEADLINE_SECONDS) -> dict[Any, Answer]:
+def answers(transport: CurlTransport, count: int, within_seconds: float = DEADLINE_SECONDS) -> dict[Any, Answer]:
     """Wait for that many answers, by their requests' tags."""
     deadline = time.monotonic() + within_seconds
     found: dict[Any, Answer] = {}
@@ -123,7 +114,7 @@ def answers(transport: Transport[Any], count: int, within_seconds: float = DEADL
 
 
 def post(
-    transport: Transport[Any], body: bytes = b"{}", key: str = "k1", within_seconds: float = DEADLINE_SECONDS
+    transport: CurlTransport, body: bytes = b"{}", key: str = "k1", within_seconds: float = DEADLINE_SECONDS
 ) -> Answer:
     transport.send(Request("tag", body, key))
     return answers(transport, 1, within_seconds)["tag"]
@@ -469,7 +460,7 @@ def test_failure_does_not_tell_the_token(serve: Serve, connect: Connect) -> None
 # Time-outs
 
 
-def timed(transport: Transport[Any]) -> tuple[Answer, float]:
+def timed(transport: CurlTransport) -> tuple[Answer, float]:
     started = time.monotonic()
     found = post(transport, within_seconds=TIMEOUT_SECONDS + 4 * SLACK_SECONDS)
     return found, time.monotonic() - started
@@ -580,9 +571,8 @@ def test_request_whose_kept_connection_had_ended_is_not_sent_after_its_time(serv
     time.sleep(2 * TIMEOUT_SECONDS)
     found = answers(transport, 1)["tag"]
 
-    if isinstance(transport, CurlTransport):  # the other's threads connect anew by themselves
-        assert (found.failure, arrived) == (Failure.CONNECT, 1)
-        assert len(server.received) == 1, "it went out late"
+    assert (found.failure, arrived) == (Failure.CONNECT, 1)
+    assert len(server.received) == 1, "it went out late"
     assert post(transport) == Answer(200)
 
 
@@ -638,8 +628,6 @@ def test_five_hundred_that_hang_leave_nothing_behind(connect: Connect) -> None:
         assert transport.in_flight == 0
         assert accepted(silent) > 450, "each began, save where the machine was too busy"
         transport.close()
-        if isinstance(transport, RequestsTransport):
-            transport._executor.shutdown(wait=True)
 
     assert open_descriptors() <= before
 
@@ -749,11 +737,9 @@ import resource, sys
 from relay.settings import ApiSettings
 from workers.delivery.transport import Request
 from workers.delivery.transport.curl import CurlTransport
-from workers.delivery.transport.with_requests import RequestsTransport
 
 def post(url):
-    kind = {"curl": CurlTransport, "requests": RequestsTransport}[sys.argv[1]]
-    transport = kind(ApiSettings(url=url, token="t", timeout=5), connections=4)
+    transport = CurlTransport(ApiSettings(url=url, token="t", timeout=5), connections=4)
     for number in range(4):
         transport.send(Request(number, b"{}", "k"))
     found = []
@@ -765,19 +751,18 @@ def post(url):
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-post(sys.argv[2])
+post(sys.argv[1])
 before = most()
-for url in sys.argv[3:]:
+for url in sys.argv[2:]:
     print(*post(url))
 print(most() - before)
 """
 
 
-@pytest.mark.parametrize("kind", list(TRANSPORTS))
-def test_memory_is_bounded_whatever_the_api_sends(kind: str, serve: Serve) -> None:
+def test_memory_is_bounded_whatever_the_api_sends(serve: Serve) -> None:
     steps = hostile()
     urls = [serve(answer(200, b"well")).url, *(serve(step).url for step in steps.values())]
-    command = [sys.executable, "-c", HOSTILE_CLIENT, kind, *urls]
+    command = [sys.executable, "-c", HOSTILE_CLIENT, *urls]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
     *came, more = done.stdout.splitlines()
     found = dict(zip(steps, came, strict=True))
@@ -1033,22 +1018,6 @@ def test_what_was_abandoned_is_not_answered(serve: Serve, connect: Connect) -> N
     assert transport.in_flight == 0
     transport.send(Request("next", b"", "k2"))
     assert answers(transport, 1) == {"next": Answer(200)}
-
-
-def test_what_was_abandoned_before_it_began_is_never_sent(serve: Serve, connect: Connect) -> None:
-    server = serve(byte_by_byte(head(200, {"Content-Length": "0"}), every_seconds=0.01), answer(200))
-    transport = connect(server.url, connections=1, timeout=5)
-    transport.send(Request("first", b"", "k1"))
-    while not server.received:
-        transport.wait(0.01)
-    if isinstance(transport, RequestsTransport):  # has one thread, which is busy; libcurl begins all at once
-        transport.send(Request("second", b"", "k2"))
-
-    transport.abandon()
-    transport.send(Request("third", b"", "k3"))
-    answers(transport, 1)
-
-    assert "k2" not in [request.headers["idempotency-key"] for request in server.received]
 
 
 def test_closing_drops_what_is_in_flight(serve: Serve, connect: Connect) -> None:

@@ -1,6 +1,6 @@
 """One attempt over HTTP: no retry, no policy.
 
-A transport sends and, when asked, tells what was answered. What both of them keep to:
+The transport sends requests side by side and returns their answers when asked:
 
 - An attempt is one POST, or none: nothing is repeated that may have gone out. HTTP/1.1, no redirects, no netrc.
 - One deadline bounds the whole attempt. A status that was read counts, whatever becomes of the rest of its answer.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from relay.errors import ConfigurationError
@@ -47,8 +47,6 @@ MIN_SECRET_BYTES = 3
 #: What a host may look like to be shown: a name or an address, no longer than names can be.
 _HOST = re.compile(r"[a-z0-9._:-]{1,253}")
 
-T = TypeVar("T")
-
 
 class Failure(StrEnum):
     """Why an attempt brought no HTTP status."""
@@ -76,41 +74,12 @@ class Answer(NamedTuple):
     used_up_seconds: float | None = None
 
 
-class Request(NamedTuple, Generic[T]):
+class Request(NamedTuple):
     """A body to POST; `tag` is the caller's and comes back with the answer."""
 
-    tag: T
+    tag: Any
     body: bytes
     idempotency_key: str
-
-
-class Transport(Protocol[T]):
-    """Sends requests side by side."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests sent and not yet returned by `wait`."""
-
-    def send(self, request: Request[T]) -> None:
-        """Start one attempt."""
-
-    def let_go(self) -> None:
-        """Let out what was sent, now and not at the next `wait`: from here on its deadline counts."""
-
-    def wait(self, timeout_seconds: float) -> Sequence[tuple[T, Answer]]:
-        """Wait until something was answered or the time is over; return what was."""
-
-    def abandon(self) -> None:
-        """Drop what is in flight; whether the API took it is not known."""
-
-    def reload_token(self) -> bool:
-        """Read the token again; the requests sent from here on carry it. Tell whether it is another.
-
-        Raises `ConfigurationError` if it cannot be read or sent; the one from before then stays.
-        """
-
-    def close(self) -> None:
-        """Drop what is in flight and close the connections."""
 
 
 def bearer(api: ApiSettings) -> str:

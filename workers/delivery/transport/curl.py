@@ -17,7 +17,7 @@ from __future__ import annotations
 import select
 import time
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 import pycurl
 
@@ -27,7 +27,6 @@ from workers.delivery.transport import (
     Answer,
     Failure,
     Request,
-    T,
     answer_of,
     bearer,
     excerpt_of,
@@ -76,7 +75,7 @@ _GO, _ABORT = pycurl.PREREQFUNC_OK, pycurl.PREREQFUNC_ABORT
 _FIRST_FINAL_STATUS = 200
 
 
-class _Lane(Generic[T]):
+class _Lane:
     """One of libcurl's handles and the attempt that it is at; it outlives its attempts.
 
     The methods that take libcurl's callbacks cost every POST, so they do next to nothing.
@@ -97,7 +96,7 @@ class _Lane(Generic[T]):
         self.handle.setopt(pycurl.HEADERFUNCTION, self.note)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.take)
 
-    def begin(self, request: Request[T], authorization: str, headers: list[str], timeout_seconds: float) -> None:
+    def begin(self, request: Request, authorization: str, headers: list[str], timeout_seconds: float) -> None:
         """Make ready for an attempt."""
         self.request = request
         self.ends_at = time.monotonic() + timeout_seconds
@@ -186,18 +185,18 @@ class _Lane(Generic[T]):
         return excerpt_of(self.handle.errstr().encode(), self.authorization) or "an answer without a status"
 
 
-class CurlTransport(Generic[T]):
+class CurlTransport:
     """One process's connections to one destination. Not thread-safe; make it after the fork."""
 
     def __init__(self, api: ApiSettings, *, connections: int) -> None:
         self._api = api
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._free: list[_Lane[T]] = []
-        self._busy: dict[Any, _Lane[T]] = {}
+        self._free: list[_Lane] = []
+        self._busy: dict[Any, _Lane] = {}
         self._kept: dict[_Connection, Callable[[int], Sequence[object]]] = {}
         self._max_kept = 4 * connections  # more than can be open, as those that were closed are among them
-        self._answered: list[tuple[T, Answer]] = []
+        self._answered: list[tuple[Any, Answer]] = []
         self._late_from = time.monotonic() + _LATE_SECONDS
         self._headers: list[str] = []
         self._authorization = ""
@@ -221,9 +220,9 @@ class CurlTransport(Generic[T]):
         """Requests sent and not yet returned by `wait`."""
         return len(self._busy) + len(self._answered)
 
-    def send(self, request: Request[T]) -> None:
+    def send(self, request: Request) -> None:
         """Start one attempt."""
-        lane = self._free.pop() if self._free else _Lane[T](self._api, self._kept)
+        lane = self._free.pop() if self._free else _Lane(self._api, self._kept)
         key = f"Idempotency-Key: {header_text(request.idempotency_key)}"
         lane.begin(request, self._authorization, [*self._headers, key], self._api.timeout)
         self._busy[lane.handle] = lane
@@ -233,7 +232,7 @@ class CurlTransport(Generic[T]):
         """Let out what was sent; libcurl does nothing, and counts no time, before it is given a turn."""
         self._advance()
 
-    def wait(self, timeout_seconds: float) -> list[tuple[T, Answer]]:
+    def wait(self, timeout_seconds: float) -> list[tuple[Any, Answer]]:
         """Wait until something was answered or the time is over; return what was."""
         self._advance()
         if not self._answered and self._busy and timeout_seconds > 0:
@@ -294,7 +293,7 @@ class CurlTransport(Generic[T]):
                 else:
                     self._finish(lane, lane.answer(code))
 
-    def _send_by_a_fresh_connection(self, lane: _Lane[T]) -> None:
+    def _send_by_a_fresh_connection(self, lane: _Lane) -> None:
         """Start an attempt again of which nothing has gone out, while there is time; its connection is closed."""
         if lane.connection:
             self._kept.pop(lane.connection, None)
@@ -310,14 +309,14 @@ class CurlTransport(Generic[T]):
         self._multi.perform()
         lane.handle.setopt(pycurl.FRESH_CONNECT, 0)
 
-    def _finish(self, lane: _Lane[T], answer: Answer) -> None:
+    def _finish(self, lane: _Lane, answer: Answer) -> None:
         del self._busy[lane.handle]
         self._keep(lane)
         self._multi.remove_handle(lane.handle)
         self._free.append(lane)
         self._answered.append((lane.request.tag, answer))
 
-    def _keep(self, lane: _Lane[T]) -> None:
+    def _keep(self, lane: _Lane) -> None:
         """Have the attempt's connection looked at before its next use, if it is kept."""
         socket = lane.handle.getinfo(pycurl.ACTIVESOCKET)
         if lane.connection is None or socket < 0:
