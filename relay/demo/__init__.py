@@ -1,1 +1,1 @@
-"""What `relay demo` plays: an estate's event log, and an independent reckoning of it."""
+"""The demo: a simulated estate whose events are replayed through the relay's processes."""

@@ -1,25 +1,19 @@
-"""What an estate of clusters and pipelines would report in 36 hours.
+"""Simulate what an estate of clusters and pipelines reports in 36 hours.
 
-It is simulated, so that what should become of each entry is known from what happened and not by the relay's
-rules. The log is shipped as `estate.jsonl.gz`, one queue entry a line, in the order of arrival;
-`python -m relay.demo.estate --write` makes it anew.
+Each entry's outcome is known from what happened in the simulation, not from the relay's rules. The same seed always
+gives the same entries.
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import json
-import sys
-from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from zlib import crc32
 
-from relay.demo.counters import Entry, Fate
 from relay.demo.workloads import (
     EDGE,
     ENVIRONMENTS,
@@ -32,13 +26,13 @@ from relay.demo.workloads import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _Choice = TypeVar("_Choice")
 
-LOG_NAME = "estate.jsonl.gz"
+#: One queue entry: the fields of an XADD, `event` and perhaps `id`, `source` and `time`.
+Entry: TypeAlias = dict[str, str]
 
-#: Changing it changes the shipped file.
 SEED = 20261102
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
@@ -46,34 +40,54 @@ MINUTE = 60
 HOUR = 60 * MINUTE
 LENGTH = 36 * HOUR
 
-#: Each cluster reports all that runs in it this often.
+#: Each cluster reports everything that runs in it this often.
 SNAPSHOT_EVERY = 12 * HOUR
 
 
-class Told(NamedTuple):
-    """One entry as it arrives, and what should become of it."""
+class Outcome(StrEnum):
+    """How the relay must handle one entry."""
 
-    at: int  # seconds after START
+    DELIVERED = "delivered"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    INVALID = "invalid"
+
+
+class Subject(NamedTuple):
+    """The instance that an entry is about, normalised, and the digest that it reports."""
+
+    environment: str
+    repository: str
+    name: str | None
+    platform: str
+    digest: str
+
+
+class Arrival(NamedTuple):
+    """One entry of the log: when it arrives (seconds after START), its outcome, and what it is about if valid."""
+
+    at: int
     entry: Entry
-    fate: Fate
+    outcome: Outcome
+    subject: Subject | None
 
 
 class Dice:
-    """Chance from `Random.random` alone, whose sequence Python promises to keep between versions."""
+    """Random choices from `Random.random` alone: Python keeps that sequence between versions."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed).random  # noqa: S311 - a simulation; nothing here is secret
 
     def chance(self, probability: float) -> bool:
-        """Say whether something of this probability happens."""
+        """Return True with this probability."""
         return self._random() < probability
 
     def number(self, low: int, high: int) -> int:
-        """Throw a whole number from low to high, both included."""
+        """Return a whole number from low to high, both included."""
         return low + int(self._random() * (high - low + 1))
 
     def pick(self, choices: Sequence[_Choice]) -> _Choice:
-        """Take one of the choices."""
+        """Return one of the choices."""
         return choices[self.number(0, len(choices) - 1)]
 
 
@@ -85,7 +99,7 @@ def _event(**body: object) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-#: What somebody's script, somewhere, sends: one of each kind, none of which can be delivered.
+#: Invalid entries as hand-written scripts send them, one of each kind.
 MALFORMED: dict[str, Entry] = {
     "empty": {"event": ""},
     "no JSON": {"event": f"image={_NGINX}"},
@@ -118,10 +132,10 @@ MALFORMED: dict[str, Entry] = {
 
 
 class Container:
-    """One instance's life, in order: what happens to it and what is told of that.
+    """Simulate one instance: what happens to it, and the entries that report it.
 
-    Nothing is told earlier than what was told before, so that the estate's entries can be sorted by
-    arrival and each still has the fate noted here.
+    Entries are reported in order of time, so that the estate's entries can be sorted by arrival and each keeps the
+    outcome noted here.
     """
 
     def __init__(
@@ -134,7 +148,7 @@ class Container:
         platform: str,
         ids: Iterator[int],
     ) -> None:
-        self.told: list[Told] = []
+        self.arrivals: list[Arrival] = []
         self._dice = dice
         self._environment = environment
         self._source = environment.source
@@ -145,61 +159,64 @@ class Container:
         self._clock = 0
         self._started = 0
         self._version = -1
-        self._unacknowledged: Entry | None = None
+        self._unacknowledged: Arrival | None = None
 
     def deploy(self, at: int, *, version: int, replicas: int) -> None:
-        """Start another version: its first pod is news, its other pods are not, the old ones are past."""
+        """Start another version: the first pod is a change, the others are duplicates, a late old one is stale."""
         old_version, old_start = self._version, self._started
         self._version = version
         self._start(at)
-        self._tell(Fate.NEWS, version, self._started)
-        self._retry_what_went_unanswered()
+        self._report(Outcome.DELIVERED, version, self._started)
+        self._retry_unacknowledged()
         for _ in range(replicas - 1):
             self.restart(self._clock)
         if self._source.cluster and old_version >= 0 and self._dice.chance(0.15):
             self._clock += self._dice.number(1, 30)
-            self._tell(Fate.STALE, old_version, old_start)
+            self._report(Outcome.STALE, old_version, old_start)
 
     def restart(self, at: int) -> None:
-        """Run the same version in a fresh container, or the same job of a pipeline again."""
+        """Run the same version in a fresh container, or the same pipeline job again."""
         self._start(at)
-        self._tell(Fate.DUPLICATE, self._version, self._started)
+        self._report(Outcome.DUPLICATE, self._version, self._started)
 
     def snapshot(self, at: int) -> None:
-        """Tell what runs, as part of everything that runs in the cluster."""
+        """Report the running version as part of a snapshot of the cluster."""
         self._clock = max(self._clock, at)
-        self._tell(Fate.DUPLICATE, self._version, self._started)
+        self._report(Outcome.DUPLICATE, self._version, self._started)
 
     def _start(self, at: int) -> None:
-        """Let a container start, later than any before it, and be noticed some seconds after that."""
+        """Start a container later than any before it; its source notices it some seconds after that."""
         self._started = max(self._clock, at) + 1
         self._clock = self._started + self._dice.number(1, 9)
 
-    def _tell(self, fate: Fate, version: int, started: int) -> None:
+    def _report(self, outcome: Outcome, version: int, started: int) -> None:
         entry = {"event": self._body(version)}
         if self._source.identified:
             entry["id"] = f"{self._source.name}/{next(self._ids)}"
         if self._dice.chance(0.95):
             entry["source"] = self._source.name
         if self._source.cluster:
-            entry["time"] = self._written(started)
-        self.told.append(Told(self._clock, entry, fate))
-        if fate is Fate.NEWS and self._source.identified:
-            self._lose_the_answer(entry)
+            entry["time"] = self._format_time(started)
+        repository, digest = self._workload.repository, self._workload.digest(version)
+        subject = Subject(self._environment.name, repository, self._name, f"linux/{self._platform}", digest)
+        self.arrivals.append(Arrival(self._clock, entry, outcome, subject))
+        if outcome is Outcome.DELIVERED and self._source.identified:
+            self._lose_acknowledgement(self.arrivals[-1]._replace(outcome=Outcome.DUPLICATE))
 
-    def _lose_the_answer(self, entry: Entry) -> None:
-        """Leave a producer without an answer, sometimes: it retries at once, or after the next change."""
+    def _lose_acknowledgement(self, retry: Arrival) -> None:
+        """Lose the producer's acknowledgement sometimes: it retries at once, or after the next change."""
         if self._dice.chance(0.08):
-            self.told.append(Told(self._clock, entry, Fate.DUPLICATE))
+            self.arrivals.append(retry)
         elif self._dice.chance(0.06):
-            self._unacknowledged = entry
+            self._unacknowledged = retry
 
-    def _retry_what_went_unanswered(self) -> None:
-        if self._unacknowledged and self._unacknowledged is not self.told[-1].entry:
-            self.told.append(Told(self._clock, self._unacknowledged, Fate.DUPLICATE))
+    def _retry_unacknowledged(self) -> None:
+        retry = self._unacknowledged
+        if retry and retry.entry is not self.arrivals[-1].entry:
+            self.arrivals.append(retry._replace(at=self._clock))
             self._unacknowledged = None
 
-    def _written(self, seconds: int) -> str:
+    def _format_time(self, seconds: int) -> str:
         moment = (START + timedelta(seconds=seconds)).astimezone(timezone(timedelta(hours=self._source.utc_offset)))
         return moment.isoformat().replace("+00:00", "Z")
 
@@ -210,12 +227,12 @@ class Container:
         body = {"image": image}
         if self._environment.name != "deployed" or self._dice.chance(0.2):
             body["environment"] = {"name": self._environment.name}
-        if platform := self._spelt_platform():
+        if platform := self._dice.pick(_PLATFORMS[self._platform]):
             body["platform"] = platform
         return _event(**body)
 
     def _reference(self, version: int) -> str:
-        """Name the image as one of the many programs that report would."""
+        """Return the image's reference in one of the spellings that reporting programs use."""
         repository, scheme = self._workload.repository, ""
         if self._dice.chance(0.2):
             repository = repository.removeprefix("docker.io/").removeprefix("library/")
@@ -225,38 +242,43 @@ class Container:
             scheme = "docker-pullable://"
         return f"{scheme}{repository}@{self._workload.digest(version)}"
 
-    def _spelt_platform(self) -> dict[str, str]:
-        spellings: dict[str, list[dict[str, str]]] = {
-            "amd64": [{}, {}, {"os": "linux", "architecture": "amd64"}, {"architecture": "x86_64"}],
-            "arm64": [{"os": "linux", "architecture": "arm64"}, {"architecture": "aarch64"}],
-            "arm/v7": [{"os": "linux", "architecture": "arm", "variant": "v7"}],
-        }
-        return self._dice.pick(spellings[self._platform])
+
+#: Spellings of each platform in events; an empty one leaves the platform out.
+_PLATFORMS: dict[str, list[dict[str, str]]] = {
+    "amd64": [{}, {}, {"os": "linux", "architecture": "amd64"}, {"architecture": "x86_64"}],
+    "arm64": [{"os": "linux", "architecture": "arm64"}, {"architecture": "aarch64"}],
+    "arm/v7": [{"os": "linux", "architecture": "arm", "variant": "v7"}],
+}
 
 
-def simulate(seed: int = SEED) -> list[tuple[Entry, Fate]]:
-    """Make all entries in the order of their arrival, each with what should become of it."""
+def simulate(seed: int = SEED) -> list[Arrival]:
+    """Return all entries in the order of their arrival."""
     dice = Dice(seed)
     ids = iter(range(100_000, 1_000_000))
-    told = [
+    arrivals = [
         each
         for environment in ENVIRONMENTS
         for group in _deployed_together(environment)
         for each in _history(dice, environment, group, ids)
     ]
-    told += _noise(dice)
-    told.sort(key=lambda each: each.at)
-    return [(each.entry, each.fate) for each in told]
+    arrivals += _invalid(dice)
+    return sorted(arrivals, key=lambda each: each.at)
 
 
-def shipped_log() -> list[Entry]:
-    """Read the log that comes with the package."""
-    packed = resources.files("relay.demo").joinpath(LOG_NAME).read_bytes()
-    return [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+def partition(arrivals: Sequence[Arrival], producers: int) -> list[list[Entry]]:
+    """Share the entries among producers that run at once, in order.
+
+    One producer gets all entries of an environment, so the outcomes do not depend on how the producers interleave.
+    """
+    shares: list[list[Entry]] = [[] for _ in range(producers)]
+    for each in arrivals:
+        key = each.subject.environment if each.subject else each.entry["event"]
+        shares[crc32(key.encode()) % producers].append(each.entry)
+    return shares
 
 
 class _Group(NamedTuple):
-    """A workload whose containers change together: their names and platforms."""
+    """A workload, and the names and platforms of its containers, which change together."""
 
     workload: Workload
     containers: Sequence[tuple[str | None, str]]
@@ -282,8 +304,8 @@ def _deployed_together(environment: Environment) -> Iterator[_Group]:
         yield from (_Group(workload, [(None, architectures[0])]) for workload in PLATFORM)
 
 
-def _history(dice: Dice, environment: Environment, group: _Group, ids: Iterator[int]) -> Iterator[Told]:
-    """Let the containers of one group live through the 36 hours."""
+def _history(dice: Dice, environment: Environment, group: _Group, ids: Iterator[int]) -> Iterator[Arrival]:
+    """Yield the entries of one group of containers."""
     rollouts = _rollouts(dice, environment)
     for name, platform in group.containers:
         container = Container(
@@ -297,13 +319,13 @@ def _history(dice: Dice, environment: Environment, group: _Group, ids: Iterator[
         calendar = _calendar(dice, environment, container, rollouts)
         for at, happen in sorted(calendar, key=lambda appointment: appointment[0]):
             happen(at)
-        yield from container.told
+        yield from container.arrivals
 
 
 def _calendar(
     dice: Dice, environment: Environment, container: Container, rollouts: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, Callable[[int], None]]]:
-    """Say what happens to a container, and when."""
+    """Yield when something happens to a container, and what."""
     has_replicas = environment.source.cluster and not environment.nodes
     for at, version in rollouts:
         replicas = dice.pick((1, 1, 1, 2, 3)) if has_replicas and at else 1
@@ -311,17 +333,17 @@ def _calendar(
     if dice.chance(0.2):
         yield dice.number(rollouts[0][0] + HOUR, LENGTH - HOUR), container.restart
     if environment.source.cluster:
-        # Clusters begin their rounds at different times, as they were installed at different times.
+        # Clusters send snapshots at different times, as they were installed at different times.
         first = HOUR + len(environment.source.name) * 10 * MINUTE
-        for round_begins in range(first + SNAPSHOT_EVERY // 2, LENGTH, SNAPSHOT_EVERY):
-            yield round_begins, container.snapshot
+        for at in range(first + SNAPSHOT_EVERY // 2, LENGTH, SNAPSHOT_EVERY):
+            yield at, container.snapshot
 
 
 def _rollouts(dice: Dice, environment: Environment) -> list[tuple[int, int]]:
-    """Plan when which version is rolled out: a first one, then releases, some of them rolled back."""
+    """Return when each version is rolled out: a first one, then releases, some of them rolled back."""
     changes = environment.changes
     newest = dice.number(0, VERSIONS - 1 - changes)
-    # A cluster begins with telling what runs already, a pipeline with its first run.
+    # A cluster first reports what already runs, a pipeline its first run.
     plan = [(0 if environment.source.cluster else dice.number(0, LENGTH // 2), newest)]
     for at in sorted(dice.number(HOUR, LENGTH - HOUR) for _ in range(dice.number(changes // 2, changes))):
         before = plan[-1][1]
@@ -333,38 +355,16 @@ def _rollouts(dice: Dice, environment: Environment) -> list[tuple[int, int]]:
 
 
 def _spaced(plan: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Let a rollout reach every container before the next one begins."""
+    """Delay each rollout until the one before it has reached every container."""
     spaced = plan[:1]
     for at, version in plan[1:]:
         spaced.append((max(at, spaced[-1][0] + 9 * MINUTE), version))
     return spaced
 
 
-def _noise(dice: Dice) -> Iterator[Told]:
-    """Send one of each malformed kind at some time, some of them naming their sender."""
+def _invalid(dice: Dice) -> Iterator[Arrival]:
+    """Yield each malformed entry at some time, some of them with their source."""
     for entry in MALFORMED.values():
         source = dice.pick(ENVIRONMENTS).source.name
         signed = entry | {"source": source} if dice.chance(0.7) else entry
-        yield Told(dice.number(0, LENGTH), signed, Fate.INVALID)
-
-
-def _lines(entries: Iterable[Entry]) -> bytes:
-    return "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries).encode()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Count what the simulation makes, and write the shipped log if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m relay.demo.estate", description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write {LOG_NAME} anew")
-    write = parser.parse_args(arguments).write
-    simulated = simulate()
-    for fate, count in Counter(fate for _, fate in simulated).most_common():
-        sys.stdout.write(f"{fate:10} {count:6}\n")
-    if write:
-        packed = gzip.compress(_lines(entry for entry, _ in simulated), compresslevel=9, mtime=0)
-        Path(__file__).with_name(LOG_NAME).write_bytes(packed)
-        sys.stdout.write(f"{LOG_NAME}: {len(simulated)} entries, {len(packed)} bytes\n")
-
-
-if __name__ == "__main__":
-    main()
+        yield Arrival(dice.number(0, LENGTH), signed, Outcome.INVALID, None)

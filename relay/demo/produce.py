@@ -1,21 +1,21 @@
-"""One of the demo's producers, a process of its own: replays its part of the shipped log.
+"""One of the demo's producers, a process of its own: replays its part of the estate's log.
 
-    python -m relay.demo.produce PART PARTS EVENTS_PER_SECOND
+    python -m relay.demo.produce FILE EVENTS_PER_SECOND
 
-What is well-formed goes through `Producer`, as from a pipeline that uses the library; what is not goes straight
-into the stream, as from somebody's shell script. The order is the log's.
+FILE has one queue entry in JSON a line. Valid events go through `Producer`, as from a pipeline that uses the library;
+invalid ones go straight into the stream, as from a shell script. The order is the file's.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relay.connections.clients import connect
-from relay.demo.counters import partition
-from relay.demo.estate import shipped_log
 from relay.errors import InvalidEvent
 from relay.events.event import DeploymentEvent
 from relay.producer.queue_producer import Producer
@@ -25,45 +25,45 @@ from relay.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.demo.counters import Entry
+    from relay.demo.estate import Entry
 
-#: Entries sent together, before the pace is looked at.
+#: Entries sent together before the rate is checked.
 BURST = 50
 
 
-def produce(part: int, parts: int, events_per_second: float) -> None:
-    """Replay one part at this rate; 0 is as fast as it goes."""
+def produce(file: Path, events_per_second: float) -> None:
+    """Replay a file at this rate; 0 is unbounded."""
     settings = Settings.load()
-    entries = iter(partition(shipped_log(), parts)[part])
+    entries = (json.loads(line) for line in file.read_text().splitlines())
     started, sent = time.monotonic(), 0
     with Producer(settings=settings) as producer, connect(settings.redis) as client:
         inbox = Keys(settings.queue.namespace).inbox
         while burst := list(islice(entries, BURST)):
-            for run in _runs(burst):
-                if isinstance(run, dict):
-                    client.xadd(inbox, run)
+            for batch in _batches(burst):
+                if isinstance(batch, dict):
+                    client.xadd(inbox, batch)
                 else:
-                    producer.report_many(run)
+                    producer.report_many(batch)
             sent += len(burst)
             if events_per_second:
                 time.sleep(max(0.0, started + sent / events_per_second - time.monotonic()))
 
 
-def _runs(entries: list[Entry]) -> Iterator[list[DeploymentEvent] | Entry]:
-    """Split entries into runs of good events and single bad entries, in their order."""
-    good: list[DeploymentEvent] = []
+def _batches(entries: list[Entry]) -> Iterator[list[DeploymentEvent] | Entry]:
+    """Split entries into batches of valid events and single invalid entries, in their order."""
+    valid: list[DeploymentEvent] = []
     for entry in entries:
         try:
             fields = {name: value for name, value in entry.items() if name != "event"}
-            good.append(DeploymentEvent.parse(entry["event"], **fields))
+            valid.append(DeploymentEvent.parse(entry["event"], **fields))
         except InvalidEvent:
-            if good:
-                yield good
-                good = []
+            if valid:
+                yield valid
+                valid = []
             yield entry
-    if good:
-        yield good
+    if valid:
+        yield valid
 
 
 if __name__ == "__main__":
-    produce(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    produce(Path(sys.argv[1]), float(sys.argv[2]))

@@ -1,270 +1,197 @@
-"""The demo's event log is what it claims to be, and is reckoned rightly."""
+"""The demo's estate is as wide and varied as it should be, and its outcomes are those of the rules."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from importlib import resources
+from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import TypeAlias
 
 import pytest
+from rules import Decision, Report, decisions
 
-from relay.demo.counters import Entry, Fate, Reckoning, Report, fates, partition, read, reckon
-from relay.demo.estate import LOG_NAME, MALFORMED, shipped_log, simulate
+from relay.demo.estate import MALFORMED, Arrival, Entry, Outcome, Subject, partition, simulate
 from relay.errors import InvalidEvent
-from relay.events.event import Defaults, DeploymentEvent, Instance
+from relay.events.event import Defaults, DeploymentEvent
 
-HEX = "0123456789abcdef" * 4
-OTHER_HEX = "f" * 64
+PRODUCERS = 4
 
-
-Simulated: TypeAlias = list[tuple[Entry, Fate]]
-Readable: TypeAlias = list[tuple[Report, Entry, Fate]]
+Valid: TypeAlias = list[tuple[Subject, Entry, Outcome]]
 
 
 @pytest.fixture(scope="module")
-def simulated() -> Simulated:
+def arrivals() -> list[Arrival]:
     return simulate()
 
 
 @pytest.fixture(scope="module")
-def shipped() -> list[Entry]:
-    return shipped_log()
+def valid(arrivals: list[Arrival]) -> Valid:
+    return [(each.subject, each.entry, each.outcome) for each in arrivals if each.subject]
 
 
-@pytest.fixture(scope="module")
-def valid(simulated: Simulated) -> Readable:
-    return [(read(made), made, fate) for made, fate in simulated if fate is not Fate.INVALID]
+def instance(subject: Subject) -> Subject:
+    return subject._replace(digest="")
 
 
-def entry(digest: str = HEX, url: str = "nginx", **envelope: str) -> Entry:
-    return {"event": json.dumps({"image": {"url": f"{url}@sha256:{digest}"}}), **envelope}
+def parse(entry: Entry) -> DeploymentEvent:
+    return DeploymentEvent.parse(
+        entry["event"], id=entry.get("id"), source=entry.get("source"), time=entry.get("time")
+    )
 
 
-def at(minute: int) -> str:
-    return f"2026-11-02T10:{minute:02}:00Z"
+def test_simulation_is_the_same_each_time(arrivals: list[Arrival]) -> None:
+    assert simulate() == arrivals
 
 
-# The shipped file
+def test_entries_are_fields_of_an_xadd(arrivals: list[Arrival]) -> None:
+    for entry in (each.entry for each in arrivals):
+        assert "event" in entry
+        assert entry.keys() <= {"event", "id", "source", "time"}
+        assert all(isinstance(text, str) for text in entry.values())
 
 
-def test_shipped_log_is_what_the_generator_makes(simulated: Simulated, shipped: list[Entry]) -> None:
-    assert shipped == [made for made, _ in simulated], "run python -m relay.demo.estate --write"
-
-
-def test_shipped_log_is_small() -> None:
-    assert len(resources.files("relay.demo").joinpath(LOG_NAME).read_bytes()) < 1024 * 1024
-
-
-def test_shipped_entries_are_fields_of_an_xadd(shipped: list[Entry]) -> None:
-    for fields in shipped:
-        assert "event" in fields
-        assert fields.keys() <= {"event", "id", "source", "time"}
-        assert all(isinstance(text, str) for text in fields.values())
-
-
-# What the estate is like
-
-
-def test_estate_is_wide(simulated: Simulated, valid: Readable) -> None:
-    sources = {given["source"] for _, given, _ in valid if "source" in given}
-    assert 24_000 <= len(simulated) <= 26_000
-    assert len({report.instance for report, _, _ in valid}) >= 3_000
-    assert len({report.instance.environment for report, _, _ in valid}) == 12
+def test_estate_is_wide(arrivals: list[Arrival], valid: Valid) -> None:
+    sources = {entry["source"] for _, entry, _ in valid if "source" in entry}
+    assert 24_000 <= len(arrivals) <= 26_000
+    assert len({instance(subject) for subject, _, _ in valid}) >= 3_000
+    assert len({subject.environment for subject, _, _ in valid}) == 12
     assert len({source for source in sources if "/" not in source}) == 6
     assert len({source for source in sources if "/" in source}) == 2
-    assert len({report.digest for report, _, _ in valid}) <= 1_500
-    assert 80 <= len({report.instance.repository for report, _, _ in valid}) <= 100
+    assert len({subject.digest for subject, _, _ in valid}) <= 1_500
+    assert 80 <= len({subject.repository for subject, _, _ in valid}) <= 100
+    assert {subject.platform for subject, _, _ in valid} == {"linux/amd64", "linux/arm64", "linux/arm/v7"}
 
 
-def test_a_good_part_is_news_and_the_rest_is_not(simulated: Simulated) -> None:
-    shares = {fate: count / len(simulated) for fate, count in Counter(fate for _, fate in simulated).items()}
-    assert 0.35 <= shares[Fate.NEWS] <= 0.50
-    assert 0.45 <= shares[Fate.DUPLICATE] <= 0.60
-    assert 0.02 <= shares[Fate.STALE] <= 0.10
+def test_outcomes_are_mixed(arrivals: list[Arrival]) -> None:
+    shares = {outcome: n / len(arrivals) for outcome, n in Counter(each.outcome for each in arrivals).items()}
+    assert 0.35 <= shares[Outcome.DELIVERED] <= 0.50
+    assert 0.45 <= shares[Outcome.DUPLICATE] <= 0.60
+    assert 0.02 <= shares[Outcome.STALE] <= 0.10
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_every_malformed_kind_is_there_once_and_invalid(simulated: Simulated, kind: str) -> None:
+def test_each_malformed_kind_occurs_once_and_the_relay_refuses_it(arrivals: list[Arrival], kind: str) -> None:
     wanted = MALFORMED[kind]
-    assert [fate for made, fate in simulated if made.items() >= wanted.items()] == [Fate.INVALID]
+    assert [each.outcome for each in arrivals if each.entry.items() >= wanted.items()] == [Outcome.INVALID]
+    with pytest.raises(InvalidEvent):
+        parse(wanted)
 
 
-def test_platforms_and_spellings_vary(valid: Readable) -> None:
-    bodies = Counter(text for _, given, _ in valid for text in _spellings(given))
-    assert {report.instance.platform for report, _, _ in valid} == {
-        ("linux", "amd64", None),
-        ("linux", "arm64", None),
-        ("linux", "arm", "v7"),
-    }
-    assert min(bodies[spelling] for spelling in SPELLINGS) >= 50
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        '"docker-pullable://',
+        '"url":"nginx@sha256:',
+        '"docker.io/library/nginx:1.27.',
+        '"x86_64"',
+        '"aarch64"',
+    ],
+)
+def test_spellings_vary(valid: Valid, spelling: str) -> None:
+    assert sum(spelling in entry["event"] for _, entry, _ in valid) >= 50
 
 
-SPELLINGS = {
-    "pullable": '"docker-pullable://',
-    "short name": '"url":"nginx@sha256:',
-    "tag beside digest": '"docker.io/library/nginx:1.27.',
-    "synonym of amd64": '"x86_64"',
-    "synonym of arm64": '"aarch64"',
-}
+def test_environment_and_platform_are_often_left_to_the_defaults(valid: Valid) -> None:
+    assert sum('"environment"' not in entry["event"] for _, entry, _ in valid) >= 100
+    assert sum('"platform"' not in entry["event"] for _, entry, _ in valid) >= 5_000
 
 
-def _spellings(given: Entry) -> list[str]:
-    return [spelling for spelling, text in SPELLINGS.items() if text in given["event"]]
+def test_one_repository_runs_many_times_in_an_environment(valid: Valid) -> None:
+    envoy = ("staging", "docker.io/envoyproxy/envoy")
+    envoys = {instance(subject) for subject, _, _ in valid if subject[:2] == envoy}
+    assert len(envoys) == len({subject.name for subject in envoys}) >= 30
 
 
-def test_environment_and_platform_are_often_left_to_the_defaults(valid: Readable) -> None:
-    assert sum('"environment"' not in given["event"] for _, given, _ in valid) >= 100
-    assert sum('"platform"' not in given["event"] for _, given, _ in valid) >= 5_000
-
-
-def test_one_repository_runs_many_times_in_an_environment(valid: Readable) -> None:
-    names = {report.instance for report, _, _ in valid}
-    envoys = [
-        instance.name
-        for instance in names
-        if instance.environment == "staging" and instance.repository == "docker.io/envoyproxy/envoy"
-    ]
-    assert len(envoys) == len(set(envoys)) >= 30
-
-
-def test_producers_retry_under_the_same_id_at_once_and_after_a_change(valid: Readable) -> None:
-    """Both kinds: where the digest alone tells the repeat, and where only the id does."""
-    current: dict[object, str] = {}
+def test_producers_retry_with_the_same_id_at_once_and_after_a_change(valid: Valid) -> None:
+    """Both kinds: the digest alone shows the first as a duplicate, only the id the second."""
+    current: dict[Subject, str] = {}
     seen: set[str] = set()
     retries: Counter[str] = Counter()
-    for report, _, fate in valid:
-        if report.id in seen:
-            assert fate is Fate.DUPLICATE
-            retries["at once" if current[report.instance] == report.digest else "after a change"] += 1
-        if report.id:
-            seen.add(report.id)
-        if fate is Fate.NEWS:
-            current[report.instance] = report.digest
+    for subject, entry, outcome in valid:
+        if entry.get("id") in seen:
+            assert outcome is Outcome.DUPLICATE
+            retries["at once" if current[instance(subject)] == subject.digest else "after a change"] += 1
+        seen |= {entry["id"]} if "id" in entry else set()
+        if outcome is Outcome.DELIVERED:
+            current[instance(subject)] = subject.digest
     assert retries["at once"] >= 50
     assert retries["after a change"] >= 50
 
 
-def test_rollbacks_happen(valid: Readable) -> None:
-    accepted: dict[object, list[str]] = {}
-    for report, _, fate in valid:
-        if fate is Fate.NEWS:
-            accepted.setdefault(report.instance, []).append(report.digest)
+def test_rollbacks_happen(valid: Valid) -> None:
+    accepted: dict[Subject, list[str]] = defaultdict(list)
+    for subject, _, outcome in valid:
+        if outcome is Outcome.DELIVERED:
+            accepted[instance(subject)].append(subject.digest)
     histories = accepted.values()
     assert sum(len(set(history)) < len(history) for history in histories) >= 200
     assert all(before != after for history in histories for before, after in pairwise(history))
 
 
-# The reckoning
+def test_relay_parses_each_entry_as_what_happened(valid: Valid) -> None:
+    for subject, entry, _ in valid:
+        event = parse(entry).completed(Defaults())
+        made = event.instance
+        assert subject == (made.environment, made.repository, made.name or None, made.platform, event.image.digest)
 
 
-def test_reckoning_agrees_with_what_happened(simulated: Simulated) -> None:
-    assert list(fates(made for made, _ in simulated)) == [fate for _, fate in simulated]
-
-
-def test_relay_reads_each_entry_as_the_ledger_does(valid: Readable) -> None:
-    for report, made, _ in valid:
-        event = parse(made).completed(Defaults())
-        instance = report.instance
-        assert (event.image.digest, event.time) == (report.digest, report.time)
-        assert event.instance == Instance(
-            environment=instance.environment,
-            repository=instance.repository,
-            name=instance.name or "",
-            platform="/".join(filter(None, instance.platform)),
+def test_outcomes_are_those_of_the_rules(valid: Valid) -> None:
+    """The simulation knows the outcomes from what happened, and the rules from ids, digests and times alone."""
+    reports = [
+        (
+            instance(subject),
+            Report(event_id=entry.get("id", ""), digest=subject.digest, rank=(n, 0), time=seconds(entry)),
         )
+        for n, (subject, entry, _) in enumerate(valid)
+    ]
+    outcomes = [Outcome.DELIVERED if each.is_delivered else Outcome(each) for each in decisions(reports)]
+    assert outcomes == [outcome for _, _, outcome in valid]
 
 
-@pytest.mark.parametrize("kind", MALFORMED)
-def test_relay_refuses_every_malformed_kind(kind: str) -> None:
-    with pytest.raises(InvalidEvent):
-        parse(MALFORMED[kind])
+def seconds(entry: Entry) -> float | None:
+    time = parse(entry).time
+    return time.timestamp() if time else None
 
 
-def parse(made: Entry) -> DeploymentEvent:
-    return DeploymentEvent.parse(made["event"], id=made.get("id"), source=made.get("source"), time=made.get("time"))
-
-
-def test_counts_are_of_every_entry(simulated: Simulated) -> None:
-    counts = Counter(fate for _, fate in simulated)
-    reckoning = reckon(made for made, _ in simulated)
-    assert reckoning == Reckoning(
-        delivered=counts[Fate.NEWS],
-        duplicate=counts[Fate.DUPLICATE],
-        stale=counts[Fate.STALE],
-        invalid=len(MALFORMED),
-    )
-    assert reckoning.total == len(simulated)
+A, B, C = "sha256:a", "sha256:b", "sha256:c"
 
 
 @pytest.mark.parametrize(
-    ("entries", "expected"),
+    ("reports", "expected"),
     [
-        ([entry(), entry()], ["news", "duplicate"]),
-        ([entry(), entry(OTHER_HEX), entry()], ["news", "news", "news"]),
-        ([entry(id="1"), entry(OTHER_HEX, id="2"), entry(id="1")], ["news", "news", "duplicate"]),
-        ([entry(time=at(5)), entry(OTHER_HEX, time=at(4))], ["news", "stale"]),
-        ([entry(time=at(5)), entry(OTHER_HEX, time=at(5))], ["news", "news"]),
-        (
-            [entry(time=at(5)), entry(time=at(4)), entry(OTHER_HEX, time=at(4))],
-            ["news", "duplicate", "stale"],
-        ),
-        (
-            [entry(time=at(4)), entry(time=at(6)), entry(OTHER_HEX, time=at(5))],
-            ["news", "duplicate", "stale"],
-        ),
-        ([entry(time=at(5)), entry(OTHER_HEX), entry(time=at(4))], ["news", "news", "stale"]),
-        ([entry(), entry(url="docker.io/library/nginx:1.27")], ["news", "duplicate"]),
-        ([entry(), entry(url="docker.io/nginxinc/nginx")], ["news", "news"]),
+        ([(A, "", None), (A, "", None)], ["new", "duplicate"]),
+        ([(A, "", None), (B, "", None), (A, "", None)], ["new", "changed", "changed"]),
+        ([(A, "1", None), (B, "2", None), (A, "1", None)], ["new", "changed", "duplicate"]),
+        ([(A, "", 5), (B, "", 4)], ["new", "stale"]),
+        ([(A, "", 5), (B, "", 5)], ["new", "changed"]),
+        ([(A, "", 5), (A, "", 4), (B, "", 4)], ["new", "duplicate", "stale"]),
+        ([(A, "", 4), (A, "", 6), (B, "", 5)], ["new", "duplicate", "stale"]),
+        ([(A, "", 5), (B, "", None), (C, "", 4)], ["new", "changed", "stale"]),
+        ([(str(n), str(n), None) for n in (*range(8), 0)], ["new", *["changed"] * 7, "duplicate"]),
+        ([(str(n), str(n), None) for n in (*range(9), 0)], ["new", *["changed"] * 9]),
     ],
 )
-def test_ledger_knows_the_rules(entries: list[Entry], expected: list[str]) -> None:
-    assert list(fates(entries)) == expected
+def test_restated_rules(reports: list[tuple[str, str, float | None]], expected: list[str]) -> None:
+    made = [
+        ("one instance", Report(event_id=event_id, digest=digest, rank=(n, 0), time=time))
+        for n, (digest, event_id, time) in enumerate(reports)
+    ]
+    assert decisions(made) == [Decision(each) for each in expected]
 
 
-def test_ledger_remembers_the_last_eight_ids() -> None:
-    def reports(count: int) -> list[Entry]:
-        return [entry(f"{number:064x}", id=str(number)) for number in range(count)]
-
-    assert list(fates(reports(8) + reports(1)))[-1] is Fate.DUPLICATE
-    assert list(fates(reports(9) + reports(1)))[-1] is Fate.NEWS
-
-
-# Several producers at once
-
-
-@pytest.fixture(scope="module")
-def shares(shipped: list[Entry]) -> list[list[Entry]]:
-    return partition(shipped, 4)
-
-
-def test_partition_gives_every_producer_something_and_keeps_the_order(
-    shipped: list[Entry], shares: list[list[Entry]]
+def test_partition_gives_each_producer_entries_in_order_and_each_environment_one_producer(
+    arrivals: list[Arrival],
 ) -> None:
-    position = {id(fields): number for number, fields in enumerate(shipped)}
-    numbers = [[position[id(fields)] for fields in share] for share in shares]
-    assert all(numbers)
-    assert all(own == sorted(own) for own in numbers)
-    assert sorted(number for own in numbers for number in own) == list(range(len(shipped)))
-
-
-def test_partition_keeps_each_environment_with_one_producer() -> None:
-    def named(environment: str, number: int) -> Entry:
-        body = {"image": {"url": f"nginx@sha256:{number:064x}"}, "environment": {"name": environment}}
-        return {"event": json.dumps(body)}
-
-    entries = [named(environment, number) for number in range(3) for environment in "abcdefgh"]
-    for share in partition(entries, 3):
-        environments = Counter(read(fields).instance.environment for fields in share)
-        assert set(environments.values()) == {3}
-
-
-def test_partition_takes_a_missing_environment_for_the_default() -> None:
-    named = {"event": entry()["event"].replace("{", '{"environment":{"name":"deployed"},', 1)}
-    assert max(map(len, partition([entry(), named], 8))) == 2
-
-
-def test_partition_does_not_change_the_reckoning(shares: list[list[Entry]], simulated: Simulated) -> None:
-    counts = Counter(fate for share in shares for fate in fates(share))
-    assert counts == Counter(fate for _, fate in simulated)
+    shares = partition(arrivals, PRODUCERS)
+    positions: dict[int, list[int]] = defaultdict(list)
+    for position, each in enumerate(arrivals):
+        positions[id(each.entry)].append(position)
+    environments = {id(each.entry): each.subject.environment for each in arrivals if each.subject}
+    producer_of: dict[str, int] = {}
+    for number, share in enumerate(shares):
+        own = [positions[id(entry)].pop(0) for entry in share]
+        assert own
+        assert own == sorted(own)
+        for entry in share:
+            if id(entry) in environments:
+                assert producer_of.setdefault(environments[id(entry)], number) == number
+    assert not any(positions.values())
