@@ -1,7 +1,7 @@
 """How a child dies with its parent: started through this file, its group is killed when the parent is gone.
 
 The parent holds the writing end of a pipe, the *lifeline*, and never closes it while the child lives. The
-child is started as `python -I -S child.py become LIFELINE argv…`, which leaves a *keeper* behind and then
+child is started as `python -I -S keeper.py become LIFELINE argv…`, which leaves a *keeper* behind and then
 becomes argv: same process id, same exit code, no Python in between. The keeper reads the lifeline. The end
 of the file means that the parent is gone, however it went (SIGKILL too, when nothing in the parent can run
 any more), and the keeper sends SIGKILL to the child's process group. A byte means that the parent has seen

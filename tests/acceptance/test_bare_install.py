@@ -93,7 +93,7 @@ def test_the_extras_are_out_of_reach(site: Path) -> None:
 
 def test_a_producer_is_there(site: Path) -> None:
     done = run_with(site, "from relay import AsyncProducer, DeploymentEvent, Producer; print(Producer.__module__)")
-    assert done.stdout == "relay.producer\n", done.stderr
+    assert done.stdout == "relay.producer.queue_producer\n", done.stderr
 
 
 def test_a_producer_of_asyncio_reports(site: Path) -> None:

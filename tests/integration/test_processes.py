@@ -32,7 +32,7 @@ SHELL_WITH_A_CHILD = ["sh", "-c", "sleep 600 & echo $!; wait"]
 #: A parent to be killed: starts what it is told, prints the ids of the child and of the grandchild.
 PARENT = """
 import pathlib, sys, threading, time
-from relay.processes import Children
+from relay.processes.supervisor import Children
 log = pathlib.Path(sys.argv[1])
 with Children() as children:
     def start():
@@ -49,7 +49,7 @@ with Children() as children:
 #: Another, to be interrupted: its child tells of its signals and heeds none, and has ten minutes to stop.
 INTERRUPTED_PARENT = """
 import pathlib, signal, sys, time
-from relay.processes import Children
+from relay.processes.supervisor import Children
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without it
 log = pathlib.Path(sys.argv[1])
 script = "trap 'echo SIGTERM' TERM; trap 'echo SIGINT' INT; echo up; while :; do sleep 0.01; done"
@@ -87,7 +87,7 @@ def alive(pid: int) -> bool:
 def keepers_of(pid: int) -> list[str]:
     argv = ["ps", "-A", "-ww", "-o", "args="]  # -ww: no line is cut, however narrow COLUMNS says the terminal is
     listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if line.endswith(f"child.py keep {pid}")]
+    return [line for line in listed.splitlines() if line.endswith(f"keeper.py keep {pid}")]
 
 
 def says(path: Path, text: str) -> Callable[[], bool]:
