@@ -1,4 +1,4 @@
-"""Sends events on their way, and says what becomes of them: the steps of `relay report`."""
+"""The steps of `relay report`: send one event or a file of events, and print their outcomes."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ import typer
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.interrupts import Interrupted, Interrupts
 from relay.cli.jsonl import open_lines, read_lines
-from relay.cli.wait import UNKNOWN, WAITING, WINDOW, Fates, meaning
+from relay.cli.wait import UNKNOWN, WAITING, WINDOW, PendingReceipts, meaning
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
+from relay.producer.base import id_or_raise
 from relay.queue.receipts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from relay.cli.backends import Way
     from relay.cli.jsonl import Line
     from relay.events.event import DeploymentEvent
+    from relay.producer.base import BaseProducer, Outcome
     from relay.producer.ci import Origin
 
 
 @dataclass(kw_only=True)
-class _Tally:
-    """What came of a file's lines so far."""
+class _Progress:
+    """How far the lines of a file have got."""
 
     enqueued: int = 0
     refused: int = 0
     #: Numbers of the lines that are sent and whose outcome is not known yet, in their order.
-    under_way: deque[int] = field(default_factory=deque)
-    #: Number of the last line that was read.
+    in_flight: deque[int] = field(default_factory=deque)
     last_line: int = 0
     is_at_end: bool = False
 
-    def refuse(self, number: int, why: InvalidEvent) -> None:
-        """Count and name a bad line."""
+    def refuse(self, number: int, fault: InvalidEvent) -> None:
+        """Count and print a bad line."""
         self.refused += 1
-        typer.echo(f"line {number}: {why}", err=True)
+        typer.echo(f"line {number}: {fault}", err=True)
 
-    def interrupt(self, taken: int) -> None:
-        """Say how far it came when an error ends it, and so many of the lines under way are taken: the first ones."""
-        line = next(islice(self.under_way, taken, None), None)
+    def fail(self, enqueued: int) -> None:
+        """Print how far it got when an error ends it; the first `enqueued` of the lines in flight are enqueued."""
+        line = next(islice(self.in_flight, enqueued, None), None)
         rest = "the rest again" if line is None else f"again from line {line} on"
-        typer.echo(f"{self.enqueued + taken} enqueued before this; report {rest}", err=True)
+        typer.echo(f"{self.enqueued + enqueued} enqueued before this; report {rest}", err=True)
 
     def stop(self, interrupted: Interrupted) -> None:
-        """Print how far it came when a signal ends it: every line that was read and is not under way is done."""
-        line = next(iter(self.under_way), self.last_line + 1)
+        """Print how far it got when a signal ends it: every line that was read and is not in flight is done."""
+        line = next(iter(self.in_flight), self.last_line + 1)
         rest = f"report again from line {line} on"
-        if self.is_at_end and not self.under_way:
+        if self.is_at_end and not self.in_flight:
             rest = "all lines were read, and the relay goes on with what is enqueued"
         counts = f"{self.enqueued} enqueued, {self.refused} refused"
         typer.echo(f"stopped by {interrupted.name}: {counts}; {rest}", err=True)
@@ -65,99 +65,101 @@ class _Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """What one call of `relay report` works with."""
+    """One call of `relay report`."""
 
-    way: Way
+    producer: BaseProducer
     #: The pipeline's step that runs it, if any.
     origin: Origin | None
-    #: What became of the events, if that is waited for.
-    fates: Fates | None
+    #: The events whose outcome is waited for; None without `--wait`.
+    pending: PendingReceipts | None
+    is_dry_run: bool = False
 
     def report_one(self, event: DeploymentEvent) -> int:
         """Report an event, print its id, and return the exit code."""
-        [outcome] = self.way.send([self._signed(event)], receipts=self.fates is not None)
-        if isinstance(outcome, InvalidEvent):
-            raise outcome
-        if outcome:
-            typer.echo(outcome)
-        if self.fates is None:
+        [outcome] = self.producer.report_many([self._completed(event)], receipts=self.pending is not None)
+        event_id = id_or_raise(outcome)
+        if event_id:
+            typer.echo(event_id)
+        if self.pending is None:
             return 0
-        self.fates.follow(outcome)
-        self.fates.wait()
-        for fate in self.fates.counts:
-            if fate != Status.DEAD:  # which has been told
-                typer.echo(meaning(fate, self.fates.last), err=True)
+        self.pending.add(event_id)
+        self.pending.wait()
+        for status in self.pending.counts:
+            if status != Status.DEAD:  # which is printed already
+                typer.echo(meaning(status, self.pending.last), err=True)
         return self._exit_code(refused=0)
 
     def report_file(self, image: str) -> int:
-        """Report the good lines of a file or of standard input, name the bad ones, and return the exit code."""
-        tally = _Tally()
-        with open_lines(image) as file, _progress(image) as advance, Interrupts() as interrupts:
-            events = self._events(read_lines(file, advance, interrupts.interruptible), tally)
+        """Report the good lines of a file or of standard input, print the bad ones, and return the exit code."""
+        progress = _Progress()
+        with open_lines(image) as file, _bar(image) as advance, Interrupts() as interrupts:
+            events = self._events(read_lines(file, advance, interrupts.interruptible), progress)
             try:
-                self.way.on_error = interrupts.wake
-                for outcome in self.way.send(events, receipts=self.fates is not None):
-                    self._note(outcome, tally, interrupts)
-                if self.fates is not None:
+                for outcome in self.producer.report_stream(
+                    events, receipts=self.pending is not None, on_error=interrupts.wake
+                ):
+                    self._note(outcome, progress, interrupts)
+                if self.pending is not None:
                     with interrupts.interruptible():
-                        self.fates.wait()
+                        self.pending.wait()
             except Interrupted as interrupted:
-                tally.stop(interrupted)
+                progress.stop(interrupted)
                 return interrupted.exit_code
             except (QueueFull, QueueUnavailable, GatewayRefused) as error:
-                tally.interrupt(0 if isinstance(error, GatewayRefused) else len(error.enqueued))
+                progress.fail(0 if isinstance(error, GatewayRefused) else len(error.enqueued))
                 raise error from None
-        self._sum_up(tally)
-        return self._exit_code(tally.refused)
+        self._sum_up(progress)
+        return self._exit_code(progress.refused)
 
-    def _events(self, lines: Iterable[Line], tally: _Tally) -> Iterator[DeploymentEvent]:
-        """Give the good lines' events, and name the bad ones."""
+    def _events(self, lines: Iterable[Line], progress: _Progress) -> Iterator[DeploymentEvent]:
+        """Yield the good lines' events, and print the bad ones."""
         for number, event in lines:
-            tally.last_line = number
+            progress.last_line = number
             if isinstance(event, InvalidEvent):
-                tally.refuse(number, event)
+                progress.refuse(number, event)
             else:
-                tally.under_way.append(number)
-                yield self._signed(event, number)
-        tally.is_at_end = True
+                progress.in_flight.append(number)
+                yield self._completed(event, number)
+        progress.is_at_end = True
 
-    def _note(self, outcome: str | InvalidEvent, tally: _Tally, interrupts: Interrupts) -> None:
-        """Note what came of the line that was sent longest ago; if too many are waited for, wait."""
-        number = tally.under_way.popleft()
+    def _note(self, outcome: Outcome, progress: _Progress, interrupts: Interrupts) -> None:
+        """Record the outcome of the line that was sent first; wait while too many events are pending."""
+        number = progress.in_flight.popleft()
         if isinstance(outcome, InvalidEvent):
-            tally.refuse(number, outcome)
+            progress.refuse(number, outcome)
             return
-        tally.enqueued += 1
-        if self.fates is not None:
-            self.fates.follow(outcome, f"line {number}: ")
-            if self.fates.are_many:
+        progress.enqueued += 1
+        if self.pending is not None:
+            self.pending.add(outcome, f"line {number}: ")
+            if self.pending.are_full:
                 with interrupts.interruptible():
-                    self.fates.wait(at_most=WINDOW // 2)
+                    self.pending.wait(at_most=WINDOW // 2)
 
-    def _signed(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
-        """Fill in what the pipeline knows, and the id that waiting needs."""
+    def _completed(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
+        """Fill in the pipeline's source and id, and the id that a receipt needs."""
         if self.origin is not None:
             event = self.origin.credit(event, line)
-        if self.fates is not None and not event.id:
+        if self.pending is not None and not event.id:
             event = event.model_copy(update={"id": uuid.uuid4().hex})
         return event
 
-    def _sum_up(self, tally: _Tally) -> None:
-        counts = self.fates.counts if self.fates is not None else {}
-        fates = [f"{count} {fate}" for fate, count in counts.items()]
-        typer.echo(", ".join([f"{tally.enqueued} {self.way.done}", f"{tally.refused} refused", *fates]), err=True)
+    def _sum_up(self, progress: _Progress) -> None:
+        counts = self.pending.counts if self.pending is not None else {}
+        done = f"{progress.enqueued} {'valid' if self.is_dry_run else 'enqueued'}"
+        outcomes = [f"{count} {status}" for status, count in counts.items()]
+        typer.echo(", ".join([done, f"{progress.refused} refused", *outcomes]), err=True)
 
     def _exit_code(self, refused: int) -> int:
-        counts = self.fates.counts if self.fates is not None else {}
-        if self.fates is not None and self.fates.unreachable:
-            typer.echo(self.fates.unreachable, err=True)
+        counts = self.pending.counts if self.pending is not None else {}
+        if self.pending is not None and self.pending.unreachable:
+            typer.echo(self.pending.unreachable, err=True)
         if refused or counts.get(Status.DEAD):
             return EX_REFUSED
         return EX_TEMPFAIL if counts.get(WAITING) or counts.get(UNKNOWN) else 0
 
 
-def _progress(image: str) -> AbstractContextManager[Callable[[int], Any]]:
-    """Draw a bar on a terminal, and nothing anywhere else."""
+def _bar(image: str) -> AbstractContextManager[Callable[[int], Any]]:
+    """Draw a progress bar if standard error is a terminal."""
     if image == "-" or not sys.stderr.isatty():
         return nullcontext(lambda _: None)
     from relay.cli.progress import bytes_bar  # noqa: PLC0415 - rich is for terminals only

@@ -16,6 +16,7 @@ from relay.gateway.auth import EVERYBODY
 from relay.gateway.body import Body
 from relay.gateway.cdevents import Ignored
 from relay.gateway.report_parsing import Fault, Limits
+from relay.producer.base import id_or_raise
 from relay.producer.queue_producer import CHUNK, AsyncProducer
 from relay.queue.counters import note_ignored
 from relay.queue.keys import Keys
@@ -116,7 +117,7 @@ class Reporting:
         Who gave an id may ask what became of the event.
         """
         events = [item for item in items if isinstance(item, DeploymentEvent)]
-        ids = iter(await self._producer.report_many(events, receipts=True))
+        ids = map(id_or_raise, await self._producer.report_many(events, receipts=True))
         if len(events) < len(items):
             await self._count_ignored(len(items) - len(events))
         return [item.id if isinstance(item, Ignored) else next(ids) for item in items]

@@ -9,26 +9,25 @@ import random
 import re
 import threading
 import time
-import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
 
 from relay.backoff import pause_seconds
-from relay.errors import ConfigurationError, GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
-from relay.events.event import DeploymentEvent
+from relay.errors import ConfigurationError, GatewayRefused, QueueUnavailable
 from relay.producer import gateway_requests
+from relay.producer.base import BaseProducer, Outcome, adding_enqueued, send_valid, with_id
 from relay.producer.gateway_requests import Answer, TryAgain
-from relay.producer.streaming import in_chunks
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from relay.events.event import DeploymentEvent
+    from relay.producer.base import Checked
     from relay.queue.receipts import Receipt
 
 #: How long one attempt may take in all, so that a gateway that hangs leaves time for another.
@@ -52,7 +51,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]*")
 _PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TimeoutError)
 
 
-class GatewayProducer:
+class GatewayProducer(BaseProducer):
     """Reports deployments through a gateway. For one thread; connects at the first report and again when it must.
 
         with GatewayProducer("https://relay.example.com", token="…") as producer:
@@ -67,6 +66,8 @@ class GatewayProducer:
     `QueueUnavailable`; after the last, events may be enqueued or not: report them again with the same `id`, and they
     count once. Raises `InvalidEvent` for what can never be delivered, and `GatewayRefused` for a wrong token or URL.
     """
+
+    chunk_size = gateway_requests.MAX_EVENTS
 
     def __init__(
         self, gateway_url: str | None = None, *, token: str | None = None, settings: Settings | None = None
@@ -86,65 +87,31 @@ class GatewayProducer:
         self._authorities_from = _CA_FILE if self._ca_file else "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
         self._session = self._new_session()
 
-    def report(self, image_url: str, **fields: Any) -> str:
-        """Report one event and return its id; takes what `Producer.report` takes, and there always is a receipt."""
-        return self.report_event(DeploymentEvent.of(image_url, **fields))
+    def receipts(self, ids: Sequence[str], *, within_seconds: float = math.inf) -> Iterator[Receipt | None]:
+        """Yield the receipt of each event, None where there is none (any more).
 
-    def report_event(self, event: DeploymentEvent) -> str:
-        """Report one event and return its id: its own, or a new one."""
-        [outcome] = self.report_each([event])
-        if isinstance(outcome, InvalidEvent):
-            raise outcome
-        return outcome
-
-    def report_each(self, events: Iterable[DeploymentEvent]) -> list[str | InvalidEvent]:
-        """Report events in their order, and return for each its id, or why the gateway does not take it.
-
-        `events` may be an iterator that pauses: events are sent as `report_stream` sends them. `enqueued` of
-        `QueueFull` and `QueueUnavailable` has the ids of those that it took before.
+        Each costs a request of at most `producer.gateway_timeout`; all take at most `within_seconds`.
         """
-        if isinstance(events, Sequence):
-            return self._report_all(events)
-        outcomes: list[str | InvalidEvent] = []
-        try:
-            for outcome in self.report_stream(events):
-                outcomes.append(outcome)  # noqa: PERF402 - those before an error count
-        except (QueueFull, QueueUnavailable) as error:
-            error.enqueued = (*_ids(outcomes), *error.enqueued)
-            raise
-        return outcomes
+        give_up_at = time.monotonic() + within_seconds
+        for event_id in ids:
+            left = give_up_at - time.monotonic()
+            yield self._receipt(event_id, min(left, self._settings.gateway_timeout))
 
-    def report_stream(self, events: Iterable[DeploymentEvent]) -> Iterator[str | InvalidEvent]:
-        """Report any number of events in bounded memory, and yield for each its id, or why it is not taken.
+    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:  # noqa: ARG002 - a gateway always keeps them
+        return partial(send_valid, send=self._send)
 
-        Lazy, as `Producer.report_stream` is: `events` is read, in this thread, as outcomes are asked for; what was
-        read is sent within a fraction of a second, though `events` pauses.
-        """
-        return in_chunks(events, self._report_all, size=gateway_requests.MAX_EVENTS)
-
-    def _report_all(self, events: Sequence[DeploymentEvent]) -> list[str | InvalidEvent]:
-        """Report events in requests as large as may be."""
-        outcomes: list[str | InvalidEvent] = []
-        lines = [gateway_requests.line_of(_with_id(event)) for event in events]
-        for request in gateway_requests.requests_of(lines):
-            try:
+    def _send(self, events: Sequence[DeploymentEvent]) -> list[Outcome]:
+        """Report events in requests as large as allowed."""
+        outcomes: list[Outcome] = []
+        lines = [gateway_requests.line_of(with_id(event)) for event in events]
+        with adding_enqueued(outcomes):
+            for request in gateway_requests.requests_of(lines):
                 outcomes += self._report(request)
-            except (QueueFull, QueueUnavailable) as error:
-                error.enqueued = (*_ids(outcomes), *error.enqueued)
-                raise
         return outcomes
 
-    def receipts(self, ids: Sequence[str], *, within_seconds: float = math.inf) -> list[Receipt | None]:
-        """Return what became of events, None for those that nothing is known of (any more).
-
-        To ask for each takes `producer.gateway_timeout` at most, or `within_seconds` if that is less.
-        """
-        seconds = min(within_seconds, self._settings.gateway_timeout)
-        return [self._receipt(event_id, seconds) for event_id in ids]
-
-    def _report(self, lines: Sequence[bytes]) -> list[str | InvalidEvent]:
+    def _report(self, lines: Sequence[bytes]) -> list[Outcome]:
         """Send lines until the gateway has dealt with each."""
-        outcomes: list[gateway_requests.Outcome] = [None] * len(lines)
+        outcomes: list[Outcome | None] = [None] * len(lines)
 
         def attempt(seconds: float) -> TryAgain | None:
             left = [place for place, outcome in enumerate(outcomes) if outcome is None]
@@ -155,11 +122,8 @@ class GatewayProducer:
                 outcomes[place] = outcome
             return read if isinstance(read, TryAgain) and None in outcomes else None
 
-        try:
+        with adding_enqueued(outcomes):
             self._until_done(attempt, self._settings.gateway_timeout)
-        except (QueueFull, QueueUnavailable) as error:
-            error.enqueued = tuple(outcome for outcome in outcomes if isinstance(outcome, str))
-            raise
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _receipt(self, event_id: str, within_seconds: float) -> Receipt | None:
@@ -243,14 +207,6 @@ class GatewayProducer:
         """Close the connections. Reporting again opens new ones."""
         self._session.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class _Bearer(AuthBase):
     """Puts the token on requests; that there is an `auth` keeps requests from taking a netrc file's."""
@@ -299,11 +255,3 @@ def _because(error: Exception) -> str:
     inner = error.args[0] if error.args else error
     reason = str(getattr(inner, "reason", None) or inner)
     return reason.rpartition(": ")[2].strip("()'\"") or type(error).__name__
-
-
-def _ids(outcomes: Iterable[str | InvalidEvent]) -> Iterator[str]:
-    return (outcome for outcome in outcomes if isinstance(outcome, str))
-
-
-def _with_id(event: DeploymentEvent) -> DeploymentEvent:
-    return event if event.id else event.model_copy(update={"id": uuid.uuid4().hex})

@@ -1,9 +1,9 @@
-"""Reporting a deployment: one round trip to Redis, and the relay owes its delivery from then on."""
+"""`Producer` and `AsyncProducer`: enqueue an event in one round trip to Redis."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import math
 from collections import deque
 from copy import copy
 from pathlib import Path
@@ -14,54 +14,63 @@ from redis.exceptions import RedisError, ResponseError
 from relay.connections.clients import connect, connect_async, unavailable
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable, RelayError
 from relay.events.event import DeploymentEvent
-from relay.producer.streaming import in_chunks
+from relay.producer.base import (
+    BaseProducer,
+    Outcome,
+    adding_enqueued,
+    batched,
+    checked,
+    id_or_raise,
+    new_id,
+    oversize,
+    with_id,
+)
 from relay.queue import inbox, receipts, scripts
 from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
-    from types import TracebackType
 
-    from relay.producer.spooling import Detour, Sent
+    from relay.producer.base import Checked
+    from relay.producer.spooling import Sent, SpoolingSender
     from relay.queue.receipts import Receipt
     from relay.queue.scripts import Call
 
-#: Events that `report_many` and `report_stream` send in one round trip.
+#: Maximum events in one round trip.
 CHUNK = 500
 
 
 class _Chunk(NamedTuple):
-    """Events that are enqueued together or not at all, as the inbox's entries."""
+    """Inbox entries that are enqueued all or none, and the outcomes of the events if they are."""
 
     entries: list[dict[str, Any]]
-    ids: list[str]
+    outcomes: list[Outcome]
 
 
 class _Waiting(NamedTuple):
-    """A chunk on its way, and who waits for it; nobody any more, if that task was cancelled."""
+    """A chunk to be sent, and the future of the caller that waits for it; done already if that was cancelled."""
 
     chunk: _Chunk
-    taken: asyncio.Future[None]
+    enqueued: asyncio.Future[None]
 
     def end(self, error: Exception | None) -> None:
-        """Let who waits go on, or raise an error of its own: raised twice, one would get a wrong traceback."""
-        if self.taken.done():
+        """Resume the caller, with a copy of the error: an error raised twice would get a wrong traceback."""
+        if self.enqueued.done():
             return
         if error is None:
-            self.taken.set_result(None)
+            self.enqueued.set_result(None)
         elif isinstance(error, RelayError):
             own = copy(error)
             own.__cause__ = error.__cause__
-            self.taken.set_exception(own)
+            self.enqueued.set_exception(own)
         else:
-            self.taken.set_exception(error)
+            self.enqueued.set_exception(error)
 
 
-class _Reporter:
-    """What both producers share: settings in, calls out, Redis's errors turned into ours."""
+class _Redis:
+    """Settings in, calls out, and Redis's errors as the relay's: for both producers."""
 
     def __init__(self, redis_url: str | None, settings: Settings | None) -> None:
         settings = settings or Settings.load()
@@ -71,29 +80,27 @@ class _Reporter:
         self._settings = settings
         self._keys = Keys(settings.queue.namespace)
 
-    def _chunks(
-        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
-    ) -> list[_Chunk]:
-        """Check all events before any is sent."""
-        checked = [_event(event) for event in events]
-        starts = range(0, len(checked), CHUNK)
-        return [self._chunk(checked[start : start + CHUNK], receipts=receipts) for start in starts]
+    def _chunk(self, events: Iterable[Checked], *, receipts: bool) -> _Chunk:
+        """Return the entries of the events, without those that are invalid or too large.
 
-    def _chunk(self, events: Iterable[DeploymentEvent], *, receipts: bool = False) -> _Chunk:
-        """Check events and give those without an id a new one; with `receipts` those that had one ask for theirs."""
-        limit = self._settings.queue.max_event_bytes
+        An event without an id gets a new one; with `receipts` an event that had one asks for its receipt.
+        """
         chunk = _Chunk([], [])
         for event in events:
+            if isinstance(event, InvalidEvent):
+                chunk.outcomes.append(event)
+                continue
             fields = inbox.fields_of(event)
-            size = len(fields["event"])
-            if size > limit:
-                raise InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {limit}")
+            fault = oversize(len(fields["event"]), self._settings.queue.max_event_bytes)
+            if fault:
+                chunk.outcomes.append(fault)
+                continue
             if "id" not in fields:
-                fields["id"] = _new_id()
+                fields["id"] = new_id()
             elif receipts:
                 fields["receipt"] = "1"
             chunk.entries.append(fields)
-            chunk.ids.append(fields["id"])
+            chunk.outcomes.append(fields["id"])
         return chunk
 
     def _call(
@@ -113,25 +120,30 @@ class _Reporter:
     def _refusal(self, error: RedisError) -> QueueFull | QueueUnavailable:
         because = inbox.full_because(error) if isinstance(error, ResponseError) else None
         if because:
-            return QueueFull(f"the queue is full ({because}); try again later")
-        return unavailable(self._settings.redis.url, error, "did not take it")
+            refusal: QueueFull | QueueUnavailable = QueueFull(f"the queue is full ({because}); try again later")
+        else:
+            refusal = unavailable(self._settings.redis.url, error, "did not take it")
+        refusal.__cause__ = error
+        return refusal
 
 
-class Producer(_Reporter):
-    """Reports deployments. Thread-safe; connects at the first report and again whenever it must.
+class Producer(_Redis, BaseProducer):
+    """Reports deployments to Redis. Thread-safe; connects at the first report and again when it must.
 
         with Producer("redis://127.0.0.1:6379/0") as producer:
             producer.report("ghcr.io/acme/api@sha256:…", environment="production")
 
-    Raises `InvalidEvent` for what can never be delivered, `QueueFull` when `queue.max_backlog` events wait or Redis
-    is past `queue.memory_watermark`, and `QueueUnavailable` when Redis did not answer within its time-outs; after the
-    last, the event may be enqueued or not: report it again with the same `id`, and it counts once.
+    Raises `InvalidEvent` for an event that can never be delivered, `QueueFull` when `queue.max_backlog` events wait
+    or Redis is past `queue.memory_watermark`, and `QueueUnavailable` when Redis did not answer within its time-outs.
+    After the last, the event may be enqueued or not: report it again with the same `id`, and it counts once.
 
-    With a `spool`, a directory (else that of the setting `spool.directory`), events wait on disk while Redis is away:
-    a report then returns once its events are there, and `spooled` counts them. They leave before the next report's,
-    or by `flush_spool`. Only when the spool does not take them either, a report raises `SpoolUnavailable`, which is a
-    `QueueUnavailable`. `QueueFull` stays what it is. See docs/spool.md.
+    With a `spool`, a directory (default: the setting `spool.directory`), events are stored on disk while Redis is
+    unavailable: `report` then returns once they are there, and `spooled` counts them. They are sent before the events
+    of the next report, or by `flush_spool`. `SpoolUnavailable`, a `QueueUnavailable`, is raised if the spool does not
+    take them either. `QueueFull` is raised as without a spool. See docs/spool.md.
     """
+
+    chunk_size = CHUNK
 
     def __init__(
         self,
@@ -142,85 +154,12 @@ class Producer(_Reporter):
     ) -> None:
         super().__init__(redis_url, settings)
         directory = spool or self._settings.spool.directory
-        self._detour = self._open_spool(directory) if directory else None
+        self._spooling = self._open_spool(directory) if directory else None
+        # With a spool the spooling sender retries.
         self._client = connect(self._settings.redis, retries=0) if directory else connect(self._settings.redis)
 
-    def report(
-        self,
-        image_url: str,
-        *,
-        environment: str | None = None,
-        name: str | None = None,
-        platform: str | None = None,
-        id: str | None = None,  # noqa: A002 - the contract's name
-        source: str | None = None,
-        time: datetime | str | None = None,
-        receipt: bool = False,
-    ) -> str:
-        """Enqueue one event and return its id: the one given, or a new one.
-
-        `image_url` names the image by digest; `platform` is "os/arch[/variant]"; `time` is when the deployment
-        happened, for those who know (never the moment of sending). With `receipt` what became of the event can be
-        asked for by its id: `relay.queue.receipts`, or `GET /events/{id}` of the gateway.
-        """
-        event = DeploymentEvent.of(
-            image_url, environment=environment, name=name, platform=platform, id=id, source=source, time=time
-        )
-        return self.report_event(event, receipt=receipt)
-
-    def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
-        """Enqueue one event and return its id: its own, or a new one."""
-        [ids] = self._send([self._chunk([_with_id(event) if receipt else event], receipts=receipt)])
-        return ids[0]
-
-    def report_many(
-        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
-    ) -> list[str]:
-        """Enqueue events in their order, `CHUNK` to a round trip, and return their ids.
-
-        An event may be given as a mapping in the shape of the API's JSON body, with `id`, `source` and `time` beside
-        `image`. All are checked first: after `InvalidEvent` none is enqueued. After `QueueFull` or
-        `QueueUnavailable` the error's `enqueued` has the ids of those that are. With `receipts` there is one of each
-        event that has an id of its own.
-        """
-        ids: list[str] = []
-        try:
-            for sent in self._send(self._chunks(events, receipts=receipts)):
-                ids += sent
-        except (QueueFull, QueueUnavailable) as error:
-            error.enqueued = tuple(ids)
-            raise
-        return ids
-
-    def report_stream(
-        self,
-        events: Iterable[DeploymentEvent],
-        *,
-        receipts: bool = False,
-        on_error: Callable[[], object] | None = None,
-    ) -> Iterator[str]:
-        """Enqueue any number of events in bounded memory, and yield their ids; `receipts` as of `report_many`.
-
-        Lazy: `events` is read, in this thread, as ids are asked for, so do iterate. A chunk is enqueued once it is
-        full, or a fraction of a second (`streaming.LINGER_SECONDS`) after its first event was read, though
-        `events` pauses: a thread that lives as long as the iterator sends it then.
-
-        A chunk is enqueued whole or not at all; when one is refused, the ids yielded before are of events that are
-        enqueued, and the error is raised when `events` gives its next event or ends. If `events` raises, what it gave
-        before is enqueued, and the ids of that are yielded before its error is raised. `on_error` is called in that
-        thread when a chunk is refused while `events` pauses.
-        """
-        send = self._sender()
-
-        def enqueue(events: list[DeploymentEvent]) -> list[str]:
-            chunk = self._chunk(events, receipts=receipts)
-            send(chunk.entries)
-            return chunk.ids
-
-        return in_chunks(events, enqueue, size=CHUNK, on_error=on_error)
-
-    def receipts(self, ids: Sequence[str]) -> list[Receipt | None]:
-        """Return what became of events that asked for a receipt; None where nothing is known (any more)."""
+    def receipts(self, ids: Sequence[str], *, within_seconds: float = math.inf) -> list[Receipt | None]:  # noqa: ARG002 - Redis has time-outs
+        """Return the receipts of events that asked for one; None where there is none (any more)."""
         try:
             return receipts.read_many(self._client, self._keys, ids)
         except RedisError as error:
@@ -228,28 +167,28 @@ class Producer(_Reporter):
 
     @property
     def spooled(self) -> int:
-        """How many of the events reported here went to the spool, because Redis was away."""
-        return self._detour.spooled if self._detour else 0
+        """Events reported here that went to the spool because Redis was unavailable."""
+        return self._spooling.spooled if self._spooling else 0
 
     def flush_spool(self) -> Sent:
-        """Send all that waits in the spool, and tell how much that was; nothing if another process is at it.
+        """Send the events of the spool and return how many; 0 if another process is sending.
 
-        Raises `QueueFull` and `QueueUnavailable` as reports do; what was sent before stays sent.
+        Raises `QueueFull` and `QueueUnavailable` as reports do; events sent before stay sent.
         """
-        if self._detour is None:
+        if self._spooling is None:
             raise ConfigurationError("there is no spool: set spool.directory (RELAY_SPOOL__DIRECTORY)")
-        return self._detour.flush()
+        return self._spooling.flush()
 
-    def _send(self, chunks: Iterable[_Chunk]) -> Iterator[list[str]]:
-        """Take chunks, one for each step of this iterator, and give the ids of their events."""
-        send = self._sender()
-        for chunk in chunks:
-            send(chunk.entries)
-            yield chunk.ids
+    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+        send_entries = self._enqueue if self._spooling is None else self._spooling.sender()
 
-    def _sender(self) -> Callable[[list[dict[str, Any]]], None]:
-        """Return what sends the chunks of one report."""
-        return self._enqueue if self._detour is None else self._detour.sender()
+        def send(events: list[Checked]) -> list[Outcome]:
+            chunk = self._chunk(events, receipts=receipts)
+            if chunk.entries:
+                send_entries(chunk.entries)
+            return chunk.outcomes
+
+        return send
 
     def _enqueue(
         self, entries: Iterable[Mapping[str, Any]], *, call: str = "", mark_milliseconds: int | None = None
@@ -259,32 +198,24 @@ class Producer(_Reporter):
         except RedisError as error:
             raise self._refusal(error) from error
 
-    def _open_spool(self, directory: str | PathLike[str]) -> Detour:
-        from relay.producer.spool import Spool  # noqa: PLC0415 - the same
-        from relay.producer.spooling import Detour  # noqa: PLC0415 - most producers have no spool
+    def _open_spool(self, directory: str | PathLike[str]) -> SpoolingSender:
+        from relay.producer.spool import Spool  # noqa: PLC0415 - most producers have no spool
+        from relay.producer.spooling import SpoolingSender  # noqa: PLC0415 - the same
 
         patience = self._settings.redis.timeout
         spool = Spool(Path(directory), max_bytes=self._settings.spool.max_bytes, patience_seconds=patience)
-        return Detour(spool, self._enqueue, patience_seconds=patience)
+        return SpoolingSender(spool, self._enqueue, patience_seconds=patience)
 
     def close(self) -> None:
         """Close the connections. Reporting again opens new ones."""
         self._client.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncProducer(_Reporter):
+class AsyncProducer(_Redis):
     """`Producer` for asyncio: the same promises, errors and arguments. Belongs to one event loop.
 
-    Reports made at once share round trips: what is reported while one is under way goes with the next. With
-    `deadline_seconds` a round trip that takes longer, its retries included, is `QueueUnavailable`.
+    Concurrent reports share round trips: events reported during one are sent together by the next. With
+    `deadline_seconds` a round trip that takes longer, its retries included, raises `QueueUnavailable`.
     """
 
     def __init__(
@@ -295,45 +226,43 @@ class AsyncProducer(_Reporter):
         deadline_seconds: float | None = None,
     ) -> None:
         super().__init__(redis_url, settings)
-        self._client = connect_async(self._settings.redis, connections=1)  # for there is one round trip at a time
+        self._client = connect_async(self._settings.redis, connections=1)  # one round trip at a time
         self._deadline_seconds = deadline_seconds
         self._waiting: deque[_Waiting] = deque()
         self._sending: asyncio.Task[None] | None = None
 
     async def report(self, image_url: str, *, receipt: bool = False, **fields: Any) -> str:
-        """Enqueue one event and return its id; takes what `Producer.report` takes."""
+        """Enqueue one event and return its id; takes the arguments of `Producer.report`."""
         return await self.report_event(DeploymentEvent.of(image_url, **fields), receipt=receipt)
 
     async def report_event(self, event: DeploymentEvent, *, receipt: bool = False) -> str:
         """Enqueue one event and return its id: its own, or a new one."""
-        chunk = self._chunk([_with_id(event) if receipt else event], receipts=receipt)
-        await self._taken(chunk)
-        return chunk.ids[0]
+        [outcome] = await self._send([with_id(event) if receipt else event], receipts=receipt)
+        return id_or_raise(outcome)
 
     async def report_many(
         self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
-    ) -> list[str]:
-        """Enqueue events in their order and return their ids, as `Producer.report_many` does."""
-        ids: list[str] = []
-        for chunk in self._chunks(events, receipts=receipts):
-            try:
-                await self._taken(chunk)
-            except (QueueFull, QueueUnavailable) as error:
-                error.enqueued = tuple(ids)
-                raise
-            ids += chunk.ids
-        return ids
+    ) -> list[Outcome]:
+        """Enqueue events in their order and return their outcomes, as `Producer.report_many` does."""
+        outcomes: list[Outcome] = []
+        with adding_enqueued(outcomes):
+            for chunk in batched(map(checked, events), CHUNK):
+                outcomes += await self._send(chunk, receipts=receipts)
+        return outcomes
 
-    def _taken(self, chunk: _Chunk) -> asyncio.Future[None]:
-        """Have it sent; Redis has it once this is done. Who is cancelled meanwhile does not know whether it does."""
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(chunk, taken))
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send_waiting())
-        return taken
+    async def _send(self, events: Iterable[Checked], *, receipts: bool) -> list[Outcome]:
+        """Enqueue a chunk; whether Redis has it is unknown if the caller is cancelled meanwhile."""
+        chunk = self._chunk(events, receipts=receipts)
+        if chunk.entries:
+            enqueued: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Waiting(chunk, enqueued))
+            if self._sending is None:
+                self._sending = asyncio.create_task(self._send_waiting())
+            await enqueued
+        return chunk.outcomes
 
     async def _send_waiting(self) -> None:
-        """Send what waits, as much as fits in one round trip at a time."""
+        """Send the waiting chunks in groups, one round trip at a time."""
         group: list[_Waiting] = []
         try:
             while self._waiting:
@@ -341,33 +270,30 @@ class AsyncProducer(_Reporter):
                 error = await self._send_group(group)
                 for each in group:
                     each.end(error)
-        finally:  # were this task cancelled, nobody must be left waiting
+        finally:  # if this task is cancelled, no caller may wait for ever
             for each in (*group, *self._waiting):
                 each.end(QueueUnavailable("reporting ended early"))
             self._waiting.clear()
             self._sending = None
 
     async def _send_group(self, group: list[_Waiting]) -> Exception | None:
-        """Send these together; return what went wrong, which all of them are to hear."""
+        """Send chunks in one round trip; return the error that all of their callers get."""
         call = self._call(entry for each in group for entry in each.chunk.entries)
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 await scripts.run_async(self._client, call)
         except RedisError as error:
-            return self._caused(self._refusal(error), error)
+            return self._refusal(error)
         except TimeoutError as error:
-            return self._caused(QueueUnavailable("Redis did not answer before the deadline"), error)
-        except Exception as error:  # noqa: BLE001 - those who reported hear of it
+            late = QueueUnavailable("Redis did not answer before the deadline")
+            late.__cause__ = error
+            return late
+        except Exception as error:  # noqa: BLE001 - raised in each caller
             return error
         return None
 
-    @staticmethod
-    def _caused(refusal: RelayError, cause: Exception) -> RelayError:
-        refusal.__cause__ = cause
-        return refusal
-
     def _next_group(self) -> list[_Waiting]:
-        """Take what goes together: the first that waits, and those behind it up to `CHUNK` events in all."""
+        """Remove and return the first waiting chunk, and those behind it up to `CHUNK` events in all."""
         group = [self._waiting.popleft()]
         size = len(group[0].chunk.entries)
         while self._waiting and size + len(self._waiting[0].chunk.entries) <= CHUNK:
@@ -376,7 +302,7 @@ class AsyncProducer(_Reporter):
         return group
 
     async def close(self) -> None:
-        """Send what waits, and close the connections. Reporting again opens new ones."""
+        """Send the waiting chunks, and close the connections. Reporting again opens new ones."""
         if self._sending is not None:
             await self._sending
         await self._client.aclose()
@@ -384,20 +310,5 @@ class AsyncProducer(_Reporter):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _new_id() -> str:
-    """Return an id that nobody else gives an event."""
-    return os.urandom(16).hex()
-
-
-def _with_id(event: DeploymentEvent) -> DeploymentEvent:
-    return event if event.id else event.model_copy(update={"id": _new_id()})
-
-
-def _event(given: DeploymentEvent | Mapping[str, Any]) -> DeploymentEvent:
-    return given if isinstance(given, DeploymentEvent) else DeploymentEvent.from_body(given)

@@ -47,7 +47,7 @@ class Sent(NamedTuple):
     damaged: int
 
 
-class Detour:
+class SpoolingSender:
     """Sends what Redis takes, and spools the rest. Thread-safe."""
 
     def __init__(self, spool: Spool, enqueue: Enqueue, *, patience_seconds: float) -> None:

@@ -279,13 +279,13 @@ def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_
 
 
 def test_a_gateway_that_refuses_later_on_leaves_no_doubt_what_went_through() -> None:
-    ids = [str(number) for number in range(600)]
+    ids = [str(number) for number in range(1100)]
     lines = ["no json", *(line("a", "shop", id=each) for each in ids)]
-    taken = json.dumps({"ids": ids[:500]}).encode()
+    taken = json.dumps({"ids": ids[:1000]}).encode()
     with Server(answer(202, taken), answer(403)) as server:
         done = report("-", "--gateway", server.url, stdin="\n".join(lines))
     assert done.returncode == 1
-    assert "500 enqueued before this; report again from line 502 on" in done.stderr
+    assert "1000 enqueued before this; report again from line 1002 on" in done.stderr
 
 
 @pytest.mark.parametrize("step", [answer(503), hang])
@@ -323,7 +323,7 @@ def test_wait_is_over_in_time_though_the_gateway_does_not_tell_what_became_of_it
         ([image("a"), "--wait", "--dry-run"], {}, 2, "nothing to wait for"),
         (["-", "--id", "a"], {}, 2, "options describe a single image"),
         (["missing.jsonl"], {}, 2, "is no file"),
-        ([image("a"), "--spool", "/tmp"], {}, 2, "these reports go to a gateway"),  # noqa: S108 - not written to
+        ([image("a"), "--spool", "/tmp"], {}, 2, "--spool is for reports to Redis"),  # noqa: S108 - not written to
     ],
 )
 def test_errors_say_what_to_do(

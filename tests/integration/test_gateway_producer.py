@@ -84,7 +84,7 @@ def test_what_fails_for_now_is_sent_again_with_the_same_id(mishap: Step) -> None
 def test_what_was_taken_of_many_is_not_sent_again() -> None:
     partly = {"error": "full", "ids": ["a", None, None], "errors": [{"index": 1, "field": "x", "reason": "no"}]}
     with serving(answer(429, json.dumps(partly).encode())) as server, producer(server) as reports:
-        outcomes = reports.report_each([DeploymentEvent.of(IMAGE, id=name) for name in "abc"])
+        outcomes = reports.report_many([DeploymentEvent.of(IMAGE, id=name) for name in "abc"])
         assert [str(outcome) for outcome in outcomes] == ["a", "x: no", "c"]
         assert [each["id"] for each in lines(server.await_requests(2)[1])] == ["c"]
 
@@ -196,7 +196,7 @@ def test_connections_are_kept() -> None:
 def test_many_events_go_in_bounded_requests() -> None:
     with serving() as server, producer(server) as reports:
         events = [DeploymentEvent.of(IMAGE, id=str(number)) for number in range(2_500)]
-        assert reports.report_each(events) == [str(number) for number in range(2_500)]
+        assert reports.report_many(events) == [str(number) for number in range(2_500)]
         assert [len(lines(request)) for request in server.received] == [1_000, 1_000, 500]
 
 
@@ -209,7 +209,7 @@ def test_what_an_iterator_gave_is_sent_while_it_pauses() -> None:
                 yield DeploymentEvent.of(IMAGE, id=f"e{number}")
                 wait_for(lambda: len(server.received) > number, PATIENCE_SECONDS)  # noqa: B023 - called at once
 
-        assert reports.report_each(pausing()) == ["e0", "e1"]
+        assert list(reports.report_stream(pausing())) == ["e0", "e1"]
         assert list(reports.report_stream(DeploymentEvent.of(IMAGE, id=f"s{each}") for each in range(3))) == [
             "s0",
             "s1",
@@ -227,7 +227,7 @@ def test_when_a_later_request_fails_it_is_known_what_was_taken() -> None:
         producer(server, timeout=1) as reports,
         pytest.raises(QueueFull) as full,
     ):
-        reports.report_each(events)
+        reports.report_many(events)
     assert full.value.enqueued == tuple(str(number) for number in range(1_001))
 
 

@@ -106,4 +106,4 @@ def test_a_request_to_the_gateway_is_one_round_trip_however_many_it_reports(
             for event in events(REPORTS):
                 producer.report_event(event)
         with counted(client, round_trips=1, entries=100):
-            assert len(producer.report_each(events(100))) == 100
+            assert len(producer.report_many(events(100))) == 100

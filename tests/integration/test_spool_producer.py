@@ -59,8 +59,8 @@ def producing(url: str, directory: Path | None = None, **sections: Any) -> Itera
 
 
 def spool_of(producer: Producer) -> Spool:
-    assert producer._detour
-    return producer._detour.spool
+    assert producer._spooling
+    return producer._spooling.spool
 
 
 def arrived(url: str) -> list[str]:

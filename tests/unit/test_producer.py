@@ -1,4 +1,4 @@
-"""A report is one entry in the inbox with an id to show for it; what cannot be taken is refused as a whole."""
+"""A report adds one inbox entry and returns its id; of many, each has its outcome in its place."""
 
 from __future__ import annotations
 
@@ -207,18 +207,27 @@ def test_many_may_be_given_as_the_apis_bodies(producer: Producer, redis: fakered
 
 
 @pytest.mark.parametrize("bad", [{"image": {"url": "nginx:1"}}, {"image": APP}, {}, "text", None])
-def test_of_many_none_is_enqueued_if_one_is_invalid(bad: Any, producer: Producer, redis: fakeredis.FakeRedis) -> None:
-    with pytest.raises(InvalidEvent):
-        producer.report_many([*events(CHUNK + 1), bad])
+@pytest.mark.parametrize("method", ["report_many", "report_stream"])
+def test_of_many_an_invalid_one_is_returned_in_its_place(
+    bad: Any, method: str, producer: Producer, redis: fakeredis.FakeRedis
+) -> None:
+    first, fault, last = getattr(producer, method)([*events(1), bad, *events(1)])
 
-    assert redis.keys() == []
+    assert (first, last) == ("e0", "e0")
+    assert isinstance(fault, InvalidEvent)
+    assert len(entries(redis)) == 2
 
 
-def test_of_many_none_is_enqueued_if_one_is_too_large(redis: fakeredis.FakeRedis) -> None:
-    with pytest.raises(InvalidEvent):
-        producer_on(redis, max_event_bytes=200).report_many([*events(CHUNK), *events(1, "x" * 200)])
+def test_of_many_one_that_is_too_large_is_returned_in_its_place(redis: fakeredis.FakeRedis) -> None:
+    producer = producer_on(redis, max_event_bytes=200)
+    large = events(1, "x" * 200)
 
-    assert redis.keys() == []
+    assert [str(each) for each in producer.report_many([*events(1), *large, *events(1)])] == [
+        "e0",
+        "the event is 347 bytes, and queue.max_event_bytes is 200",
+        "e0",
+    ]
+    assert len(entries(redis)) == 2
 
 
 def test_of_many_the_error_tells_which_are_enqueued(redis: fakeredis.FakeRedis) -> None:
@@ -247,17 +256,6 @@ def test_stream_is_enqueued_lazily_in_chunks(producer: Producer, redis: fakeredi
 def test_nothing_is_enqueued_without_a_word(producer: Producer, redis: fakeredis.FakeRedis) -> None:
     assert list(producer.report_stream([])) == []
     assert redis.keys() == []
-
-
-def test_chunk_with_an_event_too_large_is_refused_whole(redis: fakeredis.FakeRedis) -> None:
-    producer = producer_on(redis, max_event_bytes=200)
-    source = [*events(CHUNK), *events(1), *events(1, "x" * 200), *events(1)]
-    ids = producer.report_stream(source)
-    told = list(islice(ids, CHUNK))
-
-    with pytest.raises(InvalidEvent):
-        next(ids)
-    assert [fields[b"id"].decode() for fields in entries(redis)] == told
 
 
 def test_chunk_that_finds_the_queue_full_is_refused_whole(redis: fakeredis.FakeRedis) -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from relay.cli.reporting import Reporter
-from relay.cli.wait import WINDOW, Fates
+from relay.cli.wait import WINDOW, PendingReceipts
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
+from relay.producer.base import BaseProducer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from relay.errors import RelayError
     from relay.events.event import DeploymentEvent
+    from relay.producer.base import Checked, Outcome
     from relay.queue.receipts import Receipt
 
 #: Events that `Ending` takes together.
@@ -27,36 +29,36 @@ CHUNK = 10
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 
 
-class Ending:
-    """A way that takes so many chunks, refuses the third event of each, and then ends in an error."""
+class Ending(BaseProducer):
+    """Enqueues so many chunks without the third event of each, which is invalid, and then fails."""
 
-    done = "enqueued"
+    chunk_size = CHUNK
 
     def __init__(self, chunks: int, error: RelayError) -> None:
         self._chunks = chunks
         self._error = error
 
-    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
+    def report_stream(self, events: Iterable[DeploymentEvent], **_: Any) -> Iterator[Outcome]:
         for _ in range(self._chunks):
             for place, event in enumerate(list(islice(events, CHUNK))):
                 yield InvalidEvent("", "no") if place == 2 else event.id or "new"
         assert list(islice(events, CHUNK))
         raise self._error
 
-    def receipts(self, ids: Sequence[str], *, within_seconds: float) -> Iterable[Receipt | None]:  # noqa: ARG002 - whatever is asked
+    def receipts(self, ids: Sequence[str], *, within_seconds: float = 0) -> Iterable[Receipt | None]:  # noqa: ARG002 - it always fails
         raise self._error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
+
+    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+        raise NotImplementedError
 
 
 class OneByOne(Ending):
-    """One that takes each event as it comes, all of them."""
+    """Enqueues each event alone."""
 
-    def send(self, events: Iterable[DeploymentEvent], *, receipts: bool) -> Iterator[str | InvalidEvent]:  # noqa: ARG002 - they come unasked
+    def report_stream(self, events: Iterable[DeploymentEvent], **_: Any) -> Iterator[Outcome]:
         for event in events:
             yield event.id or "new"
 
@@ -69,9 +71,11 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
 
 
-def said(way: Ending, file: Path, capsys: pytest.CaptureFixture[str], fates: Fates | None = None) -> str:
-    with pytest.raises(type(way._error)):
-        Reporter(way=way, origin=None, fates=fates).report_file(str(file))
+def said(
+    producer: Ending, file: Path, capsys: pytest.CaptureFixture[str], pending: PendingReceipts | None = None
+) -> str:
+    with pytest.raises(type(producer._error)):
+        Reporter(producer=producer, origin=None, pending=pending).report_file(str(file))
     return next(line for line in capsys.readouterr().err.splitlines() if "enqueued before this" in line)
 
 
@@ -98,5 +102,8 @@ def test_error_while_nothing_is_under_way_says_how_much_is_enqueued(
     """A gateway that takes reports and refuses to tell what became of them."""
     file = tmp_path / "events.jsonl"
     file.write_text(f"{json.dumps({'image': {'url': IMAGE}})}\n" * 2 * WINDOW)
-    way = OneByOne(0, GatewayRefused("no more"))
-    assert said(way, file, capsys, Fates(way, 60)) == f"{WINDOW} enqueued before this; report the rest again"
+    producer = OneByOne(0, GatewayRefused("no more"))
+    assert (
+        said(producer, file, capsys, PendingReceipts(producer, 60))
+        == f"{WINDOW} enqueued before this; report the rest again"
+    )

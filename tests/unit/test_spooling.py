@@ -11,7 +11,7 @@ import pytest
 
 from relay.errors import QueueFull, QueueUnavailable, SpoolUnavailable
 from relay.producer.spool import SEGMENT_BYTES, Spool
-from relay.producer.spooling import SEGMENT_MARK_MILLISECONDS, Detour
+from relay.producer.spooling import SEGMENT_MARK_MILLISECONDS, SpoolingSender
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,9 +45,9 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", max_bytes=10 * SEGMENT_BYTES, patience_seconds=30)
 
 
-def report(detour: Detour, *ids: str) -> list[str]:
+def report(sender: SpoolingSender, *ids: str) -> list[str]:
     """Report events, a chunk each."""
-    return [sent for chunk in detour.send(([{"event": "{}", "id": each}], [each]) for each in ids) for sent in chunk]
+    return [sent for chunk in sender.send(([{"event": "{}", "id": each}], [each]) for each in ids) for sent in chunk]
 
 
 def waiting(spool: Spool, *ids: str) -> None:
@@ -66,18 +66,18 @@ def test_a_producer_starts_without_what_it_may_never_need() -> None:
 
 def test_redis_is_tried_again_with_the_same_call(queue: Queue, spool: Spool) -> None:
     queue.answers = [QueueUnavailable("a connection that was dead")]
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
-    assert report(detour, "1") == queue.taken == ["1"]
-    assert detour.spooled == 0
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
+    assert report(sender, "1") == queue.taken == ["1"]
+    assert sender.spooled == 0
     (first, second) = queue.calls
     assert first == second
 
 
 def test_what_was_tried_is_tried_again_under_its_name_and_is_marked_for_longer(queue: Queue, spool: Spool) -> None:
     queue.answers = [QueueUnavailable("away")] * 2
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
-    report(detour, "1")
-    detour.flush()
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
+    report(sender, "1")
+    sender.flush()
     (call, mark), _, later = queue.calls
     assert mark is None
     assert later == (call, SEGMENT_MARK_MILLISECONDS)
@@ -86,18 +86,18 @@ def test_what_was_tried_is_tried_again_under_its_name_and_is_marked_for_longer(q
 
 def test_when_time_is_up_the_new_event_goes_behind_what_still_waits(queue: Queue, spool: Spool) -> None:
     waiting(spool, "1", "2", "3")
-    detour = Detour(spool, queue.enqueue, patience_seconds=0)
-    report(detour, "new")
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=0)
+    report(sender, "new")
     assert "new" not in queue.taken
-    assert detour.spooled == 1
-    detour.flush()
+    assert sender.spooled == 1
+    sender.flush()
     assert queue.taken == ["1", "2", "3", "new"]
 
 
 def test_new_event_follows_at_once_when_there_was_time_for_all(queue: Queue, spool: Spool) -> None:
     waiting(spool, "1", "2", "3")
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
-    report(detour, "new")
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
+    report(sender, "new")
     assert queue.taken == ["1", "2", "3", "new"]
     assert spool.is_empty()
 
@@ -105,29 +105,29 @@ def test_new_event_follows_at_once_when_there_was_time_for_all(queue: Queue, spo
 def test_what_was_sent_before_redis_went_away_is_not_sent_again(queue: Queue, spool: Spool) -> None:
     waiting(spool, "1", "2", "3")
     queue.answers = [None, QueueUnavailable("away"), QueueUnavailable("away")]
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
-    report(detour, "new")
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
+    report(sender, "new")
     assert queue.taken == ["1"]
-    detour.flush()
+    sender.flush()
     assert queue.taken == ["1", "2", "3", "new"]
 
 
 def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: Spool) -> None:
     waiting(spool, "1")
     queue.answers = [QueueFull("full")]
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     with pytest.raises(QueueFull):
-        report(detour, "new")
+        report(sender, "new")
     assert spool.standing().events == 1
-    assert detour.spooled == 0
+    assert sender.spooled == 0
 
 
 def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool, tmp_path: Path) -> None:
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     spool.directory.rename(tmp_path / "elsewhere")
     spool.directory.write_text("")
     with pytest.raises(SpoolUnavailable) as refused:
-        report(detour, "new")
+        report(sender, "new")
     assert str(refused.value).count("cannot be used") == 1
     assert queue.taken == [], "what may wait in it must not be overtaken"
 
@@ -135,13 +135,13 @@ def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool
 def test_the_reason_for_spooling_is_logged_when_it_begins(
     queue: Queue, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    detour = Detour(spool, queue.enqueue, patience_seconds=30)
+    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     queue.answers = [QueueUnavailable("Redis is on holiday")] * 6
     for each in "123":
-        report(detour, each)
-    assert detour.spooled == 3
+        report(sender, each)
+    assert sender.spooled == 3
     assert caplog.text.count("Redis is on holiday") == 1
-    report(detour, "4")
+    report(sender, "4")
     queue.answers = [QueueUnavailable("Redis is on holiday")] * 2
-    report(detour, "5")
+    report(sender, "5")
     assert caplog.text.count("Redis is on holiday") == 2
