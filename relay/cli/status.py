@@ -19,6 +19,7 @@ from relay.errors import ConfigurationError
 from relay.operations.diagnosis import Level, describe, diagnose, duration
 from relay.queue import overview
 from relay.queue.dead_letters import moment
+from relay.queue.health import HealthState
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _look(shard: Shard, *, whole: bool) -> Overview:
 def as_json_object(seen: Overview) -> dict[str, Any]:
     """Give all that was seen."""
     counters, health = seen.counters, seen.health
-    held = health.why_held(seen.now)
+    state = health.state(seen.now)
+    held = None if state is HealthState.HEALTHY else state
     return {
         "at": moment(seen.now),
         "findings": [asdict(finding) for finding in diagnose(seen)],

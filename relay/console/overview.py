@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from relay.console.sparkline import Sparkline, draw
 from relay.console.status_cache import ALL
 from relay.operations.diagnosis import describe
+from relay.queue.health import Health, HealthState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from relay.console.status_cache import Sample, Sampler
     from relay.operations.diagnosis import Finding
     from relay.queue.counters import EnvironmentCounts
-    from relay.queue.health import Health
     from relay.queue.overview import Overview
 
 #: Environments of one page.
@@ -110,7 +110,7 @@ def ordered(environments: Iterable[EnvironmentCounts], wanted: str) -> list[Envi
 
 def how_is(health: Health, now: int) -> Destination:
     """Say how a destination is; `now` in Redis milliseconds."""
-    held = health.why_held(now) is not None
+    held = health.state(now) is not HealthState.HEALTHY
     level = "bad" if health.openings else "warn" if held or health.failures else "good"
     return Destination(held, level, describe(health, now))
 

@@ -16,7 +16,7 @@ from relay.metrics import catalogue as of
 from relay.metrics.catalogue import Kind
 from relay.queue.attempts import BOUNDS_SECONDS, Durations
 from relay.queue.dead_letters import Reason
-from relay.queue.health import HoldReason
+from relay.queue.health import UNHEALTHY
 from relay.queue.latency import upper_bound_seconds
 from relay.queue.leases import Why
 from relay.queue.metrics_snapshot import ELSEWHERE
@@ -148,9 +148,9 @@ def _latency_buckets(latency: Mapping[int, int]) -> list[tuple[float, int]]:
 def _destinations(destinations: Mapping[str, DestinationState], limits: Limits) -> Iterator[Family]:
     each = sorted(destinations.items())
     yield _family(of.IN_FLIGHT_LIMIT, [((name,), state.window or limits.max_in_flight) for name, state in each])
-    held = [((name, reason), int(state.held == reason)) for name, state in each for reason in HoldReason]
+    held = [((name, reason), int(state.held == reason)) for name, state in each for reason in UNHEALTHY]
     yield _family(of.HELD, held)
-    seconds = [((name, reason), state.held_ms.get(reason, 0) / 1000) for name, state in each for reason in HoldReason]
+    seconds = [((name, reason), state.held_ms.get(reason, 0) / 1000) for name, state in each for reason in UNHEALTHY]
     yield _family(of.HELD_SECONDS, seconds)
     asked = [((name,), state.retry_after_ms / 1000) for name, state in each if state.retry_after_ms is not None]
     yield _family(of.RETRY_AFTER, asked)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from relay.queue.health import Health, HealthState
 from relay.settings import DEFAULT_DESTINATION
 from relay.text import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.queue.health import Health
     from relay.queue.overview import Overview
 
 #: Attempts in a row that failed from which it is worth a word; the circuit opens at 20.
@@ -40,10 +40,10 @@ class Cause(StrEnum):
     READ_ONLY = "read_only"
     NO_WORKERS = "no_workers"
     UNAUTHORIZED = "unauthorized"
-    WRONG_URL = "wrong_url"
+    MISCONFIGURED = "misconfigured"
     API_DOWN = "api_down"
     API_FAILING = "api_failing"
-    RATE_LIMITED = "rate_limited"
+    THROTTLED = "throttled"
     PAUSED = "paused"
     REDIS_FULL = "redis_full"
     QUEUE_FULL = "queue_full"
@@ -128,7 +128,7 @@ def _workers(seen: Overview) -> Iterator[Finding]:
 
 def _destination(seen: Overview) -> Iterator[Finding]:
     health = seen.health
-    reason = health.why_held(seen.now)
+    reason = health.state(seen.now)
     tried = _again(health, seen.now)
     match reason:
         case "unauthorized":
@@ -138,25 +138,25 @@ def _destination(seen: Overview) -> Iterator[Finding]:
                 what="the API refuses the token: it expired or is wrong, and all deliveries are held",
                 do=f"put a valid one in RELAY_API_TOKEN_FILE (or RELAY_API_TOKEN, and restart the workers); {tried}",
             )
-        case "wrong_url":
+        case "misconfigured":
             yield Finding(
-                cause=Cause.WRONG_URL,
+                cause=Cause.MISCONFIGURED,
                 level=Level.BAD,
                 what="the API answers every event that there is no such URL, and all deliveries are held",
                 do=f"mend RELAY_API_URL and restart the workers; {tried}",
             )
-        case "circuit_open":
+        case "unavailable":
             yield Finding(
                 cause=Cause.API_DOWN,
                 level=Level.BAD,
                 what=f"the API is down: {health.failures} attempts in a row failed, and all deliveries are held",
                 do=f"see to the API or the network to it; nothing is lost, and {tried}",
             )
-    limited = "rate_limited" in {health.reason, reason} and health.until > seen.now - LATELY_SECONDS * 1000
-    if reason == "rate_limited" and health.openings and seen.counters.waiting:
+    limited = "throttled" in {health.reason, reason} and health.until > seen.now - LATELY_SECONDS * 1000
+    if reason == "throttled" and health.openings and seen.counters.waiting:
         left = health.throttled_until - seen.now
         yield Finding(
-            cause=Cause.RATE_LIMITED,
+            cause=Cause.THROTTLED,
             level=Level.BAD,
             what="the API limits the rate (429 or Retry-After): deliveries are held as it asks"
             + (f", for {duration(left)} more" if left > 0 else ""),
@@ -165,12 +165,12 @@ def _destination(seen: Overview) -> Iterator[Finding]:
     elif limited and not health.openings and seen.counters.waiting:
         for_more = f", for {duration(health.until - seen.now)} more" if health.until > seen.now else ""
         yield Finding(
-            cause=Cause.RATE_LIMITED,
+            cause=Cause.THROTTLED,
             level=Level.BAD,
             what=f"the API limits the rate (429 or Retry-After): deliveries are held as it asks{for_more}",
             do="wait, or have the limit raised; api.rate_limit below it spares the refusals",
         )
-    elif not reason and health.failures >= FAILURES and seen.counters.waiting:
+    elif reason is HealthState.HEALTHY and health.failures >= FAILURES and seen.counters.waiting:
         yield Finding(
             cause=Cause.API_FAILING,
             level=Level.BAD,

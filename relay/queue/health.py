@@ -33,13 +33,23 @@ PROBE_THROTTLE_SECONDS = 60.0
 MAX_HOLD_MS = 600_000
 
 
-class HoldReason(StrEnum):
-    """Why a destination is held, or its circuit open."""
+class HealthState(StrEnum):
+    """The state of a destination, as operators see it."""
 
-    RATE_LIMITED = "rate_limited"
-    CIRCUIT_OPEN = "circuit_open"
+    HEALTHY = "healthy"
+    THROTTLED = "throttled"
+    UNAVAILABLE = "unavailable"
     UNAUTHORIZED = "unauthorized"
-    WRONG_URL = "wrong_url"
+    MISCONFIGURED = "misconfigured"
+
+    @classmethod
+    def _missing_(cls, value: object) -> HealthState:  # noqa: ARG003 - the signature is enum's
+        """Return `UNAVAILABLE` for a state that another version wrote."""
+        return cls.UNAVAILABLE
+
+
+#: The states in which nothing is delivered, or probes alone are.
+UNHEALTHY = tuple(state for state in HealthState if state is not HealthState.HEALTHY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +103,11 @@ class Health(NamedTuple):
         """Return the hold that stands at a time in Redis milliseconds."""
         return Hold(self.until, self.reason, self.openings) if now < self.until <= now + MAX_HOLD_MS else None
 
-    def why_held(self, now: float) -> str | None:
-        """Return why deliveries are held at a time in Redis milliseconds, None if they are not."""
-        return self.circuit if self.openings else self.reason if self.hold(now) else None
+    def state(self, now: float) -> HealthState:
+        """Return the state at a time in Redis milliseconds."""
+        if self.openings:
+            return HealthState(self.circuit or HealthState.UNAVAILABLE)
+        return HealthState(self.reason or HealthState.THROTTLED) if self.hold(now) else HealthState.HEALTHY
 
 
 class Admission(NamedTuple):

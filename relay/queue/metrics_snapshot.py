@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from relay.queue import attempts, scripts
 from relay.queue.attempts import Attempts
 from relay.queue.counters import Counters, counters_of, totals_of
-from relay.queue.health import Health
+from relay.queue.health import Health, HealthState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,12 +48,12 @@ NOTHING = Waiting()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationState:
-    """A destination: why it is held, '' if it is not; its window, 0 if nobody set one; its holds so far.
+    """A destination: its state; its window, 0 if nobody set one; its holds so far.
 
     `retry_after_ms` is the last pause that the API asked for, None if it never did.
     """
 
-    held: str = ""
+    held: HealthState = HealthState.HEALTHY
     window: int = 0
     held_ms: dict[str, int] = field(default_factory=dict)
     retry_after_ms: int | None = None
@@ -217,7 +217,7 @@ def _destination(fields: Sequence[bytes], now: int) -> DestinationState:
         circuit=known.get("circuit", ""),
     )
     return DestinationState(
-        held=health.why_held(now) or "",
+        held=health.state(now),
         window=int(known.get("window", 0)),
         held_ms={
             name.removeprefix("held_ms:"): int(value) for name, value in known.items() if name.startswith("held_ms:")

@@ -397,11 +397,11 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
 def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
     assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="rate_limited")
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="throttled")
     status = json.loads(run(url, "status", "--json").stdout)
     assert status["destination"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)
-    assert (done["destination"], done["held"]) == ("default", "rate_limited")
+    assert (done["destination"], done["held"]) == ("default", "throttled")
     assert json.loads(run(url, "status", "--json").stdout)["held"] is None
     assert run(url, "resume").returncode == 2
     assert "there is only the destination 'default'" in run(url, "resume", "--destination", "other").stderr

@@ -66,10 +66,10 @@ def test_a_drain_that_met_an_outage_says_why(estate: Estate) -> None:
     estate.api.faults = []
     estate.wait_until_done(40)
     held = [line for line in lines_of(estate) if line.get("held")]
-    assert "circuit_open (HTTP 503)" in {line["held"] for line in held}
+    assert "unavailable (HTTP 503)" in {line["held"] for line in held}
     assert sum(line.get("retrying", 0) for line in held) > 0
     warnings = [line["event"] for line in lines_of(estate) if line["level"] == "warning"]
-    assert any(event.startswith("deliveries are held, circuit_open: HTTP 503") for event in warnings)
+    assert any(event.startswith("deliveries are held, unavailable: HTTP 503") for event in warnings)
     wait_for(lambda: "the API takes events again" in estate.stack.log_path("worker").read_text())
 
 

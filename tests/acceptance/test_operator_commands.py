@@ -264,7 +264,7 @@ def first_line(estate: Estate) -> str:
         ({"kind": "status", "status": 503}, "api_down", ["API is down"]),
         (
             {"kind": "status", "status": 429, "headers": {"Retry-After": "60"}},
-            "rate_limited",
+            "throttled",
             ["limits the rate", "api.rate_limit"],
         ),
     ],

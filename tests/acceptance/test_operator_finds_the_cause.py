@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 #: What names each cause, in `relay status` and `relay doctor`.
 TOKEN_REFUSED = "the API refuses the token"
 API_DOWN = "the API is down"
-RATE_LIMITED = "the API limits the rate"
+THROTTLED = "the API limits the rate"
 NO_WORKERS = "no worker is alive"
 REDIS_FULL = "Redis is full"
 ONE_EVENT = "one event is at fault"
 PAUSED = "paused by an operator"
 
-CAUSES = {TOKEN_REFUSED, API_DOWN, RATE_LIMITED, NO_WORKERS, REDIS_FULL, ONE_EVENT, PAUSED}
+CAUSES = {TOKEN_REFUSED, API_DOWN, THROTTLED, NO_WORKERS, REDIS_FULL, ONE_EVENT, PAUSED}
 
 
 def image(service: str, version: object) -> str:
@@ -139,12 +139,12 @@ def test_an_api_that_limits_the_rate(estate: Estate, operator: Operator) -> None
     was_at_work(estate)
     estate.api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "600"}}]
     report(estate)
-    until(estate, RATE_LIMITED)
+    until(estate, THROTTLED)
     said = operator.runs("status")
-    assert names_first(said, RATE_LIMITED), said
+    assert names_first(said, THROTTLED), said
     assert "min more" in said.splitlines()[0], "until when is told"
     faults = operator.faults()
-    assert any(RATE_LIMITED in line for line in faults), faults
+    assert any(THROTTLED in line for line in faults), faults
 
 
 def test_workers_that_are_dead(estate: Estate, operator: Operator) -> None:

@@ -71,7 +71,7 @@ def test_the_tasks_page_tells_an_outage_from_a_success(estate: Estate, page: Pag
         return any(all(part in row for part in (name, where, state, what)) for row in rows.all_inner_texts())
 
     wait_for(
-        lambda: shows("relay.deliver", "production", "RETRY", "circuit_open (HTTP 503)"),
+        lambda: shows("relay.deliver", "production", "RETRY", "unavailable (HTTP 503)"),
         SECONDS,
         lambda: page.inner_text("body"),
     )
@@ -89,7 +89,7 @@ def test_the_tasks_page_tells_an_outage_from_a_success(estate: Estate, page: Pag
     page.screenshot(path=tmp_path / "flower-success.png")
 
     page.locator("#tasks-table tbody tr", has_text="RETRY").first.locator("a[href^='/task/']").click()
-    expect(page.get_by_text("circuit_open (HTTP 503)").first).to_be_visible()
+    expect(page.get_by_text("unavailable (HTTP 503)").first).to_be_visible()
     page.goto(f"{url}/broker")
     expect(page.get_by_role("cell", name="relay.deliver", exact=True)).to_be_visible()
     assert "relay.intake" in page.inner_text("body")

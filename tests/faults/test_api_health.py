@@ -245,7 +245,7 @@ def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
     [misled] = ground.start_workers(1, RELAY_API_URL=f"http://127.0.0.1:{wrong}/reprot", **two)
     ground.report(30)
     ground.wait(lambda: openings(ground) == 3, seen=ground.counters)
-    assert ground.health("circuit") == "wrong_url"
+    assert ground.health("circuit") == "misconfigured"
     assert ground.terminate(misled) == [0]
     wave, probes = wave_and_probes(ground.api.attempts)
     ground.bit(len(probes) >= 2, "it was probed with what had failed before")

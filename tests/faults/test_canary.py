@@ -135,7 +135,7 @@ def log_of(ground: Ground, name: str) -> str:
 def wait_for_failures(ground: Ground, *names: str) -> None:
     """Wait until each of these workers has given up for now, for the reason that is its name."""
     for name in names:
-        held = f"held: circuit_open ({name}:"
+        held = f"held: unavailable ({name}:"
         ground.wait(lambda name=name, held=held: held in log_of(ground, name), 60, lambda: log_of(ground, name))  # type: ignore[misc]  # noqa: B023
 
 

@@ -15,7 +15,7 @@ from faults.api import OK, Answer
 from faults.ground import Footprint, Worker, scenario
 
 from relay.processes.supervisor import Child
-from relay.queue.health import HoldReason
+from relay.queue.health import HealthState
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     most = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in worker.pids)  # noqa: PTH208 - names suffice
     assert few.dead == 0
     ground.bit(few.retries, "some POSTs found no descriptor")
-    ground.bit(f"held, {HoldReason.CIRCUIT_OPEN}: connect" in worker.log(), "deliveries were held for it")
+    ground.bit(f"held, {HealthState.UNAVAILABLE}: connect" in worker.log(), "deliveries were held for it")
     assert most <= FEW_DESCRIPTORS
 
     ground.api.behave(OK)

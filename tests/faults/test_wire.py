@@ -14,7 +14,7 @@ from faults.ground import scenario
 from faults.proxy import Proxy
 from servers import Authority, Server, answer
 
-from relay.queue.health import HoldReason
+from relay.queue.health import HealthState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,7 +222,7 @@ ENOUGH = 40
 def deliveries_held(worker: Worker, because: str, since: int = 0) -> bool:
     """Tell whether its log says, from this place on, that the circuit is open for this reason."""
     return any(
-        f"deliveries are held, {HoldReason.CIRCUIT_OPEN}" in line and because in line
+        f"deliveries are held, {HealthState.UNAVAILABLE}" in line and because in line
         for line in worker.log()[since:].splitlines()
     )
 

@@ -494,7 +494,7 @@ def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: R
     seed(client, "staging", waiting=2)
     client.hset(KEYS.counts, mapping={"outbox": 5, "taken": 8})
     client.hset(
-        KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 2, "circuit": "circuit_open", "failures": 22}
+        KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 2, "circuit": "unavailable", "failures": 22}
     )
     client.hset(KEYS.intake_run, "deaths", 1)
     pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging", EVIL])
@@ -551,7 +551,7 @@ def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) 
 
 def test_a_throttle_is_lifted(operator: Visitor, client: Redis) -> None:
     assert 'action="/console/lift"' not in operator.see()
-    destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="rate_limited")
+    destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="throttled")
     wait_for(lambda: 'action="/console/lift"' in operator.see(), DEADLINE_SECONDS)  # a page is a moment old
     answer = operator.send("lift", back="/console/?q=script")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")

@@ -409,12 +409,12 @@ def test_a_hold_set_by_another_worker_is_heeded_with_entries_in_hand(
         def wait(self, timeout_seconds: float) -> object:
             answers = wait(timeout_seconds)
             if answers and not client.exists(runtime.keys.destination(DEFAULT_DESTINATION)):
-                health.hold(client, runtime.keys, DEFAULT_DESTINATION, seconds=60, reason="rate_limited")
+                health.hold(client, runtime.keys, DEFAULT_DESTINATION, seconds=60, reason="throttled")
             return answers
 
     done = run_delivery(replace(runtime, transport=Transport()), ["production"])
     assert done is not None
-    assert done.held == "rate_limited"
+    assert done.held == "throttled"
     assert api.counts().received <= 2 * runtime.settings.delivery.max_in_flight
     assert api.counts().received == done.delivered
 

@@ -230,10 +230,10 @@ def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: 
     images = report_many(client, 2 * FAILURES)
     run_intake(runtime)
     held = drained(runtime).held
-    assert held.startswith("wrong_url (HTTP 404")
+    assert held.startswith("misconfigured (HTTP 404")
     for _ in range(2 * runtime.settings.delivery.max_attempts):
         before = api.counts().received
-        assert probe(runtime).startswith("wrong_url")
+        assert probe(runtime).startswith("misconfigured")
         assert api.counts().received == before + 1
     assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
     assert max(each.attempts for each in trials(client)) == 1, "only those before it was known used one up"
@@ -317,9 +317,9 @@ def test_retry_after_holds_all_drains_and_uses_up_nothing(
     images = report_many(client, 5) + report_many(client, 5, "staging")
     with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
         run_intake(one)
-        assert drained(one).held.startswith("rate_limited (HTTP 429")
-        assert drained(two, "staging").held == "rate_limited"
-        assert drained(one).held == "rate_limited"
+        assert drained(one).held.startswith("throttled (HTTP 429")
+        assert drained(two, "staging").held == "throttled"
+        assert drained(one).held == "throttled"
         assert api.counts().received == 1
         ((attempts, answers, *_),) = trials(client)
         assert (attempts, answers) == (0, 1)
@@ -396,9 +396,9 @@ def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
             run_intake(runtime)
-            assert drained(runtime).held.startswith("circuit_open (connect")
+            assert drained(runtime).held.startswith("unavailable (connect")
             for _ in range(5):
-                assert probe(runtime).startswith("circuit_open (connect")
+                assert probe(runtime).startswith("unavailable (connect")
     assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
     assert {each.attempts for each in trials(client)} == {0}
 
@@ -413,7 +413,7 @@ def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, cl
     api.faults = [{"kind": "status", "status": 500}]
     report_many(client, FAILURES)
     run_intake(runtime)
-    assert drained(runtime).held.startswith("circuit_open (HTTP 500")
+    assert drained(runtime).held.startswith("unavailable (HTTP 500")
     for _ in range(10):
         probe(runtime)
 
@@ -429,7 +429,7 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
     images = [image for name in environments for image in report_many(client, 5, name)]
     api.faults = [{"kind": "status", "status": 500}]
     # Pauses as after some failed probes: longer than it takes a slow machine to run all of the drains.
-    client.hset(DESTINATION, mapping={"openings": 6, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    client.hset(DESTINATION, mapping={"openings": 6, "circuit": "unavailable", "window": 1, "failures": FAILURES})
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         runtimes = [stack.enter_context(running(redis_server, api)) for _ in environments]
         run_intake(runtimes[0])
@@ -437,7 +437,7 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
             let_hold_pass(client)
             reports = list(pool.map(drained, runtimes, environments))
             assert api.counts().received == number
-            assert all(each.held.startswith("circuit_open") for each in reports)
+            assert all(each.held.startswith("unavailable") for each in reports)
         assert health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000).openings == 9  # type: ignore[union-attr]
 
         api.faults = []
@@ -508,7 +508,7 @@ class Watched:
 
 def test_deliveries_begin_slowly_after_an_outage(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     watched = Watched(runtime.transport)
-    client.hset(DESTINATION, mapping={"openings": 2, "circuit": "circuit_open", "window": 1, "failures": FAILURES})
+    client.hset(DESTINATION, mapping={"openings": 2, "circuit": "unavailable", "window": 1, "failures": FAILURES})
     report_many(client, 300)
     run_intake(runtime)
     deliver_until(replace(runtime, transport=watched), lambda: nothing_waits(client))
@@ -527,7 +527,7 @@ def test_every_second_request_answered_403_by_a_used_up_limit_throttles_and_kill
     ]
     images = report_many(client, 20)
     run_intake(runtime)
-    assert drained(runtime).held.startswith("rate_limited (HTTP 403")
+    assert drained(runtime).held.startswith("throttled (HTTP 403")
     deliver_until(runtime, lambda: nothing_waits(client))
     assert (sorted(delivered_images(api)), client.xlen(KEYS.dead)) == (sorted(images), 0)
     assert api.counts().by_status[403] >= 1

@@ -245,9 +245,7 @@ def test_events_that_expired_in_an_outage_do_not_use_up_the_probe(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     report_old(client, "old", HOUR_MS)
-    client.hset(
-        KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 3, "circuit": "circuit_open", "window": 1}
-    )
+    client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 3, "circuit": "unavailable", "window": 1})
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
         run_intake(runtime)
         report_image(client, image_of("another"))
@@ -453,9 +451,9 @@ def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
             done = drained(replace(runtime, transport=meddled))
             assert meddled.has_happened
             restarting.join(30)
-            assert done.held.startswith("rate_limited")
+            assert done.held.startswith("throttled")
             asked = api.counts().received
-            assert drained(runtime).held.startswith("rate_limited")
+            assert drained(runtime).held.startswith("throttled")
             assert api.counts().received == asked > 0, "no worker sends before the time"
 
 

@@ -9,7 +9,7 @@ from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 
 from relay.queue import health as destination
 from relay.queue import scripts
-from relay.queue.health import Health, Hold
+from relay.queue.health import Health, HealthState, Hold
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
@@ -60,7 +60,7 @@ def health(client: Redis) -> Health:
 
 def open_for(client: Redis, runtime: Runtime) -> Gate:
     """Return a gate that knows of an open circuit whose hold is over."""
-    client.hset(DESTINATION, mapping={"until": 1, "openings": 1, "circuit": "circuit_open", "window": 1})
+    client.hset(DESTINATION, mapping={"until": 1, "openings": 1, "circuit": "unavailable", "window": 1})
     gate = Gate(runtime)
     gate.learn(health(client), now_ms(client))
     return gate
@@ -93,11 +93,11 @@ def test_the_window_that_all_share_counts_and_never_beyond_the_drains_own(runtim
 def test_there_is_no_room_once_the_destination_is_held(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
     now = now_ms(client)
-    gate.learn(Health(until=int(now) - 1, reason="rate_limited"), now)
+    gate.learn(Health(until=int(now) - 1, reason="throttled"), now)
     assert gate.hold is None
 
-    gate.learn(Health(until=int(now) + 5000, reason="rate_limited"), now)
-    assert gate.hold == Hold(int(now) + 5000, "rate_limited")
+    gate.learn(Health(until=int(now) + 5000, reason="throttled"), now)
+    assert gate.hold == Hold(int(now) + 5000, "throttled")
     assert gate.room(in_flight=0) == 0
 
     gate.learn(Health(), now)
@@ -113,7 +113,7 @@ def test_one_probe_is_let_through_and_another_drain_ends_at_once(runtime: Runtim
 
     assert other.admit(wanted=30, room=1) == 0
     assert other.hold is not None
-    assert other.hold.reason == "circuit_open"
+    assert other.hold.reason == "unavailable"
     probe_until = int(client.hget(DESTINATION, "probe_until") or 0)
     assert 0 < probe_until - now_ms(client) <= 1000 * (runtime.settings.api.timeout + PROBE_MARGIN_SECONDS)
 
@@ -169,7 +169,7 @@ def test_failures_of_all_drains_together_open_the_circuit(runtime: Runtime, clie
     gate.saw(FAILED)
 
     assert gate.hold is not None
-    assert (gate.hold.reason, gate.because) == ("circuit_open", "HTTP 500")
+    assert (gate.hold.reason, gate.because) == ("unavailable", "HTTP 500")
     assert health(client).openings == 1
 
 
@@ -220,7 +220,7 @@ def test_a_probe_that_passes_closes_the_circuit_and_the_window_grows_from_one(
 
 def test_deliveries_begin_slowly_whatever_the_window_was_before(runtime: Runtime, client: Redis) -> None:
     gate = open_for(client, runtime)
-    gate.learn(Health(openings=1, circuit="circuit_open", window=8), now_ms(client))
+    gate.learn(Health(openings=1, circuit="unavailable", window=8), now_ms(client))
     assert gate.room(in_flight=0) == 1
     gate.admit(wanted=1, room=1)
     gate.saw(Delivered())
@@ -255,7 +255,7 @@ def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, clien
     hold = destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
     assert hold == gate.hold
     assert hold is not None
-    assert hold.reason == "rate_limited"
+    assert hold.reason == "throttled"
     assert hold.until - now_ms(client) == pytest.approx(60_000, abs=2000)
 
 
@@ -273,13 +273,13 @@ def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: 
         for outcome in (LONG, Delivered(), Refused("HTTP 422", 422), FAILED, Delivered()):
             gate.saw(outcome)
         found = destination.read(client, KEYS, DEFAULT_DESTINATION)
-        assert found.circuit == "rate_limited"
+        assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
 
 @pytest.mark.parametrize(
     ("outcome", "circuit"),
-    [(Delivered(), ""), (Refused("HTTP 422", 422), ""), (LONG, "rate_limited"), (PUSHBACK, "circuit_open")],
+    [(Delivered(), ""), (Refused("HTTP 422", 422), ""), (LONG, "throttled"), (PUSHBACK, "unavailable")],
 )
 def test_probe_of_a_throttle_ends_it_or_not(
     redis_server: EmbeddedRedis, client: Redis, outcome: Outcome, circuit: str
@@ -316,7 +316,7 @@ def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_betw
         gate.learn(health(client), now_ms(client))
         gate.saw(Delivered())
         found = destination.read(client, KEYS, DEFAULT_DESTINATION)
-        assert found.circuit == "rate_limited"
+        assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
 
@@ -326,10 +326,10 @@ def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: R
     gate.is_over = True
     gate.heard(outcome)
     gate.saw(outcome)
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
 
     gate.tell_hold()
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) == "rate_limited"
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) == "throttled"
     assert gate.hold is not None
     assert gate.hold.until - now_ms(client) == pytest.approx(30_000, abs=2000)
 

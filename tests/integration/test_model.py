@@ -36,7 +36,7 @@ from redis.exceptions import RedisError
 from relay.errors import LeaseLost
 from relay.queue import dead_letters, inbox, pausing, schedule, scripts
 from relay.queue import redrive as redriving
-from relay.queue.health import HoldReason
+from relay.queue.health import HealthState
 from relay.queue.keys import Keys
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery import health as gate
@@ -495,7 +495,7 @@ def steered_clock() -> Iterator[None]:
                 stack.enter_context(patch.object(module, name, CLOCK))
         # Those that count by Redis's clock never end before time is passed.
         stack.enter_context(patch.object(gate, "FIRST_PAUSE_SECONDS", HOLD_SECONDS))
-        stack.enter_context(patch.object(gate, "LONGEST_PAUSE_SECONDS", dict.fromkeys(HoldReason, HOLD_SECONDS)))
+        stack.enter_context(patch.object(gate, "LONGEST_PAUSE_SECONDS", dict.fromkeys(HealthState, HOLD_SECONDS)))
         stack.enter_context(patch.object(gate, "SHRINK_GAP_SECONDS", 0.0))
         yield
 

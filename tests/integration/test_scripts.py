@@ -176,7 +176,7 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
 
     def open_circuit(token: str) -> int:
         return health.open_circuit(
-            client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=0, longest_seconds=0, reason="circuit_open"
+            client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=0, longest_seconds=0, reason="unavailable"
         ).openings
 
     call = health.observe_call(
@@ -189,7 +189,7 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
         assert open_circuit("prober") == 2
         health.close_circuit(client, KEYS, DEFAULT_DESTINATION)
         assert admit("another").granted == 4
-        held = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="rate_limited")
+        held = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="throttled")
         assert health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == held
         assert (
             schedule.look(client, KEYS, DEFAULT_DESTINATION, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []

@@ -11,7 +11,7 @@ from rig import wait_for
 
 from relay.queue import health as destination
 from relay.queue import schedule, scripts
-from relay.queue.health import Admission, Health, Hold
+from relay.queue.health import Admission, Health, HealthState, Hold
 from relay.queue.schedule import PROBERS, Sight
 from relay.settings import DEFAULT_DESTINATION
 
@@ -30,7 +30,7 @@ def health(client: Redis) -> Health:
 # hold.lua
 
 
-def hold(client: Redis, seconds: float, reason: str = "rate_limited") -> Hold:
+def hold(client: Redis, seconds: float, reason: str = "throttled") -> Hold:
     return destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=seconds, reason=reason)
 
 
@@ -38,7 +38,7 @@ def test_hold_is_only_ever_extended(client: Redis) -> None:
     first = hold(client, 30)
     assert first.until == pytest.approx(now_ms(client) + 30_000, abs=1000)
 
-    assert hold(client, 1, "circuit_open").until == first.until
+    assert hold(client, 1, "unavailable").until == first.until
     assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == first
 
     longer = hold(client, 60, "unauthorized")
@@ -63,11 +63,11 @@ def held_ms(client: Redis) -> dict[str, int]:
 def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> None:
     hold(client, 40)
     hold(client, 20)
-    assert held_ms(client) == {"rate_limited": 40_000}, "within the hold that stands"
+    assert held_ms(client) == {"throttled": 40_000}, "within the hold that stands"
     assert client.hget(DESTINATION, "asked_ms") == b"20000"
 
     hold(client, 60)
-    assert held_ms(client)["rate_limited"] == pytest.approx(60_000, abs=5000)
+    assert held_ms(client)["throttled"] == pytest.approx(60_000, abs=5000)
 
     open_circuit(client, first=250, longest=250, reason="unauthorized")
     both = held_ms(client)
@@ -79,16 +79,16 @@ def test_time_held_begins_anew_after_a_hold_that_is_over(client: Redis) -> None:
     hold(client, 10)
     client.hset(DESTINATION, "until", now_ms(client) - HOUR_MS)
     hold(client, 20)
-    assert held_ms(client) == {"rate_limited": 30_000}
+    assert held_ms(client) == {"throttled": 30_000}
 
 
 def test_throttle_longer_than_the_time_between_probes_opens_the_circuit(client: Redis) -> None:
     held = hold(client, 3600)
-    assert held == Hold(held.until, "rate_limited", 1, "rate_limited")
+    assert held == Hold(held.until, "throttled", 1, "throttled")
     assert held.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
     seen = destination.read(client, KEYS, DEFAULT_DESTINATION)
     assert seen.throttled_until == pytest.approx(now_ms(client) + HOUR_MS, abs=1000)
-    assert (seen.circuit, seen.window, seen.why_held(now_ms(client))) == ("rate_limited", 1, "rate_limited")
+    assert (seen.circuit, seen.window, seen.state(now_ms(client))) == ("throttled", 1, "throttled")
     assert hold(client, 120).until >= held.until
     assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == seen.throttled_until, (
         "only ever extended"
@@ -96,7 +96,7 @@ def test_throttle_longer_than_the_time_between_probes_opens_the_circuit(client: 
 
 
 def test_throttle_up_to_the_time_between_probes_is_kept_without_one(client: Redis) -> None:
-    assert hold(client, 60) == Hold(destination.read(client, KEYS, DEFAULT_DESTINATION).until, "rate_limited")
+    assert hold(client, 60) == Hold(destination.read(client, KEYS, DEFAULT_DESTINATION).until, "throttled")
     assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == 0
 
 
@@ -119,7 +119,7 @@ def test_probe_of_a_throttle_that_fails_waits_for_the_next_minute_and_not_beyond
     )
 
 
-@pytest.mark.parametrize("circuit", ["unauthorized", "wrong_url"])
+@pytest.mark.parametrize("circuit", ["unauthorized", "misconfigured"])
 def test_throttle_does_not_hide_what_has_to_be_mended(client: Redis, circuit: str) -> None:
     open_circuit(client, reason=circuit)
     assert hold(client, 3600).circuit == circuit
@@ -129,9 +129,9 @@ def test_lifted_throttle_lets_all_go_and_gives_its_time_back(client: Redis) -> N
     hold(client, 3600)
     lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
     assert lifted is not None
-    assert (lifted.reason, lifted.throttled_until - lifted.until) == ("rate_limited", HOUR_MS - 60_000)
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
-    assert held_ms(client)["rate_limited"] < 1000
+    assert (lifted.reason, lifted.throttled_until - lifted.until) == ("throttled", HOUR_MS - 60_000)
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
+    assert held_ms(client)["throttled"] < 1000
     assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
     assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is None
 
@@ -140,14 +140,14 @@ def test_lifted_circuit_is_probed_at_once(client: Redis) -> None:
     open_circuit(client, first=50, longest=100)
     lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
     assert lifted is not None
-    assert lifted.reason == "circuit_open"
+    assert lifted.reason == "unavailable"
     assert admit(client, "prober") == Admission(1, 0.0, probes=True)
 
 
 def test_lifted_hold_of_an_older_version_lets_all_go(client: Redis) -> None:
-    client.hset(DESTINATION, mapping={"until": now_ms(client) + HOUR_MS, "reason": "rate_limited"})
+    client.hset(DESTINATION, mapping={"until": now_ms(client) + HOUR_MS, "reason": "throttled"})
     assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is not None
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
 
 
 YEAR_MS = 365 * 86_400_000
@@ -155,11 +155,11 @@ YEAR_MS = 365 * 86_400_000
 
 def test_hold_from_before_the_clock_was_set_back_is_over(client: Redis) -> None:
     ahead = now_ms(client) + YEAR_MS
-    client.hset(DESTINATION, mapping={"until": ahead, "reason": "rate_limited", "prober": "x", "probe_until": ahead})
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).why_held(now_ms(client)) is None
+    client.hset(DESTINATION, mapping={"until": ahead, "reason": "throttled", "prober": "x", "probe_until": ahead})
+    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
     assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client)) is None
     assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
-    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "circuit_open"})
+    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "unavailable"})
     assert admit(client, DRAIN, wanted=5) == Admission(1, 0.0, probes=True)
     schedule_many(client, 2)
     assert look(client).due
@@ -177,7 +177,7 @@ def test_outbox_whose_time_is_from_before_the_clock_was_set_back_is_due(client: 
 
 
 def open_circuit(
-    client: Redis, token: str = DRAIN, *, first: float = 0.0, longest: float = 0.0, reason: str = "circuit_open"
+    client: Redis, token: str = DRAIN, *, first: float = 0.0, longest: float = 0.0, reason: str = "unavailable"
 ) -> Hold:
     return destination.open_circuit(
         client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=first, longest_seconds=longest, reason=reason
@@ -192,11 +192,13 @@ def probe(client: Redis, token: str) -> None:
 
 def test_circuit_opens_with_a_pause_and_a_window_of_one(client: Redis) -> None:
     client.hset(DESTINATION, "window", 32)
-    opened = open_circuit(client, first=50, longest=100, reason="wrong_url")
+    opened = open_circuit(client, first=50, longest=100, reason="misconfigured")
 
-    assert opened == Hold(opened.until, "wrong_url", 1)
+    assert opened == Hold(opened.until, "misconfigured", 1)
     assert opened.until == pytest.approx(now_ms(client) + 50_000, abs=1000)
-    assert health(client) == Health(until=opened.until, reason="wrong_url", openings=1, window=1, circuit="wrong_url")
+    assert health(client) == Health(
+        until=opened.until, reason="misconfigured", openings=1, window=1, circuit="misconfigured"
+    )
 
 
 def test_pause_doubles_with_each_probe_that_fails_up_to_the_longest(client: Redis) -> None:
@@ -241,8 +243,8 @@ def test_longer_hold_that_stands_is_kept_when_the_circuit_opens(client: Redis) -
     longer = hold(client, 50)
     opened = open_circuit(client, first=1, longest=1)
 
-    assert opened == Hold(longer.until, "rate_limited", 1)
-    assert health(client) == Health(longer.until, "rate_limited", 1, window=1, circuit="circuit_open")
+    assert opened == Hold(longer.until, "throttled", 1)
+    assert health(client) == Health(longer.until, "throttled", 1, window=1, circuit="unavailable")
 
 
 def test_success_closes_the_circuit_and_the_next_opening_is_the_first(client: Redis) -> None:

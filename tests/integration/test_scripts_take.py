@@ -225,17 +225,17 @@ def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     defer(client, took(client, fresh=1).fresh[0])
-    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "circuit_open", "window": 1, "failures": 20})
-    hold = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="rate_limited")
+    client.hset(DESTINATION, mapping={"openings": 1, "circuit": "unavailable", "window": 1, "failures": 20})
+    hold = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="throttled")
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
 
     found = took(client)
 
     assert (found.fresh, found.due, found.cursor) == ([], [], None)
     assert found.health == health.Health(
-        until=hold.until, reason="rate_limited", openings=1, failures=20, window=1, circuit="circuit_open"
+        until=hold.until, reason="throttled", openings=1, failures=20, window=1, circuit="unavailable"
     )
-    assert found.health.hold(found.now) == health.Hold(hold.until, "rate_limited", 1)
+    assert found.health.hold(found.now) == health.Hold(hold.until, "throttled", 1)
     assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
 
@@ -243,7 +243,7 @@ def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
 def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=0, reason="circuit_open")
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=0, reason="unavailable")
     client.hset(DESTINATION, "openings", 1)
     found = took(client)
 

@@ -158,9 +158,9 @@ def test_newest_is_told_though_nothing_waits_any_more(client: Redis) -> None:
 
 
 def test_held_destination_is_told_with_why_and_for_how_long(client: Redis) -> None:
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=60, reason="rate_limited")
+    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=60, reason="throttled")
     found = read(client).destinations["default"]
-    assert (found.held, found.held_ms, found.retry_after_ms) == ("rate_limited", {"rate_limited": 60_000}, 60_000)
+    assert (found.held, found.held_ms, found.retry_after_ms) == ("throttled", {"throttled": 60_000}, 60_000)
 
     client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 1, "circuit": "unauthorized"})
     assert read(client).destinations["default"].held == "unauthorized", (
@@ -170,7 +170,7 @@ def test_held_destination_is_told_with_why_and_for_how_long(client: Redis) -> No
     assert read(client).destinations["default"].held == "unauthorized", "its circuit is open between two probes"
 
     client.hdel(KEYS.destination(DEFAULT_DESTINATION), "circuit", "openings")
-    assert read(client).destinations["default"].held == ""
+    assert read(client).destinations["default"].held == "healthy"
 
 
 def test_workers_are_told_with_their_last_sign_of_life(client: Redis) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from relay.queue.health import HoldReason
+from relay.queue.health import UNHEALTHY, HealthState
 from relay.queue.outbox import NO_TRIALS, Trials
 from workers.delivery.circuit_breaker import (
     FAILURES,
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from workers.delivery.circuit_breaker import Move
     from workers.delivery.outcome import Outcome
 
-CIRCUIT_OPEN = Open(HoldReason.CIRCUIT_OPEN)
-WRONG_URL = Open(HoldReason.WRONG_URL)
-UNAUTHORIZED = Open(HoldReason.UNAUTHORIZED)
-RATE_LIMITED = Open(HoldReason.RATE_LIMITED)
+UNAVAILABLE = Open(HealthState.UNAVAILABLE)
+MISCONFIGURED = Open(HealthState.MISCONFIGURED)
+UNAUTHORIZED = Open(HealthState.UNAUTHORIZED)
+THROTTLED = Open(HealthState.THROTTLED)
 
 OUTCOMES: dict[str, Outcome] = {
     "delivered": Delivered(),
@@ -53,32 +53,32 @@ TABLE: dict[str, dict[str, Move]] = {
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
     },
-    "circuit_open": {
+    "unavailable": {
         "delivered": "close",
         "refused": "close",
-        "retry": CIRCUIT_OPEN,
-        "retry, no attempt used": CIRCUIT_OPEN,
-        "retry, with a hold": CIRCUIT_OPEN,
+        "retry": UNAVAILABLE,
+        "retry, no attempt used": UNAVAILABLE,
+        "retry, with a hold": UNAVAILABLE,
         "retry slowly": "close",
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
     },
-    "wrong_url": {
+    "misconfigured": {
         "delivered": "close",
-        "refused": WRONG_URL,
-        "retry": WRONG_URL,
-        "retry, no attempt used": WRONG_URL,
-        "retry, with a hold": WRONG_URL,
-        "retry slowly": WRONG_URL,
+        "refused": MISCONFIGURED,
+        "retry": MISCONFIGURED,
+        "retry, no attempt used": MISCONFIGURED,
+        "retry, with a hold": MISCONFIGURED,
+        "retry slowly": MISCONFIGURED,
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
     },
-    "rate_limited": {
+    "throttled": {
         "delivered": "close",
         "refused": "close",
-        "retry": CIRCUIT_OPEN,
-        "retry, no attempt used": CIRCUIT_OPEN,
-        "retry, with a hold": RATE_LIMITED,
+        "retry": UNAVAILABLE,
+        "retry, no attempt used": UNAVAILABLE,
+        "retry, with a hold": THROTTLED,
         "retry slowly": "close",
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
@@ -86,9 +86,9 @@ TABLE: dict[str, dict[str, Move]] = {
     "unauthorized": {
         "delivered": "close",
         "refused": UNAUTHORIZED,
-        "retry": CIRCUIT_OPEN,
-        "retry, no attempt used": CIRCUIT_OPEN,
-        "retry, with a hold": CIRCUIT_OPEN,
+        "retry": UNAVAILABLE,
+        "retry, no attempt used": UNAVAILABLE,
+        "retry, with a hold": UNAVAILABLE,
         "retry slowly": UNAUTHORIZED,
         "401": UNAUTHORIZED,
         "403": UNAUTHORIZED,
@@ -97,10 +97,10 @@ TABLE: dict[str, dict[str, Move]] = {
 
 #: What a closed circuit does instead after a run of failures, and when a refused token is the event's own affair.
 CLOSED_AT_LIMIT: dict[str, Move] = {
-    "retry": CIRCUIT_OPEN,
-    "retry, no attempt used": CIRCUIT_OPEN,
-    "retry, with a hold": CIRCUIT_OPEN,
-    "retry slowly": WRONG_URL,
+    "retry": UNAVAILABLE,
+    "retry, no attempt used": UNAVAILABLE,
+    "retry, with a hold": UNAVAILABLE,
+    "retry slowly": MISCONFIGURED,
 }
 OWN_FAULT: dict[str, Move] = {"401": "stay", "403": "stay"}
 
@@ -120,7 +120,7 @@ def test_what_an_answer_does_to_the_circuit(circuit: str, outcome: str, failures
 
 
 def test_each_reason_that_opens_a_circuit_has_a_longest_pause() -> None:
-    assert set(LONGEST_PAUSE_SECONDS) == set(HoldReason)
+    assert set(LONGEST_PAUSE_SECONDS) == set(UNHEALTHY)
     assert set(TABLE) == {"", *LONGEST_PAUSE_SECONDS}
 
 

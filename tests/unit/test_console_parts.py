@@ -258,11 +258,11 @@ def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Level) -
 HEALTH = [
     (Health(), False, "good"),
     (Health(failures=3), False, "warn"),
-    (Health(until=3000, reason="rate_limited"), True, "warn"),
-    (Health(until=1000, reason="rate_limited"), False, "good"),
+    (Health(until=3000, reason="throttled"), True, "warn"),
+    (Health(until=1000, reason="throttled"), False, "good"),
     (Health(until=3000, reason="of_later"), True, "warn"),
     (Health(until=3000, openings=2, circuit="unauthorized"), True, "bad"),
-    (Health(until=500, openings=2, circuit="circuit_open", probe_until=2000), True, "bad"),
+    (Health(until=500, openings=2, circuit="unavailable", probe_until=2000), True, "bad"),
 ]
 
 

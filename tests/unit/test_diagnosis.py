@@ -50,8 +50,8 @@ LETTER = DeadLetter(
 )
 DEAD = {"counters": counters(delivered=100, dead=1, dead_waiting=1), "newest_dead": LETTER}
 EXPIRED = Health(until=NOW + 1500, reason="unauthorized", circuit="unauthorized", openings=3, failures=0)
-DOWN = Health(until=NOW + 1500, reason="circuit_open", circuit="circuit_open", openings=3, failures=22)
-LIMITED = Health(until=NOW + 30_000, reason="rate_limited", successes=9)
+DOWN = Health(until=NOW + 1500, reason="unavailable", circuit="unavailable", openings=3, failures=22)
+LIMITED = Health(until=NOW + 30_000, reason="throttled", successes=9)
 PAUSED = [environment(waiting=30, paused_since=NOW - 9000, oldest=NOW - 9000), environment("staging", waiting=20)]
 CONTESTED = Contested("shop", "ghcr.io/acme/api linux/amd64 ", ("eu-1", "eu-2"), 3, NOW - 5000)
 RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ", 5)]}
@@ -65,18 +65,18 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
         (overview(workers={}), "no_workers", ["nothing is waiting"]),
         (overview(health=EXPIRED, counters=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
         (overview(health=EXPIRED._replace(until=0, probe_until=NOW + 1)), "unauthorized", ["tried right now"]),
-        (overview(health=EXPIRED._replace(circuit="wrong_url")), "wrong_url", ["RELAY_API_URL"]),
+        (overview(health=EXPIRED._replace(circuit="misconfigured")), "misconfigured", ["RELAY_API_URL"]),
         (overview(health=DOWN, counters=WAITING), "api_down", ["22 attempts in a row", "nothing is lost"]),
-        (overview(health=LIMITED, counters=WAITING), "rate_limited", ["429", "for 30 s more"]),
+        (overview(health=LIMITED, counters=WAITING), "throttled", ["429", "for 30 s more"]),
         (
             overview(
-                health=LIMITED._replace(openings=1, circuit="rate_limited", throttled_until=NOW + 3_000_000),
+                health=LIMITED._replace(openings=1, circuit="throttled", throttled_until=NOW + 3_000_000),
                 counters=WAITING,
             ),
-            "rate_limited",
+            "throttled",
             ["for 50 min more", "relay resume --destination default", "one event is tried in 30 s"],
         ),
-        (overview(health=LIMITED._replace(until=NOW - 900), counters=WAITING), "rate_limited", ["api.rate_limit"]),
+        (overview(health=LIMITED._replace(until=NOW - 900), counters=WAITING), "throttled", ["api.rate_limit"]),
         (overview(health=Health(failures=7), counters=WAITING, environments=BUSY),
          "api_failing", ["last 7 attempts"]),
         (
@@ -184,7 +184,7 @@ def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, word
             id="no event is at fault while the API fails all",
         ),
         pytest.param(
-            overview(health=DOWN._replace(reason="rate_limited"), counters=WAITING),
+            overview(health=DOWN._replace(reason="throttled"), counters=WAITING),
             ["api_down"],
             id="a pause that a failing API asked for",
         ),
@@ -234,8 +234,8 @@ def test_levels_are_in_the_order_of_how_bad_they_are() -> None:
     [
         (Health(), ["open", "nothing was tried yet"]),
         (WELL, ["open", "the last attempt succeeded", "up to 32 POSTs at once"]),
-        (LIMITED, ["held (rate_limited) for 30 s more"]),
-        (DOWN, ["held (circuit_open)", "one event is tried in 2 s", "22 failed in a row", "opened 3 times in a row"]),
+        (LIMITED, ["held (throttled) for 30 s more"]),
+        (DOWN, ["held (unavailable)", "one event is tried in 2 s", "22 failed in a row", "opened 3 times in a row"]),
         (DOWN._replace(probe_until=NOW + 5), ["one event is tried right now"]),
         (DOWN._replace(until=NOW - 5), ["one event is tried next"]),
     ],

@@ -13,7 +13,7 @@ from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.queue import attempts
 from relay.queue.counters import counters_of
 from relay.queue.dead_letters import Reason
-from relay.queue.health import HoldReason
+from relay.queue.health import UNHEALTHY
 from relay.queue.metrics_snapshot import DestinationState, Server, Snapshot, Waiting
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
@@ -46,7 +46,7 @@ SNAPSHOT = Snapshot(
         "default": DestinationState(
             held="unauthorized",
             window=4,
-            held_ms={"unauthorized": 2500, "rate_limited": 60_000},
+            held_ms={"unauthorized": 2500, "throttled": 60_000},
             retry_after_ms=60_000,
         )
     },
@@ -145,7 +145,7 @@ def test_what_has_a_reason_is_told_for_each(exposed: Exposed) -> None:
 
 def test_destination_is_told_for_each_reason(exposed: Exposed) -> None:
     held = {dict(labels)["reason"]: value for labels, value in exposed.of("relay_destination_held").items()}
-    assert held == {reason: int(reason == "unauthorized") for reason in HoldReason}
+    assert held == {reason: int(reason == "unauthorized") for reason in UNHEALTHY}
     seconds = exposed.of("relay_destination_held_seconds_total")
     assert sorted(seconds.values()) == [0, 0, 2.5, 60]
     assert exposed.value("relay_in_flight_limit", destination="default") == 4

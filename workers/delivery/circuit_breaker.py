@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from relay.queue.health import HoldReason
+from relay.queue.health import HealthState
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ FAILURES = 20
 #: rotated token is to be noticed soon.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = {
-    HoldReason.CIRCUIT_OPEN: 30.0,
-    HoldReason.WRONG_URL: 30.0,
-    HoldReason.UNAUTHORIZED: 2.0,
-    HoldReason.RATE_LIMITED: 60.0,
+    HealthState.UNAVAILABLE: 30.0,
+    HealthState.MISCONFIGURED: 30.0,
+    HealthState.UNAUTHORIZED: 2.0,
+    HealthState.THROTTLED: 60.0,
 }
 
 #: 403s (401s before the last count as well) that an event gets, while others pass after each but the last, before it
@@ -46,7 +46,7 @@ _TOO_MANY = 429
 class Open:
     """Hold the destination, and probe it after a pause."""
 
-    reason: HoldReason
+    reason: HealthState
 
 
 Move = Open | Literal["close", "stay"]
@@ -61,30 +61,30 @@ def move_of(outcome: Outcome, *, circuit: str, failures: int, own_fault: bool) -
     if isinstance(outcome, Delivered):
         return "close" if circuit else "stay"
     if circuit:
-        return _after_probe(outcome, HoldReason(circuit))
+        return _after_probe(outcome, HealthState(circuit))
     match outcome:
         case Unauthorized() if not own_fault:
-            return Open(HoldReason.UNAUTHORIZED)
+            return Open(HealthState.UNAUTHORIZED)
         case Retry(slowly=slowly) if failures >= FAILURES:
-            return Open(HoldReason.WRONG_URL if slowly else HoldReason.CIRCUIT_OPEN)
+            return Open(HealthState.MISCONFIGURED if slowly else HealthState.UNAVAILABLE)
     return "stay"
 
 
-def _after_probe(outcome: Outcome, circuit: HoldReason) -> Move:
+def _after_probe(outcome: Outcome, circuit: HealthState) -> Move:
     """Say what a probe does that brought no success."""
     match outcome:
         case Refused() | Retry(slowly=True):  # the API is there: enough, if that is what was wrong
-            return "close" if circuit in {HoldReason.CIRCUIT_OPEN, HoldReason.RATE_LIMITED} else Open(circuit)
+            return "close" if circuit in {HealthState.UNAVAILABLE, HealthState.THROTTLED} else Open(circuit)
         case Unauthorized():
-            return Open(HoldReason.UNAUTHORIZED)
+            return Open(HealthState.UNAUTHORIZED)
         case Retry(status=status, hold_seconds=asked) if status == _TOO_MANY or asked is not None:
-            return Open(circuit if circuit is HoldReason.RATE_LIMITED else _after_failure(circuit))
+            return Open(circuit if circuit is HealthState.THROTTLED else _after_failure(circuit))
     return Open(_after_failure(circuit))
 
 
-def _after_failure(circuit: HoldReason) -> HoldReason:
+def _after_failure(circuit: HealthState) -> HealthState:
     # A URL that is wrong stays so while nothing answers there: a 404 must not close the circuit afterwards.
-    return circuit if circuit is HoldReason.WRONG_URL else HoldReason.CIRCUIT_OPEN
+    return circuit if circuit is HealthState.MISCONFIGURED else HealthState.UNAVAILABLE
 
 
 class Suspicion(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from relay import clock
 from relay.queue import health as destination
 from relay.queue import leases
-from relay.queue.health import Health, Hold, HoldReason
+from relay.queue.health import Health, HealthState, Hold
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Open, move_of
 from workers.delivery.concurrency_limit import Window
@@ -130,7 +130,7 @@ class Gate:
         circuit = self._health.circuit if self._health.openings else ""
         known = 0 if self._successes else self._health.failures
         move = move_of(outcome, circuit=circuit, failures=known + self._failures, own_fault=own_fault)
-        if circuit == HoldReason.RATE_LIMITED and not self._sent_probe:
+        if circuit == HealthState.THROTTLED and not self._sent_probe:
             move = "stay"  # it was sent before the API asked to be spared, and says nothing of since
         if isinstance(move, Open):
             self._open(move.reason, outcome.because)
@@ -144,7 +144,7 @@ class Gate:
             return
         seconds = max(0.0, self._asked_until - clock.uptime())
         client, keys = self._runtime.client, self._runtime.keys
-        hold = destination.hold(client, keys, DEFAULT_DESTINATION, seconds=seconds, reason=HoldReason.RATE_LIMITED)
+        hold = destination.hold(client, keys, DEFAULT_DESTINATION, seconds=seconds, reason=HealthState.THROTTLED)
         if hold.openings:
             self._sent_probe = self._sent_probe and seconds <= destination.PROBE_THROTTLE_SECONDS
             self._health = self._health._replace(openings=hold.openings, circuit=hold.circuit)
@@ -168,7 +168,7 @@ class Gate:
         self._successes = self._failures = 0
         return call
 
-    def _open(self, reason: HoldReason, because: str) -> None:
+    def _open(self, reason: HealthState, because: str) -> None:
         if self.hold is not None:
             return
         hold = destination.open_circuit(

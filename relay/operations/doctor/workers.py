@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from relay.operations.diagnosis import duration
 from relay.operations.doctor.result import Result, fault, ok
 from relay.queue import bounded
-from relay.queue.health import Health
+from relay.queue.health import Health, HealthState
 from relay.settings import DEFAULT_DESTINATION
 from relay.text import some_of
 
@@ -91,7 +91,7 @@ def look(client: Redis, keys: Keys) -> Look:
     (seconds, microseconds), beats, inbox, intake, counts, (until, openings), paused = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
     head = bounded.first_id(client, keys.inbox) if inbox else None
-    is_held = Health(until=int(until or 0), openings=int(openings or 0)).why_held(now) is not None
+    is_held = Health(until=int(until or 0), openings=int(openings or 0)).state(now) is not HealthState.HEALTHY
     due = {} if is_held else _due(client, keys, now, set(paused))
     seen = {name.decode(): int(score) for name, score in beats}
     alive = client.mget([keys.worker(name) for name in seen]) if seen else []

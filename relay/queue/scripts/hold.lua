@@ -17,7 +17,7 @@ if asked > between then
   redis.call('HSET', KEYS[1], 'throttled_until', string.format('%d', throttled_until), 'window', 1)
   redis.call('HDEL', KEYS[1], 'prober', 'probe_until')
   openings = math.max(1, openings)
-  if circuit == '' or circuit == 'circuit_open' then -- a bad token or URL has to be mended first
+  if circuit == '' or circuit == 'unavailable' then -- a bad token or URL has to be mended first
     circuit = ARGV[2]
   end
   redis.call('HSET', KEYS[1], 'openings', openings, 'circuit', circuit)

@@ -15,7 +15,7 @@ if standing > now then
   redis.call('HSET', KEYS[1], 'until', string.format('%d', now))
 end
 redis.call('HDEL', KEYS[1], 'throttled_until', 'prober', 'probe_until')
-if circuit == 'rate_limited' then
+if circuit == 'throttled' then
   redis.call('HDEL', KEYS[1], 'openings', 'circuit')
   redis.call('HSET', KEYS[1], 'window', 1)
 end
