@@ -9,15 +9,16 @@ instead of times and digests, and share no code with the workers.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import rules
 from outboxes import BESIDE
 
 from relay.queue.counters import read_counters
 from relay.queue.leases import MAX_DEATHS
-from relay.queue.state import REMEMBERED_IDS, Accepted, Delivered
+from relay.queue.state import Accepted, Delivered
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ REMEMBERED = {
     "latency",
     "state",
 }
-
-_VERDICTS = ("new", "changed", "reasserted", "duplicate", "stale")
-_NEWS = frozenset(_VERDICTS[:3])
 
 EntryId = tuple[int, int]
 Fields = dict[str, str]
@@ -73,21 +71,17 @@ class Place(Enum):
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """One report, wherever it is. `order` is its place among all that came; `rank` what it was last accepted with.
-
-    `newest` is the newest time that was known of its instance when it was accepted, its own included.
-    """
+    """One report, wherever it is. `order` is its place among all; `accepted` is set when it was accepted."""
 
     name: str
     environment: str
     instance: str
     digest: str
     event_id: str
-    time: int | None
+    time: float | None
     entry: str
     order: EntryId
-    rank: EntryId = (0, 0)
-    newest: int | None = None
+    accepted: rules.Accepted | None = None
     readable: bool = True
     place: Place = Place.INBOX
     redriven: bool = False
@@ -98,6 +92,10 @@ class Event:
     forbidden: int = 0
 
     @property
+    def rank(self) -> EntryId:
+        return self.accepted.rank if self.accepted else (0, 0)
+
+    @property
     def where(self) -> tuple[str, str]:
         return self.environment, self.instance
 
@@ -105,27 +103,6 @@ class Event:
         return (
             f"{self.name} ({self.environment}, {self.place.value} {self.entry}{' ' if self.fate else ''}{self.fate})"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What an instance's next event is compared with: the event last accepted, the newest time, the ids.
-
-    `confirmed` is until when that event is known to have run, by repeats since a death gave it back; 1 before them.
-    `told` is the newest time that a repeat told and no event: that report is done, whatever becomes of the event that
-    it repeated. `last` is None where that is all that is known, because the event died and was the first.
-    """
-
-    last: Event | None
-    order: EntryId
-    time: int | None
-    ids: tuple[str, ...]
-    confirmed: int = 0
-    told: int | None = None
-
-    @property
-    def digest(self) -> str:
-        return self.last.digest if self.last else ""
 
 
 @dataclass(eq=False, slots=True)
@@ -241,8 +218,8 @@ class Model:
         self._seen = snapshot(client, keys, environments)
         #: Who took the lease last, of the inbox ("") and of each outbox, expired or not.
         self._holders: dict[str, Drain] = {}
-        self._known: dict[tuple[str, str], Known] = {}
-        self._delivered: dict[tuple[str, str], tuple[Event, EntryId]] = {}
+        self._known: dict[tuple[str, str], rules.State] = {}
+        self._delivered: dict[tuple[str, str], Event] = {}
         self._died: set[tuple[str, str]] = set()
         self._api: dict[tuple[str, str], Event] = {}
         #: The idempotency key of each event by what it says, and the reverse.
@@ -283,7 +260,7 @@ class Model:
             self._must(not before, f"{event} overtakes {[self._in_outbox[environment, e] for e in before]}")
         last = self._delivered.get(event.where)
         if last is not None:
-            self._must(last[1] < event.rank, f"{event} is sent after {last[0]}, which came later, was delivered")
+            self._must(last.rank < event.rank, f"{event} is sent after {last}, which came later, was delivered")
         post = Post(drain, event, entry)
         self.posts.append(post)
         return post
@@ -404,9 +381,9 @@ class Model:
                 expected["dead"] += 1
                 expected[f"dead:{event.fate}"] += 1
                 continue
-            decision = self._judge(event)
+            decision = self._decide(event)
             own[event.environment][decision] += 1
-            if decision not in _NEWS:
+            if not decision.is_delivered:
                 event.place, event.fate = Place.ENDED, decision
                 continue
             entries = now.outboxes[event.environment].entries
@@ -421,41 +398,24 @@ class Model:
         self._must(not any(came.values()), f"nothing came in for {came}, or no news")
         return len(left)
 
-    def _judge(self, event: Event) -> str:
-        """Say what an event is to its instance, and note what it leaves."""
-        known = self._known.get(event.where)
-        order = entry_order(event.entry) if event.forced else event.order
-        decision = self._decision(event, known)
-        if decision in _NEWS:
-            event.rank = order
-            others = tuple(i for i in known.ids if i != event.event_id) if known else ()
-            ids = (*others, event.event_id)[-REMEMBERED_IDS:]
-            event.newest = _newest(known and known.time, event.time)
-            confirmed, told = (known.confirmed, known.told) if known else (0, None)
-            self._known[event.where] = Known(event, order, event.newest, ids, confirmed, told)
-        elif decision == "duplicate" and known:
-            confirmed = known.confirmed
-            if confirmed and not event.redriven and event.event_id not in known.ids:
-                confirmed = max(confirmed, entry_order(event.entry)[0] if event.time is None else event.time)
-            time = _newest(known.time, event.time)
-            told = known.told if time == known.time else time
-            self._known[event.where] = replace(known, time=time, confirmed=confirmed, told=told)
+    def _decide(self, event: Event) -> rules.Decision:
+        """Return what an event is to its instance, and note the state that it leaves."""
+        ran_at = entry_order(event.entry)[0] if event.time is None else event.time
+        report = rules.Report(
+            event_id=event.event_id,
+            digest=event.digest,
+            rank=entry_order(event.entry) if event.forced else event.order,
+            time=event.time,
+            ran_at=ran_at,
+            is_redriven=event.redriven,
+            is_forced=event.forced,
+        )
+        state = self._known.get(event.where, rules.State())
+        decision = rules.decide(report, state)
+        self._known[event.where] = state = rules.after(report, state, decision)
+        if decision.is_delivered:
+            event.accepted = state.last
         return decision
-
-    def _decision(self, event: Event, known: Known | None) -> str:
-        if known is None:
-            return "new"
-        if event.forced and known.last:
-            return "reasserted" if event.digest == known.digest else "changed"
-        if event.event_id in known.ids or event.digest == known.digest:
-            return "duplicate"
-        is_older = event.time is not None and known.time is not None and event.time < known.time
-        if is_older and not event.forced:
-            return "stale"
-        if known.last is None:
-            return "new"
-        overtaken = event.redriven and max(known.order, (known.confirmed, 0)) > event.order
-        return "stale" if overtaken else "changed"
 
     def _check_delivered(  # noqa: PLR0917 - the same
         self,
@@ -482,7 +442,7 @@ class Model:
             event.place = Place.ENDED
             if drain.answered.get((name, entry)) is Kind.DELIVERED:
                 event.fate = "delivered"
-                self._delivered[event.where] = event, event.rank
+                self._delivered[event.where] = event
             else:
                 event.fate = "superseded"
                 later = [e for e in self._entries_of(event, was) if entry_order(e) > entry_order(entry)]
@@ -496,7 +456,7 @@ class Model:
             self._in_dead[letters[entry]] = event
             counts["dead"] += 1
             counts[f"dead:{event.fate}"] += 1
-            self._give_back(event)
+            self._restore(event)
 
     def _check_death(self, drain: Drain, event: Event, entry: str) -> None:
         answer = drain.answered.get((event.environment, entry))
@@ -509,33 +469,20 @@ class Model:
         }
         self._must(good.get(event.fate, False), f"{event} died without that reason")
 
-    def _give_back(self, event: Event) -> None:
-        """What dies gives its state back: what counts again is what was last delivered.
-
-        The newest time that counts again is what was known when that was accepted, or what a repeat told since.
-        If the same digest died, the reports of it still say that it ran.
-        """
+    def _restore(self, event: Event) -> None:
+        """Note that a dead letter restored its instance's state."""
         self._died.add(event.where)
-        known = self._known.get(event.where)
-        if known is None:
+        state = self._known.get(event.where)
+        if state is None:
             return
-        ids = tuple(each for each in known.ids if each != event.event_id)
-        if known.last and known.last.event_id == event.event_id and event.time is not None:
-            event.time = _newest(event.time, known.told)  # it was reported with that time, too
-        # Known by its id: of two events under one id, which takes a redrive by force, the earlier one's death gives
-        # back the later one's state. That digest then is news when it is reported again, and delivered twice.
-        if known.last is None or known.last.event_id != event.event_id:
-            self._known[event.where] = replace(known, ids=ids)
-        elif event.where in self._delivered:
-            last, order = self._delivered[event.where]
-            time = _newest(last.newest, known.told)
-            if last.digest == known.digest:
-                time = _newest(time, known.time)
-            self._known[event.where] = Known(last, order, time, ids, known.confirmed or 1, known.told)
-        elif known.told is not None:
-            self._known[event.where] = Known(None, (0, 0), known.told, ids, told=known.told)
-        else:
+        if state.last and state.last.event_id == event.event_id and event.time is not None:
+            event.time = rules.latest(event.time, state.repeated_at)  # it was reported with that time, too
+        delivered = self._delivered.get(event.where)
+        state = rules.restore(state, event.event_id, delivered.accepted if delivered else None)
+        if state.is_empty:
             del self._known[event.where]
+        else:
+            self._known[event.where] = state
 
     def _entries_of(self, event: Event, outbox: Outbox | None = None) -> list[str]:
         entries = (outbox or self._seen.outboxes[event.environment]).entries
@@ -552,9 +499,11 @@ class Model:
     def _check_sums(self) -> None:
         now = self._seen
         counters = read_counters(self._client, self._keys)
-        self._must(
-            (counters.unaccounted, counters.dead_unaccounted) == (0, 0), f"the counters does not add up: {counters}"
+        lost = (
+            rules.unaccounted(asdict(counters)),
+            counters.dead - counters.redriven - counters.dropped - len(now.dead),
         )
+        self._must(lost == (0, 0), f"the counters do not add up: {counters}")
         places = Counter(event.place for event in self.events)
         lying = len(now.inbox) + sum(len(outbox.entries) for outbox in now.outboxes.values())
         self._must(
@@ -585,9 +534,9 @@ class Model:
             self._must(outbox.accepted.keys() == should.keys(), f"{name} knows {outbox.accepted.keys()}")
             for instance, known in should.items():
                 state = Accepted.decode(outbox.accepted[instance])
-                wanted = (known.digest, known.time, known.ids)
+                wanted = (known.digest, known.newest, known.ids)
                 self._must((state.digest, state.time, state.ids) == wanted, f"{state} should be {wanted}")
-            delivered = {i: last.digest for (e, i), (last, _) in self._delivered.items() if e == name}
+            delivered = {i: last.digest for (e, i), last in self._delivered.items() if e == name}
             found = {i: Delivered.decode(value).digest for i, value in outbox.delivered.items()}
             self._must(found == delivered, f"{name} has as delivered {found}, should be {delivered}")
 
@@ -597,10 +546,10 @@ class Model:
         self._must(not waiting, f"nobody would ever deliver {waiting}")
         for where, event in self._api.items():
             if event.fate == "delivered":
-                self._must(self._delivered[where][0].digest == event.digest, f"the API has {event} last")
+                self._must(self._delivered[where].digest == event.digest, f"the API has {event} last")
         for where, known in self._known.items():
             if where not in self._died:
-                self._must(self._delivered[where][0].digest == known.digest, f"{known.last} did not arrive")
+                self._must(self._delivered[where].digest == known.digest, f"{known.last} did not arrive")
 
     def check_rest(self) -> None:
         """Check that nothing is left that is only of use to a drain."""
@@ -616,8 +565,3 @@ class Model:
         """Say what is wrong, and check nothing more."""
         self.broken = True
         raise AssertionError(message)
-
-
-def _newest(known: int | None, given: int | None) -> int | None:
-    times = [time for time in (known, given) if time is not None]
-    return max(times, default=None)

@@ -6,7 +6,6 @@ by id, digest, time and rank (the position in the order of arrival), and do not 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -147,17 +146,17 @@ def decisions(reports: Iterable[tuple[object, Report]]) -> list[Decision]:
     return decided
 
 
-def unaccounted_in_shard(counts: Mapping[str, int]) -> int:
-    """Return `added - (invalid + unrouted + taken in + waiting)`: 0 unless an entry was lost or counted twice."""
-    now = Counter(counts)
-    return now["added"] - now["invalid"] - now["unrouted"] - now["taken_in"] - now["waiting"]
+#: Where an event may be at the end; invalid and unrouted events are dead letters.
+OUTCOMES = ("delivered", "duplicate", "stale", "superseded", "unsupported", "dead")
 
 
-def unaccounted_at_destination(counts: Mapping[str, int]) -> int:
-    """Return `routed + redriven - (every outcome + waiting)`: 0 unless an event was lost or counted twice."""
-    now = Counter(counts)
-    outcomes = ("delivered", "duplicate", "stale", "superseded", "unsupported", "dead")
-    return now["routed"] + now["redriven"] - sum(now[name] for name in outcomes) - now["waiting"]
+def unaccounted(counts: Mapping[str, int]) -> int:
+    """Return the events that are in no count, or negative those in two; 0 at every moment.
+
+    The sum of both accounting identities, of a shard with one destination: `added = invalid + unrouted + taken in +
+    waiting` and `routed + redriven = delivered + duplicate + stale + superseded + unsupported + dead + waiting`.
+    """
+    return counts["added"] + counts["redriven"] - sum(counts.get(name, 0) for name in OUTCOMES) - counts["waiting"]
 
 
 def latest(*times: float | None) -> float | None:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 import redis
 from faults.api import Api
-from faults.oracle import Fates, Oracle, Report
+from faults.oracle import Oracle, Outcomes, Report
 from faults.proxy import Proxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -452,17 +452,19 @@ class Ground:
         keys = [key.decode().removeprefix(self.keys.prefix) for key in self.client.scan_iter(f"{self.keys.prefix}*")]
         return sorted(key for key in keys if not key.startswith(KEYS_AT_REST))
 
-    def fates(self) -> Fates:
+    def outcomes(self) -> Outcomes:
         counters = self.counters()
         letters = [fields for _, fields in self.client.xrange(self.keys.dead)]
-        return Fates(
+        return Outcomes(
+            added=counters.added,
+            redriven=counters.redriven,
+            dropped=counters.dropped,
             delivered=counters.delivered,
             duplicate=counters.duplicate,
             stale=counters.stale,
             superseded=counters.superseded,
-            dead=counters.dead - counters.redriven - counters.dropped,
+            dead=counters.dead,
             waiting=counters.waiting,
-            unaccounted=abs(counters.unaccounted) + abs(counters.dead_unaccounted),
             dead_ids=[
                 (fields.get(b"id") or fields[b"entry"]).decode(errors="backslashreplace") for fields in letters
             ],
@@ -486,13 +488,13 @@ class Ground:
         assert self.evidence, "void: nothing was shown of the fault; call `bit` before `check`"
         self.check_liveness()
         self.rest()
-        fates = self.fates()
-        self.oracle.check_conservation(self.api, fates, superseded=superseded)
+        outcomes = self.outcomes()
+        self.oracle.check_conservation(self.api, outcomes, superseded=superseded)
         self.oracle.check_bodies(self.api)
         self.oracle.check_repeats(self.api, killed + unknowable + unsynced)
         if ordered:
             self.oracle.check_order(self.api)
-        self.oracle.check_truth(fates, superseded=len(superseded))
+        self.oracle.check_truth(outcomes, superseded=len(superseded))
         self.check_resources()
         self.check_no_token()
         assert not self.api.errors, f"a behaviour of the test failed: {self.api.errors}"

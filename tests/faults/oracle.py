@@ -1,4 +1,4 @@
-"""Was every promise kept? Judged from what producers were told and what the API saw, never from the relay's code.
+"""Check the promises against what producers were told and what the API saw, never against the relay's code.
 
 A producer notes a report *after* the relay acknowledged it (E), and one whose acknowledgement never came though bytes
 may have gone out (U). Each check raises an AssertionError that gives counts and examples.
@@ -7,9 +7,11 @@ may have gone out (U). Each check raises an AssertionError that gives counts and
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import rules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -32,27 +34,24 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fates:
-    """What the relay's own counters says, and the ids of its dead letters; `dead` without those redriven or
-    dropped."""
+class Outcomes:
+    """The relay's own counters, and the ids of its dead letters. `dead` counts those redriven or dropped, too."""
 
+    added: int
+    redriven: int
+    dropped: int
     delivered: int
     duplicate: int
     stale: int
     superseded: int
     dead: int
     waiting: int
-    unaccounted: int
     dead_ids: Sequence[str]
 
-
-@dataclass(slots=True)
-class _Reckoning:
-    """What must have become of each report, if nothing but the API's refusals keeps one from its end."""
-
-    news: dict[str, Report] = field(default_factory=dict)
-    duplicate: int = 0
-    stale: int = 0
+    @property
+    def unaccounted(self) -> tuple[int, int]:
+        """Events, and dead letters, that are in no count or in two."""
+        return rules.unaccounted(asdict(self)), self.dead - self.redriven - self.dropped - len(self.dead_ids)
 
 
 class Oracle:
@@ -79,19 +78,19 @@ class Oracle:
         """Entries that are in the inbox or were: at least, if any report is uncertain."""
         return len(self.acknowledged) + len(self.malformed)
 
-    def check_conservation(self, api: Api, fates: Fates, *, superseded: Collection[str] = ()) -> None:
+    def check_conservation(self, api: Api, outcomes: Outcomes, *, superseded: Collection[str] = ()) -> None:
         """E = delivered ⊎ dead ⊎ duplicate ⊎ stale ⊎ superseded; missing 0; nothing at the API beyond E and U."""
-        reckoned = self._reckon()
-        got, dead, overtaken = set(api.processed_ids()), set(fates.dead_ids), set(self.overtaken)
+        changes = {each.event_id for each, decision in self._decisions() if decision.is_delivered}
+        got, dead, overtaken = set(api.processed_ids()), set(outcomes.dead_ids), set(self.overtaken)
         seen = {attempt.event_id for attempt in api.attempts}
         known = {report.event_id for report in (*self.acknowledged, *self.uncertain)}
         ended = got | dead | overtaken | set(superseded)
-        _none("events that were acknowledged and have gone", reckoned.news.keys() - ended)
-        _none("events at the API that nobody reported", seen - known)
+        _none("events that were acknowledged and are lost", changes - ended)
+        _none("events at the API that no producer reported", seen - known)
         _none("superseded events that were delivered", got & set(superseded))
         _none("redriven events that undid a newer one", got & overtaken)
         if not self.uncertain:
-            _none("duplicate or stale events at the API", seen - reckoned.news.keys())
+            _none("duplicate or stale events at the API", seen - changes)
 
     def check_bodies(self, api: Api) -> None:
         """One body for an id, and it is the one that was reported."""
@@ -118,7 +117,7 @@ class Oracle:
         uncertain = {report.event_id for report in self.uncertain}
         attempts: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in api.attempts:
-            if attempt.event_id in place and attempt.event_id not in uncertain:  # where those belong nobody knows
+            if attempt.event_id in place and attempt.event_id not in uncertain:  # their place is unknown
                 attempts[attempt.instance].append(attempt)
         faults = []
         for instance in attempts.values():
@@ -129,46 +128,36 @@ class Oracle:
                     faults.append(f"{other.event_id} was tried while {one.event_id} was under way")
         _none("breaches of an instance's order", faults)
 
-    def check_truth(self, fates: Fates, *, superseded: int = 0) -> None:
+    def check_truth(self, outcomes: Outcomes, *, superseded: int = 0) -> None:
         """Check that the relay's counters equal ours; with uncertain reports, each of those may count once more."""
-        reckoned = self._reckon()
-        dead = len(fates.dead_ids)
+        decided = Counter(decision for _, decision in self._decisions())
+        changes = sum(count for decision, count in decided.items() if decision.is_delivered)
+        dead = len(outcomes.dead_ids)
         ours = Counter(
-            delivered=len(reckoned.news) - (dead - len(self.malformed)) - superseded - len(self.overtaken),
-            duplicate=reckoned.duplicate,
-            stale=reckoned.stale + len(self.overtaken),
+            delivered=changes - (dead - len(self.malformed)) - superseded - len(self.overtaken),
+            duplicate=decided[rules.Decision.DUPLICATE],
+            stale=decided[rules.Decision.STALE] + len(self.overtaken),
             superseded=superseded,
-            dead=dead,
         )
-        theirs = Counter({name: getattr(fates, name) for name in ours})
-        assert (fates.waiting, fates.unaccounted) == (0, 0), f"the counters does not add up: {fates}"
+        theirs = Counter({name: getattr(outcomes, name) for name in ours})
+        assert (outcomes.waiting, *outcomes.unaccounted) == (0, 0, 0), f"the counters do not add up: {outcomes}"
         slack = len(self.uncertain)
-        assert ours.total() <= theirs.total() <= ours.total() + slack, f"the counters has {theirs}, the oracle {ours}"
+        assert ours.total() <= theirs.total() <= ours.total() + slack, f"counters {theirs}, oracle {ours}"
         wrong = {name: (theirs[name], ours[name]) for name in ours if abs(theirs[name] - ours[name]) > slack}
         assert not wrong, f"the counters and the oracle differ (theirs, ours): {wrong}"
 
-    def _reckon(self) -> _Reckoning:
-        """Say what is news, by instance: not the digest that came last, not an id seen before, not older."""
-        result = _Reckoning()
-        last: dict[str, tuple[str, float | None]] = {}
-        for report in self.acknowledged:
-            digest, known = last.get(report.instance, ("", None))
-            older = report.time is not None and known is not None and report.time < known
-            if report.event_id in result.news or report.digest == digest:
-                result.duplicate += 1
-            elif older:
-                result.stale += 1
-            else:
-                result.news[report.event_id] = report
-                digest = report.digest
-            times = [time for time in (known, report.time) if time is not None]
-            if not older:
-                last[report.instance] = (digest, max(times, default=None))
-        return result
+    def _decisions(self) -> list[tuple[Report, rules.Decision]]:
+        """Return the decision on each acknowledged report, as if only the API's refusals made dead letters."""
+        made = [
+            rules.Report(event_id=report.event_id, digest=report.digest, rank=(number, 0), time=report.time)
+            for number, report in enumerate(self.acknowledged)
+        ]
+        instances = [report.instance for report in self.acknowledged]
+        return list(zip(self.acknowledged, rules.decisions(zip(instances, made, strict=True)), strict=True))
 
 
 def _is_over(attempt: Attempt, *, before: Attempt) -> bool:
-    """Tell whether an attempt was over for the client: one that it left is, even if we saw that late."""
+    """Return whether an attempt was over for the client: one that it left is, even if the API saw that late."""
     return attempt.ended == "left" or (attempt.ended_at is not None and attempt.ended_at <= before.read_at)
 
 

@@ -135,7 +135,7 @@ def test_an_event_that_fails_holds_up_its_own_instance_alone(ground: Ground) -> 
         failed = failures[ids[0]]
         ground.bit(tries[:failed] == [ids[0]] * failed, "it failed again and again, and its instance waited")
         assert tries[failed:] == (ids if instance == "mended" else ids[1:]), "it was not released in its order"
-    assert ground.fates().dead_ids == ["used-up-0"]
+    assert ground.outcomes().dead_ids == ["used-up-0"]
     check_not_slower(SLOWER_FOR_AN_EVENT, disturbed, alone)
     ground.check()
     ground.observed(
