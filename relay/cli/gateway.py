@@ -1,4 +1,4 @@
-"""`relay gateway`: the HTTP side."""
+"""`relay gateway`: the HTTP gateway."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from relay.settings import Settings
 def gateway(
     *,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; * is all of both families; default: gateway.host.")
+        str | None,
+        typer.Option(help="Address to listen on; * listens on all IPv4 and IPv6 addresses; default: gateway.host."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 picks a free port; default: gateway.port.")
     ] = None,
 ) -> None:
-    """Take deployment events over HTTP, in the same request that the reporting API takes.
+    """Accept deployment events over HTTP, in the deployment API's own request.
 
-    Answers 202 once Redis has the event. Prints its URL when it listens; SIGTERM ends it once the requests under way
-    have their answers.
+    Answers 202 once Redis has the event. Prints its URL when it listens; on SIGTERM it answers the requests under way
+    and exits.
 
     \b
     Examples:
@@ -37,7 +38,7 @@ def gateway(
       curl http://127.0.0.1:8080/ -H 'Content-Type: application/x-ndjson' --data-binary @events.jsonl
       curl http://127.0.0.1:8080/readyz
     """  # noqa: D301 - \b keeps typer from joining the lines
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after its shutdown
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise ConfigurationError("the gateway needs the extra `gateway`: pip install 'deployment-relay[gateway]'")
     given = {"host": host, "port": port}

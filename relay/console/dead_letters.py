@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.console.queue_client import Shard
+    from relay.console.queue_client import QueueClient
     from relay.queue.dead_letters import DeadLetter
     from relay.queue.keys import Keys
     from relay.settings import Settings
@@ -146,7 +146,7 @@ class Whole(NamedTuple):
     help: str
 
 
-async def listed(shard: Shard, settings: Settings, asked: Asked, behind: str) -> Listed:
+async def listed(queue: QueueClient, settings: Settings, asked: Asked, behind: str) -> Listed:
     """Return a page of the newest; an empty one for a filter that cannot be read."""
 
     def look(client: Redis, keys: Keys) -> Listed:
@@ -161,10 +161,10 @@ async def listed(shard: Shard, settings: Settings, asked: Asked, behind: str) ->
             ]
         return Listed(lines, further, dead_letters.count(client, keys), _now(client))
 
-    return await shard.ask(look)
+    return await queue.ask(look)
 
 
-async def counted(shard: Shard, asked: Asked) -> Counted:
+async def counted(queue: QueueClient, asked: Asked) -> Counted:
     """Count a set, as far as one action would look."""
 
     def look(client: Redis, keys: Keys) -> Counted:
@@ -176,17 +176,17 @@ async def counted(shard: Shard, asked: Asked) -> Counted:
                 return Counted(reasons, more=True, now=now)
         return Counted(reasons, more=False, now=now)
 
-    return await shard.ask(look)
+    return await queue.ask(look)
 
 
-async def whole(shard: Shard, settings: Settings, letter_id: str) -> Whole | None:
+async def whole(queue: QueueClient, settings: Settings, letter_id: str) -> Whole | None:
     """Return one letter, None if there is none of this id (any more)."""
 
     def look(client: Redis, keys: Keys) -> Whole | None:
         letter = dead_letters.find(client, keys, letter_id)
         return None if letter is None else opened(letter, known_secrets(settings))
 
-    return await shard.ask(look)
+    return await queue.ask(look)
 
 
 def opened(letter: DeadLetter, secrets: tuple[str, ...]) -> Whole:
@@ -216,17 +216,17 @@ def _indented(body: Any) -> str:
     return "".join(written)
 
 
-async def redrive_set(shard: Shard, asked: Asked, *, max_backlog: int, force: bool) -> Done:
+async def redrive_set(queue: QueueClient, asked: Asked, *, max_backlog: int, force: bool) -> Done:
     """Send a set again, as much of it as one form does."""
 
     def act(client: Redis, keys: Keys) -> Done:
         run = Redrive(client, keys, max_backlog=max_backlog, force=force)
         return _under_lease(run, lambda: _redrive(run, asked.filters))
 
-    return await shard.ask(act)
+    return await queue.ask(act)
 
 
-async def redrive_one(shard: Shard, letter_id: str, *, max_backlog: int, force: bool) -> Done:
+async def redrive_one(queue: QueueClient, letter_id: str, *, max_backlog: int, force: bool) -> Done:
     """Send one letter again."""
 
     def act(client: Redis, keys: Keys) -> Done:
@@ -241,10 +241,10 @@ async def redrive_one(shard: Shard, letter_id: str, *, max_backlog: int, force: 
 
         return _under_lease(run, move)
 
-    return await shard.ask(act)
+    return await queue.ask(act)
 
 
-async def drop_set(shard: Shard, asked: Asked) -> Done:
+async def drop_set(queue: QueueClient, asked: Asked) -> Done:
     """Drop a set, as much of it as one form does."""
 
     def act(client: Redis, keys: Keys) -> Done:
@@ -256,10 +256,10 @@ async def drop_set(shard: Shard, asked: Asked) -> Done:
                 return Done(dropped, "more")
         return Done(dropped, "more" if dropped >= MOST_AT_ONCE else "")
 
-    return await shard.ask(act)
+    return await queue.ask(act)
 
 
-async def drop_one(shard: Shard, letter_id: str) -> Done:
+async def drop_one(queue: QueueClient, letter_id: str) -> Done:
     """Drop one letter."""
 
     def act(client: Redis, keys: Keys) -> Done:
@@ -267,7 +267,7 @@ async def drop_one(shard: Shard, letter_id: str) -> Done:
         dropped = dead_letters.drop(client, keys, [letter] if letter else [])
         return Done(dropped, "" if dropped else "gone")
 
-    return await shard.ask(act)
+    return await queue.ask(act)
 
 
 def _redrive(run: Redrive, filters: Filters) -> Done:

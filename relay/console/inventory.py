@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from relay.console.queue_client import Shard
-    from relay.console.status_cache import Sampler
+    from relay.console.queue_client import QueueClient
+    from relay.console.status_cache import StatusCache
     from relay.queue.inventory import Running
     from relay.queue.keys import Keys
 
@@ -66,13 +66,13 @@ class Stock:
     after: int = 0
 
 
-async def see(shard: Shard, sampler: Sampler, asked: Asked) -> Stock:
+async def see(queue: QueueClient, status: StatusCache, asked: Asked) -> Stock:
     """Look for a page; raises `QueueUnavailable`."""
-    sample = await sampler.latest()
+    sample = await status.latest()
     names = meant((each.environment for each in sample.seen.environments), asked.environment)
     left = names[bisect_left(names, asked.begin) :]
     after = asked.after if left and left[0] == asked.begin else 0
-    stock = await shard.ask(lambda client, keys: look(client, keys, left, wanted=asked.wanted, after=after))
+    stock = await queue.ask(lambda client, keys: look(client, keys, left, wanted=asked.wanted, after=after))
     return Stock(running=stock.running, environments=len(names), begin=stock.begin, after=stock.after)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from relay.console.history import History
-    from relay.console.status_cache import Sample, Sampler
+    from relay.console.status_cache import CachedStatus, StatusCache
     from relay.operations.diagnosis import Finding
     from relay.queue.counters import EnvironmentCounts
     from relay.queue.overview import Overview
@@ -75,12 +75,12 @@ class FirstPage:
     matching: int
 
 
-async def see(sampler: Sampler, asked: Asked) -> FirstPage:
+async def see(status: StatusCache, asked: Asked) -> FirstPage:
     """Look at what the page shows; raises `QueueUnavailable`."""
-    return show(await sampler.latest(), sampler.history, asked)
+    return show(await status.latest(), status.history, asked)
 
 
-def show(sample: Sample, history: History, asked: Asked) -> FirstPage:
+def show(sample: CachedStatus, history: History, asked: Asked) -> FirstPage:
     """Make the page of a look."""
     seen = sample.seen
     matching = ordered(seen.environments, asked.wanted)

@@ -32,7 +32,7 @@ DEADLINE_SECONDS = 5.0
 COMMAND_SECONDS = 2.0
 
 
-class Shard:
+class QueueClient:
     """The shard's Redis and keys. What is asked gets the client and the keys first."""
 
     def __init__(self, settings: Settings) -> None:

@@ -22,12 +22,12 @@ from relay.console import dead_letters, inventory, overview, session, sse
 from relay.console.attempts import Attempts
 from relay.console.filters import plural
 from relay.console.pages import HEADERS, ROOT, Pages, redirect, url
-from relay.console.queue_client import Shard
-from relay.console.status_cache import Sampler
+from relay.console.queue_client import QueueClient
+from relay.console.status_cache import StatusCache
 from relay.errors import QueueUnavailable
 from relay.events.event import MAX_NAME_BYTES
 from relay.http.browsers import Hosts
-from relay.http.counted import CountedLog
+from relay.http.counted_log import CountedLog
 from relay.http.refused import Refused as RefusedRequest
 from relay.logs import get_logger
 from relay.queue import health as destination
@@ -108,8 +108,8 @@ class Console:
         self._hosts = Hosts.of(settings.gateway)
         self._proxies = [ipaddress.ip_network(each, strict=False) for each in settings.gateway.trusted_proxies]
         self._wrong_tokens = CountedLog(_log, "wrong operator tokens")
-        self._shard = Shard(settings)
-        self._sampler = Sampler(self._shard, settings)
+        self._queue = QueueClient(settings)
+        self._status = StatusCache(self._queue, settings)
         self._streams = sse.Streams()
 
     @property
@@ -142,7 +142,7 @@ class Console:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Look at the environments now and then; close the connections at the end."""
-        sampling = asyncio.create_task(self._sampler.run()) if self._token else None
+        sampling = asyncio.create_task(self._status.run()) if self._token else None
         try:
             yield
         finally:
@@ -151,7 +151,7 @@ class Console:
                 with contextlib.suppress(asyncio.CancelledError):
                     await sampling
             self._wrong_tokens.close()
-            await self._shard.close()
+            await self._queue.close()
 
     def stop(self) -> None:
         """End what would keep a connection open; to be called before the server waits for its connections."""
@@ -198,7 +198,7 @@ class Console:
                 raise _not_ours()
         response = await handler(Visit(request, known, form))
         if request.method == "POST":
-            self._sampler.expire()
+            self._status.expire()
         return response
 
     def _address_of(self, request: Request) -> str:
@@ -255,7 +255,7 @@ class Console:
         at = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         if request.headers.get("sec-fetch-site") == "cross-site" and COOKIE not in request.cookies:
             # A link in a chat or a runbook: a browser keeps a strict cookie back, and sends it once we ask ourselves.
-            return self._pages.page("knock", None, at=_ours(at))
+            return self._pages.page("cookie-bounce", None, at=_ours(at))
         return redirect(url("sign-in", next=at))
 
     # --- signing in and out
@@ -343,22 +343,22 @@ class Console:
 
     async def _seen(self, visit: Visit, at: str) -> dict[str, Any]:
         asked = overview.Asked.of(visit.query)
-        return {"shown": await overview.see(self._sampler, asked), "at": at}
+        return {"shown": await overview.see(self._status, asked), "at": at}
 
     async def _pause(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        pausing_it = self._shard.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_DESTINATION, [name]))
+        pausing_it = self._queue.ask(lambda client, keys: pausing.pause(client, keys, DEFAULT_DESTINATION, [name]))
         await self._logged(visit, "pause", pausing_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _resume(self, visit: Visit) -> Response:
         name = _environment(visit.form)
-        resuming_it = self._shard.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_DESTINATION, [name]))
+        resuming_it = self._queue.ask(lambda client, keys: pausing.resume(client, keys, DEFAULT_DESTINATION, [name]))
         await self._logged(visit, "resume", resuming_it, environment=name)
         return redirect(_ours(visit.form.get("back", "")))
 
     async def _lift(self, visit: Visit) -> Response:
-        lifting = self._shard.ask(lambda client, keys: destination.lift(client, keys, DEFAULT_DESTINATION))
+        lifting = self._queue.ask(lambda client, keys: destination.lift(client, keys, DEFAULT_DESTINATION))
         await self._logged(visit, "lift", lifting, destination=DEFAULT_DESTINATION)
         return redirect(_ours(visit.form.get("back", "")))
 
@@ -376,12 +376,12 @@ class Console:
         return {
             "asked": asked,
             "behind": behind,
-            "listed": await dead_letters.listed(self._shard, self._settings, asked, behind),
+            "listed": await dead_letters.listed(self._queue, self._settings, asked, behind),
         }
 
     async def _letter(self, visit: Visit) -> Response:
         letter_id = visit.query.get("id", "")
-        whole = await dead_letters.whole(self._shard, self._settings, letter_id)
+        whole = await dead_letters.whole(self._queue, self._settings, letter_id)
         if whole is None:
             raise _no_letter()
         return self._pages.page("letter", visit.session, whole=whole)
@@ -396,7 +396,7 @@ class Console:
         """Show what an action would mean; the form that is sent from there does it."""
         letter_id = visit.query.get("id", "")
         if letter_id:
-            whole = await dead_letters.whole(self._shard, self._settings, letter_id)
+            whole = await dead_letters.whole(self._queue, self._settings, letter_id)
             if whole is None:
                 raise _no_letter()
             force = visit.query.get("force", "") == "yes"
@@ -404,7 +404,7 @@ class Console:
                 "confirm", visit.session, action=action, whole=whole, asked=None, counted=None, force=force
             )
         asked = _readable(visit.query)
-        counted = await dead_letters.counted(self._shard, asked)
+        counted = await dead_letters.counted(self._queue, asked)
         return self._pages.page(
             "confirm", visit.session, action=action, whole=None, asked=asked, counted=counted, force=False
         )
@@ -414,27 +414,27 @@ class Console:
         force = form.get("force", "") == "yes"
         forced = {"force": "yes"} if force else {}
         if letter_id := form.get("id", ""):
-            redriving = dead_letters.redrive_one(self._shard, letter_id, max_backlog=most, force=force)
+            redriving = dead_letters.redrive_one(self._queue, letter_id, max_backlog=most, force=force)
             done = await self._logged(visit, "redrive", redriving, letter=letter_id, **forced)
             return _told("redrive", done, {})
         asked = _readable(form, settled=True)
-        redriving = dead_letters.redrive_set(self._shard, asked, max_backlog=most, force=force)
+        redriving = dead_letters.redrive_set(self._queue, asked, max_backlog=most, force=force)
         done = await self._logged(visit, "redrive", redriving, **asked.query, **forced)
         return _told("redrive", done, asked.query)
 
     async def _drop(self, visit: Visit) -> Response:
         if letter_id := visit.form.get("id", ""):
-            dropping = dead_letters.drop_one(self._shard, letter_id)
+            dropping = dead_letters.drop_one(self._queue, letter_id)
             return _told("drop", await self._logged(visit, "drop", dropping, letter=letter_id), {})
         asked = _readable(visit.form, settled=True)
-        dropping = dead_letters.drop_set(self._shard, asked)
+        dropping = dead_letters.drop_set(self._queue, asked)
         return _told("drop", await self._logged(visit, "drop", dropping, **asked.query), asked.query)
 
     # --- what runs where
 
     async def _inventory(self, visit: Visit) -> Response:
         asked = inventory.Asked.of(visit.query)
-        found = await inventory.see(self._shard, self._sampler, asked)
+        found = await inventory.see(self._queue, self._status, asked)
         return self._pages.page("inventory", visit.session, asked=asked, stock=found)
 
     # --- staying true

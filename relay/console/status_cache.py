@@ -18,7 +18,7 @@ from relay.settings import DEFAULT_DESTINATION
 if TYPE_CHECKING:
     from redis import Redis
 
-    from relay.console.queue_client import Shard
+    from relay.console.queue_client import QueueClient
     from relay.operations.diagnosis import Finding
     from relay.queue.dead_letters import DeadLetter
     from relay.queue.keys import Keys
@@ -35,7 +35,7 @@ _log = logging.getLogger("relay.console")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class CachedStatus:
     """One look, what is wrong by it, and when it began, by a steady clock."""
 
     seen: Overview
@@ -44,15 +44,15 @@ class Sample:
     took_seconds: float
 
 
-class Sampler:
+class StatusCache:
     """Looks while it runs, and once more for who comes between. Ten thousand environments take it half a second."""
 
-    def __init__(self, shard: Shard, settings: Settings) -> None:
+    def __init__(self, queue: QueueClient, settings: Settings) -> None:
         self.history = History()
-        self._shard = shard
+        self._queue = queue
         self._settings = settings
-        self._latest: Sample | None = None
-        self._looking: asyncio.Task[Sample] | None = None
+        self._latest: CachedStatus | None = None
+        self._looking: asyncio.Task[CachedStatus] | None = None
         self._expired = 0.0
 
     async def run(self) -> None:
@@ -69,7 +69,7 @@ class Sampler:
         """Let no look count that began before: something was changed, and who changed it wants to see it."""
         self._expired = time.monotonic()
 
-    async def latest(self) -> Sample:
+    async def latest(self) -> CachedStatus:
         """Return a look that is as new as its cost allows; raises `QueueUnavailable`."""
         latest = self._latest
         if latest is None or self._is_old(latest):
@@ -78,7 +78,7 @@ class Sampler:
                 latest = await self._look()
         return latest
 
-    def _is_old(self, sample: Sample) -> bool:
+    def _is_old(self, sample: CachedStatus) -> bool:
         age_seconds = time.monotonic() - sample.began
         return sample.began < self._expired or age_seconds >= PAUSE_FACTOR * sample.took_seconds
 
@@ -92,26 +92,26 @@ class Sampler:
             return PAUSE_SECONDS
         return max(PAUSE_SECONDS, PAUSE_FACTOR * sample.took_seconds)
 
-    async def _look(self) -> Sample:
+    async def _look(self) -> CachedStatus:
         """Look, or wait for the look under way: it is the same for all, and so is its failure."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._take())
         return await asyncio.shield(self._looking)
 
-    async def _take(self) -> Sample:
-        self._latest = sample = await self._shard.ask(lambda client, keys: look(client, keys, self._settings))
+    async def _take(self) -> CachedStatus:
+        self._latest = sample = await self._queue.ask(lambda client, keys: look(client, keys, self._settings))
         delivered = {each.environment: each.delivered for each in sample.seen.environments}
         self.history.note({ALL: sum(delivered.values()), **delivered}, sample.began)
         return sample
 
 
-def look(client: Redis, keys: Keys, settings: Settings) -> Sample:
+def look(client: Redis, keys: Keys, settings: Settings) -> CachedStatus:
     """Look once, as `relay status` does, and say what is wrong in the same words."""
     began = time.monotonic()
     seen = overview.read(client, keys, DEFAULT_DESTINATION, settings.queue)
     if seen.newest_dead is not None:
         seen = replace(seen, newest_dead=_without_credentials(seen.newest_dead, settings))
-    return Sample(seen=seen, findings=diagnose(seen), began=began, took_seconds=time.monotonic() - began)
+    return CachedStatus(seen=seen, findings=diagnose(seen), began=began, took_seconds=time.monotonic() - began)
 
 
 def _without_credentials(letter: DeadLetter, settings: Settings) -> DeadLetter:

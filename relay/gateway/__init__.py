@@ -1,25 +1,23 @@
-"""The HTTP side: the reporting API's own request, taken in by the queue instead.
+"""The HTTP gateway: accepts the deployment API's own request, and enqueues it.
 
-    auth.py         who sends a request, and what for it may report     pure
-    reports.py      what it reports                                     pure
-    answers.py      what it is answered                                 pure
-    cloudevents.py  the same, in a CloudEvent                           pure
-    cdevents.py     the same, as a CDEvent                              pure
-    purl.py         which image a CDEvent's artifact is                 pure
-    attributes.py   what names an event that others made                pure
-    openapi.py      all of it, for machines                             pure
-    browsers.py     requests of other sites' pages                      pure
-    tokens.py       the tokens and secrets that count now
-    counted.py      log lines of what any client can cause
-    heads.py        a connection: what a request's head may be
-    body.py         a request's body as it comes in, and its answer
-    answering.py    between ASGI's messages and the values
-    reporting.py    where events are reported
-    reviewing.py    Kubernetes' admission reviews
-    nodes.py        platforms of the cluster's nodes, for reviews
-    console/        pages for operators
-    app.py          which request goes where
-    server.py       how all of it listens, and ends
+    server.py              listening, TLS, shutdown
+    app.py                 routes, and the last error handler
+    report_endpoint.py     `POST` of events
+    admission_endpoint.py  Kubernetes' admission reviews
+    nodes.py               platforms of the cluster's nodes, for reviews
+    tokens.py              the tokens and secrets in force
+    openapi.py             the description at /openapi.json           pure
+    http_limits.py         limits of a connection and a request's head
+    asgi.py                headers, body and response over ASGI
+    compression.py         decompression of bodies                    pure
+    webhook.py             CloudEvents' web hooks                     pure
+    responses.py           the responses                              pure
+    report_parsing.py      a request as deployment events             pure
+    auth.py                tokens and their environments              pure
+    cloudevents.py         a CloudEvent as a deployment event         pure
+    cdevents.py            a CDEvent as a deployment event            pure
+    purl.py                a CDEvent's artifact as an image           pure
+    cloudevent_ids.py      the id of a CloudEvent                     pure
 
 Needs the extra `gateway`.
 """

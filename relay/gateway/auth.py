@@ -1,4 +1,4 @@
-"""Who sends a request, and for which environments may they report?"""
+"""Authentication of a request, and the environments that its token may report for. Pure."""
 
 from __future__ import annotations
 
@@ -19,70 +19,67 @@ _SCHEME = "bearer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caller:
-    """Whoever has a token: its name in the configuration, and globs of environments (`fnmatch.fnmatchcase`)."""
+class Principal:
+    """An authenticated client: its name in the configuration, and globs of environments (`fnmatch.fnmatchcase`)."""
 
     name: str
     environments: tuple[str, ...] = ("*",)
-    #: The registry of the CDEvents' artifacts that name none; '' is the gateway's default.
+    #: The registry of CDEvents' artifacts that name none; '' is the gateway's default.
     registry: str = ""
 
     def may_report_for(self, environment: str) -> bool:
-        """Tell whether one of the globs matches."""
+        """Return whether one of the globs matches."""
         return "*" in self.environments or any(fnmatchcase(environment, glob) for glob in self.environments)
 
 
-#: Who calls where no token is asked for: settings permit that on loopback only.
-EVERYBODY = Caller(name="everybody")
+#: The client of a gateway without tokens, which the settings permit on loopback only.
+ANONYMOUS = Principal(name="anonymous")
 
 
-class Stranger(Enum):
-    """Why nobody that is known sent a request."""
+class Rejection(Enum):
+    """Why a request was not authenticated."""
 
-    WITHOUT_TOKEN = "without_token"  # noqa: S105 - no token
-    WITH_WRONG_TOKEN = "with_wrong_token"  # noqa: S105 - the same
+    MISSING_TOKEN = "missing_token"  # noqa: S105 - no token
+    WRONG_TOKEN = "wrong_token"  # noqa: S105 - the same
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Who may report: the SHA-256 of each token, and whose it is. Without any, everybody may."""
+    """The SHA-256 of each token, with its principal. Without tokens, every client may report."""
 
-    known: tuple[tuple[bytes, Caller], ...] = ()
+    known: tuple[tuple[bytes, Principal], ...] = ()
 
     @classmethod
     def single(cls, token: str) -> Self:
-        """Return the one token of the setting `gateway.token`, none if it is empty."""
-        return cls(((_hash(token.encode()), Caller(name="gateway.token")),) if token else ())
+        """Return the token of the setting `gateway.token`, none if it is empty."""
+        return cls(((_hash(token.encode()), Principal(name="gateway.token")),) if token else ())
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens((*self.known, *other.known))
 
-    def identify(self, authorization: str | None) -> Caller | Stranger:
-        """Judge an `Authorization` header as HTTP servers give it (RFC 6750, section 2.1; octets read as Latin-1).
-
-        Takes as long for a right token as for a wrong one: each known one is compared, in constant time.
-        """
+    def identify(self, authorization: str | None) -> Principal | Rejection:
+        """Authenticate an `Authorization` header (RFC 6750, section 2.1), decoded as Latin-1 by the HTTP server."""
         if not self.known:
-            return EVERYBODY
+            return ANONYMOUS
         scheme, _, given = (authorization or "").partition(" ")
         given = given.strip()
         if not given or scheme.lower() != _SCHEME:
-            return Stranger.WITHOUT_TOKEN
-        return self.match(given.encode("latin-1")) or Stranger.WITH_WRONG_TOKEN
+            return Rejection.MISSING_TOKEN
+        return self.match(given.encode("latin-1")) or Rejection.WRONG_TOKEN
 
-    def match(self, token: bytes) -> Caller | None:
-        """Return whose token this is, in the same time whether it is one or not."""
+    def match(self, token: bytes) -> Principal | None:
+        """Return the principal of a token, in the same time whether it is known or not."""
         given_hash = _hash(token)
-        found: Caller | None = None
-        for known_hash, caller in self.known:
+        found: Principal | None = None
+        for known_hash, principal in self.known:
             if hmac.compare_digest(given_hash, known_hash):
-                found = caller
+                found = principal
         return found
 
 
 def parse_secrets(text: str) -> Tokens:
-    """Parse the text of an admission secret's file, a secret a line; `ConfigurationError` repeats none of them."""
-    admission = Caller(name="admission")
+    """Parse the file of admission secrets, one a line; a `ConfigurationError` repeats none of them."""
+    admission = Principal(name="admission")
     return Tokens(tuple((_hash(secret.encode()), admission) for secret in admission_secrets(text)))
 
 
@@ -111,11 +108,11 @@ _GRANTS = TypeAdapter(dict[str, _Grant])
 
 
 def parse_tokens(text: str) -> Tokens:
-    """Read a tokens file's text; `ConfigurationError` names the table at fault, and repeats no token.
+    """Parse a tokens file; a `ConfigurationError` names the table at fault, and repeats no token.
 
     [payments-pipeline]
     token_sha256 = "…"                      # of `printf %s "$TOKEN" | sha256sum`; or token = "…"
-    environments = ["payments-*", "shared"]    # left out: all
+    environments = ["payments-*", "shared"]    # default: all
     registry = "ghcr.io/acme"                  # of CDEvents' artifacts that name none
     """
     try:
@@ -130,7 +127,7 @@ def parse_tokens(text: str) -> Tokens:
         raise ConfigurationError("it has no token: a table for each, such as [pipeline] and in it token = …")
     return Tokens(
         tuple(
-            (grant.hash, Caller(name=name, environments=grant.environments, registry=grant.registry))
+            (grant.hash, Principal(name=name, environments=grant.environments, registry=grant.registry))
             for name, grant in grants.items()
         )
     )

@@ -1,23 +1,20 @@
-"""Which deployment does a CDEvent report?
-
-A CDEvent (https://cdevents.dev) says in `context` who reports what and when, and in `subject` of which service:
+"""CDEvents (https://cdevents.dev) as deployment events.
 
     context.type                      dev.cdevents.service.<predicate>.<version>
-    context.source, context.id        the event's source; both make its id (attributes.py)
+    context.source, context.id        the event's source; together its id (`cloudevent_ids`)
     context.timestamp                 its time
     subject.id                        image.name
     subject.content.environment.id    environment.name
-    subject.content.artifactId        image.url, and the platform if it says one (purl.py)
+    subject.content.artifactId        image.url, and the platform if the purl has one (`purl`)
 
-`deployed`, `upgraded` and `rolledback` report that. `published` and `removed` are accepted, counted, and nothing is
-delivered: the reporting API takes only what runs. The versions 0.1.1, 0.2.0 and 0.3.0 have these fields in these
-places, and so any 0.x.y is taken that has them, drafts too. Nothing hangs on the version of CDEvents itself, whose
-field was `context.version` and is `context.specversion` since 0.5: neither is looked at.
+`deployed`, `upgraded` and `rolledback` are reported. `published` and `removed` are accepted and counted, and nothing
+is delivered: the deployment API has no removal. The versions 0.1.1, 0.2.0 and 0.3.0 have these fields in these
+places, so any 0.x.y that has them is accepted, drafts included. The version of CDEvents itself (`context.version`,
+`context.specversion` since 0.5) is not read.
 
-A CDEvent travels in a CloudEvent, whose id, source, type and time must repeat the context's (CloudEvents binding).
-SDKs make up an id and a time of their own for it, which differ when an event is sent again: the context's count, and
-the CloudEvent's stand in where it has none. Only two types that differ are refused, because one of them is wrong
-about what happened.
+The CloudEvent around a CDEvent must repeat the context's id, source, type and time (CloudEvents binding). SDKs set an
+id and a time of their own, which differ when an event is sent again. So the context's values count, and the
+CloudEvent's are used only for missing ones. Two different types are refused, because one of them must be wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from typing import Any
 from relay.errors import InvalidEvent
 from relay.events.event import DeploymentEvent
 from relay.gateway.cloudevent_ids import event_id, required
-from relay.gateway.purl import read_purl
+from relay.gateway.purl import parse_purl
 
 _TYPES = "dev.cdevents."
 _SERVICE = re.compile(r"dev\.cdevents\.service\.([a-z]+)\.0\.[0-9]+\.[0-9]+(?:-[0-9A-Za-z.-]+)?")
@@ -44,7 +41,7 @@ _TAKEN = f"{_TYPES}service.{{{','.join((*_REPORTED, *_IGNORED))}}}.0.x.y are tak
 _ARTIFACT = "subject.content.artifactId"
 _ENVIRONMENT = "subject.content.environment"
 
-#: Where a CDEvent says what the event's field has; the envelope's are the context's, see `_Context`.
+#: The CDEvent's path of each field of an event, without the envelope's (`_Context`).
 _FIELDS = {
     "image.url": _ARTIFACT,
     "image.name": "subject.id",
@@ -57,21 +54,21 @@ _FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Ignored:
-    """What is accepted and counted, and of which nothing is delivered."""
+    """A CDEvent that is accepted and counted, and not delivered."""
 
     id: str
-    #: As it was reported: `dev.cdevents.service.removed.0.3.0`.
+    #: For example `dev.cdevents.service.removed.0.3.0`.
     type: str
-    #: A sentence for people, without a full stop.
+    #: A sentence for operators, without a full stop.
     why: str
 
 
 def is_cdevent(type: str | None) -> bool:  # noqa: A002 - CloudEvents' name
-    """Whether a CloudEvent of this type carries a CDEvent."""
+    """Return whether a CloudEvent of this type carries a CDEvent."""
     return type is not None and type.startswith(_TYPES)
 
 
-def read(
+def parse(
     document: object,
     *,
     type: str | None = None,  # noqa: A002 - CloudEvents' name
@@ -80,10 +77,9 @@ def read(
     time: Any = None,
     registry: str = "",
 ) -> DeploymentEvent | Ignored:
-    """Read a CDEvent, and beside it the CloudEvent's attributes; else raise `InvalidEvent`.
+    """Parse a CDEvent, or raise `InvalidEvent` with the path in the document at fault.
 
-    The fields of faults are paths in the document; `type`, `id`, `source` and `time` are the CloudEvent's. A purl
-    without a registry is of `registry`.
+    `type`, `id`, `source` and `time` are the CloudEvent's; `registry` is that of a purl that names none.
     """
     if not isinstance(document, Mapping):
         raise InvalidEvent("", "a CDEvent must be a JSON object")
@@ -96,15 +92,15 @@ def read(
 
 @dataclass(frozen=True, kw_only=True)
 class _Context:
-    """What names a CDEvent, from its context or the CloudEvent around it."""
+    """The attributes of a CDEvent, from its context or the CloudEvent around it."""
 
     type: str
     predicate: str
-    #: The relay's, of source and id.
+    #: The relay's id, made of the source and the CDEvent's id.
     id: str
     source: str
     time: Any
-    #: Who said it: the event's field to the sender's.
+    #: The path in the request of the event's source and time.
     fields: Mapping[str, str]
 
     @classmethod
@@ -128,11 +124,11 @@ class _Context:
         )
 
 
-def _either(context: Mapping[str, Any], name: str, beside_name: str, beside: Any) -> tuple[str, Any]:
-    """Give the context's attribute, or the CloudEvent's where it has none, and what its sender calls it."""
+def _either(context: Mapping[str, Any], name: str, outer_name: str, outer: Any) -> tuple[str, Any]:
+    """Return the path and value of the context's attribute, or of the CloudEvent's if the context has none."""
     own = context.get(name)
-    if own is None and beside is not None:
-        return beside_name, beside
+    if own is None and outer is not None:
+        return outer_name, outer
     return f"context.{name}", own
 
 
@@ -148,7 +144,7 @@ def _deployment(subject: Mapping[str, Any], context: _Context, registry: str) ->
     environment = _object(content, "environment", _ENVIRONMENT)
     purl = required(content.get("artifactId"), _ARTIFACT)
     try:
-        artifact = read_purl(purl, registry=registry)
+        artifact = parse_purl(purl, registry=registry)
     except ValueError as error:
         raise InvalidEvent(_ARTIFACT, str(error)) from None
     report = {

@@ -1,12 +1,12 @@
-"""What names an event: attributes as CloudEvents has them, and the one id that they make.
+"""The relay's id of a CloudEvent, made of its source and id.
 
-Who takes CloudEvents may treat two with the same source and the same id as one (specification 1.0, `id`). An id of
-the relay counts once whatever its source, and has at most `MAX_ID_BYTES`. So it is made of both:
+A consumer of CloudEvents may treat two with the same source and the same id as one (specification 1.0, `id`). The
+relay's ids are compared without a source and have at most `MAX_ID_BYTES`:
 
     ci.example.com/jobs/7#4711      source#id, if the source has no `#` and it fits
     sha256:<64 hex digits>          else: the digest of the source, a NUL, and the id
 
-Two pairs never make one id: a NUL is no character of theirs, and what has no `#` is no readable one.
+Two pairs never have the same id: neither part can contain a NUL, and a digest contains no `#`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hashlib import sha256
 from relay.errors import InvalidEvent
 from relay.events.event import MAX_ID_BYTES
 
-#: What CloudEvents' type String may not have (section "Type System"), and the line separators that an event may not.
+#: Characters excluded by CloudEvents' type String (section "Type System"), and line separators.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def required(given: object, field: str) -> str:
-    """Trim and check the text that an event must have there; else raise `InvalidEvent` with that field."""
+    """Return a mandatory text, stripped; raise `InvalidEvent` with that field if it is missing or malformed."""
     if given is None:
         raise InvalidEvent(field, "is missing")
     if not isinstance(given, str):
@@ -36,7 +36,7 @@ def required(given: object, field: str) -> str:
 
 
 def event_id(source: str, own_id: str) -> str:
-    """Join what `required` gave of an event's source and id."""
+    """Return the relay's id, of a source and an id returned by `required`."""
     readable = f"{source}#{own_id}"
     if "#" not in source and len(readable.encode()) <= MAX_ID_BYTES:
         return readable

@@ -1,18 +1,18 @@
-"""Which deployment does a CloudEvent report?
+"""CloudEvents as deployment events.
 
-In structured mode (CloudEvents 1.0, JSON event format) everything stands in one document:
+In structured mode (CloudEvents 1.0, JSON event format) one document has everything:
 
-    specversion, type       "1.0"; dev.cdevents.* carries a CDEvent (cdevents.py), any other the reporting API's body
-    source, id              the event's source; both make its id (attributes.py)
+    specversion, type       "1.0"; dev.cdevents.* carries a CDEvent (`cdevents`), any other the deployment API's body
+    source, id              the event's source; together its id (`cloudevent_ids`)
     time                    when the deployment happened, as the event's time
-    data, data_base64       a CDEvent or the body: a JSON object, or the base64 of one's text
+    data, data_base64       a CDEvent or the body: a JSON object, or its text in base64
 
-In binary mode these stand in headers with `ce-` and the data are the request's body. That is the same as reporting
-with an envelope, and reports.py reads it, with one difference: **there the id of a plain body is `ce-id` alone**, as
-of `Idempotency-Key` and of the queue's own `id`, because headers with `ce-` are how any sender names its event. A
-sender that changes from one mode to the other changes its ids with it. A CDEvent's id is the same in both modes.
+In binary mode the attributes are headers with `ce-`, and the request's body is the data. That is a report with an
+envelope, parsed by `report_parsing`, with one difference: **the id of a plain body is `ce-id` alone**, like
+`Idempotency-Key` and the queue's own `id`, because any sender may name its event by headers with `ce-`. A sender that
+changes the mode thereby changes its ids. A CDEvent's id is the same in both modes.
 
-Other attributes and extensions are not looked at.
+Other attributes and extensions are ignored.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from relay.events.event import DeploymentEvent
 from relay.gateway import cdevents
 from relay.gateway.cloudevent_ids import event_id, required
 
-#: The version that is taken; 0.3 encodes data in another way.
+#: The accepted version; 0.3 encodes data differently.
 SPECVERSION = "1.0"
 
 
-def read(document: object, *, registry: str = "") -> DeploymentEvent | cdevents.Ignored:
-    """Read a CloudEvent in structured mode; else raise `InvalidEvent` with the path in the document at fault.
+def parse(document: object, *, registry: str = "") -> DeploymentEvent | cdevents.Ignored:
+    """Parse a CloudEvent in structured mode, or raise `InvalidEvent` with the path in the document at fault.
 
-    A CDEvent's artifact without a registry is of `registry`.
+    `registry` is that of a CDEvent's artifact that names none.
     """
     if not isinstance(document, Mapping):
         raise InvalidEvent("", "a CloudEvent must be a JSON object")
@@ -46,27 +46,29 @@ def read(document: object, *, registry: str = "") -> DeploymentEvent | cdevents.
     time, data = document.get("time"), _data(document)
     try:
         if cdevents.is_cdevent(kind):
-            return cdevents.read(data, type=kind, source=source, id=own_id, time=time, registry=registry)
+            return cdevents.parse(data, type=kind, source=source, id=own_id, time=time, registry=registry)
         return _plain(data, id=event_id(source, own_id), source=source, time=time)
     except InvalidEvent as error:
         raise InvalidEvent(_path(error.field, kind), error.reason) from None
 
 
 def is_json(content_type: str) -> bool:
-    """Whether data of this type are JSON: `*/json` and `*/*+json` (JSON event format, section 3.1)."""
+    """Return whether data of this type are JSON: `*/json` and `*/*+json` (JSON event format, section 3.1)."""
     subtype = content_type.partition(";")[0].strip().lower().partition("/")[2]
     return subtype == "json" or subtype.endswith("+json")
 
 
 def _plain(data: object, **envelope: Any) -> DeploymentEvent:
-    """Read the reporting API's body; what the CloudEvent says of the envelope wins over what stands in it."""
+    """Parse the deployment API's body; the CloudEvent's attributes take precedence over the body's envelope."""
     if not isinstance(data, Mapping):
         raise InvalidEvent("", "must be a JSON object, as the reporting API takes it")
-    return DeploymentEvent.from_body({**data, **{name: told for name, told in envelope.items() if told is not None}})
+    return DeploymentEvent.from_body(
+        {**data, **{name: value for name, value in envelope.items() if value is not None}}
+    )
 
 
 def _path(field: str, kind: str) -> str:
-    """Tell faults of attributes, which both readers see too, from those of the data."""
+    """Return the path in the document of a field at fault: an attribute, or else below `data`."""
     attributes = ("type", "source", "id", "time") if cdevents.is_cdevent(kind) else ("source", "time")
     if field in attributes:
         return field

@@ -1,4 +1,4 @@
-"""Bodies with a `Content-Encoding`: which encodings are accepted, and decompression within bounds."""
+"""Decompression of request bodies (`Content-Encoding`) within bounds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from relay.http.refused import Refused
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What a 415 names, also in its header `Accept-Encoding` (RFC 9110, section 15.5.16).
+#: The encodings that a 415 names, also in its header `Accept-Encoding` (RFC 9110, section 15.5.16).
 ACCEPTED = "gzip, deflate"
 
 _COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
 
-#: Makes zlib read the header of gzip or of its own format, as the data have it.
+#: zlib's mode that detects a header of gzip or of zlib.
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
-#: Deflate without a header, as some clients send it in spite of RFC 9110, section 8.4.1.2.
+#: zlib's mode for deflate without a header, which some clients send in spite of RFC 9110, section 8.4.1.2.
 _RAW = -zlib.MAX_WBITS
 
-#: Members that one gzip body may be made of (`cat a.gz b.gz`): each costs a copy of the rest.
+#: Maximum members of one gzip body (`cat a.gz b.gz`): each costs a copy of the rest.
 MAX_MEMBERS = 16
 
 
 def is_compressed(headers: Mapping[str, str]) -> bool:
-    """Return whether the body has an encoding that is accepted; 415 for others."""
+    """Return whether the body has an accepted encoding; raise 415 for any other."""
     given = headers.get("content-encoding")
     if given is None:
         return False
@@ -46,7 +46,7 @@ def is_compressed(headers: Mapping[str, str]) -> bool:
 def decompress(body: bytes, max_bytes: int) -> bytes:
     """Return the content of a body in gzip, zlib or raw deflate; zeros after gzip are padding.
 
-    413 for more than so many bytes, of which no more are made; 400 if the body is damaged or not whole.
+    Raise 413 for content above `max_bytes`, without producing more than that; 400 if it is damaged or truncated.
     """
     content, rest = bytearray(), body
     for _ in range(MAX_MEMBERS):
@@ -68,10 +68,10 @@ def decompress(body: bytes, max_bytes: int) -> bytes:
 
 
 def _has_header(data: bytes) -> bool:
-    """Return whether data begin as gzip (RFC 1952, section 2.3.1) or zlib (RFC 1950, section 2.2) do."""
+    """Return whether data begin with a header of gzip (RFC 1952, section 2.3.1) or zlib (RFC 1950, section 2.2)."""
     is_zlib = data[:1].hex()[1:] == "8" and int.from_bytes(data[:2], "big") % 31 == 0
     return is_zlib or data.startswith(b"\x1f\x8b")
 
 
 def _damaged() -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"the body is not whole, or not compressed as {ACCEPTED}")
+    return Refused(HTTPStatus.BAD_REQUEST, f"the body is truncated, or not compressed as {ACCEPTED}")

@@ -1,8 +1,8 @@
-"""A connection: bounds on a request's head, in bytes and in time, and on how long it may send nothing.
+"""Limits of a connection: the size and time of a request's head, pipelined requests, and idle time.
 
-httptools keeps what it has begun to read until it is whole, of any size and for any time, before anybody has looked
-at a token. So what makes neither a head nor a body is counted here: a request line and headers, but also the trailers
-and the extensions of a body in chunks.
+httptools buffers an incomplete head of any size for any time, before a token was checked. So the bytes that are not
+yet part of a head or a body are counted here: a request line and headers, but also the trailers and extensions of a
+body in chunks.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ if TYPE_CHECKING:
     import asyncio
     from typing import Any
 
-    from relay.http.counted import CountedLog
+    from relay.http.counted_log import CountedLog
 
-#: The largest head, as other servers have it or less; it may be one piece larger if a body ends in its first.
+#: Maximum head, at least that of other servers; one piece more if a body ends in its first piece.
 MAX_HEAD_BYTES = 64 * 1024
 
-#: How long a head may take from its first byte to its last.
+#: Maximum time from the first byte of a head to its last.
 HEAD_SECONDS = 10.0
 
-#: How long a connection may send nothing, unless it waits for an answer.
+#: Maximum time without a byte from the client, unless it waits for a response.
 IDLE_SECONDS = 60.0
 
-#: Requests of one connection that may wait while the one before them is answered, some twenty kilobytes each, and
-#: what may have come of their bodies: uvicorn reads on after each answer, whatever it holds.
+#: Maximum pipelined requests of one connection, about 20 kB each, and maximum received bytes of their bodies: uvicorn
+#: reads on after each response without a limit.
 MAX_PIPELINED = 1000
 MAX_PIPELINED_BYTES = 1024 * 1024
 
-#: Bytes that the parser is given at once. A socket gives up to 256 KiB, and a head of that size must not get through
-#: because it came at once.
+#: Maximum bytes given to the parser at once. A socket returns up to 256 KiB, in which a whole head of that size would
+#: pass unchecked.
 PIECE_BYTES = 16 * 1024
 
 
-class BoundedHeads(HttpToolsProtocol):
-    """One connection; answers 431 or 408 to a head that is out of bounds, and closes it.
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One connection. A head beyond a limit is answered 431 or 408, and the connection closed.
 
-    So it does with the rest of a body that comes after its answer, which no reader bounds.
+    The rest of a body after its response is limited in the same way, because no reader limits it.
     """
 
     def __init__(self, *args: Any, unreadable: CountedLog, **named: Any) -> None:
         super().__init__(*args, **named)
         self._unreadable = unreadable
-        #: Bytes since the last of which something came.
+        #: Bytes received that are not yet part of a complete head or of a body.
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
         #: Whether a request has begun whose body has not ended.
         self._is_in_body = False
-        #: When the last bytes came, on the loop's clock.
-        self._heard_at = 0.0
+        #: On the loop's clock.
+        self._last_received_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to watch the time."""
+        """Start the idle timer."""
         super().connection_made(transport)
-        self._heard_at = self.loop.time()
+        self._last_received_at = self.loop.time()
         self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._check_idle)
 
     def _check_idle(self) -> None:
-        """Close the connection if it has sent nothing for too long; else look again when it would have."""
-        seconds = self.loop.time() - self._heard_at
-        if self._is_answering():  # that is its reader's to bound: a page of the console stays open for hours
+        """Close the connection if it is idle for too long, else check again when it would be."""
+        seconds = self.loop.time() - self._last_received_at
+        if self._is_responding():  # limited by the endpoint: a page of the console stays open for hours
             seconds = 0.0
         elif seconds >= IDLE_SECONDS:
             self.transport.close()
@@ -76,7 +76,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._idle_timer = self.loop.call_later(IDLE_SECONDS - seconds, self._check_idle)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; mostly it is a request, the whole and nothing else."""
+        """Parse received data, mostly exactly one request."""
         if len(data) <= PIECE_BYTES:
             self._parse(data)
             return
@@ -87,7 +87,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _parse(self, piece: bytes) -> None:
         self._pending += len(piece)
-        self._heard_at = self.loop.time()
+        self._last_received_at = self.loop.time()
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(piece)
@@ -104,36 +104,36 @@ class BoundedHeads(HttpToolsProtocol):
                 HTTPStatus.TOO_MANY_REQUESTS, f"more than {MAX_PIPELINED_BYTES} bytes wait for an answer here"
             )
         elif self._pending or self._timer is not None:
-            self._bound()
+            self._limit_head()
 
-    def _bound(self) -> None:
-        """Refuse too much, and have an eye on the time while a head is under way.
+    def _limit_head(self) -> None:
+        """Refuse a head that is too large, and limit its time while it is incomplete.
 
-        A body's time is its reader's to bound, and between two requests that of an idle connection counts.
+        The endpoint limits the time of a body, and the idle timer that between two requests.
         """
         if self._pending > MAX_HEAD_BYTES:
             reason = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
         elif not self._pending or self.transport.is_closing():
             self._unset_timer()
-        elif self._timer is None and not self._is_answering():
+        elif self._timer is None and not self._is_responding():
             self._timer = self.loop.call_later(HEAD_SECONDS, self._out_of_time)
 
     def _out_of_time(self) -> None:
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not arrive within {HEAD_SECONDS:g} s")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Close, after an answer unless that would stand in the middle of another."""
+        """Close the connection, after an error response unless that would be in the middle of another."""
         self._unset_timer()
         if self.transport.is_closing():
             return
-        if not self._is_answering() and not self._is_in_body:
+        if not self._is_responding() and not self._is_in_body:
             content = to_json(responses.refusal(status, reason).document)
             headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + headers % len(content) + content)
         self.transport.close()
 
-    def _is_answering(self) -> bool:
+    def _is_responding(self) -> bool:
         # uvicorn has None before the first request, and types it as never None.
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
 
@@ -143,29 +143,29 @@ class BoundedHeads(HttpToolsProtocol):
             self._timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the timers."""
         self._unset_timer()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
 
-    # What the parser calls when something has come
+    # Callbacks of the parser
 
     def on_headers_complete(self) -> None:
-        """Take a head; who reads the body need not wait for a first part of it, be it empty."""
+        """Accept a head; the endpoint can read the first part of the body without waiting, even an empty one."""
         self._pending = 0
         self._is_in_body = True
         super().on_headers_complete()
         self.cycle.message_event.set()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
+        """Accept a part of a body."""
         if not self.cycle.response_complete:
             self._pending = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take a request's end."""
+        """Accept the end of a request."""
         self._pending = 0
         self._is_in_body = False
         super().on_message_complete()

@@ -1,4 +1,4 @@
-"""Which image does a purl name?
+"""Purls (package URLs) of images by digest.
 
     pkg:oci/app@sha256%3A…?repository_url=ghcr.io/team          ghcr.io/team/app@sha256:…
     pkg:oci/app@sha256%3A…?repository_url=ghcr.io/team/app      the same
@@ -8,15 +8,15 @@
     pkg:docker/ghcr.io/team/app@v2?digest=sha256:…&platform=linux%2Farm64    as BuildKit writes it
 
 Both spellings of `repository_url` are in use (https://github.com/package-url/purl-spec, types/oci-definition.json
-and docker-definition.json): the name is added unless the path ends with it, and so an image `ghcr.io/app/app` needs
-both in it. An oci purl is "registry agnostic by default", and an image that is nowhere cannot be reported: its
-registry is then the gateway's default, if there is one. A docker purl is of Docker Hub by default.
+and docker-definition.json): the name is appended unless the path ends with it, so `ghcr.io/app/app` must be spelled
+out. An oci purl is "registry agnostic by default"; its registry is then the gateway's default, and without a default
+the purl is refused. A docker purl is of Docker Hub by default.
 
 The digest is the version, or the qualifier `digest` beside a tag. The platform is `platform`, or `os`, `arch` and
-`variant`. Where two of them say different things, the purl is refused. Other qualifiers, such as `tag`, are ignored.
+`variant`. A purl with two different values for one of them is refused. Other qualifiers, such as `tag`, are ignored.
 
-Not promised: that a docker purl's version is the manifest's digest. The definition has it as the image's id, which
-nobody can tell from a digest; those who write such purls mean the manifest's.
+Not promised: that a docker purl's version is the manifest's digest. By the definition it is the image's id, which
+cannot be distinguished from a digest; in practice it is the manifest's digest.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from relay.events.platform import normalise
 
 _EXAMPLE = "pkg:oci/app@sha256%3A<64 hex digits>?repository_url=registry.example.com/team"
 
-#: Definitions ask for none, people write them.
+#: URL schemes, which the definitions exclude and senders use.
 _URL_SCHEME = re.compile(r"(?:https?|oci|docker)://", re.IGNORECASE)
 
-#: Docker Hub's registry, and the other hosts that purls have for it: the site, which docker's definition has as its
-#: default, and those of its API.
+#: Docker Hub's registry, and its other hosts in purls: the site, which is the default of docker's definition, and
+#: the hosts of its API.
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_HOSTS = frozenset(
     {"hub.docker.com", "registry.hub.docker.com", "index.docker.io", "registry-1.docker.io"}
 )
 
-#: Where the site and the API have a repository: `hub.docker.com/r/team/app`, `hub.docker.com/_/nginx`, `…/v1/`.
+#: The path of a repository at the site and the API: `hub.docker.com/r/team/app`, `hub.docker.com/_/nginx`, `…/v1/`.
 _DOCKER_HUB_PATH = re.compile(r"^(?:r|v[12]|(_))(?:/|$)")
 
 #: Parts of a platform: operating system, architecture, variant.
@@ -51,7 +51,7 @@ _Platform = tuple[str | None, str | None, str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An image's reference, not checked yet, and what the qualifiers say of its platform."""
+    """An image's reference, not validated yet, and the platform of the qualifiers."""
 
     reference: str
     os: str | None
@@ -59,10 +59,10 @@ class Artifact:
     variant: str | None
 
 
-def read_purl(text: str, *, registry: str = "") -> Artifact:
-    """Read a purl of an image by digest; else raise a `ValueError` that says what to write.
+def parse_purl(text: str, *, registry: str = "") -> Artifact:
+    """Parse a purl of an image by digest; a `ValueError` names the correct form.
 
-    An oci purl without a registry is of `registry` (`ghcr.io/team`), and refused if that is empty.
+    `registry` (`ghcr.io/team`) is that of an oci purl that names none; without either the purl is refused.
     """
     try:
         purl = PackageURL.from_string(text)
@@ -77,14 +77,14 @@ def read_purl(text: str, *, registry: str = "") -> Artifact:
 
 
 def _digest(text: str, purl: PackageURL) -> str:
-    """Return the manifest's digest, as the version or the qualifier has it."""
+    """Return the manifest's digest, from the version or the qualifier."""
     version, qualifier = purl.version or "", purl.qualifiers.get("digest") or ""
     if ":" in version and qualifier and version != qualifier:
         raise ValueError("has one digest as its version and another as its qualifier digest: leave one out")
     found = qualifier or (version if ":" in version else "")
     path, _, qualifiers = text.partition("?")
-    never_came = is_unset(found) if found else "digest=" in qualifiers or ("@" in path and is_unset(version))
-    if never_came:
+    is_unset_digest = is_unset(found) if found else "digest=" in qualifiers or ("@" in path and is_unset(version))
+    if is_unset_digest:
         raise ValueError(unset_digest(found or version))
     if not found:
         raise ValueError(f"has no digest as its version, and a tag can move: write {_EXAMPLE}")
@@ -92,7 +92,7 @@ def _digest(text: str, purl: PackageURL) -> str:
 
 
 def _platform(purl: PackageURL) -> _Platform:
-    """Return what the qualifiers say of the platform, `platform=linux/arm/v7` or a qualifier for each part."""
+    """Return the platform of the qualifiers: `platform=linux/arm/v7`, or a qualifier for each part."""
     qualifiers = purl.qualifiers
     apart = qualifiers.get("os"), qualifiers.get("arch"), qualifiers.get("variant")
     whole = qualifiers.get("platform")
@@ -108,7 +108,7 @@ def _platform(purl: PackageURL) -> _Platform:
 
 
 def _normal(platform: _Platform) -> _Platform:
-    """Return a platform as containerd spells it, so that two spellings can be compared."""
+    """Return a platform in containerd's spelling, for comparison."""
     try:
         return normalise(*platform)
     except InvalidEvent as error:
@@ -139,7 +139,7 @@ def _repository(purl: PackageURL, registry: str) -> str:
 
 
 def _names_registry(path: str) -> bool:
-    """Tell a host from the first part of a path, as Docker does."""
+    """Return whether the first part of a path is a host, by Docker's rule."""
     first = path.partition("/")[0]
     return first == "localhost" or "." in first or ":" in first
 

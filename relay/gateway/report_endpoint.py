@@ -1,4 +1,4 @@
-"""Where events are reported: one request in, one round trip that many requests share, one answer out."""
+"""The report endpoint: reads a request, enqueues its events in a round trip shared with other requests, responds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from starlette.requests import ClientDisconnect
 from relay.errors import QueueUnavailable, RelayError
 from relay.events.event import DeploymentEvent
 from relay.gateway import report_parsing, responses, webhook
-from relay.gateway.asgi import headers_of
-from relay.gateway.auth import EVERYBODY
-from relay.gateway.body import Body
+from relay.gateway.asgi import RequestBody, read_headers
+from relay.gateway.auth import ANONYMOUS
 from relay.gateway.cdevents import Ignored
 from relay.gateway.report_parsing import Fault, Limits
 from relay.producer.base import id_or_raise
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from starlette.types import Receive, Scope, Send
 
-    from relay.gateway.auth import Caller
-    from relay.gateway.responses import Answer
+    from relay.gateway.auth import Principal
+    from relay.gateway.responses import Response
     from relay.gateway.tokens import TokenSource
     from relay.http.browsers import Hosts
     from relay.settings import Settings
 
 
-class Reporting:
+class ReportEndpoint:
     """An ASGI app for `POST` with one event or many."""
 
     def __init__(
@@ -48,74 +47,71 @@ class Reporting:
         self._limits = Limits.of(settings.queue.max_event_bytes)
         self._environment = settings.defaults.environment
         self._registry = settings.gateway.default_registry
-        # One attempt's time-outs: a producer that retries within them does; waiting for others' reports counts.
+        # One attempt's time-outs. The producer retries within them; waiting for other requests' reports counts.
         self._deadline_seconds = settings.redis.connect_timeout + settings.redis.timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request's events."""
-        headers = headers_of(scope)
+        """Enqueue a request's events, and respond."""
+        headers = read_headers(scope)
         authorization = webhook.authorization_of(headers, scope["query_string"])
-        body = Body(receive, headers)
+        body = RequestBody(receive, headers)
         try:
-            answer = await self._take(headers, authorization, body)
+            response = await self._accept(headers, authorization, body)
             if webhook.wants_no_body(headers):
-                answer = webhook.without_body(answer)
+                response = webhook.without_body(response)
         except RelayError as error:
-            answer = responses.of_error(error)
+            response = responses.of_error(error)
         except ClientDisconnect:
             return
         if query := scope["query_string"]:
-            answer = webhook.kept_private(answer, query)
-        await body.answer(answer, send)
+            response = webhook.kept_private(response, query)
+        await body.respond(response, send)
 
-    async def _take(self, headers: Mapping[str, str], authorization: str | None, body: Body) -> Answer:
+    async def _accept(self, headers: Mapping[str, str], authorization: str | None, body: RequestBody) -> Response:
         self._hosts.check_page(headers)
-        caller = report_parsing.admitted(self._tokens.current().identify(authorization))
-        if caller is EVERYBODY:
+        principal = report_parsing.admitted(self._tokens.current().identify(authorization))
+        if principal is ANONYMOUS:
             self._hosts.check_host(headers)
         media = report_parsing.media_of(headers)
         envelope = report_parsing.envelope_of(headers)
         content = await body.read(media, self._limits)
         if report_parsing.is_many(media, content):
-            return await self._take_many(media, report_parsing.split(media, content), envelope, caller)
-        given = report_parsing.read(media, content, envelope, caller.registry or self._registry)
-        item = report_parsing.checked_environment(given, caller, self._environment)
+            return await self._accept_many(media, report_parsing.split(media, content), envelope, principal)
+        item = report_parsing.parse(media, content, envelope, principal.registry or self._registry)
+        report_parsing.check_environment(item, principal, self._environment)
         if isinstance(item, Ignored):
             await self._count_ignored(1)
-            return responses.taken(item.id)
-        return responses.taken(await self._producer.report_event(item, receipt=item.id is not None))
+            return responses.accepted(item.id)
+        return responses.accepted(await self._producer.report_event(item, receipt=item.id is not None))
 
-    async def _take_many(
-        self, media: report_parsing.Media, texts: list[bytes], envelope: report_parsing.Envelope, caller: Caller
-    ) -> Answer:
-        """Take a chunk a round trip: reading the next is as long as other requests wait for us."""
+    async def _accept_many(
+        self, media: report_parsing.Media, texts: list[bytes], envelope: report_parsing.Envelope, principal: Principal
+    ) -> Response:
+        """Enqueue one chunk a round trip: other requests wait for at most the parsing of one chunk."""
         ids_of: dict[int, str] = {}
         faults: list[Fault] = []
         stopped: RelayError | None = None
-        registry = caller.registry or self._registry
+        registry = principal.registry or self._registry
         for first in range(0, len(texts), CHUNK):
-            chunk = report_parsing.read_many(
+            chunk = report_parsing.parse_many(
                 media, texts[first : first + CHUNK], first, envelope, self._limits, registry=registry
             )
-            chunk = report_parsing.checked_environments(chunk, first, caller, self._environment)
+            chunk = report_parsing.check_environments(chunk, first, principal, self._environment)
             faults += [item for item in chunk if isinstance(item, Fault)]
             valid = {first + at: item for at, item in enumerate(chunk) if not isinstance(item, Fault)}
-            if not valid or stopped is not None:  # the rest is still read, so that the answer has all its faults
+            if not valid or stopped is not None:  # the rest is still parsed, so that the response has all faults
                 await asyncio.sleep(0)
                 continue
             try:
-                ids = await self._take_in(list(valid.values()))
+                ids = await self._enqueue(list(valid.values()))
             except RelayError as error:
                 stopped = error
             else:
                 ids_of.update(zip(valid, ids, strict=True))
-        return responses.taken_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
+        return responses.accepted_many([ids_of.get(place) for place in range(len(texts))], faults, stopped)
 
-    async def _take_in(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
-        """Enqueue the events, together with those of other requests, and count the rest; return the ids of all.
-
-        Who gave an id may ask what became of the event.
-        """
+    async def _enqueue(self, items: list[DeploymentEvent | Ignored]) -> list[str]:
+        """Enqueue the events, with a receipt each, and count the ignored ones; return the ids of all."""
         events = [item for item in items if isinstance(item, DeploymentEvent)]
         ids = map(id_or_raise, await self._producer.report_many(events, receipts=True))
         if len(events) < len(items):

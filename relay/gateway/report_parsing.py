@@ -1,12 +1,12 @@
-"""What a request reports, with the answers (answers.py) beside it.
+"""Parsing of reports, with the responses to them (`responses`).
 
-One event is a JSON object, as the reporting API takes it, a CloudEvent (cloudevents.py) or a CDEvent (cdevents.py),
-as the content type and the header `ce-type` say:
+One event is a JSON object in the deployment API's form, a CloudEvent (`cloudevents`) or a CDEvent (`cdevents`), as
+the content type and the header `ce-type` say:
 
     202 {"id": "…"}                                         Redis has it
 
 Many are a JSON array, an array of CloudEvents (their batch), or a line each of application/x-ndjson (blank lines do
-not count). What is valid is enqueued in its order, whatever stands beside it:
+not count). The valid ones are enqueued in their order, whatever else the request has:
 
     202 {"ids": ["…", "…"]}                                 Redis has all
     202 {"ids": ["…", null], "errors": [{"index": 1, "field": "image.url", "reason": "…"}]}
@@ -17,16 +17,16 @@ not count). What is valid is enqueued in its order, whatever stands beside it:
                                                             Redis has those with an id, and stopped there
 
     403 {"error": "…", "field": "environment.name"}         the token is not for that environment; of many, the
-                                                            others are taken
+                                                            others are accepted
 
-`ids` has one place for each event of the request; `index` counts from 0. Every other answer is
-`{"error": "…", "field": "…"}`, where `field` is the event's field at fault, "" if it is none. After a 503, what
-has no id may be enqueued nevertheless: report it again with the same id, and it counts once.
+`ids` has one place for each event of the request; `index` counts from 0. Every other response is
+`{"error": "…", "field": "…"}`, where `field` is the event's field at fault, "" if it is none. After a 503, an event
+without an id may be enqueued nevertheless: reported again with the same id, it counts once.
 
-The envelope of one event stands in headers: `ce-id` (or `Idempotency-Key`), `ce-source`, `ce-time`. For many, each
-event has its own, in it; the headers fill in what an event leaves out, and its id is then the header's with `:` and
-its index: a request sent again with the same `Idempotency-Key` counts once. A CloudEvent in a document of its own, be
-it one or in a batch, has its envelope there, and these headers do not count.
+The envelope of one event is in headers: `ce-id` (or `Idempotency-Key`), `ce-source`, `ce-time`. Of many, each event
+has its own envelope in it. The headers fill in missing fields, an id as the header's with `:` and the event's index,
+so that a request sent again with the same `Idempotency-Key` counts once. A CloudEvent in structured mode, alone or in
+a batch, has its envelope in its document, and these headers do not count.
 
 A CDEvent may be `Ignored`: accepted with its id, like all others, and not enqueued.
 """
@@ -46,17 +46,18 @@ from relay.encoding import is_utf8, other_encoding, without_mark
 from relay.errors import InvalidEvent
 from relay.events.event import DeploymentEvent
 from relay.gateway import cdevents, cloudevents
-from relay.gateway.auth import Caller, Stranger
-from relay.gateway.cdevents import Ignored
+from relay.gateway.auth import Principal, Rejection
 from relay.http.refused import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-#: The largest body with many events, in bytes; larger only if one event may be. Read into memory whole.
+    from relay.gateway.cdevents import Ignored
+
+#: Maximum body with many events, in bytes, read into memory whole; larger only if one event may be larger.
 MAX_MANY_BYTES = 4 * 1024 * 1024
 
-#: Events, or lines, of one request: with the bytes above it bounds what parsing and the answer take.
+#: Maximum events, or lines, of one request; with the bytes above it bounds the memory of parsing and response.
 MAX_MANY_EVENTS = 10_000
 
 #: JSON's white space.
@@ -64,22 +65,22 @@ _BLANK = b" \t\r\n"
 
 
 class Media(Enum):
-    """The content types that are taken."""
+    """The accepted content types."""
 
     JSON = "application/json"
     LINES = "application/x-ndjson"
-    #: One in structured mode.
+    #: One CloudEvent in structured mode.
     CLOUDEVENT = "application/cloudevents+json"
-    #: An array of them.
+    #: An array of CloudEvents.
     CLOUDEVENTS = "application/cloudevents-batch+json"
-    #: One, whose CloudEvent may stand in headers.
+    #: One CDEvent, whose CloudEvent may be in headers.
     CDEVENT = "application/cdevents+json"
 
 
 _MEDIA = {media.value: media for media in Media}
 
-#: Advice in the refusal of a content type. A browser sends other types for a page of any site without
-#: asking first (CORS), so none of them may be read as JSON.
+#: Advice in the refusal of a content type. For a page of any site, a browser sends other types without a preflight
+#: (CORS), so none of them may be read as JSON.
 _ADD_A_CONTENT_TYPE = (
     "add the header 'Content-Type: application/json' for one event or an array "
     f"(with curl: -H 'Content-Type: application/json'); the other types are {', '.join(list(_MEDIA)[1:])}"
@@ -91,13 +92,13 @@ _OTHER_NAMES = dict.fromkeys(
     (f"{kind}/{name}" for kind in ("application", "text") for name in ("x-ndjson", *_LINES)), Media.LINES
 )
 
-#: The parameter of a content type that says that a body is not UTF-8.
+#: A charset other than UTF-8 in a content type.
 _OTHER_CHARSET = re.compile(r";\s*charset\s*=\s*\"?(utf-?(?:16|32)[a-z-]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes in bytes: of one event, and of a body with many."""
+    """Maximum sizes in bytes: of one event, and of a body with many."""
 
     one: int
     many: int
@@ -109,29 +110,27 @@ class Limits:
 
 
 class Envelope(NamedTuple):
-    """What headers say beside the body; unchecked until it is an event's."""
+    """The envelope of an event in headers, not validated yet."""
 
     id: str | None = None
     source: str | None = None
     time: str | None = None
-    #: The CloudEvent's, in binary mode; no event has it.
+    #: The CloudEvent's type, in binary mode; not part of an event.
     type: str | None = None
 
 
 _NO_ENVELOPE = Envelope()
 
-#: The headers that it stands in.
-_ENVELOPE = frozenset({"idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"})
+_ENVELOPE_HEADERS = frozenset({"idempotency-key", "ce-id", "ce-source", "ce-time", "ce-type"})
 
-
-#: A quoted string of HTTP (RFC 7230, section 3.2.6), and what is escaped in it.
+#: A quoted string of HTTP (RFC 7230, section 3.2.6), and an escaped character in it.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Why the event in this place, counted from 0, is not taken."""
+    """Why the event at this index, counted from 0, is refused."""
 
     index: int
     field: str
@@ -139,39 +138,38 @@ class Fault:
 
 
 class NotPermitted(InvalidEvent):
-    """The caller's token is not for that environment."""
+    """The token may not report for that environment."""
 
-    def __init__(self, caller: Caller, environment: str) -> None:
+    def __init__(self, principal: Principal, environment: str) -> None:
         super().__init__(
-            "environment.name", f"the token of {caller.name} may not report for the environment {environment}"
+            "environment.name", f"the token of {principal.name} may not report for the environment {environment}"
         )
 
 
-def admitted(who: Caller | Stranger) -> Caller:
-    """Refuse who may not report: 401 without a token (RFC 6750, section 3), 403 with a wrong one."""
-    if who is Stranger.WITHOUT_TOKEN:
+def admitted(identified: Principal | Rejection) -> Principal:
+    """Return the principal; raise 401 without a token (RFC 6750, section 3), 403 with a wrong one."""
+    if identified is Rejection.MISSING_TOKEN:
         raise Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is missing", {"WWW-Authenticate": "Bearer"})
-    if isinstance(who, Stranger):
+    if isinstance(identified, Rejection):
         raise Refused(HTTPStatus.FORBIDDEN, "the bearer token is wrong")
-    return who
+    return identified
 
 
-def checked_environment(item: DeploymentEvent | Ignored, caller: Caller, default: str) -> DeploymentEvent | Ignored:
-    """Return it, or raise `NotPermitted` if its environment (`default` if it has none) is not the caller's."""
+def check_environment(item: DeploymentEvent | Ignored, principal: Principal, default: str) -> None:
+    """Raise `NotPermitted` if the token may not report for the event's environment (`default` if it has none)."""
     if isinstance(item, DeploymentEvent):
         environment = item.environment.name or default
-        if not caller.may_report_for(environment):
-            raise NotPermitted(caller, environment)
-    return item
+        if not principal.may_report_for(environment):
+            raise NotPermitted(principal, environment)
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """Read the content type. 415 for none, for others than JSON, and for UTF-16; other parameters are ignored.
+    """Parse the content type; raise 415 for none, for others than JSON, and for UTF-16.
 
-    A CloudEvent in headers may have any type of JSON, as its data's own, or none.
+    Other parameters are ignored. A CloudEvent in binary mode may have any type of JSON, as its data's own, or none.
     """
     given = headers.get("content-type", "")
-    media = _MEDIA.get(given)  # as it stands, as it mostly does
+    media = _MEDIA.get(given)  # mostly spelled like this
     if media is not None:
         return media
     if charset := _OTHER_CHARSET.search(given):
@@ -182,17 +180,17 @@ def media_of(headers: Mapping[str, str]) -> Media:
         return media
     if cloudevents.is_json(given) or ("ce-type" in headers and not given):
         return Media.JSON
-    what = f"Content-Type {given[:100]} is not taken" if given else "Content-Type is missing"
-    raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{what}: {_ADD_A_CONTENT_TYPE}")
+    fault = f"Content-Type {given[:100]} is not taken" if given else "Content-Type is missing"
+    raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{fault}: {_ADD_A_CONTENT_TYPE}")
 
 
 def envelope_of(headers: Mapping[str, str]) -> Envelope:
-    """Read the envelope from headers with lower-case names; `ce-id` wins over `Idempotency-Key`.
+    """Parse the envelope in headers with lower-case names; `ce-id` takes precedence over `Idempotency-Key`.
 
     Values with `ce-` are percent-encoded UTF-8, in double quotes or not (CloudEvents' HTTP binding, section 3.1.3.2);
-    a key is as it is.
+    a key is not encoded.
     """
-    if _ENVELOPE.isdisjoint(headers):
+    if _ENVELOPE_HEADERS.isdisjoint(headers):
         return _NO_ENVELOPE
     key = _utf8(headers.get("idempotency-key", "").encode("latin-1"), "id")
     return Envelope(
@@ -204,19 +202,19 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
 
 
 def declared_size(headers: Mapping[str, str]) -> int:
-    """Return the body's size as declared, in bytes; 0 for one that tells as it comes."""
+    """Return the body's declared size in bytes, 0 for a body in chunks."""
     given = headers.get("content-length", "")
-    # The server's parser takes any number of zeros before it, and Python reads no number of thousands of digits.
+    # The server's parser accepts any number of leading zeros, and Python parses no number of thousands of digits.
     return int(given.lstrip("0")[:20] or 0) if given.isascii() and given.isdigit() else 0
 
 
 def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits) -> None:
-    """Refuse a body that is, or is declared, larger than its kind may be; `start` is what is known of it so far.
+    """Raise 413 for a body that is, or is declared, larger than its kind may be; `start` is its known beginning.
 
-    As long as nothing tells one event from many, the bound is that of many; white space as large as one event tells
-    that it is not many.
+    The bound is that of many events until the beginning shows one event. White space as large as one event shows
+    that, too.
     """
-    if size <= limits.one:  # as nearly all are, and no kind may be less
+    if size <= limits.one:  # as nearly all are, and no kind has a lower bound
         return
     begun = without_mark(bytes(start[: limits.one]))
     many = is_many(media, begun) or (media is Media.JSON and not begun.strip(_BLANK) and len(start) < limits.one)
@@ -229,27 +227,22 @@ def check_size(size: int, media: Media, start: bytes | bytearray, limits: Limits
 
 
 def is_many(media: Media, body: bytes) -> bool:
-    """Whether a body reports many events, be it none or one of them."""
+    """Return whether a body has the form of many events, even if it has one or none."""
     if media is not Media.JSON:
         return media in (Media.LINES, Media.CLOUDEVENTS)
     return without_mark(body).lstrip(_BLANK).startswith(b"[")
 
 
-def read(media: Media, body: bytes, envelope: Envelope, registry: str = "") -> DeploymentEvent | Ignored:
-    """Read a body of one event in any form; 400 if it is not JSON, `InvalidEvent` if it is no event.
+def parse(media: Media, body: bytes, envelope: Envelope, registry: str = "") -> DeploymentEvent | Ignored:
+    """Parse a body of one event; raise 400 if it is not JSON, `InvalidEvent` if it is not an event.
 
-    A CDEvent's artifact without a registry is of `registry`.
+    `registry` is that of a CDEvent's artifact that names none.
     """
     if media is Media.CLOUDEVENT:
-        return cloudevents.read(_json(body), registry=registry)
+        return cloudevents.parse(_json(body), registry=registry)
     if media is Media.CDEVENT or cdevents.is_cdevent(envelope.type):
         around = {"type": envelope.type, "id": envelope.id, "source": envelope.source, "time": envelope.time}
-        return cdevents.read(_json(body), **around, registry=registry)
-    return read_one(body, envelope)
-
-
-def read_one(body: bytes, envelope: Envelope) -> DeploymentEvent:
-    """Read the reporting API's body; 400 if it is not JSON, `InvalidEvent` if it is no event."""
+        return cdevents.parse(_json(body), **around, registry=registry)
     try:
         return DeploymentEvent.parse(body, id=envelope.id, source=envelope.source, time=envelope.time)
     except InvalidEvent as error:
@@ -259,7 +252,7 @@ def read_one(body: bytes, envelope: Envelope) -> DeploymentEvent:
 
 
 def split(media: Media, body: bytes) -> list[bytes]:
-    """Split a body of many into the events' JSON texts; 400 if an array is not JSON, 413 if there are too many."""
+    """Split a body of many into the events' JSON; raise 400 if an array is not JSON, 413 for too many events."""
     if media is Media.LINES:
         if encoding := other_encoding(body):
             raise Refused(HTTPStatus.BAD_REQUEST, f"the lines are not JSON: they are {encoding}, send them in UTF-8")
@@ -272,27 +265,44 @@ def split(media: Media, body: bytes) -> list[bytes]:
     return [to_json(document) for document in documents]
 
 
-def read_many(
+def parse_many(
     media: Media, texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits, *, registry: str = ""
 ) -> list[DeploymentEvent | Ignored | Fault]:
-    """Read the texts of many's events in any form, of which the first is in this place of the request."""
-    if media is Media.CLOUDEVENTS:
-        return [_read_cloudevent(text, first + place, limits.one, registry) for place, text in enumerate(texts)]
-    return [*read_each(texts, first, envelope, limits)]
+    """Parse some of many events; `first` is the index in the request of the first of them."""
+
+    def parse_item(text: bytes, index: int) -> DeploymentEvent | Ignored | Fault:
+        size = len(text)
+        if size <= limits.one:  # checked before parsing: each fault found in it takes time and memory
+            item: DeploymentEvent | Ignored
+            try:
+                if media is Media.CLOUDEVENTS:
+                    item = cloudevents.parse(from_json(text), registry=registry)
+                else:
+                    item = _with_envelope(DeploymentEvent.parse(text), text, index, envelope)
+            except InvalidEvent as error:
+                return Fault(index=index, field=error.field, reason=error.reason)
+            size = len(item.body()) if isinstance(item, DeploymentEvent) else 0
+            if size <= limits.one:
+                return item
+        return Fault(index=index, field="", reason=f"the event is {size} bytes, more than the {limits.one} allowed")
+
+    return [parse_item(text, index) for index, text in enumerate(texts, first)]
 
 
-def read_each(
-    texts: Sequence[bytes], first: int, envelope: Envelope, limits: Limits
-) -> list[DeploymentEvent | Fault]:
-    """Read many of the reporting API's bodies, of which the first is in this place of the request."""
-    return [_read_item(text, first + place, envelope, limits.one) for place, text in enumerate(texts)]
-
-
-def checked_environments(
-    items: Iterable[DeploymentEvent | Ignored | Fault], first: int, caller: Caller, default: str
+def check_environments(
+    items: Iterable[DeploymentEvent | Ignored | Fault], first: int, principal: Principal, default: str
 ) -> list[DeploymentEvent | Ignored | Fault]:
-    """`checked_environment` for many, of which the first is in this place of the request."""
-    return [_item_checked(item, first + at, caller, default) for at, item in enumerate(items)]
+    """Return the items, a `Fault` in place of those whose environment the token may not report for."""
+    checked: list[DeploymentEvent | Ignored | Fault] = []
+    for index, item in enumerate(items, first):
+        try:
+            if not isinstance(item, Fault):
+                check_environment(item, principal, default)
+        except NotPermitted as error:
+            checked.append(Fault(index=index, field=error.field, reason=error.reason))
+        else:
+            checked.append(item)
+    return checked
 
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:
@@ -325,48 +335,11 @@ def _check_number(number: int) -> None:
         raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"one request may have {MAX_MANY_EVENTS} events at most")
 
 
-def _read_item(text: bytes, index: int, envelope: Envelope, max_bytes: int) -> DeploymentEvent | Fault:
-    if len(text) > max_bytes:  # before it is read: each of its faults takes time and memory
-        return _too_large(len(text), index, max_bytes)
-    try:
-        event = _with_envelope(DeploymentEvent.parse(text), text, index, envelope)
-    except InvalidEvent as error:
-        return Fault(index=index, field=error.field, reason=error.reason)
-    size = len(event.body())
-    return event if size <= max_bytes else _too_large(size, index, max_bytes)
-
-
-def _read_cloudevent(text: bytes, index: int, max_bytes: int, registry: str) -> DeploymentEvent | Ignored | Fault:
-    if len(text) > max_bytes:  # as above
-        return _too_large(len(text), index, max_bytes)
-    try:
-        event = cloudevents.read(from_json(text), registry=registry)
-    except InvalidEvent as error:
-        return Fault(index=index, field=error.field, reason=error.reason)
-    size = 0 if isinstance(event, Ignored) else len(event.body())
-    return event if size <= max_bytes else _too_large(size, index, max_bytes)
-
-
-def _too_large(size: int, index: int, max_bytes: int) -> Fault:
-    return Fault(index=index, field="", reason=f"the event is {size} bytes, more than the {max_bytes} allowed")
-
-
 def _with_envelope(event: DeploymentEvent, text: bytes, index: int, envelope: Envelope) -> DeploymentEvent:
-    """Fill in from the headers what the event leaves out, checked as if it had said so itself."""
+    """Return the event with missing fields filled in from the headers, validated like its own."""
     missing = {
         "id": f"{envelope.id}:{index}" if envelope.id and not event.id else None,
         "source": None if event.source else envelope.source,
         "time": None if event.time else envelope.time,
     }
     return DeploymentEvent.parse(text, **missing) if any(missing.values()) else event
-
-
-def _item_checked(
-    item: DeploymentEvent | Ignored | Fault, index: int, caller: Caller, default: str
-) -> DeploymentEvent | Ignored | Fault:
-    if isinstance(item, Fault):
-        return item
-    try:
-        return checked_environment(item, caller, default)
-    except NotPermitted as error:
-        return Fault(index=index, field=error.field, reason=error.reason)

@@ -1,4 +1,4 @@
-"""What is a request answered? An HTTP status, a JSON document, and headers; reports.py shows all of them."""
+"""The gateway's responses: an HTTP status, a JSON document, and headers; `report_parsing` lists those of a report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from relay.gateway.report_parsing import Fault
     from relay.queue.receipts import Receipt
 
-#: What `Retry-After` asks for, in seconds: a full queue drains in a while, Redis restarts in a moment.
+#: Seconds of `Retry-After`: a full queue takes longer to recover than Redis takes to restart.
 RETRY_AFTER_SECONDS = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 2}
 
-#: Why Redis did not take something, for those outside. Its own messages stay inside: some repeat the command that
-#: failed, and that may have been AUTH. First match wins.
+#: Reasons for a failure of Redis, by its class; the first match counts. Redis's own messages are not sent to clients:
+#: some repeat the command that failed, which may have been AUTH.
 _UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
     (redis_errors.AuthenticationError, "Redis refuses the relay's credentials"),
     (redis_errors.NoPermissionError, "Redis does not permit it to the relay's user"),
@@ -38,35 +38,34 @@ _UNAVAILABLE: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-class Answer(NamedTuple):
-    """A status, a JSON document or None for an empty body, and headers beyond the content's."""
+class Response(NamedTuple):
+    """A status, a JSON document (None: no body), and headers beyond the content's."""
 
     status: HTTPStatus
     document: Mapping[str, Any] | None
     headers: Mapping[str, str] = MappingProxyType({})
 
 
-def taken(event_id: str) -> Answer:
-    """Answer for one event that Redis has."""
-    return Answer(HTTPStatus.ACCEPTED, {"id": event_id})
+def accepted(event_id: str) -> Response:
+    """Return the response to one event that Redis has."""
+    return Response(HTTPStatus.ACCEPTED, {"id": event_id})
 
 
-def taken_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: RelayError | None = None) -> Answer:
-    """Answer for many: the id of each that Redis has, None in the others' places; `stopped` is what ended it."""
+def accepted_many(ids: Sequence[str | None], faults: Sequence[Fault], stopped: RelayError | None = None) -> Response:
+    """Return the response to many events: the id of each that Redis has, else None; `stopped` ended it early."""
     document: dict[str, Any] = {"ids": list(ids)}
     if faults:
         document["errors"] = [{"index": each.index, "field": each.field, "reason": each.reason} for each in faults]
-    if stopped is not None:
-        refused = of_error(stopped)
-        return refused._replace(document={**(refused.document or {}), **document})
-    if faults and len(faults) == len(ids):
-        refused = of_error(InvalidEvent("", f"none of the {len(ids)} events is valid; errors has the reasons"))
-        return refused._replace(document={**(refused.document or {}), **document})
-    return Answer(status=HTTPStatus.ACCEPTED, document=document)
+    if stopped is None and faults and len(faults) == len(ids):
+        stopped = InvalidEvent("", f"none of the {len(ids)} events is valid; errors has the reasons")
+    if stopped is None:
+        return Response(HTTPStatus.ACCEPTED, document)
+    refused = of_error(stopped)
+    return refused._replace(document={**(refused.document or {}), **document})
 
 
-def of_error(error: RelayError) -> Answer:
-    """Answer for what was raised instead; says nothing that Redis said."""
+def of_error(error: RelayError) -> Response:
+    """Return the response to a failed request, without any text of Redis's own."""
     match error:
         case Refused():
             return refusal(error.status, str(error), headers=error.headers)
@@ -77,23 +76,24 @@ def of_error(error: RelayError) -> Answer:
         case QueueFull():
             return _try_again(HTTPStatus.TOO_MANY_REQUESTS, str(error))
         case QueueUnavailable():
-            return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(error.__cause__))
+            return unavailable(error.__cause__)
         case _:
             return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log has more")
 
 
-def unavailable(cause: BaseException) -> Answer:
-    """Answer for Redis's own errors."""
-    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, unavailable_because(cause))
+def unavailable(cause: BaseException | None) -> Response:
+    """Return the response to a failure of Redis."""
+    reason = next((reason for kind, reason in _UNAVAILABLE if isinstance(cause, kind)), "Redis refused it")
+    return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
 
-def stopping() -> Answer:
-    """Answer for what is still under way when the process must end."""
+def stopping() -> Response:
+    """Return the response to a request that is under way when the process must end."""
     return _try_again(HTTPStatus.SERVICE_UNAVAILABLE, "the gateway stops")
 
 
-def of_receipt(event_id: str, receipt: Receipt | None) -> Answer:
-    """Answer with what became of an event; 404 if that is not known."""
+def of_receipt(event_id: str, receipt: Receipt | None) -> Response:
+    """Return the response with an event's receipt; 404 without one."""
     if receipt is None:
         reason = "no receipt: no event with this id was reported, or it ended a while ago (queue.receipt_for)"
         return refusal(HTTPStatus.NOT_FOUND, reason)
@@ -101,27 +101,15 @@ def of_receipt(event_id: str, receipt: Receipt | None) -> Answer:
     document = {"id": event_id, "status": status, "since": moment(receipt.at)}
     if receipt.reason or receipt.status is Status.DEAD:
         document |= {"reason": receipt.reason, "detail": receipt.detail}
-    return Answer(status=HTTPStatus.OK, document=document)
+    return Response(HTTPStatus.OK, document)
 
 
 def refusal(
-    status: HTTPStatus,
-    reason: str,
-    *,
-    field: str = "",
-    headers: Mapping[str, str] | None = None,
-) -> Answer:
-    """Answer with an error, in the shape of all errors."""
-    return Answer(status=status, document={"error": reason, "field": field}, headers=headers or {})
+    status: HTTPStatus, reason: str, *, field: str = "", headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error response, in the form of all errors."""
+    return Response(status, {"error": reason, "field": field}, headers or {})
 
 
-def unavailable_because(cause: BaseException | None) -> str:
-    """Say why Redis did not take something, in words of ours."""
-    for kind, reason in _UNAVAILABLE:
-        if isinstance(cause, kind):
-            return reason
-    return "Redis refused it"
-
-
-def _try_again(status: HTTPStatus, reason: str) -> Answer:
+def _try_again(status: HTTPStatus, reason: str) -> Response:
     return refusal(status, reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS[status])})

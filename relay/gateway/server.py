@@ -1,4 +1,4 @@
-"""How the gateway listens, over TLS if it has a certificate, and how it ends."""
+"""The gateway's server: listening, TLS, shutdown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from relay import hosts
 from relay.console.routes import Console
 from relay.errors import ConfigurationError
 from relay.gateway.app import create_app
-from relay.gateway.http_limits import BoundedHeads
+from relay.gateway.http_limits import LimitedHttpProtocol
 from relay.hosts import url_of
-from relay.http.counted import CountedLog
+from relay.http.counted_log import CountedLog
 from relay.logs import get_logger
 
 if TYPE_CHECKING:
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
     from relay.settings import GatewaySettings, Settings
 
-#: How long requests under way have to end after SIGTERM; below the 10 s that `relay up` and Docker grant.
+#: Time for requests under way to end after SIGTERM; below the 10 s that `relay up` and Docker grant.
 STOP_SECONDS = 8
 
-#: Connections that the kernel holds until they are accepted.
+#: Maximum connections that the kernel queues until they are accepted.
 BACKLOG = 2048
 
-#: How often the certificate's file is looked at.
+#: The time between two checks of the certificate's files.
 CERTIFICATE_SECONDS = 10
 
-#: Objects between two collections of the youngest generation, and how many of these make one of the next.
+#: Thresholds of Python's garbage collector (`gc.set_threshold`).
 GC_THRESHOLDS = (20_000, 10, 10)
 
 log = logging.getLogger("relay.gateway")
 
 
 def create_server(settings: Settings) -> uvicorn.Server:
-    """Make the server, which logs no requests: their paths may hold what their senders should not have put there."""
+    """Return the server. It logs no requests, because their paths may contain tokens."""
     certificate = _Certificate.of(settings.gateway)
     console = Console(settings)
     unreadable = CountedLog(get_logger("relay.gateway"), "unreadable requests")
@@ -53,7 +53,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
         unreadable,
         uvicorn.Config(
             create_app(settings, console),
-            http=partial(BoundedHeads, unreadable=unreadable),  # type: ignore[arg-type]
+            http=partial(LimitedHttpProtocol, unreadable=unreadable),  # type: ignore[arg-type]
             lifespan="on",
             ws="none",
             log_config=None,
@@ -62,7 +62,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-            ssl_context_factory=certificate.give if certificate else None,
+            ssl_context_factory=certificate.current if certificate else None,
             callback_notify=certificate.refresh if certificate else None,
             timeout_notify=CERTIFICATE_SECONDS,
         ),
@@ -70,7 +70,7 @@ def create_server(settings: Settings) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Ends the console's streams before it waits for all connections to end, and then writes the last counts."""
+    """A server that ends the console's streams before it waits for connections, and flushes the counted log."""
 
     def __init__(self, console: Console, unreadable: CountedLog, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -84,7 +84,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: GatewaySettings) -> socket.socket:
-    """Listen, or raise `ConfigurationError`: from here on the kernel takes connections."""
+    """Listen, or raise `ConfigurationError`; from here on the kernel accepts connections."""
     try:
         return hosts.listen(settings.host, settings.port, backlog=BACKLOG)
     except OSError as error:
@@ -95,7 +95,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, which is raised again once the requests under way have had their answers."""
+    """Serve until SIGTERM or SIGINT, which is raised again after the responses to the requests under way."""
     _allow_many_connections()
     server = create_server(settings)
     _collect_rarely()
@@ -105,7 +105,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
 
 def _allow_many_connections() -> None:
-    """Have as many descriptors as this process may have: a connection is one, and many clients keep theirs open."""
+    """Raise the soft limit of file descriptors to the hard limit: each connection is one, and many stay open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS: hard may be more than the kernel takes
@@ -113,26 +113,26 @@ def _allow_many_connections() -> None:
 
 
 def _collect_rarely() -> None:
-    """Spare the modules from being searched for garbage, and the requests under way from its being done often.
+    """Exclude the modules from garbage collection, and collect less often.
 
-    Requests leave next to none, and searching took a third of the processor time of one (benchmarks/).
+    Requests leave almost no garbage, and collecting took a third of a request's processor time (benchmarks/).
     """
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
 
 
 class _Certificate:
-    """The server's certificate and key; connections made after the files have changed get the new ones."""
+    """The server's certificate and key; connections made after a change of the files use the new ones."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = certificate, key
-        self._seen = self._mark()
+        self._version = self._read_version()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._load()
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> _Certificate | None:
-        """Return what the settings name, None for plain HTTP; `ConfigurationError` if it cannot be used."""
+        """Load the certificate of the settings, None for plain HTTP; raise `ConfigurationError` if it is unusable."""
         if settings.tls_cert is None or settings.tls_key is None:
             return None
         try:
@@ -142,24 +142,24 @@ class _Certificate:
                 f"gateway.tls_cert {settings.tls_cert} and gateway.tls_key {settings.tls_key} cannot be used: {error}"
             ) from error
 
-    def give(self, *_: object) -> ssl.SSLContext:
-        """Return the context that the server is to use, whatever it knows of certificates."""
+    def current(self, *_: object) -> ssl.SSLContext:
+        """Return the context, as uvicorn's `ssl_context_factory`."""
         return self.context
 
     async def refresh(self) -> None:
-        """Load the files again if they have changed; what cannot be used leaves what was loaded before."""
+        """Load changed files; unusable ones leave the certificate as it is."""
         try:
-            seen = self._mark()
-            if seen != self._seen:
+            version = self._read_version()
+            if version != self._version:
                 self._load()
-                self._seen = seen
+                self._version = version
         except (OSError, ssl.SSLError) as error:
-            log.warning("the certificate stays the one that was read before: %s", error)
+            log.warning("the certificate that was read before stays in use: %s", error)
 
     def _load(self) -> None:
-        """Load both, or neither: the context takes a certificate before it finds that the key is another's."""
+        """Load both or neither: the context would keep the certificate if the key did not match."""
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files)
         self.context.load_cert_chain(*self._files)
 
-    def _mark(self) -> list[tuple[int, int]]:
+    def _read_version(self) -> list[tuple[int, int]]:
         return [(found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in self._files)]

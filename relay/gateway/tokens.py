@@ -1,4 +1,4 @@
-"""The tokens that count now: those of the settings, and of a file that may change while the gateway runs."""
+"""The tokens in force: those of the settings, and of a file that may change while the gateway runs."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from relay.gateway.auth import Caller
+    from relay.gateway.auth import Principal
     from relay.settings import GatewaySettings
 
-#: How often the file is looked at, in seconds.
-LOOK_SECONDS = 1.0
+#: The shortest time between two checks of the file.
+CHECK_SECONDS = 1.0
 
 _log = logging.getLogger("relay.gateway")
 
 
-class _Source:
-    """Reads the file anew when it has changed. One that cannot be read leaves what was read before."""
+class _TokenFile:
+    """Tokens of a file, read again when it changes. An unreadable file leaves the tokens read before in force."""
 
     def __init__(self, fixed: Tokens, path: Path | None, setting: str, parse: Callable[[str], Tokens]) -> None:
         self._fixed = fixed
         self._path = path
         self._setting = setting
         self._parse = parse
-        self._seen: tuple[int, ...] = ()
-        self._look_at = 0.0
+        self._version: tuple[int, ...] = ()
+        self._check_at = 0.0
         self._tokens = fixed
         if path is not None:
-            self._seen = self._mark_of(path)
+            self._version = self._version_of(path)
             self._tokens = fixed + self._read(path)
 
     def current(self) -> Tokens:
-        """Return the tokens, as of a second ago at most."""
+        """Return the tokens, at most a second old."""
         now = time.monotonic()
-        if self._path is not None and now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._look(self._path)
+        if self._path is not None and now >= self._check_at:
+            self._check_at = now + CHECK_SECONDS
+            self._refresh(self._path)
         return self._tokens
 
-    def _look(self, path: Path) -> None:
+    def _refresh(self, path: Path) -> None:
         try:
-            seen = self._mark_of(path)
-            if seen == self._seen:
+            version = self._version_of(path)
+            if version == self._version:
                 return
             self._tokens = self._fixed + self._read(path)
         except ConfigurationError as error:
-            _log.warning("what was read before stays in force: %s", error)
-            seen = ()  # so that it is looked at again
-        self._seen = seen
+            _log.warning("the tokens that were read before stay in force: %s", error)
+            version = ()  # checked again next time
+        self._version = version
 
     def _read(self, path: Path) -> Tokens:
         try:
@@ -64,8 +64,8 @@ class _Source:
         except ConfigurationError as error:
             raise ConfigurationError(f"{self._setting} {path}: {error}") from None
 
-    def _mark_of(self, path: Path) -> tuple[int, ...]:
-        """Return what changes with the file, be it written anew or replaced, as Kubernetes replaces its link."""
+    def _version_of(self, path: Path) -> tuple[int, ...]:
+        """Return a value that changes when the file is rewritten, or replaced as Kubernetes replaces its link."""
         try:
             found = path.stat()
         except OSError as error:
@@ -73,22 +73,22 @@ class _Source:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-class TokenSource(_Source):
-    """The tokens of those who may report."""
+class TokenSource(_TokenFile):
+    """The tokens that may report."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         single = Tokens.single(settings.token.get_secret_value())
         super().__init__(single, settings.tokens_file, "gateway.tokens_file", parse_tokens)
 
 
-class AdmissionSecrets(_Source):
-    """The secrets that stand in the path of admission reviews."""
+class AdmissionSecrets(_TokenFile):
+    """The secrets in the path of admission reviews."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         super().__init__(Tokens(), settings.admission_secret_file, "gateway.admission_secret_file", parse_secrets)
-        #: Whether there are any, so that a review needs one, or a token.
+        #: Whether a review needs a secret or a token.
         self.are_set = settings.admission_secret_file is not None
 
-    def match(self, given: str) -> Caller | None:
-        """Return who calls with this segment of a path; None if it is none of the secrets."""
+    def match(self, given: str) -> Principal | None:
+        """Return the principal of a path segment, None if it is none of the secrets."""
         return self.current().match(given.encode(errors="replace"))

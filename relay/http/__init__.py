@@ -1,1 +1,1 @@
-"""What the gateway and the console share of HTTP."""
+"""HTTP checks and errors shared by the gateway and the console."""

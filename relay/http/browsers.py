@@ -1,12 +1,10 @@
-"""Requests that a page of another site makes a browser send: refused. Pure.
+"""Checks against requests that a page of another site makes a browser send. Pure.
 
-A browser on the operator's machine reaches what listens on loopback, and sends there what any page tells it to:
+A browser on the operator's machine reaches servers on loopback, and any page can make it send requests there:
 
-- A request to another site. Browsers say so: `Sec-Fetch-Site`, and `Origin` where they are older or the page came
-  without TLS.
-- A request to a name of the page's own that its DNS server turned to 127.0.0.1 (DNS rebinding). For the browser that
-  is the same site, and the page may read the answers. Only `Host` shows it, which then has a name that is none of
-  this machine's.
+- A cross-site request. Browsers mark it by `Sec-Fetch-Site`, older ones and those of pages without TLS by `Origin`.
+- A request to a name of the page's own that its DNS server points to 127.0.0.1 (DNS rebinding). The browser takes it
+  for the same site, and the page may read the responses. Only `Host` shows it: the name is none of this machine's.
 """
 
 from __future__ import annotations
@@ -28,20 +26,20 @@ _USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Hosts:
-    """The names under which the gateway is reached: `gateway.hosts`, and on loopback those of this machine."""
+    """The gateway's host names: `gateway.hosts`, and on loopback those of this machine."""
 
     def __init__(self, named: tuple[str, ...], *, is_local: bool) -> None:
         self._named = frozenset(_host_of(each) for each in named)
-        #: Whether the gateway is reached from this machine alone, so that `Host` is checked.
+        #: Whether the gateway listens on loopback only, so that `Host` is checked.
         self.is_local = is_local
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> Self:
-        """Take them from the settings."""
+        """Return the hosts of the settings."""
         return cls(settings.hosts, is_local=is_loopback(settings.host))
 
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Refuse, on loopback, a request to a name that is none of ours."""
+        """Raise 421, on loopback, for a request to an unknown host name."""
         if self.has_own_host(headers):
             return
         raise Refused(
@@ -50,19 +48,19 @@ class Hosts:
         )
 
     def has_own_host(self, headers: Mapping[str, str]) -> bool:
-        """Return whether `Host` may be so: not checked beyond loopback, and never left out by a browser."""
+        """Return whether `Host` is known. True beyond loopback, and without the header, which every browser sends."""
         host = headers.get("host")
         return not self.is_local or host is None or self._is_ours(_host_of(host))
 
     def check_page(self, headers: Mapping[str, str]) -> None:
-        """Refuse what a browser says a page of another site sent."""
+        """Raise 403 for a request that a browser marks as sent by a page of another site."""
         site = headers.get("sec-fetch-site")
         origin = headers.get("origin")
         is_own_origin = origin is None or self._is_own_origin(origin, headers.get("host", ""))
         match None if site is None else site.strip().lower():
             case None:
                 is_ours = is_own_origin
-            case "none":  # an operator's doing, or that of an extension of their browser, which no site's page is
+            case "none":  # typed by the operator, or sent by a browser extension
                 is_ours = is_own_origin or not (origin or "").lower().startswith(("http:", "https:"))
             case given:
                 is_ours = given == "same-origin"
@@ -73,9 +71,9 @@ class Hosts:
         return is_loopback(host) or host in self._named
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
-        """Return whether a page of this origin is ours: it has the request's host and port, or a proxy's name.
+        """Return whether the origin has the request's host and port, or a proxy's name.
 
-        The scheme is a proxy's to know, which may end TLS: so the port that `Host` leaves out is the origin's.
+        The scheme is not compared: a proxy may terminate TLS. A missing port of `Host` is the origin's default.
         """
         try:
             parts, asked = urlsplit(origin.strip().lower()), urlsplit(f"//{host.strip().lower()}")

@@ -1,4 +1,4 @@
-"""A request that is refused, with its HTTP status."""
+"""The error of a refused request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from http import HTTPStatus
 
 
-class Refused(RelayError):  # noqa: N818 - says what happened
-    """The request gets no further, whatever its events are."""
+class Refused(RelayError):  # noqa: N818 - the past participle says it
+    """The request is refused as a whole, with an HTTP status."""
 
     def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)

@@ -859,7 +859,7 @@ def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: py
     enough = threading.Event()
 
     async def ask() -> None:
-        asked = queue_client.Shard(Settings.load())
+        asked = queue_client.QueueClient(Settings.load())
         try:
             with pytest.raises(QueueUnavailable, match=r"did not answer within 0\.05 s"):
                 await asked.ask(lambda _client, _keys: enough.wait(DEADLINE_SECONDS))
@@ -871,11 +871,11 @@ def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: py
 
 
 def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client: Redis) -> None:
-    async def look() -> list[status_cache.Sample]:
-        asked = queue_client.Shard(settings)
-        sampler = status_cache.Sampler(asked, settings)
+    async def look() -> list[status_cache.CachedStatus]:
+        asked = queue_client.QueueClient(settings)
+        status = status_cache.StatusCache(asked, settings)
         try:
-            return await asyncio.gather(*(sampler.latest() for _ in range(8)))
+            return await asyncio.gather(*(status.latest() for _ in range(8)))
         finally:
             await asked.close()
 
@@ -896,15 +896,15 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
         assert may_end.wait(DEADLINE_SECONDS)
         return seen
 
-    async def look() -> status_cache.Sample:
-        asked = queue_client.Shard(settings)
-        sampler = status_cache.Sampler(asked, settings)
-        under_way = asyncio.create_task(sampler.latest())
+    async def look() -> status_cache.CachedStatus:
+        asked = queue_client.QueueClient(settings)
+        status = status_cache.StatusCache(asked, settings)
+        under_way = asyncio.create_task(status.latest())
         try:
             assert await asyncio.to_thread(has_read.wait, DEADLINE_SECONDS)
             pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
-            sampler.expire()
-            later = asyncio.create_task(sampler.latest())
+            status.expire()
+            later = asyncio.create_task(status.latest())
             await asyncio.sleep(0)
             may_end.set()
             await under_way

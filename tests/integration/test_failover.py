@@ -17,7 +17,7 @@ from relay import AsyncProducer, Producer
 from relay.connections import failover
 from relay.connections.clients import connect, connect_async
 from relay.connections.failover import WrongServer, wrong_server
-from relay.console.queue_client import Shard
+from relay.console.queue_client import QueueClient
 from relay.operations.doctor import redis_server
 from relay.operations.doctor.result import Grade
 from relay.queue import overview, scripts
@@ -167,7 +167,7 @@ def test_who_only_reads_leaves_a_demoted_node(pair: Pair, monkeypatch: pytest.Mo
 
 def test_the_console_follows(pair: Pair) -> None:
     async def ask() -> None:
-        shard = Shard(settings_of(pair))
+        shard = QueueClient(settings_of(pair))
         await shard.ask(lambda client, _: client.set("n", 1))
         await asyncio.to_thread(pair.fail_over)
         await shard.ask(lambda client, _: client.set("n", 2))

@@ -22,7 +22,7 @@ pytest.importorskip("uvicorn")
 from gateways import BODY, DEADLINE_SECONDS, HEADERS, IMAGE, TOKEN, Running, running
 
 from relay.errors import ConfigurationError
-from relay.gateway import app, body, report_parsing, server
+from relay.gateway import app, asgi, report_parsing, server
 from relay.processes.embedded_redis import EmbeddedRedis, free_port
 from relay.processes.supervisor import Child, await_ready
 from relay.producer.queue_producer import CHUNK
@@ -362,7 +362,7 @@ def test_a_client_that_leaves_in_its_body_enqueues_nothing(
 
 @pytest.mark.parametrize("begun", [b"", BODY[:20]], ids=["not begun", "begun"])
 def test_a_body_that_does_not_arrive_is_408(gateway: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-    monkeypatch.setattr(body, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.1)
     with gateway.connect() as connection:
         connection.sendall(head("Content-Length: 100") + begun)
         assert status_of(connection) == 408

@@ -78,7 +78,7 @@ def test_token_reports_for_its_environments(embedded: EmbeddedRedis, client: red
 def test_tokens_change_without_a_restart(
     embedded: EmbeddedRedis, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "CHECK_SECONDS", 0.0)
     file = tmp_path / "tokens.toml"
     file.write_text(TWO)
     with opened(embedded, tokens_file=file) as gateway:

@@ -73,6 +73,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A review has as long as a loaded machine needs, where a test is about what is reported and not about time."""
     monkeypatch.setattr(admission_endpoint, "BODY_SECONDS", DEADLINE_SECONDS)
     monkeypatch.setattr(admission_endpoint, "ANSWER_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(gateway_nodes, "FIRST_SECONDS", DEADLINE_SECONDS)
 
 
 def inbox(client: Redis) -> list[dict[str, Any]]:
@@ -188,6 +189,7 @@ def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.usefixtures("patient")
 def test_no_more_reports_than_allowed_are_behind(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

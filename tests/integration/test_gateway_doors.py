@@ -205,7 +205,7 @@ class TestSecretPath:
     def test_changes_without_a_restart(
         self, redis_server: EmbeddedRedis, client: Redis, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tokens, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(tokens, "CHECK_SECONDS", 0.0)
         with running(
             redis_server.url, gateway={"port": 0, "token": TOKEN, "admission_secret_file": file}, kubernetes=NAMED
         ) as gateway:

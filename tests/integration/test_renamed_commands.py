@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from relay import DeploymentEvent, Producer
 from relay.cli import app as command_line
 from relay.connections.clients import connect, connect_async
-from relay.console.queue_client import Shard
+from relay.console.queue_client import QueueClient
 from relay.metrics.exporter import Exporter
 from relay.operations.doctor import broker as doctors_broker
 from relay.operations.doctor import redis_server as doctors_redis
@@ -54,7 +54,7 @@ def settings(url: str) -> Settings:
 
 def test_clients_connect(settings: Settings) -> None:
     async def ask() -> bool:
-        shard = Shard(settings)
+        shard = QueueClient(settings)
         async with connect_async(settings.redis) as client, connect_async(settings.redis, connections=1) as single:
             try:
                 return await client.ping() and await single.ping() and await shard.ask(lambda one, _: one.ping())

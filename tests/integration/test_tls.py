@@ -13,7 +13,7 @@ from tls_servers import HOST, WRONG, Case, Certificates, Recorder, RedisServer, 
 
 from relay import AsyncProducer, DeploymentEvent, Producer, QueueUnavailable
 from relay.connections.clients import connect, connect_async
-from relay.console.queue_client import Shard
+from relay.console.queue_client import QueueClient
 from relay.metrics.exporter import Exporter
 from relay.operations.doctor import broker as doctors_broker
 from relay.operations.doctor import redis_server as redis_server_of_doctor
@@ -102,7 +102,7 @@ def gateway(settings: Settings) -> None:
 
 def console(settings: Settings) -> None:
     async def ask() -> None:
-        shard = Shard(settings)
+        shard = QueueClient(settings)
         try:
             await shard.ask(lambda client, _: client.ping())
         finally:

@@ -17,7 +17,7 @@ from relay.errors import InvalidEvent
 from relay.events.event import DeploymentEvent
 from relay.gateway import cdevents
 from relay.gateway.cdevents import Ignored
-from relay.gateway.purl import read_purl
+from relay.gateway.purl import parse_purl
 
 EXAMPLES = {path.stem: path for path in (Path(__file__).parents[1] / "data" / "cdevents").glob("*.json")}
 HEX = "0123456789abcdef" * 4
@@ -74,13 +74,13 @@ def test_every_example_is_in_a_table() -> None:
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_what_an_example_reports(name: str) -> None:
-    assert cdevents.read(example(name)) == EVENTS[name]
+    assert cdevents.parse(example(name)) == EVENTS[name]
 
 
 @pytest.mark.parametrize("name", IGNORED)
 def test_published_and_removed_are_accepted_under_their_id(name: str) -> None:
     document = example(name)
-    ignored = cdevents.read(document)
+    ignored = cdevents.parse(document)
     assert isinstance(ignored, Ignored)
     assert ignored.id == f"{SOURCE}#6f1d2c3e-0000-4000-8000-00000000000{IGNORED[name]}"
     assert ignored.type == document["context"]["type"]
@@ -94,7 +94,7 @@ def test_any_minor_version_in_any_dialect(predicate: str, version: str, dialect:
     document = example("deployed-0.3.0")
     del document["context"]["specversion"]
     document["context"] |= {"type": f"dev.cdevents.service.{predicate}.{version}", **dialect}
-    assert cdevents.read(document) == EVENTS["deployed-0.3.0"]
+    assert cdevents.parse(document) == EVENTS["deployed-0.3.0"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_any_minor_version_in_any_dialect(predicate: str, version: str, dialect:
 )
 def test_other_types_are_told_which_are_taken(given_type: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        cdevents.read(changed("context.type", given_type))
+        cdevents.parse(changed("context.type", given_type))
     assert invalid.value.field == "context.type"
     if "\n" not in given_type:
         assert "dev.cdevents.service.{deployed,upgraded,rolledback,published,removed}.0.x.y" in invalid.value.reason
@@ -158,27 +158,27 @@ def test_other_types_are_told_which_are_taken(given_type: str) -> None:
 )
 def test_faults_name_the_field_that_the_sender_knows(path: str, value: list[object], field: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        cdevents.read(changed(path, *value))
+        cdevents.parse(changed(path, *value))
     assert invalid.value.field == field
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 7])
 def test_what_is_no_object_is_no_cdevent(document: object) -> None:
     with pytest.raises(InvalidEvent):
-        cdevents.read(document, type="dev.cdevents.service.deployed.0.3.0", id="1", source="/a")
+        cdevents.parse(document, type="dev.cdevents.service.deployed.0.3.0", id="1", source="/a")
 
 
 def test_the_context_counts_before_the_cloudevent_around_it() -> None:
     around = {"id": "made up by an SDK", "source": "/elsewhere", "time": "2030-01-01T00:00:00Z"}
     document = example("deployed-0.3.0")
-    assert cdevents.read(document, type=document["context"]["type"], **around) == EVENTS["deployed-0.3.0"]
+    assert cdevents.parse(document, type=document["context"]["type"], **around) == EVENTS["deployed-0.3.0"]
 
 
 def test_the_cloudevent_stands_in_for_a_context() -> None:
     document = changed("context")
     context = example("deployed-0.3.0")["context"]
     around = {name: context[name] for name in ("type", "id", "source")}
-    assert cdevents.read(document, **around, time=context["timestamp"]) == EVENTS["deployed-0.3.0"]
+    assert cdevents.parse(document, **around, time=context["timestamp"]) == EVENTS["deployed-0.3.0"]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_the_cloudevent_stands_in_for_a_context() -> None:
 )
 def test_two_types_that_differ_are_refused(around: dict[str, str], field: str | None) -> None:
     if field is None:
-        assert cdevents.read(example("deployed-0.3.0"), **around)
+        assert cdevents.parse(example("deployed-0.3.0"), **around)
         return
     with pytest.raises(InvalidEvent) as invalid:
-        cdevents.read(example("deployed-0.3.0"), **around)
+        cdevents.parse(example("deployed-0.3.0"), **around)
     assert invalid.value.field == field
 
 
@@ -212,7 +212,7 @@ def test_faults_of_the_cloudevent_around_are_named_as_its_own(around: dict[str, 
     if around:
         around = {"type": "dev.cdevents.service.deployed.0.3.0", **around}
     with pytest.raises(InvalidEvent) as invalid:
-        cdevents.read(changed("context"), **around)
+        cdevents.parse(changed("context"), **around)
     assert invalid.value.field == field
 
 
@@ -255,7 +255,7 @@ def test_faults_of_the_cloudevent_around_are_named_as_its_own(around: dict[str, 
     ],
 )
 def test_which_repository_a_purl_names(purl: str, repository: str) -> None:
-    event = cdevents.read(changed("subject.content.artifactId", purl))
+    event = cdevents.parse(changed("subject.content.artifactId", purl))
     assert isinstance(event, DeploymentEvent)
     assert event.image.url == f"{repository}@sha256:{HEX}"
 
@@ -297,13 +297,13 @@ def test_which_repository_a_purl_names(purl: str, repository: str) -> None:
 )
 def test_purls_that_name_no_image_by_digest_say_what_to_write(purl: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        read_purl(purl)
+        parse_purl(purl)
 
 
 def test_a_purl_may_say_the_platform() -> None:
-    artifact = read_purl(f"pkg:oci/app@{DIGEST}?repository_url=ghcr.io&os=windows&arch=amd64&tag=v1")
+    artifact = parse_purl(f"pkg:oci/app@{DIGEST}?repository_url=ghcr.io&os=windows&arch=amd64&tag=v1")
     assert (artifact.os, artifact.architecture) == ("windows", "amd64")
-    assert (read_purl(f"pkg:docker/app@{DIGEST}").os, read_purl(f"pkg:docker/app@{DIGEST}").architecture) == (
+    assert (parse_purl(f"pkg:docker/app@{DIGEST}").os, parse_purl(f"pkg:docker/app@{DIGEST}").architecture) == (
         None,
         None,
     )
@@ -319,13 +319,13 @@ def test_a_purl_may_say_the_platform() -> None:
     ],
 )
 def test_platform_of_a_purl_is_whole_or_in_parts(qualifiers: str, platform: tuple[str | None, ...]) -> None:
-    artifact = read_purl(f"pkg:docker/app@v2?digest={DIGEST}&{qualifiers}")
+    artifact = parse_purl(f"pkg:docker/app@v2?digest={DIGEST}&{qualifiers}")
     assert (artifact.os, artifact.architecture, artifact.variant) == platform
 
 
 def test_variant_of_a_purl_is_reported() -> None:
     purl = f"pkg:docker/ghcr.io/acme/app@v2?digest={DIGEST}&platform=linux%2Farm%2Fv7"
-    event = cdevents.read(changed("subject.content.artifactId", purl))
+    event = cdevents.parse(changed("subject.content.artifactId", purl))
     assert isinstance(event, DeploymentEvent)
     assert str(event.platform) == "linux/arm/v7"
 
@@ -334,7 +334,7 @@ def test_variant_of_a_purl_is_reported() -> None:
 @pytest.mark.parametrize("path", ["app", "team/app"])
 def test_purl_without_a_registry_is_of_the_default_one(registry: str, path: str) -> None:
     purl = f"pkg:oci/{path}@{DIGEST}"
-    event = cdevents.read(changed("subject.content.artifactId", purl), registry=registry)
+    event = cdevents.parse(changed("subject.content.artifactId", purl), registry=registry)
     assert isinstance(event, DeploymentEvent)
     assert event.image.url == f"{registry}/{path}@sha256:{HEX}"
 
@@ -348,7 +348,7 @@ def test_purl_without_a_registry_is_of_the_default_one(registry: str, path: str)
     ],
 )
 def test_the_default_registry_is_for_purls_without_one(purl: str, repository: str) -> None:
-    assert read_purl(purl, registry="ghcr.io/team").reference.startswith(
+    assert parse_purl(purl, registry="ghcr.io/team").reference.startswith(
         f"{repository.removeprefix('docker.io/library/')}@"
     )
 
@@ -356,4 +356,4 @@ def test_the_default_registry_is_for_purls_without_one(purl: str, repository: st
 @given(st.one_of(st.text(), st.text().map(lambda text: f"pkg:oci/{text}"), st.text().map("pkg:docker/a@b:{}".format)))
 def test_any_text_is_a_purl_of_an_image_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
-        assert "@" in read_purl(text).reference
+        assert "@" in parse_purl(text).reference

@@ -83,37 +83,37 @@ def base64(data: object) -> str:
 
 
 def test_a_plain_cloudevent_is_the_body_in_its_envelope() -> None:
-    assert cloudevents.read(PLAIN) == EVENT
+    assert cloudevents.parse(PLAIN) == EVENT
 
 
 def test_a_cdevent_in_a_cloudevent_is_the_same_deployment() -> None:
-    assert cloudevents.read(CARRIER) == EVENT
+    assert cloudevents.parse(CARRIER) == EVENT
 
 
 @pytest.mark.parametrize("document", [PLAIN, CARRIER], ids=["plain", "CDEvent"])
 def test_data_may_be_in_base64(document: dict[str, Any]) -> None:
     encoded = {**without(document, "data"), "data_base64": base64(document["data"])}
-    assert cloudevents.read(encoded) == EVENT
-    assert cloudevents.read({**encoded, "data": None}) == EVENT
+    assert cloudevents.parse(encoded) == EVENT
+    assert cloudevents.parse({**encoded, "data": None}) == EVENT
 
 
 @pytest.mark.parametrize(
     "kind", [None, "application/json", "Application/JSON; charset=utf-8", "text/json", "application/vnd.acme+json"]
 )
 def test_data_may_be_any_json(kind: str | None) -> None:
-    assert cloudevents.read({**PLAIN, "datacontenttype": kind}) == EVENT
+    assert cloudevents.parse({**PLAIN, "datacontenttype": kind}) == EVENT
 
 
 def test_the_envelope_around_wins_over_the_one_in_the_data() -> None:
     inner = {**DATA, "id": 7, "source": "inner", "time": "2020-01-01T00:00:00Z"}
-    assert cloudevents.read({**PLAIN, "data": inner}) == EVENT
-    untimed = cloudevents.read({**without(PLAIN, "time"), "data": inner})
+    assert cloudevents.parse({**PLAIN, "data": inner}) == EVENT
+    untimed = cloudevents.parse({**without(PLAIN, "time"), "data": inner})
     assert isinstance(untimed, DeploymentEvent)
     assert untimed == DeploymentEvent.from_body({**DATA, "id": EVENT.id, "source": "/ci/7", "time": inner["time"]})
 
 
 def test_a_time_is_not_needed() -> None:
-    event = cloudevents.read(without(PLAIN, "time"))
+    event = cloudevents.parse(without(PLAIN, "time"))
     assert isinstance(event, DeploymentEvent)
     assert event.time is None
 
@@ -122,7 +122,7 @@ def test_a_time_is_not_needed() -> None:
 def test_what_has_nothing_to_deliver_is_ignored_with_its_id(predicate: str) -> None:
     document = deepcopy(CARRIER)
     document["type"] = document["data"]["context"]["type"] = f"dev.cdevents.service.{predicate}.0.3.0"
-    ignored = cloudevents.read(document)
+    ignored = cloudevents.parse(document)
     assert isinstance(ignored, Ignored)
     assert (ignored.id, ignored.type) == ("/ci/7#4711", document["type"])
 
@@ -175,7 +175,7 @@ def test_what_has_nothing_to_deliver_is_ignored_with_its_id(predicate: str) -> N
 )  # fmt: skip
 def test_faults_name_the_field_that_the_sender_knows(document: object, field: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        cloudevents.read(document)
+        cloudevents.parse(document)
     assert invalid.value.field == field
     assert invalid.value.reason
 
@@ -204,7 +204,7 @@ def damaged(draw: st.DrawFn) -> dict[str, Any]:
 @given(JSON | damaged())
 def test_any_json_is_an_event_or_invalid(document: object) -> None:
     with contextlib.suppress(InvalidEvent):
-        assert isinstance(cloudevents.read(document), DeploymentEvent | Ignored)
+        assert isinstance(cloudevents.parse(document), DeploymentEvent | Ignored)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1).filter(
@@ -236,7 +236,7 @@ def test_ids_are_readable_where_they_can_be(source: str, own_id: str, *, readabl
     made = event_id(source, own_id)
     assert (made == f"{source}#{own_id}") is readable
     assert made.startswith("sha256:") is not readable
-    assert cloudevents.read({**PLAIN, "source": source, "id": own_id}).id == made
+    assert cloudevents.parse({**PLAIN, "source": source, "id": own_id}).id == made
 
 
 def text(document: object) -> bytes:
@@ -258,7 +258,7 @@ def text(document: object) -> bytes:
 def test_one_deployment_in_every_mode(media: Media, document: object, envelope: Envelope) -> None:
     body = text(document)
     assert not report_parsing.is_many(media, body)
-    assert report_parsing.read(media, body, envelope) == EVENT
+    assert report_parsing.parse(media, body, envelope) == EVENT
 
 
 def test_in_binary_mode_the_id_of_a_plain_body_is_its_header_alone() -> None:
@@ -269,14 +269,14 @@ def test_in_binary_mode_the_id_of_a_plain_body_is_its_header_alone() -> None:
         "ce-id": "4711",
         "ce-time": "2025-01-31T12:00:00Z",
     }
-    event = report_parsing.read(Media.JSON, text(DATA), report_parsing.envelope_of(headers))
+    event = report_parsing.parse(Media.JSON, text(DATA), report_parsing.envelope_of(headers))
     assert event == EVENT.model_copy(update={"id": "4711"})
 
 
 @pytest.mark.parametrize("media", [Media.CLOUDEVENT, Media.CDEVENT])
 def test_one_that_is_not_json_is_400(media: Media) -> None:
     with pytest.raises(Refused):
-        report_parsing.read(media, b"{", Envelope())
+        report_parsing.parse(media, b"{", Envelope())
 
 
 def test_a_batch_that_is_not_json_is_400() -> None:
@@ -288,7 +288,7 @@ def test_one_of_many_that_is_no_event_does_not_stop_the_others() -> None:
     removed = {**CARRIER, "type": "dev.cdevents.service.removed.0.3.0", "data": {}}
     batch = [PLAIN, {**PLAIN, "data": {}}, CARRIER, 7, removed, {**PLAIN, "comment": "x" * LIMITS.one}]
     texts = report_parsing.split(Media.CLOUDEVENTS, text(batch))
-    read = report_parsing.read_many(Media.CLOUDEVENTS, texts, 10, Envelope(id="header"), LIMITS)
+    read = report_parsing.parse_many(Media.CLOUDEVENTS, texts, 10, Envelope(id="header"), LIMITS)
     assert [type(each) for each in read] == [DeploymentEvent, Fault, DeploymentEvent, Fault, Ignored, Fault]
     assert [read[0], read[2]] == [EVENT, EVENT]
     assert [(each.index, each.field) for each in read if isinstance(each, Fault)] == [
@@ -304,7 +304,7 @@ def test_a_batch_is_many_whatever_is_in_it(body: bytes, number: int) -> None:
 
 def test_numbers_that_are_none_do_not_stop_a_batch() -> None:
     body = text([{**PLAIN, "extension": float("nan")}, {**PLAIN, "time": 10**400}])
-    read = report_parsing.read_many(
+    read = report_parsing.parse_many(
         Media.CLOUDEVENTS, report_parsing.split(Media.CLOUDEVENTS, body), 0, Envelope(), LIMITS
     )
     assert [type(each) for each in read] == [DeploymentEvent, Fault]
@@ -313,11 +313,3 @@ def test_numbers_that_are_none_do_not_stop_a_batch() -> None:
 def test_a_batch_is_an_array() -> None:
     with pytest.raises(InvalidEvent):
         report_parsing.split(Media.CLOUDEVENTS, text(PLAIN))
-
-
-def test_plain_bodies_are_read_as_ever() -> None:
-    envelope = Envelope(id="key")
-    assert report_parsing.read(Media.JSON, text(DATA), envelope) == report_parsing.read_one(text(DATA), envelope)
-    assert report_parsing.read_many(Media.LINES, [text(DATA)], 3, envelope, LIMITS) == report_parsing.read_each(
-        [text(DATA)], 3, envelope, LIMITS
-    )

@@ -22,7 +22,7 @@ from relay.console.pages import Pages
 from relay.console.redact import excerpt, known_secrets, redacted
 from relay.console.sparkline import HEIGHT, WIDTH, draw
 from relay.console.sse import event
-from relay.console.status_cache import Sample
+from relay.console.status_cache import CachedStatus
 from relay.errors import ConfigurationError
 from relay.operations.diagnosis import Cause, Finding, Level, describe
 from relay.queue.counters import Counters, EnvironmentCounts
@@ -233,7 +233,7 @@ def environment(name: str, waiting: int = 0, delivered: int = 0) -> EnvironmentC
 def first_page(*findings: Finding, **seen: Any) -> str:
     """The first page as it is sent, of a relay that is well but for this."""
     known = session.read(session.begin(TOKEN, NOW), TOKEN, NOW)
-    sample = Sample(seen=replace(WELL, **seen), findings=list(findings), began=0.0, took_seconds=0.0)
+    sample = CachedStatus(seen=replace(WELL, **seen), findings=list(findings), began=0.0, took_seconds=0.0)
     shown = show(sample, History(), AskedFirst())
     return bytes(Pages(Settings.load()).page("overview", known, shown=shown, at="/console/").body).decode()
 

@@ -16,7 +16,7 @@ from relay.connections.failover import WrongServer
 from relay.errors import ConfigurationError, InvalidEvent, QueueFull, QueueUnavailable
 from relay.events.event import DeploymentEvent
 from relay.gateway import cloudevents, report_parsing, responses
-from relay.gateway.auth import Caller, Stranger, Tokens
+from relay.gateway.auth import Principal, Rejection, Tokens
 from relay.gateway.report_parsing import Envelope, Fault, Limits, Media
 from relay.http.refused import Refused
 
@@ -34,26 +34,26 @@ def event(**more: object) -> bytes:
 @pytest.mark.parametrize(
     ("authorization", "token", "who"),
     [
-        (None, "", "everybody"),
-        ("Bearer whatever", "", "everybody"),
+        (None, "", "anonymous"),
+        ("Bearer whatever", "", "anonymous"),
         ("Bearer secret", "secret", "gateway.token"),
         ("bearer  secret ", "secret", "gateway.token"),
         ("Bearer g\xc3\xbcltig", "gültig", "gateway.token"),
-        (None, "secret", Stranger.WITHOUT_TOKEN),
-        ("", "secret", Stranger.WITHOUT_TOKEN),
-        ("Bearer", "secret", Stranger.WITHOUT_TOKEN),
-        ("Bearer  ", "secret", Stranger.WITHOUT_TOKEN),
-        ("Basic c2VjcmV0", "secret", Stranger.WITHOUT_TOKEN),
-        ("secret", "secret", Stranger.WITHOUT_TOKEN),
-        ("Bearer secre", "secret", Stranger.WITH_WRONG_TOKEN),
-        ("Bearer secrets", "secret", Stranger.WITH_WRONG_TOKEN),
-        ("Bearer Secret", "secret", Stranger.WITH_WRONG_TOKEN),
-        ("Bearer \xff", "secret", Stranger.WITH_WRONG_TOKEN),
+        (None, "secret", Rejection.MISSING_TOKEN),
+        ("", "secret", Rejection.MISSING_TOKEN),
+        ("Bearer", "secret", Rejection.MISSING_TOKEN),
+        ("Bearer  ", "secret", Rejection.MISSING_TOKEN),
+        ("Basic c2VjcmV0", "secret", Rejection.MISSING_TOKEN),
+        ("secret", "secret", Rejection.MISSING_TOKEN),
+        ("Bearer secre", "secret", Rejection.WRONG_TOKEN),
+        ("Bearer secrets", "secret", Rejection.WRONG_TOKEN),
+        ("Bearer Secret", "secret", Rejection.WRONG_TOKEN),
+        ("Bearer \xff", "secret", Rejection.WRONG_TOKEN),
     ],
 )
-def test_who_may_report(authorization: str | None, token: str, who: str | Stranger) -> None:
+def test_who_may_report(authorization: str | None, token: str, who: str | Rejection) -> None:
     found = Tokens.single(token).identify(authorization)
-    assert (found.name if isinstance(found, Caller) else found) == who
+    assert (found.name if isinstance(found, Principal) else found) == who
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_declared_size(given: str | None, size: int) -> None:
 
 def test_one_event_with_its_envelope() -> None:
     envelope = Envelope(id="7", source="east", time="2025-01-31T12:00:00Z")
-    assert report_parsing.read_one(event(id="in the body"), envelope) == DeploymentEvent.of(
+    assert report_parsing.parse(Media.JSON, event(id="in the body"), envelope) == DeploymentEvent.of(
         URL, id="7", source="east", time=datetime(2025, 1, 31, 12, tzinfo=UTC)
     )
 
@@ -202,7 +202,7 @@ def test_one_event_with_its_envelope() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"image=app", b'{"image": {}} {}', b"\xff", b'"\\ud800"'])
 def test_what_is_not_json_is_400(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
-        report_parsing.read_one(body, Envelope())
+        report_parsing.parse(Media.JSON, body, Envelope())
     assert refused.value.status == HTTPStatus.BAD_REQUEST
 
 
@@ -220,7 +220,7 @@ def test_what_is_not_json_is_400(body: bytes) -> None:
 )
 def test_json_that_is_no_event_names_the_field(body: bytes, envelope: Envelope, field: str) -> None:
     with pytest.raises(InvalidEvent) as invalid:
-        report_parsing.read_one(body, envelope)
+        report_parsing.parse(Media.JSON, body, envelope)
     assert invalid.value.field == field
 
 
@@ -266,15 +266,17 @@ def test_many_that_are_refused_whole(media: Media, body: bytes, status: HTTPStat
     ],
 )
 def test_one_of_many_that_is_no_event(text: bytes, envelope: Envelope, field: str) -> None:
-    _, fault = report_parsing.read_each([event(id="0", time="2025-01-31T12:00:00Z"), text], 5, envelope, LIMITS)
+    _, fault = report_parsing.parse_many(
+        Media.LINES, [event(id="0", time="2025-01-31T12:00:00Z"), text], 5, envelope, LIMITS
+    )
     assert isinstance(fault, Fault)
     assert (fault.index, fault.field) == (6, field)
 
 
 def test_headers_fill_in_what_each_of_many_leaves_out() -> None:
     envelope = Envelope(id="key", source="east", time="2025-01-31T12:00:00Z")
-    own, filled = report_parsing.read_each(
-        [event(id="own", source="west", time="2024-01-31T12:00:00Z"), event()], 8, envelope, LIMITS
+    own, filled = report_parsing.parse_many(
+        Media.LINES, [event(id="own", source="west", time="2024-01-31T12:00:00Z"), event()], 8, envelope, LIMITS
     )
     assert own == DeploymentEvent.of(URL, id="own", source="west", time="2024-01-31T12:00:00Z")
     assert filled == DeploymentEvent.of(URL, id="key:9", source="east", time="2025-01-31T12:00:00Z")
@@ -285,14 +287,14 @@ TOLD = {"index": 1, "field": "image.url", "reason": "is missing"}
 
 
 def test_answers_for_many_tell_of_each() -> None:
-    assert responses.taken_many([], []).document == {"ids": []}
-    assert responses.taken_many(["a", "b"], []).document == {"ids": ["a", "b"]}
-    partly = responses.taken_many(["a", None], [FAULT])
+    assert responses.accepted_many([], []).document == {"ids": []}
+    assert responses.accepted_many(["a", "b"], []).document == {"ids": ["a", "b"]}
+    partly = responses.accepted_many(["a", None], [FAULT])
     assert (partly.status, partly.document) == (202, {"ids": ["a", None], "errors": [TOLD]})
 
 
 def test_none_valid_of_many_is_422() -> None:
-    answer = responses.taken_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
+    answer = responses.accepted_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
     assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
     assert answer.document["field"] == ""
     assert "none of the 2" in answer.document["error"]
@@ -300,7 +302,7 @@ def test_none_valid_of_many_is_422() -> None:
 
 
 def test_many_that_stopped_tell_what_is_enqueued() -> None:
-    answer = responses.taken_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
+    answer = responses.accepted_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
     assert (answer.status, answer.headers) == (429, {"Retry-After": "5"})
     assert answer.document == {
         "error": "the queue is full", "field": "", "ids": ["a", None, None], "errors": [TOLD]
@@ -343,24 +345,24 @@ def test_every_error_has_its_answer_without_secrets(
     assert "hunter2" not in str(answer)
 
 
-@pytest.mark.parametrize(("stranger", "status"), [(Stranger.WITHOUT_TOKEN, 401), (Stranger.WITH_WRONG_TOKEN, 403)])
-def test_strangers_are_refused(stranger: Stranger, status: int) -> None:
+@pytest.mark.parametrize(("stranger", "status"), [(Rejection.MISSING_TOKEN, 401), (Rejection.WRONG_TOKEN, 403)])
+def test_strangers_are_refused(stranger: Rejection, status: int) -> None:
     with pytest.raises(Refused) as refused:
         report_parsing.admitted(stranger)
     assert refused.value.status == status
 
 
 def test_caller_that_is_known_is_let_in() -> None:
-    caller = Caller(name="x")
+    caller = Principal(name="x")
     assert report_parsing.admitted(caller) is caller
 
 
 def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
-    caller = Caller(name="payments", environments=("payments-*",))
-    report_parsing.checked_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
+    caller = Principal(name="payments", environments=("payments-*",))
+    report_parsing.check_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
     for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):
         with pytest.raises(report_parsing.NotPermitted) as refused:
-            report_parsing.checked_environment(given, caller, "deployed")
+            report_parsing.check_environment(given, caller, "deployed")
         answer = responses.of_error(refused.value)
         assert (answer.status, answer.document["field"]) == (HTTPStatus.FORBIDDEN, "environment.name")
         assert "payments" in answer.document["error"]
@@ -371,6 +373,6 @@ def test_an_event_of_many_that_is_too_large_is_not_read(media: Media, monkeypatc
     """Each of its faults would take time and memory: thousands of unknown fields do for seconds."""
     large = b'{"specversion":"1.0",' + b",".join(b'"%d":0' % number for number in range(LIMITS.one)) + b"}"
     monkeypatch.setattr(DeploymentEvent, "parse", None)
-    monkeypatch.setattr(cloudevents, "read", None)
-    [fault] = report_parsing.read_many(media, [large], 3, Envelope(), LIMITS)
+    monkeypatch.setattr(cloudevents, "parse", None)
+    [fault] = report_parsing.parse_many(media, [large], 3, Envelope(), LIMITS)
     assert fault == Fault(index=3, field="", reason=f"the event is {len(large)} bytes, more than the 300 allowed")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from relay.errors import ConfigurationError
-from relay.gateway.auth import Caller, Stranger, Tokens, parse_tokens
+from relay.gateway.auth import Principal, Rejection, Tokens, parse_tokens
 
 SHIPPED = Path(__file__).parents[2] / "config" / "gateway-tokens.toml"
 
 
-def name_of(tokens: Tokens, token: str) -> str | Stranger:
+def name_of(tokens: Tokens, token: str) -> str | Rejection:
     found = tokens.identify(f"Bearer {token}")
-    return found.name if isinstance(found, Caller) else found
+    return found.name if isinstance(found, Principal) else found
 
 
 def test_each_token_is_somebodys() -> None:
@@ -24,7 +24,7 @@ def test_each_token_is_somebodys() -> None:
     assert name_of(tokens, "of-all") == "gateway.token"
     assert name_of(tokens, "of-one") == "one"
     assert name_of(tokens, "of-two") == "two"
-    assert name_of(tokens, hashed) is Stranger.WITH_WRONG_TOKEN
+    assert name_of(tokens, hashed) is Rejection.WRONG_TOKEN
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_each_token_is_somebodys() -> None:
     ],
 )
 def test_environments_are_globs(environments: tuple[str, ...], environment: str, *, may: bool) -> None:
-    assert Caller(name="x", environments=environments).may_report_for(environment) is may
+    assert Principal(name="x", environments=environments).may_report_for(environment) is may
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ pytest.importorskip("starlette")
 
 from relay.gateway import compression, responses, webhook
 from relay.gateway.report_parsing import Fault
-from relay.gateway.responses import Answer
+from relay.gateway.responses import Response
 from relay.http.refused import Refused
 
 TEXT = b'{"image": {}}' * 10
@@ -72,23 +72,23 @@ def test_plain_reports_get_a_body(headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("answer", "headers"),
     [
-        (responses.taken("/ci/7#1"), {"X-Relay-Event-Id": "/ci/7#1"}),
-        (responses.taken('a b"%ö'), {"X-Relay-Event-Id": "a%20b%22%25%C3%B6"}),
-        (responses.taken_many(["1", "2"], []), {}),
+        (responses.accepted("/ci/7#1"), {"X-Relay-Event-Id": "/ci/7#1"}),
+        (responses.accepted('a b"%ö'), {"X-Relay-Event-Id": "a%20b%22%25%C3%B6"}),
+        (responses.accepted_many(["1", "2"], []), {}),
     ],
 )
-def test_answer_without_a_body_has_the_id_in_a_header(answer: Answer, headers: dict[str, str]) -> None:
-    assert webhook.without_body(answer) == Answer(HTTPStatus.ACCEPTED, None, headers)
+def test_answer_without_a_body_has_the_id_in_a_header(answer: Response, headers: dict[str, str]) -> None:
+    assert webhook.without_body(answer) == Response(HTTPStatus.ACCEPTED, None, headers)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        responses.taken_many(["1", None], [Fault(index=1, field="source", reason="is missing")]),
+        responses.accepted_many(["1", None], [Fault(index=1, field="source", reason="is missing")]),
         responses.refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "is missing", field="source"),
     ],
 )
-def test_answer_that_names_faults_keeps_its_body(answer: Answer) -> None:
+def test_answer_that_names_faults_keeps_its_body(answer: Response) -> None:
     assert webhook.without_body(answer) == answer
 
 

@@ -1,4 +1,4 @@
-"""Log lines of what any client can cause: one a second at most, each with how often it happened."""
+"""Rate-limited log lines for events that any client can cause."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-#: The shortest time between two lines of one kind.
+#: Minimum time between two lines of one log.
 PAUSE_SECONDS = 1.0
 
 
 class CountedLog:
-    """Writes the first occurrence at once and sums up those that follow; belongs to one event loop."""
+    """Logs the first occurrence at once and later ones as a count, one line a second; belongs to one event loop."""
 
     def __init__(self, log: BoundLogger, event: str) -> None:
         self._log = log
@@ -23,17 +23,14 @@ class CountedLog:
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self, detail: str) -> None:
-        """Count an occurrence, and write it unless a line was written within the last second.
-
-        A line has the detail of the last occurrence that it counts.
-        """
+        """Count an occurrence; a line has the detail of the last occurrence that it counts."""
         self._count += 1
         self._detail = detail
         if self._timer is None:
             self._write()
 
     def close(self) -> None:
-        """Write what was counted since the last line."""
+        """Write the occurrences since the last line."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
