@@ -1,7 +1,7 @@
 """How a process logs: a line of JSON for machines, of text for a terminal, and no secret in either.
 
 Everything goes through the standard library's loggers, ours and those of Celery, kombu and uvicorn alike, so that
-one handler on the root is all there is. `get_logger` adds fields to a line: `_log.info("inbox drained", taken=480)`.
+one handler on the root is all there is. `get_logger` adds fields to a line: `_log.info("intake run", taken=480)`.
 
 A log that cannot be written stops nothing: the line is lost, and nobody is told.
 """

@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from outboxes import LONGEST_PAUSE_SECONDS
+from recorded_wakeups import RecordedWakeups
 from rig import wait_for
 
 from relay.queue.counters import Counters, read_counters
@@ -16,8 +17,7 @@ from relay.queue.keys import Keys
 from relay.queue.schedule import look
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import DeliveryReport, run_delivery
-from workers.runtime import make_runtime
-from workers.scheduling.app import RelayApp
+from workers.wiring import make_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from relay.processes.embedded_redis import EmbeddedRedis
     from relay.sandbox import Sandbox
-    from workers.runtime import Runtime
+    from workers.delivery.runtime import DeliveryRuntime
 
 TOKEN = "token-of-the-tests"
 REPOSITORY = "docker.io/library/nginx"
@@ -35,7 +35,9 @@ PRODUCTION = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
 DESTINATION = KEYS.destination(DEFAULT_DESTINATION)
 
 
-def make_runtime_for(redis_server: EmbeddedRedis, api: Sandbox | str, /, **sections: dict[str, Any]) -> Runtime:
+def make_runtime_for(
+    redis_server: EmbeddedRedis, api: Sandbox | str, /, **sections: dict[str, Any]
+) -> DeliveryRuntime:
     """Make a runtime with timers scaled down; `sections` are settings."""
     api_settings: dict[str, Any] = {"url": api if isinstance(api, str) else api.url, "token": TOKEN, "timeout": 3}
     settings = Settings.load(
@@ -45,11 +47,13 @@ def make_runtime_for(redis_server: EmbeddedRedis, api: Sandbox | str, /, **secti
         delivery={"backoff_initial": "1ms", "max_attempts": 3, **sections.get("delivery", {})},
         intake=sections.get("intake", {}),
     )
-    return make_runtime(settings, RelayApp(settings))
+    return make_runtime(settings, RecordedWakeups())
 
 
 @contextmanager
-def running(redis_server: EmbeddedRedis, api: Sandbox | str, /, **sections: dict[str, Any]) -> Iterator[Runtime]:
+def running(
+    redis_server: EmbeddedRedis, api: Sandbox | str, /, **sections: dict[str, Any]
+) -> Iterator[DeliveryRuntime]:
     """`make_runtime_for`, closed at the end."""
     runtime = make_runtime_for(redis_server, api, **sections)
     try:
@@ -103,7 +107,7 @@ def counters_of(client: Redis) -> Counters:
     return read_counters(client, KEYS)
 
 
-def drained(runtime: Runtime, *environments: str) -> DeliveryReport:
+def drained(runtime: DeliveryRuntime, *environments: str) -> DeliveryReport:
     """Run one drain, which must find its outboxes free."""
     done = run_delivery(runtime, environments or ["production"])
     assert done is not None
@@ -118,7 +122,7 @@ def dead_letters(client: Redis) -> list[dict[str, str]]:
 
 
 def deliver_until(
-    runtime: Runtime,
+    runtime: DeliveryRuntime,
     condition: Callable[[], bool],
     *environments: str,
     timeout_seconds: float = 30,

@@ -116,7 +116,7 @@ def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
     wait_for(lambda: not estate.counters().waiting, SECONDS)
     delivered = flower.wait_for_tasks(state="SUCCESS", name=DELIVER, args="production")
     results = [task["result"] for task in delivered]
-    assert all(re.fullmatch(r"'(other drains are at it|production: .* in \d+\.\d s)'", each) for each in results)
+    assert all(re.fullmatch(r"'(other runs have the leases|production: .* in \d+\.\d s)'", each) for each in results)
     assert any(re.match(r"'production: [1-9]\d* delivered", each) for each in results), results
 
     tasks = flower.tasks()

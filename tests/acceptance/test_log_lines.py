@@ -50,7 +50,7 @@ def test_each_drain_has_a_line_and_no_event_has_one(estate: Estate) -> None:
     assert all(line["role"] == "worker" and line["worker"].startswith("worker@") for line in lines)
     assert not [line for line in lines if line["level"] not in {"info", "warning"}]
     assert sum(line.get("taken", 0) for line in lines) == EVENTS
-    for line in (line for line in lines if line["event"] == "outboxes drained"):
+    for line in (line for line in lines if line["event"] == "delivery run"):
         assert line["names"] == ["production"]
         assert line["environments"] == 1
         assert line["seconds"] > 0

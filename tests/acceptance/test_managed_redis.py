@@ -37,7 +37,7 @@ def test_a_worker_delivers_by_the_broker_without_commands_that_are_nice_to_have(
             )
             assert estate.wait_until_done(20).delivered == 20
             log = stack.log_path("worker")
-            wait_for(lambda: "outboxes drained" in log.read_text(), seen=log.read_text)
+            wait_for(lambda: "delivery run" in log.read_text(), seen=log.read_text)
             assert '"wakeup"' in log.read_text(), (
                 "what was delivered, the worker's main process did without the broker"
             )

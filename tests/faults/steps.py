@@ -15,6 +15,8 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from recorded_wakeups import RecordedWakeups
+
 from relay import DeploymentEvent, Producer, failpoints
 from relay.queue import dead_letters, epoch, forgetting, health, metrics_snapshot, pausing
 from relay.queue.counters import read_counters, read_environments
@@ -22,13 +24,10 @@ from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
-from workers.runtime import make_runtime
-from workers.scheduling.app import RelayApp
 from workers.scheduling.poller import Poller
+from workers.wiring import make_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from workers.runtime import Runtime
 
 
@@ -36,32 +35,19 @@ if TYPE_CHECKING:
 WORK_SECONDS = 20.0
 
 
-class Called:
-    """Wakeups that only note what they are rung for."""
-
-    def __init__(self) -> None:
-        self.intake = False
-        self.environments: dict[str, None] = {}
-
-    def wake_intake(self) -> None:
-        self.intake = True
-
-    def wake_delivery(self, environments: Sequence[str]) -> None:
-        self.environments.update(dict.fromkeys(environments))
-
-
 def work(runtime: Runtime, _: str) -> None:
     """Do what a worker does from one look of its poller to the next, and what it then is called to."""
-    called = Called()
-    runtime = replace(runtime, wakeups=called)  # type: ignore[arg-type]
+    wakeups = RecordedWakeups()
+    runtime = replace(runtime, wakeups=wakeups)
     epoch.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
-    Poller(runtime.settings, runtime.client, called, "steps").ring_for_what_waits()  # type: ignore[arg-type]
-    if called.intake and (taken := run_intake(runtime)):
-        called.wake_delivery(taken.to_deliver)
-    while called.environments:
-        environments, called.environments = list(called.environments), {}
+    Poller(runtime.settings, runtime.client, wakeups).send_wakeups()
+    if wakeups.intake and (taken := run_intake(runtime)):
+        wakeups.wake_delivery(taken.to_deliver)
+    while wakeups.environments:
+        environments = list(dict.fromkeys(wakeups.environments))
+        wakeups.clear()
         if done := run_delivery(runtime, environments):
-            called.wake_delivery(done.to_deliver)
+            wakeups.wake_delivery(done.to_deliver)
 
 
 def work_on(runtime: Runtime, _: str) -> None:
@@ -147,7 +133,7 @@ def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:
 def main() -> None:
     """Answer line by line. Nothing has connected to anything before a fork."""
     settings = Settings.load()
-    runtime = make_runtime(settings, RelayApp(settings))
+    runtime = make_runtime(settings, RecordedWakeups())
     for line in sys.stdin:
         crash, step, argument = line.rstrip("\n").split("\t")
         sys.stdout.write(f"{run(runtime, crash, step, argument)}\n")

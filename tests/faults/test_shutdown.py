@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from faults.api import OK, STALL, Answer
 from faults.ground import scenario
 
-from workers.shutdown import MARGIN_SECONDS
+from workers.scheduling.shutdown import MARGIN_SECONDS
 
 if TYPE_CHECKING:
     from faults.ground import Ground, Worker

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refused
+from recorded_wakeups import RecordedWakeups
 
 from relay.errors import LeaseLost
 from relay.queue import dead_letters, pausing, scripts
@@ -20,8 +21,7 @@ from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
-from workers.runtime import make_runtime
-from workers.scheduling.app import RelayApp
+from workers.wiring import make_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
         worker={"lease": 5, "budget": 1, "stay": 0},
         delivery={"backoff_initial": "1ms", "max_attempts": 3},
     )
-    made = make_runtime(settings, RelayApp(settings))
+    made = make_runtime(settings, RecordedWakeups())
     yield made
     made.close()
 
@@ -402,7 +402,7 @@ def test_mended_configuration_lets_a_redriven_entry_in(
 ) -> None:
     settings = runtime.settings
     strict = settings.model_copy(update={"queue": settings.queue.model_copy(update={"max_event_bytes": 10})})
-    refusing = make_runtime(strict, RelayApp(strict))
+    refusing = make_runtime(strict, RecordedWakeups())
     report(client, "a")
     run_intake(refusing)
     refusing.close()

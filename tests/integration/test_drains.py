@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from drains import (
-    KEYS,
     REPOSITORY,
     TOKEN,
     deliver_until,
@@ -23,7 +22,7 @@ from rig import wait_for
 
 from relay import Producer
 from relay.errors import QueueFull
-from relay.queue import health, inbox, leases, scripts
+from relay.queue import health, leases, scripts
 from relay.queue.counters import read_counters
 from relay.queue.inbox import InboxEntry
 from relay.sandbox import Sandbox
@@ -31,8 +30,6 @@ from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
 from workers.intake import run as intake
 from workers.intake.run import run_intake
-from workers.scheduling import poller as poller_module
-from workers.scheduling.poller import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -257,93 +254,6 @@ def test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_or
         assert found == [f"{REPOSITORY}@{digest(version)}" for version in versions]
     assert api.counts().repeats == 0
     runtime.close()
-
-
-def test_ten_thousand_quiet_environments_cost_tens_of_wakeups(
-    redis_server: EmbeddedRedis, client: Redis, api: Sandbox
-) -> None:
-    runtime = make_runtime_for(redis_server, api, worker={"budget": 60})
-    rings: list[tuple[str, ...]] = []
-    runtime.wakeups._ring = lambda _task, names: rings.append(tuple(names))  # type: ignore[method-assign]
-    entries = [
-        {"event": json.dumps({"image": {"url": f"{REPOSITORY}@{digest('a')}"}, "environment": {"name": f"env-{n}"}})}
-        for n in range(10_000)
-    ]
-    for start in range(0, len(entries), 1000):
-        scripts.run(client, inbox.append_call(runtime.keys, entries[start : start + 1000], 1_000_000))
-    done = run_intake(runtime)
-    assert done is not None
-    runtime.wakeups.wake_delivery(done.to_deliver)
-    assert sum(len(names) for names in rings) == 10_000
-    assert len(rings) <= 110
-    for names in rings[:3]:
-        run_delivery(runtime, names)
-    assert api.counts().accepted == sum(len(names) for names in rings[:3])
-    runtime.close()
-
-
-class Heard:
-    """Wakeups that ring here."""
-
-    def __init__(self) -> None:
-        self.rings: list[str] = []
-
-    def wake_intake(self) -> None:
-        self.rings.append("intake")
-
-    def wake_delivery(self, environments: list[str]) -> None:
-        self.rings += environments
-
-
-def test_the_doorman_rings_again_for_what_lost_its_wakeup(runtime: Runtime, client: Redis) -> None:
-    heard = Heard()
-    poller = Poller(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
-    poller.ring_for_what_waits()
-    assert heard.rings == []
-    report(client, "a")
-    poller.ring_for_what_waits()
-    poller.ring_for_what_waits()
-    assert heard.rings == ["intake"], "wakeups must coalesce"
-    client.delete(runtime.keys.intake_wakeup)
-    poller.ring_for_what_waits()
-    assert heard.rings == ["intake", "intake"]
-    run_intake(runtime)
-    heard.rings.clear()
-    keys = runtime.keys.of_outbox(DEFAULT_DESTINATION, "production")
-    client.delete(keys.wakeup)
-    poller.ring_for_what_waits()
-    assert heard.rings == ["production"]
-    client.delete(keys.wakeup)
-    client.set(keys.lease, "somebody", px=5000)
-    poller.ring_for_what_waits()
-    assert heard.rings == ["production"], "a drain is at it already"
-
-
-def test_doorman_rests_from_many_outboxes_and_not_from_the_inbox(
-    runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poller_module, "FEW", 2)
-    monkeypatch.setattr(poller_module, "REST_FACTOR", 1_000_000)
-    monkeypatch.setattr(poller_module, "LOOK_SECONDS", 60.0)  # the most that it rests
-    for number in range(3):
-        report(client, "a", f"env-{number}")
-    run_intake(runtime)
-    outboxes = [KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}") for number in range(3)]
-    heard = Heard()
-    poller = Poller(runtime.settings, client, heard, "tests")  # type: ignore[arg-type]
-
-    def ring() -> None:
-        client.delete(KEYS.intake_wakeup, *(outbox.wakeup for outbox in outboxes))
-        poller.ring_for_what_waits()
-
-    ring()
-    assert heard.rings == ["env-0", "env-1", "env-2"]
-    report(client, "b", "env-0")
-    ring()
-    assert heard.rings[3:] == ["intake"]
-    poller._rest_until = 0.0
-    ring()
-    assert heard.rings[4:] == ["intake", "env-0", "env-1", "env-2"]
 
 
 def test_script_flush_in_between_is_survived(runtime: Runtime, client: Redis, api: Sandbox) -> None:

@@ -13,8 +13,8 @@ from relay.queue.keys import Keys
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
+from workers import forgetting as forget
 from workers.intake.run import run_intake
-from workers.scheduling import forgetting as forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -222,7 +222,7 @@ def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
     before = counters_of(client)
     assert known_environments(client) == ["pr-1", "pr-2", "production"]
 
-    assert forget.walk(runtime) == "instances forgotten: 0, environments: 1"
+    assert forget.walk(runtime).summary == "instances forgotten: 0, environments: 1"
     assert known_environments(client) == ["pr-2", "production"]
     assert not list(client.scan_iter("*pr-1"))
     assert counters_of(client) == before
@@ -304,7 +304,7 @@ def test_workers_that_give_no_more_signs_of_life_are_forgotten_by_the_others(cli
 def walk_to_the_end(runtime: Runtime, client: Redis) -> int:
     """Walk again and again, each time for one step; return how many walks it took."""
     for walks in range(1, 2000):
-        said = forget.walk(runtime)
+        said = forget.walk(runtime).summary
         if not said.endswith("more to look at"):
             assert client.get(KEYS.forget_position) is None
             return walks
@@ -314,7 +314,7 @@ def walk_to_the_end(runtime: Runtime, client: Redis) -> int:
 def test_walks_whose_budget_is_over_at_once_come_to_the_end_all_the_same(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forget, "_is_over", lambda _: True)
+    monkeypatch.setattr(forget, "is_stopping", lambda: True)
     for number in range(2 * forgetting.PAGE):
         remember(client, f"{number}", OLD)
     names = [f"env-{n}" for n in range(300)]
@@ -338,7 +338,7 @@ def test_walk_goes_on_where_the_last_one_ended_even_if_that_environment_is_gone(
     client.zadd(INDEX, {"production": 0, "zebra": 0})
     forgetting.note_position(client, KEYS, forgetting.Position(0, "prod gone", 17))
     assert forgetting.position(client, KEYS) == (0, "prod gone", 17)
-    assert forget.walk(runtime).startswith("instances forgotten: 1")
+    assert forget.walk(runtime).summary.startswith("instances forgotten: 1")
     assert forgetting.position(client, KEYS) == forgetting.START
 
 
@@ -366,14 +366,14 @@ def test_clock_that_steps_makes_nothing_forgotten_before_it_ran_on_for_long(
     client.zadd(INDEX, {"production": 0})
     beat(client, runtime)
     step(client, direction * 0.7 * forget_after)
-    assert forget.walk(runtime).startswith("nothing forgotten: within"), "before it was noted"
+    assert forget.walk(runtime).summary.startswith("nothing forgotten: within"), "before it was noted"
     beat(client, runtime)
-    assert forget.walk(runtime).startswith("nothing forgotten")
+    assert forget.walk(runtime).summary.startswith("nothing forgotten")
     beat(client, runtime)
     assert known(client)[0] == {b"old"}
 
     client.hincrby(KEYS.dataset, "steady:forget", -round(1000 * forget_after) - 1000)
-    assert forget.walk(runtime).startswith("instances forgotten: 1")
+    assert forget.walk(runtime).summary.startswith("instances forgotten: 1")
 
 
 def test_pause_of_all_workers_that_is_short_for_it_changes_nothing(client: Redis, runtime: Runtime) -> None:
@@ -382,4 +382,4 @@ def test_pause_of_all_workers_that_is_short_for_it_changes_nothing(client: Redis
     beat(client, runtime)
     step(client, 0.3 * runtime.settings.delivery.forget_after)
     beat(client, runtime)
-    assert forget.walk(runtime).startswith("instances forgotten: 1")
+    assert forget.walk(runtime).summary.startswith("instances forgotten: 1")

@@ -28,12 +28,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from model import Drain, Event, Kind, Model, Post, entry_order
 from outboxes import LONGEST_PAUSE_SECONDS
+from recorded_wakeups import RecordedWakeups
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
 from relay.errors import LeaseLost
+from relay.operations.settings_report import defaults_of
 from relay.queue import dead_letters, inbox, pausing, schedule, scripts
 from relay.queue import redrive as redriving
 from relay.queue.health import HealthState
@@ -42,11 +44,10 @@ from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery import health as gate
 from workers.delivery import run as deliver
 from workers.delivery.run import run_delivery
+from workers.delivery.runtime import DeliveryRuntime
 from workers.delivery.transport import Answer, Failure
 from workers.intake import run as intake
 from workers.intake.run import run_intake
-from workers.runtime import Runtime, defaults_of
-from workers.scheduling.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -326,16 +327,6 @@ class SteeredTransport:
         self.abandon()
 
 
-class LostBells(Wakeups):
-    """Wakeups that nobody hears: the sweep must find all that waits."""
-
-    def __init__(self) -> None:
-        super().__init__(cast("Any", None))
-
-    def _ring(self, *_: Any) -> bool:
-        return True
-
-
 class World:
     """One Redis, and all that happens to it."""
 
@@ -355,7 +346,7 @@ class World:
         self.processes.append(process)
         return process
 
-    def runtime(self, process: Process) -> Runtime:
+    def runtime(self, process: Process) -> DeliveryRuntime:
         settings = Settings.load(
             api={"url": "http://127.0.0.1:1", "token": "t", "timeout": 10},
             worker={"lease": LEASE_SECONDS, "budget": 20, "stay": 0},
@@ -371,12 +362,12 @@ class World:
                 "reassert_after": "3650d",
             },
         )
-        return Runtime(
+        return DeliveryRuntime(
             settings=settings,
             keys=KEYS,
             client=process.client,
             defaults=defaults_of(settings),
-            wakeups=LostBells(),
+            wakeups=RecordedWakeups(),
             transport=process.transport,
             random=Random(len(process.drain.name)),
         )

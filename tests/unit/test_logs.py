@@ -56,7 +56,7 @@ def configured(made: Settings | None = None, *, log: Log | None = None) -> Log:
 
 def test_a_line_says_when_how_bad_what_and_who() -> None:
     log = configured()
-    logs.get_logger("workers.scheduling.runs").info("inbox drained", taken=480, seconds=0.25)
+    logs.get_logger("workers.scheduling.tasks").info("intake run", taken=480, seconds=0.25)
     [line] = log.lines
     assert list(line) == [
         "timestamp", "level", "event", "taken", "seconds", "role", "worker", "pid", "logger"
@@ -64,13 +64,13 @@ def test_a_line_says_when_how_bad_what_and_who() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("timestamp"))
     assert line == {
         "level": "info",
-        "event": "inbox drained",
+        "event": "intake run",
         "taken": 480,
         "seconds": 0.25,
         "role": "worker",
         "worker": "relay@host",
         "pid": os.getpid(),
-        "logger": "workers.scheduling.runs",
+        "logger": "workers.scheduling.tasks",
     }
 
 

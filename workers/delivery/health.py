@@ -21,7 +21,7 @@ from workers.delivery.outcome import Delivered, Retry
 if TYPE_CHECKING:
     from relay.queue.scripts import Call
     from workers.delivery.outcome import Outcome
-    from workers.runtime import Runtime
+    from workers.delivery.runtime import DeliveryRuntime
 
 #: Beyond `api.timeout`, what a probe may take until another drain may send one.
 PROBE_MARGIN_SECONDS = 1.0
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 class Gate:
     """Opens and closes for one drain. `hold` stays what it is once it is set: the drain ends at it."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: DeliveryRuntime) -> None:
         self.hold: Hold | None = None
         self.because = ""
         #: Set when Redis is away: then there is nobody to tell.

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from workers.delivery.outcome import Outcome
+    from workers.delivery.runtime import DeliveryRuntime
     from workers.delivery.transport import Answer
-    from workers.runtime import Runtime
 
 #: Entries in hand of all outboxes together, in full batches: with many outboxes each gets a smaller part.
 WINDOW_BATCHES = 8
@@ -103,7 +103,7 @@ class DeliveryReport:
         return f"{where}: {', '.join(parts)} in {self.seconds:.1f} s"
 
 
-def run_delivery(runtime: Runtime, environments: Sequence[str]) -> DeliveryReport | None:
+def run_delivery(runtime: DeliveryRuntime, environments: Sequence[str]) -> DeliveryReport | None:
     """Drain these environments' outboxes; None if other drains are at all of them."""
     runtime.reload_token()
     drain = _Drain(runtime, environments)
@@ -119,7 +119,7 @@ def run_delivery(runtime: Runtime, environments: Sequence[str]) -> DeliveryRepor
 class _Drain:
     """The outboxes in hand, and the loop over them."""
 
-    def __init__(self, runtime: Runtime, environments: Sequence[str]) -> None:
+    def __init__(self, runtime: DeliveryRuntime, environments: Sequence[str]) -> None:
         self._runtime = runtime
         self._client = runtime.client
         self._transport = runtime.transport

@@ -1,1 +1,1 @@
-"""The Celery side: the app, its tasks, wake-ups, and what stands in when the broker is away."""
+"""Everything Celery: the app, its tasks, wake-ups, the poller that sends them, and the fallback without a broker."""

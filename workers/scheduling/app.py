@@ -14,16 +14,16 @@ from kombu.entity import Queue
 from relay import addresses
 from relay.errors import ConfigurationError
 from relay.settings import Settings
-from workers import shutdown
-from workers.scheduling import compression, logs, tasks
+from workers.scheduling import compression, logs, stdio, tasks
 from workers.scheduling.broker import follow_failovers
-from workers.scheduling.poller import DoormanStep
-from workers.scheduling.stdio import make_sturdy
+from workers.scheduling.poller import PollerStep
+from workers.scheduling.shutdown import StoppingStep, handle_signals_in_child
 from workers.scheduling.wakeups import DELIVER, FORGET, INTAKE
 
 _log = logging.getLogger(__name__)
 
-#: Objects between two collections of a child's youngest generation, and how many of these make one of the next.
+#: Thresholds of a child's garbage collector: objects allocated until the youngest generation is collected, and
+#: collections of one generation until the next is collected too.
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -39,22 +39,22 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
         self.relay_settings = settings
         self.conf.update(configuration(settings))
         settings.check_broker_files()
-        # Flower's own clients read these; Celery's connections are given theirs below. Celery prefers
+        # Flower's own clients read these; Celery's connections get theirs in `_connection`. Celery prefers
         # CELERY_BROKER_URL and -b to the settings.
         self.conf.broker_use_ssl = self._address(self.conf.broker_url).for_flower
-        self.steps["worker"] |= {DoormanStep, shutdown.StoppingStep}
+        self.steps["worker"] |= {PollerStep, StoppingStep}
         tasks.register(self)
         logs.begin_with_worker()
         worker_process_init.connect(self._warm_up, weak=False)
 
     def __reduce__(self) -> tuple[type[RelayApp], tuple[Settings]]:
-        """Travel to a spawned child as settings: Celery's own way would leave the tasks behind."""
+        """Pickle the settings only, for a spawned child: Celery's own `__reduce__` would lose the tasks."""
         return RelayApp, (self.relay_settings,)
 
     def _connection(self, url: str, *args: Any, ssl: Any = None, **options: Any) -> Any:
         """Connect to a broker with the TLS options of the settings, wherever its URL comes from.
 
-        All that Celery and Flower send goes through here; left to itself, kombu verifies no certificate.
+        All connections of Celery and Flower are made here. By default kombu verifies no certificate.
         """
         where = self._address(url)
         return super()._connection(where.url, *args, ssl=where.ssl if ssl is None else ssl, **options)
@@ -62,7 +62,7 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
     def _address(self, url: str) -> addresses.ForKombu:
         """Return the broker's URL without options, and its TLS options."""
         settings = self.relay_settings
-        if url == settings.broker_url:  # the options of a URL in the settings are with these
+        if url == settings.broker_url:  # the settings also hold the options of this URL
             return settings.broker_address
         try:
             addresses.check_list(url)
@@ -71,13 +71,13 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
             raise ConfigurationError(f"the broker's URL (CELERY_BROKER_URL, or celery -b): {error}") from None
 
     def _warm_up(self, **_: Any) -> None:
-        """Connect and import in a child before its first wakeup, not at it.
+        """Import and connect in a child before its first wake-up instead of during it.
 
-        A drain makes objects by the batch and drops them together: collecting as rarely as this takes a
-        fifth off its processor time (benchmarks/), and the modules need no collecting at all.
+        A run allocates objects by the batch and drops them together: collecting this rarely saves a fifth of its
+        processor time (benchmarks/). The modules need no collecting at all.
         """
-        make_sturdy()
-        shutdown.heed_in_child()
+        stdio.ignore_write_errors()
+        handle_signals_in_child()
         tasks.runtime_of(self)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -86,25 +86,25 @@ class RelayApp(Celery):  # type: ignore[misc]  # Celery ships no types
 
 def make_app() -> RelayApp:
     """Return the app for the settings of the environment."""
-    make_sturdy()
-    made = RelayApp(Settings.load())
-    # Left to itself, Flower asks RabbitMQ's management plugin by http://, with the broker's password.
-    if api := addresses.management_api(made.conf.broker_url):
+    stdio.ignore_write_errors()
+    app = RelayApp(Settings.load())
+    # By default Flower queries RabbitMQ's management plugin by http://, with the broker's password.
+    if api := addresses.management_api(app.conf.broker_url):
         os.environ.setdefault("FLOWER_BROKER_API", api)
-    return made
+    return app
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings, as a dictionary so that a test can read them."""
     return {
-        # Wakeups are rung again when lost, so they are acknowledged early, expire, and leave no result.
+        # A lost wake-up is repeated, so wake-ups are acknowledged early, expire, and have no result.
         "task_ignore_result": True,
         "task_store_errors_even_if_ignored": False,
         "result_backend": None,
         "task_acks_late": False,
-        # Of wakeups the broker keeps no account either, which it could not when it is out of memory. Queues by
-        # name, so
-        # that Flower shows what waits where and wakeups do not wait behind reports; a list, as Flower wants it.
+        # Nor does the broker keep a record of unacknowledged wake-ups, which it could not while out of memory. Queues
+        # have names, so that Flower shows what is queued where, and wake-ups do not queue behind reports. Flower
+        # expects a list.
         "task_queues": [
             _queue(INTAKE, no_ack=True),
             _queue(DELIVER, no_ack=True),
@@ -113,8 +113,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": settings.broker.report_queue,
         "task_routes": {INTAKE: {"queue": INTAKE}, DELIVER: {"queue": DELIVER}, FORGET: {"queue": DELIVER}},
         "task_serializer": "json",
-        "accept_content": ["json"],  # never unpickle what somebody put on the broker
-        # A drain runs for seconds: a busy worker must not hoard wakeups that an idle one could answer.
+        "accept_content": ["json"],  # never unpickle a message from the broker
+        # A run lasts seconds: a busy worker must not hold wake-ups that an idle one could answer.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
         "worker_concurrency": settings.worker.concurrency,
@@ -123,11 +123,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": True,  # Flower
         "worker_redirect_stdouts": False,
         "worker_consumer": "workers.scheduling.celery_reconnect:Consumer",
-        # Celery must not give up on a broker that is away for long; its default is 100 tries, then exit.
+        # Wait for a broker that is away for long; by default Celery exits after 100 attempts.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A Redis that answers with an error (out of memory, read-only, cannot persist) is away for a while: Celery's
-        # default is to exit.
+        # A Redis that answers with an error (out of memory, read-only, cannot persist) counts as away; by default
+        # Celery exits.
         "broker_channel_error_retry": True,
         "broker_transport_options": _transport_options(settings),
         # Connections are made as they are needed. A low limit hangs Flower: each of its threads holds one connection
@@ -141,19 +141,20 @@ def _queue(name: str, *, no_ack: bool = False) -> Queue:
 
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
-    """Return kombu's options: without these a worker on a half-open connection never consumes again."""
+    """Return kombu's options. Without these a worker on a half-open connection never consumes again."""
     return {
         "socket_timeout": settings.redis.timeout,  # kombu sets None: a publish to a hung Redis would never return
         "socket_connect_timeout": settings.redis.connect_timeout,
         "socket_keepalive": True,
         "health_check_interval": 5,
-        # What a killed worker held of reports is handed out again after this long; their ids make a repeat harmless.
+        # Reports that a killed worker had not acknowledged are delivered again after this long; their ids make a
+        # repeat harmless.
         "visibility_timeout": 60,
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
         "priority_steps": [0],  # no priorities: one list a queue instead of four
-        "prioritised_queue": settings.broker.report_queue,  # but for what others send (workers/scheduling/broker.py)
-        "max_retries": 1,  # a refused port would cost each wakeup six seconds
+        "prioritised_queue": settings.broker.report_queue,  # except where others send (workers/scheduling/broker.py)
+        "max_retries": 1,  # with kombu's default, a refused port would cost each wake-up six seconds
         "interval_start": 0,
         "interval_step": 0.1,
         "interval_max": 0.2,

@@ -1,10 +1,10 @@
-"""Whether the worker hears the broker: a message to itself, all the way that a wakeup goes but for the pool.
+"""A check that the worker receives messages: a probe that it sends to itself through the broker.
 
-A link can go silent without closing, and then no error tells. So the poller sends echoes to a queue of this worker
-alone, and Celery's consumer, which must be alive to do so, notes each that it hears. Where the broker takes our
-messages and none is heard, the worker cannot be helped from inside: it leaves, so that its supervisor starts another.
+A link can go silent without closing, and then no error is raised. So the poller sends probes to a queue of this
+worker alone. Celery's consumer receives each on the way that a wake-up takes, except for the pool. If the broker
+accepts probes and none is received, the worker exits, so that its supervisor starts another.
 
-The queue holds one echo at most, and expires by itself: a worker that is gone leaves nothing behind.
+The queue holds at most one probe and expires by itself, so a worker that is gone leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,107 +20,108 @@ if TYPE_CHECKING:
 
     from celery import Celery, Task
 
-ECHO = "relay.echo"
+PROBE = "relay.probe"
 
-#: The longest between two echoes, in seconds, and how many there are at least until a worker counts as deaf: some may
-#: be lost with the connection that they came by.
+#: Maximum time between two probes, in seconds.
 INTERVAL_SECONDS = 5.0
-ECHOES = 4
+
+#: Minimum number of probes before the broker counts as silent: some may be lost with a connection.
+MIN_PROBES = 4
 
 _log = logging.getLogger(__name__)
 
 
-class Hearing:
-    """When to send the next echo, and since when none was heard. Times are monotonic seconds."""
+class ProbeTimer:
+    """When to send the next probe, and since when none was received. Times are monotonic seconds."""
 
-    def __init__(self, deaf_after_seconds: float) -> None:
-        self.interval_seconds = min(INTERVAL_SECONDS, deaf_after_seconds / ECHOES)
-        self._deaf_after_seconds = deaf_after_seconds
-        self._unheard_since: float | None = None
+    def __init__(self, silent_after_seconds: float) -> None:
+        self.interval_seconds = min(INTERVAL_SECONDS, silent_after_seconds / MIN_PROBES)
+        self._silent_after_seconds = silent_after_seconds
+        self._unanswered_since: float | None = None
         self._next_at = 0.0
-        #: Whether anything is known yet: an echo was heard, or the broker took none.
+        #: Whether a result is known: a probe was received, or the broker refused one.
         self.is_settled = False
 
     def is_due(self, now: float) -> bool:
-        """Tell whether to send one now."""
+        """Return whether to send a probe now."""
         return now >= self._next_at
 
     def sent(self, now: float) -> None:
-        """Note that the broker took one."""
+        """Record that the broker accepted a probe."""
         self._next_at = now + self.interval_seconds
-        if self._unheard_since is None:
-            self._unheard_since = now
+        if self._unanswered_since is None:
+            self._unanswered_since = now
 
-    def failed(self, now: float) -> None:
-        """Note that the broker took none: then nothing can be told of our hearing."""
-        self._next_at = now + ECHOES * self.interval_seconds  # a broker that hangs costs the poller a time-out each
-        self._unheard_since = None
+    def refused(self, now: float) -> None:
+        """Record that the broker refused a probe: nothing can be received, and the silence is explained."""
+        self._next_at = now + MIN_PROBES * self.interval_seconds  # a broker that hangs costs a time-out each time
+        self._unanswered_since = None
         self.is_settled = True
 
-    def heard(self) -> None:
-        """Note that one was heard."""
-        self._unheard_since = None
+    def received(self) -> None:
+        """Record that a probe was received."""
+        self._unanswered_since = None
         self.is_settled = True
 
-    def is_deaf(self, now: float) -> bool:
-        """Tell whether what the broker took was not heard for too long."""
-        return self._unheard_since is not None and now - self._unheard_since > self._deaf_after_seconds
+    def is_silent(self, now: float) -> bool:
+        """Return whether the broker accepted probes and none was received for too long."""
+        return self._unanswered_since is not None and now - self._unanswered_since > self._silent_after_seconds
 
 
-class Echo:
-    """One worker's echo. `heard` is called by the consumer's thread, all else by the poller's."""
+class BrokerProbe:
+    """The probe of one worker. The consumer's thread calls `received`, the poller's thread all else."""
 
     def __init__(self, app: Celery, worker: str) -> None:
         settings = app.relay_settings
         self._app = app
-        # A worker whose processes are all at work takes no message, and that may take as long as a drain.
-        longest_drain = settings.worker.budget + settings.api.timeout
-        self.deaf_after_seconds = max(settings.worker.deaf_after, 2 * longest_drain)
-        self._hearing = Hearing(self.deaf_after_seconds)
-        # The exchange without a name needs no binding, which would be left behind.
-        name = f"{worker}.echo"
-        expires = 2 * self.deaf_after_seconds
+        # A worker whose processes are all busy receives no message, which may last as long as a run.
+        longest_run = settings.worker.budget + settings.api.timeout
+        self.silent_after_seconds = max(settings.worker.deaf_after, 2 * longest_run)
+        self._timer = ProbeTimer(self.silent_after_seconds)
+        # The exchange without a name needs no binding, which would remain after the worker.
+        name = f"{worker}.probe"
+        expires = 2 * self.silent_after_seconds
         self.queue = Queue(name, Exchange(""), name, no_ack=True, expires=expires)  # type: ignore[no-untyped-call]
 
     @property
     def is_settled(self) -> bool:
-        """Tell whether this worker has heard an echo, or knows that the broker takes none."""
-        return self._hearing.is_settled
+        """Return whether this worker received a probe, or knows that the broker refuses them."""
+        return self._timer.is_settled
 
-    def is_deaf(self) -> bool:
-        """Send an echo if it is time, and tell whether none was heard for too long."""
+    def is_silent(self) -> bool:
+        """Send a probe if it is time; return whether accepted probes were not received for too long."""
         now = time.monotonic()
-        if self._hearing.is_due(now):
+        if self._timer.is_due(now):
             if self._send():
-                self._hearing.sent(now)
+                self._timer.sent(now)
             else:
-                self._hearing.failed(time.monotonic())
-        return self._hearing.is_deaf(now)
+                self._timer.refused(time.monotonic())
+        return self._timer.is_silent(now)
 
-    def heard(self) -> None:
-        """Note that the consumer got one."""
-        self._hearing.heard()
+    def received(self) -> None:
+        """Record that the consumer received a probe."""
+        self._timer.received()
 
     def _send(self) -> bool:
         try:
             with self._app.producer_or_acquire() as producer:
                 self.queue(producer.channel).purge()  # type: ignore[no-untyped-call]
-                self._app.send_task(ECHO, queue=self.queue, producer=producer, retry=False, ignore_result=True)
-        except Exception as error:  # noqa: BLE001 - whatever the broker's library raises: it is away
-            _log.debug("the broker took no echo: %s", error)
+                self._app.send_task(PROBE, queue=self.queue, producer=producer, retry=False, ignore_result=True)
+        except Exception as error:  # noqa: BLE001 - each broker's library raises errors of its own
+            _log.debug("the broker accepted no probe: %s", error)
             return False
         return True
 
 
-def echo(_: Task) -> None:
-    """Do nothing: what counts is that `hear` is called with the message, and then no pool is."""
+def probe(_: Task) -> None:
+    """Do nothing: `strategy` receives the message, and no process of the pool runs it."""
 
 
-def hear(_task: Task, app: Celery, consumer: Any) -> Callable[..., None]:
-    """Return what the consumer does with an echo, as Celery's `Task.Strategy` wants it."""
+def strategy(_task: Task, app: Celery, consumer: Any) -> Callable[..., None]:
+    """Return the function that receives a probe, as Celery's `Task.Strategy` wants it."""
 
     def on_message(_message: Any, _body: Any, ack: Any, *_: Any, **__: Any) -> None:
-        app.relay_echo.heard()
+        app.relay_probe.received()
         ack(_log, consumer.connection_errors)
 
     return on_message

@@ -1,11 +1,11 @@
-"""Noticing work and calling drains to it, in every worker's main process.
+"""The poller: a thread in every worker's main process that finds work in Redis and sends wake-ups for it.
 
-Producers know no Celery: they add to a stream, and the poller, blocked on reading it, wakes and rings. It also
-rings for outboxes whose time has come (a retry, a hold's end), and again for whatever waits although a wakeup or a
-drain got lost: that is the sweep. Wakeups coalesce, so the pollers of many workers do not get in each other's way.
+Producers do not use Celery: they add to a stream. The poller blocks on reading the inbox and wakes intake when an
+entry is added. It wakes delivery for outboxes whose time has come (a retry, or the end of a pause of the
+destination). It repeats the wake-up for anything that waits without a live lease, because a wake-up or a run was
+lost: this is the sweep. Wake-ups coalesce, so the pollers of many workers do not multiply them.
 
-Beside this it gives the worker's sign of life, notices a lost data set and a deaf worker, and calls now and then for
-what was not seen for long to be forgotten.
+The same loop writes the worker's heartbeat, probes the broker, and starts the walk that forgets old instances.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from redis.exceptions import RedisError
 
 from relay.connections.clients import connect
 from relay.connections.failover import WrongServer
-from relay.queue import epoch, forgetting, inbox, leases
+from relay.queue import forgetting, inbox, leases
 from relay.queue.keys import Keys
 from relay.queue.leases import Why
 from relay.queue.schedule import longest_pause_seconds, look
 from relay.settings import DEFAULT_DESTINATION
-from workers.scheduling.broker_probe import Echo
-from workers.scheduling.forgetting import every_seconds
+from workers.forgetting import every_seconds
+from workers.scheduling.broker_probe import BrokerProbe
+from workers.scheduling.heartbeat import Heartbeat
 from workers.scheduling.inline_fallback import InlineFallback
-from workers.scheduling.wakeups import Wakeups
-from workers.shutdown import EX_SOFTWARE, is_stopping, leave
+from workers.scheduling.shutdown import EX_SOFTWARE, stop_worker
+from workers.scheduling.wakeups import FORGET, CeleryWakeups
+from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,42 +40,42 @@ if TYPE_CHECKING:
     from celery.worker import WorkController
     from redis import Redis
 
-    from relay.queue.schedule import Sight
     from relay.settings import Settings
+    from workers.runtime import Wakeups
 
-#: The longest that one look waits for an entry; also the time to notice a lost wakeup or drain beyond its expiry.
-LOOK_SECONDS = 1.0
+#: Maximum time that one poll waits for an entry, in seconds. A lost wake-up or run is noticed that long after its
+#: expiry.
+POLL_SECONDS = 1.0
 
-#: The shortest time between two looks, however fast entries come. A drain stays longer than this.
-PACE_SECONDS = 0.01
+#: Minimum time between two polls, in seconds, however fast entries are added. A run of intake lasts longer than this.
+MIN_POLL_SECONDS = 0.01
 
-#: Outboxes that may be looked at whenever an entry comes. A look at more is followed by a rest so many times as long.
-FEW = 50
+#: Maximum due outboxes at which each new entry may cause a poll of the outboxes. After a poll of more, outboxes are
+#: not polled for `REST_FACTOR` times as long as it took: of 10,000 due outboxes, each poll takes Redis a tenth of a
+#: second.
+FEW_OUTBOXES = 50
 REST_FACTOR = 10
 
-#: How long to leave Redis alone after it failed.
-REDIS_PAUSE_SECONDS = 0.5
-
-#: Outboxes that are asked about in one round trip.
+#: Due outboxes that are read in one round trip.
 PAGE = 500
 
-#: A worker whose heartbeat is older than this is not there.
-HEARTBEAT_SECONDS = 10.0
+#: Pause after a failure of Redis, in seconds.
+REDIS_PAUSE_SECONDS = 0.5
 
-#: How long stopping waits for the thread; it is a daemon, so a hung one does not keep the process.
+#: How long stopping waits for the thread, in seconds. It is a daemon, so a hung one does not keep the process.
 STOP_SECONDS = 3.0
 
 _log = logging.getLogger(__name__)
 
 
-class Deaf(Exception):  # noqa: N818 - says what happened
-    """The broker takes our messages, and the consumer hears none."""
+class BrokerSilent(Exception):  # noqa: N818 - logged with its name
+    """The broker accepts messages, and this worker receives none."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"nothing was heard for {seconds:g} s from a broker that takes this worker's messages")
+        super().__init__(f"the broker accepts messages, and this worker received none for {seconds:g} s")
 
 
-class ReadOnly(Exception):  # noqa: N818 - says what happened
+class RedisReadOnly(Exception):  # noqa: N818 - logged with its name
     """Redis refuses writes, on each new connection, for too long."""
 
     def __init__(self, seconds: float, refusal: WrongServer) -> None:
@@ -81,187 +83,148 @@ class ReadOnly(Exception):  # noqa: N818 - says what happened
 
 
 class Poller:
-    """One look after the other, until told to stop."""
+    """Finds intake and outboxes that have work and no run, and sends wake-ups for them."""
 
-    def __init__(self, settings: Settings, client: Redis, wakeups: Wakeups, name: str) -> None:
-        self._keys = Keys(settings.queue.namespace)
+    def __init__(self, settings: Settings, client: Redis, wakeups: Wakeups) -> None:
         self._client = client
+        self._keys = Keys(settings.queue.namespace)
         self._wakeups = wakeups
-        self._bell_seconds = settings.worker.sweep
+        self._repeat_seconds = settings.worker.sweep
         self._longest_pause = longest_pause_seconds(settings.delivery.backoff_max, settings.worker.lease)
-        self._expire_after = settings.delivery.max_age
-        self._forget_after = settings.delivery.forget_after
-        self._forget_seconds = every_seconds(settings.delivery.forget_after)
-        self._name = name
-        self._dataset = ""
-        self._stopping = threading.Event()
-        self._seen = "0-0"
-        self._beat_at = 0.0
-        #: Until when only the inbox is looked at, on the monotonic clock.
-        self._rest_until = 0.0
-        self._leaving = False
-        self._read_only_after = settings.worker.read_only_after
-        #: Since when each sign of life was refused by a Redis that takes no writes, on the monotonic clock.
-        self._read_only_since: float | None = None
+        self._last_seen_id = "0-0"
+        #: Until when outboxes are not polled, on the monotonic clock.
+        self._outboxes_rest_until = 0.0
 
-    def stop(self) -> None:
-        """Stop after the look under way."""
-        self._stopping.set()
+    def send_wakeups(self, *, repeat: bool = False) -> float:
+        """Send a wake-up for each run that has work; return the seconds until the next poll.
 
-    def watch(self, echo: Echo) -> None:
-        """Look until stopped; Redis being away is waited out. Raises `Deaf` when the worker is, and `ReadOnly`."""
-        while not self._stopping.is_set() and not is_stopping():
-            started = time.monotonic()
-            try:
-                if echo.is_settled:  # a heartbeat says that the worker is at work, not that it is about to be
-                    self._beat()
-                pause = self.ring_for_what_waits()
-                inbox.wait(self._client, self._keys, self._seen, pause)
-            except RedisError as error:
-                self._note_refusal(error)
-                _log.warning("Redis is away, looking again soon: %s", error)
-                self._stopping.wait(REDIS_PAUSE_SECONDS)
-            if echo.is_deaf():
-                raise Deaf(echo.deaf_after_seconds)
-            self._stopping.wait(max(0.0, PACE_SECONDS - (time.monotonic() - started)))
-
-    def _note_refusal(self, error: RedisError) -> None:
-        """Raise `ReadOnly` if Redis has refused writes for too long. A Redis that is away is none that refuses."""
-        now = time.monotonic()
-        if not isinstance(error, WrongServer):
-            self._read_only_since = None
-        elif self._read_only_since is None:
-            self._read_only_since = now
-        elif now - self._read_only_since > self._read_only_after:
-            raise ReadOnly(self._read_only_after, error) from error
-
-    def hand_on(self) -> None:
-        """Ring for whatever waits, though a wakeup may be under way: this worker may have taken it along."""
-        self._leaving = True
-        with contextlib.suppress(RedisError):  # then others' sweeps find it
-            self.ring_for_what_waits()
-
-    def ring_for_what_waits(self) -> float:
-        """Ring for every drain that has work and nobody at it; return the seconds until it is time to look again.
-
-        After a look at many outboxes an entry in the inbox is no reason for another: of ten thousand that are due,
-        each is a tenth of a second of Redis's.
+        With `repeat` all outboxes are polled, and a wake-up is sent even if another is under way.
         """
-        began = time.monotonic()
-        if began < self._rest_until and not self._leaving:
-            sight = look(self._client, self._keys, DEFAULT_DESTINATION, count=0, longest_pause=self._longest_pause)
-            self._seen = _seen(sight)
-            self._ring_intake(waiting=sight.inbox)
-            return max(PACE_SECONDS, self._rest_until - began)
-        skip = 0
-        while True:
-            sight = look(
-                self._client,
-                self._keys,
-                DEFAULT_DESTINATION,
-                count=PAGE,
-                skip=skip,
-                longest_pause=self._longest_pause,
-            )
-            if skip == 0:
-                self._seen = _seen(sight)
-                self._ring_intake(waiting=sight.inbox)
-            self._ring_delivery(sight.due)
-            if len(sight.due) < PAGE:
-                break
-            skip += PAGE
+        started = time.monotonic()
+        if started < self._outboxes_rest_until and not repeat:
+            self._poll(outboxes=0, skip=0, repeat=False)
+            return max(MIN_POLL_SECONDS, self._outboxes_rest_until - started)
+        due, next_due_seconds = self._poll(outboxes=PAGE, skip=0, repeat=repeat)
+        page = due
+        while page == PAGE:
+            page, next_due_seconds = self._poll(outboxes=PAGE, skip=due, repeat=repeat)
+            due += page
         ended = time.monotonic()
-        if len(sight.due) + skip > FEW:
-            self._rest_until = ended + min(LOOK_SECONDS, REST_FACTOR * (ended - began))
-        return min(LOOK_SECONDS, max(PACE_SECONDS, sight.next_due_seconds or LOOK_SECONDS))
+        if due > FEW_OUTBOXES:
+            self._outboxes_rest_until = ended + min(POLL_SECONDS, REST_FACTOR * (ended - started))
+        return min(POLL_SECONDS, max(MIN_POLL_SECONDS, next_due_seconds or POLL_SECONDS))
 
-    def _ring_intake(self, *, waiting: int) -> None:
-        if waiting and self._to_ring([(self._keys.intake_lease, self._keys.intake_wakeup)], Why.WORK):
-            self._wakeups.wake_intake()
+    def wait(self, seconds: float) -> None:
+        """Wait until an entry is added to the inbox, or the time is over."""
+        inbox.wait(self._client, self._keys, self._last_seen_id, seconds)
 
-    def _ring_delivery(self, environments: Sequence[str]) -> None:
-        outboxes = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in environments]
-        ringing = self._to_ring([(keys.lease, keys.wakeup) for keys in outboxes], Why.DUE)
-        if ringing:
-            self._wakeups.wake_delivery([environments[position] for position in ringing])
-
-    def _to_ring(self, drains: Sequence[tuple[str, str]], why: Why) -> list[int]:
-        """Return which of these drains, given as (lease, wakeup), to ring for."""
-        if self._leaving and drains:
-            self._client.delete(*(wakeup for _, wakeup in drains))
-        return leases.to_wake(self._client, self._keys.counts, drains, self._bell_seconds, why)
-
-    def _beat(self) -> None:
-        if time.monotonic() - self._beat_at < LOOK_SECONDS:
-            return
-        self._beat_at = time.monotonic()
-        found = epoch.beat(
+    def _poll(self, *, outboxes: int, skip: int, repeat: bool) -> tuple[int, float | None]:
+        """Poll the inbox and one page of due outboxes; return how many are due, and when the next one will be."""
+        sight = look(
             self._client,
             self._keys,
-            self._name,
-            keep_seconds=HEARTBEAT_SECONDS,
-            known=self._dataset,
-            expire_after=self._expire_after,
-            forget_after=self._forget_after,
+            DEFAULT_DESTINATION,
+            count=outboxes,
+            skip=skip,
+            longest_pause=self._longest_pause,
         )
-        self._read_only_since = None
-        if self._dataset not in {"", found}:
-            _log.error(epoch.LOST)
-            self._seen = "0-0"
-        self._dataset = found
-        if forgetting.claim(self._client, self._keys, self._forget_seconds) and not self._wakeups.ring_forget():
-            forgetting.unclaim(self._client, self._keys)
+        if skip == 0:
+            # Wait for a newer entry than all of these; an empty inbox is read from its beginning. An entry that is
+            # added before the wait begins is missed only if intake is woken anyway.
+            self._last_seen_id = "$" if sight.inbox else "0-0"
+            intake = [(self._keys.intake_lease, self._keys.intake_wakeup)] if sight.inbox else []
+            if self._to_wake(intake, Why.WORK, repeat=repeat):
+                self._wakeups.wake_intake()
+        keys = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in sight.due]
+        positions = self._to_wake([(each.lease, each.wakeup) for each in keys], Why.DUE, repeat=repeat)
+        if positions:
+            self._wakeups.wake_delivery([sight.due[position] for position in positions])
+        return len(sight.due), sight.next_due_seconds
+
+    def _to_wake(self, runs: Sequence[tuple[str, str]], why: Why, *, repeat: bool) -> list[int]:
+        """Return the positions of the runs, given as (lease, wakeup), for which to send a wake-up."""
+        if repeat and runs:
+            self._client.delete(*(wakeup for _, wakeup in runs))
+        return leases.to_wake(self._client, self._keys.counts, runs, self._repeat_seconds, why)
 
 
-def _seen(sight: Sight) -> str:
-    """Return the id to wait behind: of an inbox with entries the newest, of an empty one the beginning.
+class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Runs the poller's thread for as long as the worker lives.
 
-    An entry that comes between the look and the wait is missed only where intake is called anyway.
+    It starts after the pool's children, which must not inherit the thread.
     """
-    return "$" if sight.inbox else "0-0"
-
-
-class DoormanStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Lives as long as the worker, and starts after its children: they must not inherit the thread."""
 
     requires: ClassVar = {"celery.worker.components:Pool"}
 
     def __init__(self, worker: WorkController, **_: Any) -> None:
-        self._name = worker.hostname
         self._app = worker.app
-        self._poller: Poller | None = None
+        self._settings: Settings = worker.app.relay_settings
+        self._probe = self._app.relay_probe = BrokerProbe(self._app, worker.hostname)
+        self._app.amqp.queues.consume_from[self._probe.queue.name] = self._probe.queue
+        self._broker = CeleryWakeups(self._app)
+        self._fallback = InlineFallback(self._settings, self._broker)
+        self._client = connect(self._settings.redis)
+        self._keys = Keys(self._settings.queue.namespace)
+        self._heartbeat = Heartbeat(self._settings, self._client, self._keys, worker.hostname)
+        self._poller = Poller(self._settings, self._client, self._fallback)
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._inline_fallback = InlineFallback(self._app)
-        self._echo = self._app.relay_echo = Echo(self._app, self._name)
-        self._app.amqp.queues.consume_from[self._echo.queue.name] = self._echo.queue
 
     def start(self, _: WorkController) -> None:
-        """Start looking."""
-        settings = self._app.relay_settings
-        wakeups = Wakeups(self._app, self._inline_fallback)
-        self._poller = Poller(settings, connect(settings.redis), wakeups, self._name)
-        self._thread = threading.Thread(target=self._watch, name="poller", daemon=True)
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="poller", daemon=True)
         self._thread.start()
 
     def stop(self, _: WorkController) -> None:
-        """Stop looking; called more than once."""
-        if self._poller and self._thread:
-            self._poller.stop()
-            self._thread.join(STOP_SECONDS)
-            self._poller.hand_on()
-            settings = self._app.relay_settings
-            self._inline_fallback.stop(settings.worker.budget + settings.api.timeout)
+        """Stop the thread. Celery calls this more than once."""
+        if self._thread is None:
+            return
+        self._stopping.set()
+        self._thread.join(STOP_SECONDS)
+        # This worker may have received wake-ups that it will not answer: repeat them for the others.
+        with contextlib.suppress(RedisError):  # then the sweep of another worker repeats them
+            self._poller.send_wakeups(repeat=True)
+        self._fallback.stop(self._settings.worker.budget + self._settings.api.timeout)
 
     terminate = stop
 
-    def _watch(self) -> None:
-        """Take the worker down if it is deaf, or the poller fails: without one, work is noticed by nobody."""
-        assert self._poller is not None  # noqa: S101 - `start` made it
+    def _run(self) -> None:
+        """Poll until stopped. Stop the worker if the poller fails: without one, no work is noticed."""
         try:
-            self._poller.watch(self._echo)
-        except (Deaf, ReadOnly) as because:
-            _log.critical("%s: this worker leaves, so that its supervisor starts another", because)
-            leave(EX_SOFTWARE)
-        except Exception:  # noqa: BLE001 - a thread's end is silent; whatever ended it must be seen
+            self._loop()
+        except (BrokerSilent, RedisReadOnly) as reason:
+            _log.critical("%s: this worker exits, so that its supervisor starts another", reason)
+            stop_worker(EX_SOFTWARE)
+        except Exception:  # noqa: BLE001 - the end of a thread is silent; its reason must be logged
             _log.exception("the poller failed; this worker stops, so that its supervisor starts another")
-            leave(EX_SOFTWARE)
+            stop_worker(EX_SOFTWARE)
+
+    def _loop(self) -> None:
+        """Poll until stopped; wait while Redis is away. Raise `BrokerSilent` or `RedisReadOnly`."""
+        refused_since: float | None = None  # since when Redis refused each heartbeat as read-only
+        while not self._stopping.is_set() and not is_stopping():
+            started = time.monotonic()
+            try:
+                # A heartbeat says that the worker works, so the first is written once the broker was probed.
+                if self._probe.is_settled and self._heartbeat.beat():
+                    refused_since = None
+                    self._start_forgetting()
+                self._poller.wait(self._poller.send_wakeups())
+            except RedisError as error:
+                if not isinstance(error, WrongServer):  # Redis is away, not read-only
+                    refused_since = None
+                elif refused_since is None:
+                    refused_since = time.monotonic()
+                elif time.monotonic() - refused_since > self._settings.worker.read_only_after:
+                    raise RedisReadOnly(self._settings.worker.read_only_after, error) from error
+                _log.warning("Redis is away, polling again soon: %s", error)
+                self._stopping.wait(REDIS_PAUSE_SECONDS)
+            if self._probe.is_silent():
+                raise BrokerSilent(self._probe.silent_after_seconds)
+            self._stopping.wait(max(0.0, MIN_POLL_SECONDS - (time.monotonic() - started)))
+
+    def _start_forgetting(self) -> None:
+        """Wake the walk that forgets old instances if it is time for one and no other worker did."""
+        interval = every_seconds(self._settings.delivery.forget_after)
+        if forgetting.claim(self._client, self._keys, interval) and not self._broker.send(FORGET):
+            forgetting.unclaim(self._client, self._keys)

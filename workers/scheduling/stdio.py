@@ -1,6 +1,6 @@
-"""Standard output and error that never fail: a full disk, or a reader that is gone, must stop no delivery.
+"""Standard output and error that ignore write errors: a full disk, or a closed pipe, must stop no delivery.
 
-Celery prints while it starts and stops, and Python makes the last flush's failure the exit code.
+Celery prints while it starts and stops, and Python turns a failure of the last flush into the exit code.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 _STANDARD = 3
 
 
-class Sturdy:
-    """A text stream that drops what cannot be written."""
+class ErrorIgnoringStream:
+    """A text stream that drops text it cannot write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write if it can be, and say that it was."""
+        """Write if possible; return the full length in any case."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush if it can be."""
+        """Flush if possible."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -37,20 +37,20 @@ class Sturdy:
         return getattr(self._stream, name)
 
 
-def make_sturdy() -> None:
-    """Have nothing in this process fail for want of a place to write to."""
-    _fill_closed()
+def ignore_write_errors() -> None:
+    """Have nothing in this process fail because its output cannot be written."""
+    _fill_closed_descriptors()
     logging.raiseExceptions = False
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed when Python started
-            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-        if not isinstance(stream, Sturdy):
-            setattr(sys, name, Sturdy(stream))
+        if stream is None:  # closed when Python started
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open until the process ends
+        if not isinstance(stream, ErrorIgnoringStream):
+            setattr(sys, name, ErrorIgnoringStream(stream))
 
 
-def _fill_closed() -> None:
-    """Put something where a standard descriptor is closed: else a socket gets its number, and what is printed."""
+def _fill_closed_descriptors() -> None:
+    """Open the null device as each closed standard descriptor: else a socket gets its number, and the output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - takes no keyword
     os.close(descriptor)

@@ -1,148 +1,194 @@
-"""The Celery tasks: one call each, that a test or a shell can make too."""
+"""The Celery tasks that answer wake-ups. Each makes one run and logs it, and so does the inline fallback.
+
+Each run has one line in the log; a run that found nothing to do has it at DEBUG.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Retry
 from redis.exceptions import RedisError
 
-from relay.connections.clients import connect
-from relay.queue import inbox, scripts
-from relay.queue.keys import Keys
-from workers.runtime import Runtime, make_runtime
-from workers.scheduling import runs
-from workers.scheduling.broker_probe import ECHO, echo
-from workers.scheduling.forgetting import walk
-from workers.scheduling.runs import Drained
-from workers.scheduling.wakeups import DELIVER, FORGET, INTAKE, REPORT
+from relay.logs import get_logger
+from workers.delivery.run import run_delivery
+from workers.forgetting import walk
+from workers.intake.run import run_intake
+from workers.scheduling.broker_probe import PROBE, probe
+from workers.scheduling.report_task import report
+from workers.scheduling.wakeups import DELIVER, ENVIRONMENTS_PER_WAKEUP, FORGET, INTAKE, REPORT, CeleryWakeups
+from workers.wiring import make_runtime
 
 if TYPE_CHECKING:
-    from celery import Celery, Task
-    from redis import Redis
+    from collections.abc import Sequence
 
-#: Seconds until a report that the queue did not take is tried again. Short against the broker's visibility
-#: time-out, or the broker would hand the message out twice.
-REPORT_RETRY_SECONDS = 5
+    from celery import Celery, Task
+
+    from workers.delivery.run import DeliveryReport
+    from workers.delivery.runtime import DeliveryRuntime
+
+#: Maximum environments that a log line names; of more it only has the number.
+NAMED = 3
 
 _of_thread = threading.local()
 
+_log = get_logger(__name__)
 
-class Outage(Exception):  # noqa: N818 - says what happened
-    """Why a drain could not do all of its work, as Flower shows it."""
+
+class Outage(Exception):  # noqa: N818 - the name that Flower shows
+    """The outage that kept a run from doing all of its work."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A run's result in words, and whether an outage ended it early."""
+
+    summary: str
+    met_outage: bool = False
+
+
 def register(app: Celery) -> None:
-    """Give the app its tasks."""
+    """Add the tasks to the app."""
     app.task(intake, name=INTAKE, bind=True)
     app.task(deliver, name=DELIVER, bind=True)
     app.task(forget, name=FORGET, bind=True)
-    app.task(echo, name=ECHO, bind=True, Strategy="workers.scheduling.broker_probe:hear")
-    # It comes once an event, and so would what Celery tells of it to all who listen.
+    app.task(probe, name=PROBE, bind=True, Strategy="workers.scheduling.broker_probe:strategy")
+    # One message an event: Celery's own events about each would double the load on the broker.
     quiet = {"send_events": False}
     app.task(report, name=REPORT, bind=True, acks_late=True, reject_on_worker_lost=True, max_retries=None, **quiet)
 
 
 def intake(task: Task) -> str:
-    """Drain the inbox into the outboxes, and deliver what came last."""
-    return _shown(runs.take_in(runtime_of(task.app), wakeup=task.request.id))
+    """Answer a wake-up for intake."""
+    return _shown(take_in_and_deliver(runtime_of(task.app), wakeup=task.request.id))
 
 
 def deliver(task: Task, *environments: str) -> str:
-    """Drain these environments' outboxes to the API."""
-    return _shown(runs.deliver(runtime_of(task.app), environments, wakeup=task.request.id))
-
-
-def _shown(drained: Drained) -> str:
-    """Return a drain's summary, for Flower to show as its result; after an outage raise it, to be shown as a retry.
-
-    Showing is all that raising does. Celery's own `Task.retry` would send a message, and nothing needs one: wakeups
-    and
-    the sweep call for a drain again.
-    """
-    if drained.met_outage:
-        raise Retry(drained.summary, exc=Outage(drained.summary))
-    return drained.summary
+    """Answer a wake-up for delivery from these environments' outboxes."""
+    return _shown(deliver_outboxes(runtime_of(task.app), environments, wakeup=task.request.id))
 
 
 def forget(task: Task, *_: object) -> str:
-    """Forget what was not seen for long. Older versions sent along where to go on."""
+    """Walk over the state, and send the wake-up for the rest. Older versions sent a position as arguments."""
+    runtime = runtime_of(task.app)
     try:
-        return walk(runtime_of(task.app))
+        done = walk(runtime)
     except RedisError as error:
-        return _shown(Drained(summary=f"Redis failed, so the rest waits: {type(error).__name__}", met_outage=True))
+        return _shown(Done(summary=f"Redis failed, so the rest waits: {type(error).__name__}", met_outage=True))
+    if not done.is_finished:
+        CeleryWakeups(task.app).send(FORGET)
+    return done.summary
 
 
-def report(task: Task, /, *args: Any, **envelope: Any) -> str:
-    """Enqueue an event for a producer that speaks Celery; judged in the inbox like everybody's.
-
-    `body` is the API's JSON body, as an object or as text. `id`, `source` and `time` as a queue entry has them;
-    without `id` the message's own id is taken, so that a message handed out twice is one event. Arguments that there
-    are not make a body that cannot be read, so that a wrong call becomes a dead letter and does not vanish. So does
-    `unreadable`, which says what is wrong with a message whose raw text is the body (unreadable.py).
-    """
-    body, more = (args[0], args[1:]) if args else (envelope.pop("body", None), ())
-    fields = {name: _text(envelope.pop(name)) for name in ("id", "source", "time") if envelope.get(name)}
-    unknown = {name: value for name, value in envelope.items() if name not in {"id", "source", "time"}}
-    unreadable = unknown.pop(inbox.UNREADABLE, None)
-    if more or unknown:
-        body = {"body": body, "unknown arguments": [*more, unknown]}
-    # What kombu's JSON made of dates, decimals and the like becomes text again.
-    text = body if isinstance(body, str) else json.dumps(body, default=str)
-    entry = {"event": text, "id": str(task.request.id), **fields}
-    if unreadable is not None:
-        entry[inbox.UNREADABLE] = str(unreadable)
-    queue = queue_of(task.app)
-    try:
-        encoded = {name: value.encode(errors="surrogatepass") for name, value in entry.items()}  # intake judges it
-        append = inbox.append_call(queue.keys, [encoded], queue.max_backlog, queue.memory_watermark)
-        scripts.run(queue.client, append)
-    except RedisError as error:
-        _try_again(task, error)
-    return str(fields.get("id", task.request.id))
-
-
-def _text(value: Any) -> str:
-    """Return an argument as text; kombu's JSON makes a date of what was one."""
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _try_again(task: Task, error: RedisError) -> NoReturn:
-    """Have the broker hand the message out again, whether or not it takes a new one for later."""
-    try:
-        raise task.retry(exc=error, countdown=REPORT_RETRY_SECONDS)
-    except Reject as refused:  # Celery's answer when the new message cannot be published is to drop this one
-        raise Reject(str(error), requeue=True) from refused
-
-
-class _Queue(NamedTuple):
-    """What reporting takes; no API, so that a worker without one loses no report."""
-
-    client: Redis
-    keys: Keys
-    max_backlog: int
-    memory_watermark: float
-
-
-def queue_of(app: Celery) -> _Queue:
-    """Return this thread's way to the queue, made at its first report."""
-    if not hasattr(_of_thread, "queue"):
-        redis, queue = app.relay_settings.redis, app.relay_settings.queue
-        keys = Keys(queue.namespace)
-        _of_thread.queue = _Queue(connect(redis), keys, queue.max_backlog, queue.memory_watermark)
-    made: _Queue = _of_thread.queue
-    return made
-
-
-def runtime_of(app: Celery) -> Runtime:
-    """Return this thread's runtime, made at its first task: after the fork, and one for each pool thread."""
+def runtime_of(app: Celery) -> DeliveryRuntime:
+    """Return this thread's runtime, made by its first task: after the fork, and one for each thread of a pool."""
     if not hasattr(_of_thread, "runtime"):
-        _of_thread.runtime = make_runtime(app.relay_settings, app)
-    runtime: Runtime = _of_thread.runtime
+        _of_thread.runtime = make_runtime(app.relay_settings, CeleryWakeups(app))
+    runtime: DeliveryRuntime = _of_thread.runtime
     return runtime
+
+
+def take_in_and_deliver(runtime: DeliveryRuntime, *, wakeup: str = "") -> Done:
+    """Run intake, then delivery of the last batch, and log both. Never raises `RedisError`.
+
+    `wakeup` is the id of the message that asked for it, for the log.
+    """
+    started = time.monotonic()
+    try:
+        report = run_intake(runtime)
+        if report is None:
+            return _others_hold("another run has the lease", wakeup)
+        _log.log(
+            logging.INFO if report.taken or report.lease_lost else logging.DEBUG,
+            "intake run",
+            taken=report.taken,
+            **_true_only(more_wait=report.more, lease_lost=report.lease_lost),
+            seconds=round(time.monotonic() - started, 3),
+            **_origin(wakeup),
+        )
+        if report.more:
+            runtime.wakeups.wake_intake()
+        if not report.to_deliver:
+            return Done(summary=str(report))
+        delivered = _deliver(runtime, report.to_deliver, wakeup)
+    except RedisError as error:
+        return _redis_failed(error)
+    return Done(summary=f"{report}; {delivered.summary}", met_outage=delivered.met_outage)
+
+
+def deliver_outboxes(runtime: DeliveryRuntime, environments: Sequence[str], *, wakeup: str = "") -> Done:
+    """Run delivery on these environments' outboxes, and log it. Never raises `RedisError`."""
+    try:
+        return _deliver(runtime, environments, wakeup)
+    except RedisError as error:
+        return _redis_failed(error)
+
+
+def _deliver(runtime: DeliveryRuntime, environments: Sequence[str], wakeup: str) -> Done:
+    """Run delivery on as many outboxes as one wake-up can name, and wake others for the rest."""
+    runtime.wakeups.wake_delivery(environments[ENVIRONMENTS_PER_WAKEUP:])
+    report = run_delivery(runtime, environments[:ENVIRONMENTS_PER_WAKEUP])
+    if report is None:
+        return _others_hold("other runs have the leases", wakeup)
+    _log.log(
+        _level_of(report),
+        "delivery run",
+        environments=len(report.environments),
+        **({"names": list(report.environments)} if len(report.environments) <= NAMED else {}),
+        delivered=report.delivered,
+        **_true_only(
+            retrying=report.retrying,
+            dead=report.dead,
+            held=report.held,
+            leases_lost=report.leases_lost,
+            more_wait=len(report.to_deliver),
+        ),
+        seconds=round(report.seconds, 3),
+        **_origin(wakeup),
+    )
+    runtime.wakeups.wake_delivery(report.to_deliver)
+    return Done(summary=str(report), met_outage=bool(report.held))
+
+
+def _level_of(report: DeliveryReport) -> int:
+    """Return the level of a run's line: a dead letter needs a person, a run without work is for debugging."""
+    if report.dead:
+        return logging.WARNING
+    return logging.INFO if report.delivered or report.retrying or report.held or report.leases_lost else logging.DEBUG
+
+
+def _others_hold(summary: str, wakeup: str) -> Done:
+    _log.debug(summary, **_origin(wakeup))
+    return Done(summary=summary)
+
+
+def _redis_failed(error: RedisError) -> Done:
+    _log.warning("Redis failed during a run; the sweep repeats its wake-up: %s", error)
+    return Done(summary=f"Redis failed: {type(error).__name__}", met_outage=True)
+
+
+def _shown(done: Done) -> str:
+    """Return a run's summary, which Flower shows as the result; raise it after an outage, to be shown as a retry.
+
+    Raising changes only what is shown. Celery's own `Task.retry` would send a message, and none is needed: wake-ups
+    and the sweep ask for the next run.
+    """
+    if done.met_outage:
+        raise Retry(done.summary, exc=Outage(done.summary))
+    return done.summary
+
+
+def _origin(wakeup: str) -> dict[str, str | bool]:
+    """Return the field that says how a run was started: the wake-up's id, or `inline` for the fallback."""
+    return {"wakeup": wakeup} if wakeup else {"inline": True}
+
+
+def _true_only(**fields: float | str) -> dict[str, float | str]:
+    return {name: value for name, value in fields.items() if value}

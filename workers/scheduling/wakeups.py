@@ -1,19 +1,19 @@
-"""Ringing drains: a Celery message that says only where there is work.
+"""Wake-ups sent through Celery: messages that say where there is work and carry no event.
 
-Losing or doubling one is harmless. A wakeup that is under way keeps others from being sent (relay/queue/leases.py);
-one that got lost is rung again after `worker.sweep` by the poller.
+A lost or duplicated wake-up is harmless. While one is under way no other is sent for the same run
+(relay/queue/leases.py). The poller repeats a lost one after `worker.sweep`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from relay.text import some_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
 
@@ -22,102 +22,83 @@ DELIVER = "relay.deliver"
 REPORT = "relay.report"
 FORGET = "relay.forget"
 
-#: Environments that one wakeup names at most.
+#: Maximum environments that one wake-up names.
 ENVIRONMENTS_PER_WAKEUP = 100
 
-
-#: A wakeup that waited this long is not answered. Celery compares the workers' clocks, so it is far above what these
-#: may be off by; a wakeup that is answered late finds that there is nothing to do.
+#: Age at which a wake-up expires, in seconds. Celery compares the workers' clocks, so this is far above any clock
+#: skew; a wake-up that is answered late finds nothing to do.
 EXPIRES_SECONDS = 86_400.0
 
-#: Wakeups for deliveries that may wait for an answer, about. Where so many do, the workers have enough to do, and
-#: would
-#: each sweep ring again for what waits longer than a wakeup counts as under way, there were ever more. One that is
-#: not
-#: rung is like one that got lost.
-MOST_WAITING = 300
+#: Approximate maximum of delivery wake-ups on the broker. At that point the workers are saturated. Each sweep repeats
+#: wake-ups that wait for long, so without a bound the queue would grow with every sweep.
+MAX_QUEUED = 300
 
-#: How often they are counted at most.
+#: Minimum time between two counts of the queued wake-ups, in seconds.
 COUNT_SECONDS = 1.0
 
-#: How long no wakeup is tried after one that the broker did not take, in seconds; or twice as long as that one took
-#: to
-#: fail, for a broker that hangs.
-SILENCE_SECONDS = 1.0
+#: Pause after the broker refused a wake-up, in seconds; twice as long as the failure took if that is more, for a
+#: broker that hangs.
+REFUSED_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-class Deputy(Protocol):
-    """Answers the wakeups that the broker does not take."""
-
-    def take_in(self, wakeups: Wakeups) -> None:
-        """Drain the inbox soon; return at once."""
-
-    def deliver(self, wakeups: Wakeups, environments: Sequence[str]) -> None:
-        """Drain these environments' outboxes soon; return at once."""
+def messages_of(environments: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the environments in parts that one wake-up can name."""
+    for start in range(0, len(environments), ENVIRONMENTS_PER_WAKEUP):
+        yield environments[start : start + ENVIRONMENTS_PER_WAKEUP]
 
 
-class Wakeups:
-    """Rings through Celery; never raises, and blocks no longer than one failure of the broker.
+class CeleryWakeups:
+    """Sends wake-ups through Celery. Never raises, and blocks no longer than one failure of the broker."""
 
-    What the broker does not take goes to the deputy; without one it is left to the sweep.
-    """
-
-    def __init__(self, app: Celery, deputy: Deputy | None = None) -> None:
+    def __init__(self, app: Celery) -> None:
         self._app = app
-        self._deputy = deputy
-        self._silent_until = 0.0
-        self._waiting = 0
+        self._pause_until = 0.0
+        self._queued = 0
         self._count_at = 0.0
 
     def wake_intake(self) -> None:
-        """Call for a drain of the inbox."""
-        if not self._ring(INTAKE, ()) and self._deputy:
-            self._deputy.take_in(self)
+        """Ask for a run of intake; the sweep repeats a wake-up that the broker refuses."""
+        self.send(INTAKE)
 
     def wake_delivery(self, environments: Sequence[str]) -> None:
-        """Call for drains of these environments' outboxes."""
-        for start in range(0, len(environments), ENVIRONMENTS_PER_WAKEUP):
-            some = environments[start : start + ENVIRONMENTS_PER_WAKEUP]
-            if not self._ring(DELIVER, some) and self._deputy:
-                self._deputy.deliver(self, some)
+        """Ask for runs of delivery; the sweep repeats a wake-up that the broker refuses."""
+        for some in messages_of(environments):
+            self.send(DELIVER, some)
 
-    def ring_forget(self) -> bool:
-        """Call for a walk over what is remembered; return whether the broker took the call."""
-        return self._ring(FORGET, ())
-
-    def _ring(self, task: str, args: Sequence[str | int]) -> bool:
+    def send(self, task: str, environments: Sequence[str] = ()) -> bool:
+        """Send one wake-up; return whether the broker accepted it. One that is surplus there counts as accepted."""
         started = time.monotonic()
-        if started < self._silent_until:
+        if started < self._pause_until:
             return False
         try:
-            if task == DELIVER and self._count() >= MOST_WAITING:
+            if task == DELIVER and self._count_queued() >= MAX_QUEUED:
                 return True
             self._app.send_task(
                 task,
-                args=tuple(args),
-                argsrepr=some_of(args),
+                args=tuple(environments),
+                argsrepr=some_of(environments),
                 kwargsrepr="",
                 retry=False,
                 expires=EXPIRES_SECONDS,
                 ignore_result=True,
             )
-        except Exception as error:  # noqa: BLE001 - whatever the broker's library raises: it took no wakeup
+        except Exception as error:  # noqa: BLE001 - each broker's library raises errors of its own
             failed = time.monotonic()
-            self._silent_until = failed + max(SILENCE_SECONDS, 2 * (failed - started))
-            _log.warning("the broker took no wakeup for %s: %s", task, error)
+            self._pause_until = failed + max(REFUSED_SECONDS, 2 * (failed - started))
+            _log.warning("the broker accepted no wake-up for %s: %s", task, error)
             return False
         return True
 
-    def _count(self) -> int:
-        """Return how many wakeups for deliveries wait, or did a moment ago."""
+    def _count_queued(self) -> int:
+        """Return how many delivery wake-ups are queued, counted at most `COUNT_SECONDS` ago."""
         now = time.monotonic()
         if now >= self._count_at:
             with self._app.pool.acquire(block=True) as connection, connection.channel() as channel:
                 try:
-                    self._waiting = channel.queue_declare(DELIVER, passive=True).message_count
-                except connection.channel_errors:  # there is no such queue, and in Redis there is none that is empty
-                    self._waiting = 0
+                    self._queued = channel.queue_declare(DELIVER, passive=True).message_count
+                except connection.channel_errors:  # there is no such queue: an empty list does not exist in Redis
+                    self._queued = 0
             self._count_at = now + COUNT_SECONDS
-        return self._waiting
+        return self._queued
