@@ -1,4 +1,4 @@
-"""Wake-ups: which ones the poller sends, and how many of them the broker holds."""
+"""The poller and its wake-ups: which ones it sends, and how many of them the broker holds."""
 
 from __future__ import annotations
 
