@@ -1,26 +1,28 @@
-"""What waits on disk while Redis is away: the files of a spool, and what is promised of them.
+"""The spool: files that keep events while Redis is unavailable.
 
 A spool is a directory on a local disk:
 
-    0000000017.3f9c0a8be1d24c55.sealed   a segment that is sent as it is, and the name of the call that sends it
+    0000000017.3f9c0a8be1d24c55.sealed   a segment to be sent as it is, and the name of the call that sends it
     0000000018.open                      the last segment, to which events are appended
-    damaged                              lines that are no records, kept to be looked at
-    lock                                 held while files change: for one write
-    sending                              held by who sends what waits, while Redis answers
+    damaged                              lines that are no records, kept for inspection
+    lock                                 locked (flock) while files change: for one write
+    sending                              locked by the process that sends, while Redis answers
 
 A segment is lines, a record each, the oldest first: the CRC-32 of the rest in eight hex digits, a space, and JSON
-with `at` (when it was written, in milliseconds since the epoch) and `fields` (those of the entry in the inbox):
+with `at` (when it was written, in milliseconds since the epoch) and `fields` (those of the inbox entry):
 
     5d3c0e41 {"at":1750000000000,"fields":{"event":"…","id":"7c9e…"}}
 
-- What `append` returned from is on the disk, file and directory synced. What it was killed in is there whole, or its
-  line is torn and was never acknowledged: a line whose sum is wrong is passed over, and those after it are read.
-- A segment leaves whole, oldest first. It is sealed before it is sent, and a sealed one never changes; each try to
-  send it is the same call to Redis, which adds it once (append.lua). So who dies between Redis's answer
-  and the removal has doubled nothing.
-- Any number of processes and threads may share a spool: each change is made under a lock of the kernel's (flock),
-  which goes with its holder. Nobody waits for a lock while its holder waits for Redis.
-- All files together stay within `max_bytes`. What does not fit is refused, and nothing makes room by leaving early.
+- An event is on the disk, file and directory synced, before `append` returns. If the process is killed before that,
+  the record is whole or its line is torn. A line with a wrong checksum is skipped, and the lines after it are read.
+- Segments are sent whole, oldest first. A segment is sealed before it is sent, and then never changes. Each attempt
+  to send it is the same call to Redis, which applies a call once (append.lua). So a process that is killed between
+  Redis's answer and the removal of the segment duplicates nothing.
+- Any number of processes and threads may share a spool. Each change is made under a lock of the kernel, which ends
+  with its holder. No process waits for a lock that is held while Redis answers.
+- All files together stay within `max_bytes`. Events that do not fit are refused; nothing is removed to make room.
+
+Decision 23 says why this is no SQLite database.
 """
 
 from __future__ import annotations
@@ -41,16 +43,15 @@ from relay.errors import ConfigurationError, SpoolUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-#: Bytes past which a segment is not appended to: what goes to Redis in one call.
+#: Maximum bytes of a segment that is appended to, because a segment is one call to Redis.
 SEGMENT_BYTES = 262_144
 
-#: How often a lock that somebody holds is tried again, in seconds.
+#: Interval of attempts to take a lock, in seconds.
 LOCK_STEP_SECONDS = 0.005
 
-#: Files are their owner's: an event may name what is nobody else's business.
+#: Files are readable by their owner alone: events may be confidential.
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 
 _SEGMENT = re.compile(r"([0-9]{10})\.(?:open|([0-9a-f]{16})\.sealed)")
@@ -58,16 +59,16 @@ _LINE = re.compile(rb"([0-9a-f]{8}) (.+)", re.DOTALL)
 
 
 class Record(NamedTuple):
-    """An event as it waits."""
+    """A spooled event."""
 
     #: When it was written, in milliseconds since the epoch.
     at: int
-    #: What its entry in the inbox will have.
+    #: The fields of its inbox entry.
     fields: dict[str, Any]
 
 
 class Content(NamedTuple):
-    """What a segment's bytes hold."""
+    """The parsed bytes of a segment."""
 
     records: list[Record]
     #: Lines that are no records: torn, or changed since.
@@ -83,29 +84,28 @@ class Segment(NamedTuple):
     call: str
 
 
-class Standing(NamedTuple):
-    """How a spool stands."""
+class SpoolStatus(NamedTuple):
+    """What `relay spool status` shows."""
 
     events: int
-    #: Of all its files.
+    #: Of all files.
     bytes: int
-    #: When the first of the events was written, in milliseconds since the epoch.
+    #: When the oldest event was written, in milliseconds since the epoch.
     oldest: int | None
-    #: Lines that were no records, those kept in `damaged` among them.
+    #: Lines that are no records, those in `damaged` included.
     damaged: int
 
 
 def encode(records: Iterable[Record]) -> bytes:
-    """Write records as lines."""
+    """Return records as lines."""
     documents = (to_json({"at": record.at, "fields": record.fields}) for record in records)
     return b"".join(b"%08x %s\n" % (crc32(document), document) for document in documents)
 
 
 def decode(content: bytes) -> Content:
-    """Read what of the bytes is records. A last line without its line break is one if its sum is right."""
+    """Parse lines; the last one needs no line break if its checksum is right."""
     records, damaged = [], []
-    lines = content.split(b"\n")
-    for line in lines if lines[-1] else lines[:-1]:
+    for line in content.removesuffix(b"\n").split(b"\n") if content else ():
         record = _record(line)
         if record is None:
             damaged.append(line)
@@ -122,13 +122,13 @@ def _record(line: bytes) -> Record | None:
         document = from_json(match[2])
         return Record(int(document["at"]), dict(document["fields"]))
     except (ValueError, TypeError, KeyError):
-        return None  # no writer of ours; what cannot be read must not hold up what can
+        return None  # written by another program; it must not block the records after it
 
 
 class Spool:
-    """A spool's directory; made if need be, its parents too. One that vanishes later has nothing waiting.
+    """A spool's directory, created if missing, with its parents; one that is removed later has no events.
 
-    Methods raise `SpoolUnavailable` when the disk refuses, or the lock is not to be had within `patience_seconds`.
+    Methods raise `SpoolUnavailable` if the disk refuses, or the lock is not free within `patience_seconds`.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int, patience_seconds: float) -> None:
@@ -136,24 +136,23 @@ class Spool:
         self.max_bytes = max_bytes
         self._patience_seconds = patience_seconds
         try:
-            _make_directory(directory)
             with self._locked():
                 pass
-        except (OSError, SpoolUnavailable) as error:
-            raise ConfigurationError(f"the spool {directory} cannot be used: {error}") from error
+        except SpoolUnavailable as error:
+            raise ConfigurationError(str(error)) from error
 
     def is_empty(self) -> bool:
-        """Tell whether nothing waits. Who appends at this very moment is not waited for."""
-        with self._disk():
+        """Return whether there are no events; an append that has not returned yet is not waited for."""
+        with self._disk_errors():
             return not self._segments()
 
     def append(self, entries: Iterable[Mapping[str, Any]], *, call: str = "") -> None:
-        """Put entries behind what waits; if they were tried, under the name of that `call`, to be tried with it."""
+        """Append entries; those that a call to Redis may have added already, as a segment of that `call`."""
         with self._locked():
             self._write(self._segments(), entries, call)
 
-    def append_behind(self, entries: Iterable[Mapping[str, Any]]) -> bool:
-        """`append` if anything waits; else do nothing and return False."""
+    def append_unless_empty(self, entries: Iterable[Mapping[str, Any]]) -> bool:
+        """Append entries if the spool has events; else do nothing and return False."""
         with self._locked():
             segments = self._segments()
             if segments:
@@ -162,12 +161,12 @@ class Spool:
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
-        """Be the one who sends while in the context; or be told, by False, that somebody else is."""
-        with self._disk(), self._lock("sending", patience_seconds=0) as ours:
-            yield ours
+        """Be the one process that sends while in the context; yield False if another one is sending."""
+        with self._lock("sending", patience_seconds=0) as is_ours:
+            yield is_ours
 
     def first(self) -> tuple[Segment, Content] | None:
-        """Return what is to be sent next, sealed; None if nothing waits. For who is `sending`."""
+        """Return the oldest segment, sealed; None if there is none. Only while `sending`."""
         with self._locked():
             segments = self._segments()
             if not segments:
@@ -176,7 +175,7 @@ class Spool:
             return segment, decode(segment.path.read_bytes())
 
     def remove(self, segment: Segment, damaged: Iterable[bytes] = ()) -> None:
-        """Let go of a segment that Redis has; its damaged lines are kept. For who is `sending`."""
+        """Remove a segment that Redis has, and keep its damaged lines. Only while `sending`."""
         kept = b"".join(line + b"\n" for line in damaged)
         with self._locked():
             if kept:
@@ -185,13 +184,13 @@ class Spool:
             segment.path.unlink(missing_ok=True)
             _sync(self.directory)
 
-    def standing(self) -> Standing:
-        """Tell how it stands, without stopping anybody: what leaves meanwhile may be missed."""
-        with self._disk():
+    def status(self) -> SpoolStatus:
+        """Return the status without taking the lock: segments that are removed meanwhile may be missed."""
+        with self._disk_errors():
             contents = [decode(_read(segment.path)) for segment in self._segments()]
             records = [record for content in contents for record in content.records]
             kept = _read(self.directory / "damaged").count(b"\n")
-            return Standing(
+            return SpoolStatus(
                 events=len(records),
                 bytes=self._size(),
                 oldest=min((record.at for record in records), default=None),
@@ -218,14 +217,16 @@ class Spool:
             self._append_to(self._path(last.number + 1 if last else 1, call), lines)
 
     def _append_to(self, path: Path, lines: bytes) -> None:
-        """Append and sync; what cannot be written whole is taken back, for it is refused."""
+        """Append and sync; if that fails, undo it, because the events are refused."""
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # who wrote before was killed in it: the torn line ends here
+                lines = b"\n" + lines  # ends the torn line of a process that was killed
             try:
-                _write_all(file, lines)
+                rest = memoryview(lines)
+                while rest:
+                    rest = rest[os.write(file, rest) :]
                 failpoints.passing("after:spool-write")
                 os.fsync(file)
                 if not size:
@@ -239,7 +240,7 @@ class Spool:
         failpoints.passing("after:spool-sync")
 
     def _seal(self, segment: Segment) -> Segment:
-        """Name the call that sends it. On the disk before it is sent: with another name it would be another call."""
+        """Name the call that sends the segment, and sync the name: after a restart it must be the same call."""
         call = new_call()
         path = self._path(segment.number, call)
         segment.path.rename(path)
@@ -251,10 +252,13 @@ class Spool:
         return self.directory / (f"{number:010}.{call}.sealed" if call else f"{number:010}.open")
 
     def _size(self) -> int:
-        return sum(_size_of(file) for file in self._files())
+        size = 0
+        for file in self._files():
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size
+        return size
 
     def _files(self) -> list[os.DirEntry[str]]:
-        """Return the files; of a directory that is gone, none."""
         try:
             with os.scandir(self.directory) as files:
                 return list(files)
@@ -263,19 +267,29 @@ class Spool:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._disk(), self._lock("lock", patience_seconds=self._patience_seconds) as held:
-            if not held:
-                raise SpoolUnavailable(f"another process holds {self.directory / 'lock'}, and does not let go")
+        with self._lock("lock", patience_seconds=self._patience_seconds) as is_ours:
+            if not is_ours:
+                raise SpoolUnavailable(f"another process holds {self.directory / 'lock'} and does not release it")
             yield
 
-    def _lock(self, name: str, *, patience_seconds: float) -> AbstractContextManager[bool]:
-        """Hold a lock, if it is to be had in time. Makes the directory anew if it is gone."""
-        if not self.directory.is_dir():
-            _make_directory(self.directory)
-        return _flock(self.directory / name, patience_seconds=patience_seconds)
+    @contextmanager
+    def _lock(self, name: str, *, patience_seconds: float) -> Iterator[bool]:
+        """Lock a file and yield True, or False if it is not free in time; create the directory if it is missing.
+
+        Each use opens the file, so that threads exclude each other too.
+        """
+        with self._disk_errors():
+            if not self.directory.is_dir():
+                _make_directory(self.directory)
+            file = os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            try:
+                yield _acquire(file, patience_seconds)
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the file open: closing is not enough
+                os.close(file)
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -283,30 +297,15 @@ class Spool:
 
 
 def new_call() -> str:
-    """Return a name for a call to Redis that nobody else makes."""
+    """Return a name that no other call to Redis has."""
     return secrets.token_hex(8)
 
 
-@contextmanager
-def _flock(path: Path, *, patience_seconds: float) -> Iterator[bool]:
-    """Hold a lock, if it is to be had in time. Each use opens the file anew: so threads exclude each other too."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-    try:
-        held = _acquire(lock, patience_seconds)
-        try:
-            yield held
-        finally:
-            if held:  # closing would not do: a child that was forked meanwhile has it open too
-                fcntl.flock(lock, fcntl.LOCK_UN)
-    finally:
-        os.close(lock)
-
-
-def _acquire(lock: int, patience_seconds: float) -> bool:
+def _acquire(file: int, patience_seconds: float) -> bool:
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
@@ -323,7 +322,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Make the names in a directory last: a file that is synced may still be without one after a loss of power."""
+    """Sync the names in a directory: after a power loss a synced file may still have no name."""
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -331,22 +330,9 @@ def _sync(directory: Path) -> None:
         os.close(file)
 
 
-def _write_all(file: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
 def _read(path: Path) -> bytes:
-    """Return a file's bytes; of one that is gone, none."""
+    """Return a file's bytes; none if it is removed."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _size_of(file: os.DirEntry[str]) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -1,10 +1,10 @@
-"""Which way do events go when there is a spool? To Redis, unless something waits before them or it is away.
+"""Sends events to Redis, or stores them in the spool while Redis is unavailable.
 
-What waits leaves first, so that the events of one caller arrive in the order of its calls. A report tries Redis with
-what is next, and a second time, for the first may have met a connection that died while nothing was reported; when
-that fails too, its events go behind what waits. So one that finds Redis away takes twice its time-outs at most.
+Events of the spool are sent before the events of a report, so that the events of one caller arrive in order. A report
+tries Redis twice, because the first attempt may meet a connection that died while idle. If both fail, its events are
+appended to the spool. So a report that finds Redis unavailable takes twice its time-outs at most.
 
-A queue that is full is no reason to spool: its producers are told so, as ever, and what waits goes on waiting.
+A full queue spools nothing: `QueueFull` is raised, and the spool keeps its events.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from relay.errors import QueueUnavailable, SpoolUnavailable
 from relay.producer.spool import new_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from relay.producer.spool import Spool
 
-#: How long Redis remembers the call that sends a segment: longer than one is likely to lie between a producer that
-#: was killed while it sent it and the next. A mark is some hundred bytes, for a segment.
+#: How long Redis remembers the call of a segment, in milliseconds: longer than a producer that was killed while
+#: sending stays down. Costs some hundred bytes a segment.
 SEGMENT_MARK_MILLISECONDS = 30 * 86_400_000
 
 _log = logging.getLogger(__name__)
@@ -33,71 +33,66 @@ Entries = list[dict[str, Any]]
 
 
 class Enqueue(Protocol):
-    """Adds entries to the inbox, all or none, once for each call; else raises what producers raise."""
+    """Adds entries to the inbox, all or none, once for each `call`; raises what producers raise."""
 
     def __call__(self, entries: Entries, *, call: str, mark_milliseconds: int | None = None) -> None:
-        """Add them, and remember the call for so long."""
+        """Add them, and have Redis remember the call for that long."""
 
 
 class Sent(NamedTuple):
-    """What left the spool."""
+    """What `flush` sent."""
 
     events: int
-    #: Lines that were no records, passed over and kept in the file `damaged`.
+    #: Lines that were no records: skipped, and kept in the file `damaged`.
     damaged: int
 
 
 class SpoolingSender:
-    """Sends what Redis takes, and spools the rest. Thread-safe."""
+    """Sends chunks to Redis or to the spool. Thread-safe."""
 
     def __init__(self, spool: Spool, enqueue: Enqueue, *, patience_seconds: float) -> None:
-        """`enqueue` should not retry: that is done here."""
+        """`enqueue` must not retry; a report sends events of the spool for `patience_seconds` at most."""
         self.spool = spool
+        #: Events appended to the spool.
+        self.spooled = 0
         self._enqueue = enqueue
-        #: How long a report goes on sending what waited before it.
         self._patience_seconds = patience_seconds
         self._counting = threading.Lock()
-        self._is_away = False
-        #: Events that went to the spool.
-        self.spooled = 0
-
-    def send(self, chunks: Iterable[tuple[Entries, list[str]]]) -> Iterator[list[str]]:
-        """Take the chunks of one report, each with its events' ids, and yield the ids once it is stored."""
-        send = self.sender()
-        for entries, ids in chunks:
-            send(entries)
-            yield ids
+        self._is_unavailable = False
 
     def sender(self) -> Callable[[Entries], None]:
-        """Return what sends the chunks of one report: it returns once Redis or the disk has a chunk.
+        """Return the function that sends the chunks of one report; it returns once Redis or the disk has a chunk.
 
-        After an attempt that failed, no other is made for as long as it took: of a long stream's time no more than
-        half goes into waiting for a Redis that is away.
+        After a failed attempt no other is made for as long as it took: at most half of a long stream's time is spent
+        on a Redis that is unavailable.
         """
-        rest_until = -math.inf
+        next_attempt_at = -math.inf
 
         def send(entries: Entries) -> None:
-            nonlocal rest_until
-            begun = time.monotonic()
-            if begun >= rest_until or not self._behind(entries):
-                away = self._send(entries)
-                self._tell(away)
-                if away is not None:
-                    now = time.monotonic()
-                    rest_until = now + (now - begun)
+            nonlocal next_attempt_at
+            started = time.monotonic()
+            if started < next_attempt_at and self._append_unless_empty(entries):
+                return
+            error = self._send(entries)
+            if error is not None:
+                if not self._is_unavailable:  # logged when it begins, not for each event
+                    _log.warning("spooled in %s: %s", self.spool.directory, error)
+                now = time.monotonic()
+                next_attempt_at = now + (now - started)
+            self._is_unavailable = error is not None
 
         return send
 
     def flush(self, *, within_seconds: float = math.inf) -> Sent:
-        """Send what waits, the oldest first, until nothing does or time is up; nothing if somebody else is at it."""
+        """Send the spool's events, oldest first, until it is empty or time is up; none if another process does."""
         events = damaged = 0
         deadline = time.monotonic() + within_seconds
-        with self.spool.sending() as ours:
-            while ours and time.monotonic() < deadline and (first := self.spool.first()):
+        with self.spool.sending() as is_ours:
+            while is_ours and time.monotonic() < deadline and (first := self.spool.first()):
                 segment, content = first
                 if content.damaged:
                     _log.warning(
-                        "%d damaged lines of %s are passed over, and kept in the file damaged beside it",
+                        "%d damaged lines of %s are skipped, and kept in the file damaged beside it",
                         len(content.damaged),
                         segment.path,
                     )
@@ -110,20 +105,25 @@ class SpoolingSender:
         return Sent(events, damaged)
 
     def _send(self, entries: Entries) -> QueueUnavailable | None:
-        """Send entries, or say why they are spooled."""
+        """Send entries to Redis, behind those of the spool; return the error if they are spooled because of one."""
         call = ""
         try:
             if not self.spool.is_empty():
                 self.flush(within_seconds=self._patience_seconds)
-                if self._behind(entries):
+                if self._append_unless_empty(entries):
                     return None
             call = new_call()
             self._try_twice(entries, call)
         except SpoolUnavailable:
             raise
-        except QueueUnavailable as away:
-            self._keep(entries, call, away)
-            return away
+        except QueueUnavailable as error:
+            try:
+                # With the call, if one was made: Redis may have applied it although no answer came.
+                self.spool.append(entries, call=call)
+            except SpoolUnavailable as refused:
+                raise SpoolUnavailable(f"{error}; and {refused}") from error
+            self._count(entries)
+            return error
         return None
 
     def _try_twice(self, entries: Entries, call: str, mark_milliseconds: int | None = None) -> None:
@@ -132,26 +132,11 @@ class SpoolingSender:
         except QueueUnavailable:
             self._enqueue(entries, call=call, mark_milliseconds=mark_milliseconds)
 
-    def _keep(self, entries: Entries, call: str, away: QueueUnavailable) -> None:
-        """Spool entries: with the call, if one was made, for Redis may have taken them and its answer was lost."""
-        try:
-            self.spool.append(entries, call=call)
-        except SpoolUnavailable as error:
-            raise SpoolUnavailable(f"{away}; and {error}") from away
-        self._count(entries)
-
-    def _behind(self, entries: Entries) -> bool:
-        """Spool entries behind what waits; False if nothing does."""
-        behind = self.spool.append_behind(entries)
-        if behind:
+    def _append_unless_empty(self, entries: Entries) -> bool:
+        is_appended = self.spool.append_unless_empty(entries)
+        if is_appended:
             self._count(entries)
-        return behind
-
-    def _tell(self, away: QueueUnavailable | None) -> None:
-        """Log why events are spooled: when it begins, not for each of them."""
-        if away is not None and not self._is_away:
-            _log.warning("spooled in %s: %s", self.spool.directory, away)
-        self._is_away = away is not None
+        return is_appended
 
     def _count(self, entries: Entries) -> None:
         with self._counting:

@@ -72,7 +72,7 @@ def report(directory: Path, event_id: str, **environment: str) -> subprocess.Com
 
 
 def waiting(directory: Path) -> int:
-    return Spool(directory, max_bytes=1, patience_seconds=30).standing().events
+    return Spool(directory, max_bytes=1, patience_seconds=30).status().events
 
 
 def arrived(server: EmbeddedRedis) -> list[str]:

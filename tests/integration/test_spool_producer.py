@@ -121,7 +121,7 @@ def test_directory_of_the_settings_is_used(directory: Path, monkeypatch: pytest.
     monkeypatch.setenv("RELAY_SPOOL__DIRECTORY", str(directory))
     with Producer(NOWHERE) as producer:
         producer.report(APP)
-        assert producer.spooled == spool_of(producer).standing().events == 1
+        assert producer.spooled == spool_of(producer).status().events == 1
     with producing(NOWHERE, directory.parent / "other") as producer:
         producer.report(APP)
         assert spool_of(producer).directory.name == "other", "what is given beats the settings"
@@ -138,7 +138,7 @@ def test_directory_that_is_gone_keeps_nothing_from_redis_and_is_made_anew_when_n
         shutil.rmtree(directory)
         server.kill()
         ids.append(producer.report(APP))
-        assert producer.spooled == spool_of(producer).standing().events == 1
+        assert producer.spooled == spool_of(producer).status().events == 1
         server.restart()
         producer.flush_spool()
     assert arrived(server.url) == ids
@@ -238,18 +238,18 @@ def test_full_spool_is_told_with_the_reason_for_spooling(directory: Path) -> Non
         with pytest.raises(SpoolUnavailable, match=r"did not take it: .*; and the spool .* is full") as refused:
             producer.report_many(events(10))
         assert refused.value.enqueued == ()
-        assert producer.spooled == len(taken) == spool_of(producer).standing().events
+        assert producer.spooled == len(taken) == spool_of(producer).status().events
 
 
 def test_error_names_what_of_many_was_spooled_before(directory: Path) -> None:
     with producing(NOWHERE, directory.parent / "measure") as producer:
         producer.report_many(events(CHUNK))
-        most = spool_of(producer).standing().bytes * 3 // 2
+        most = spool_of(producer).status().bytes * 3 // 2
     with producing(NOWHERE, directory, spool={"max_bytes": most}) as producer:
         with pytest.raises(SpoolUnavailable) as refused:
             producer.report_many(events(3 * CHUNK))
         assert refused.value.enqueued == tuple(f"e{number}" for number in range(CHUNK))
-        assert spool_of(producer).standing().events == CHUNK
+        assert spool_of(producer).status().events == CHUNK
 
 
 # In time

@@ -1,4 +1,4 @@
-"""The spool's files: what was acknowledged is read back, whatever happened to the bytes after it."""
+"""The spool's files: an acknowledged event is read back, whatever happened to the bytes after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigurationError, QueueUnavailable, SpoolUnavailable
-from relay.producer.spool import SEGMENT_BYTES, Content, Record, Spool, Standing, decode, encode
+from relay.producer.spool import SEGMENT_BYTES, Content, Record, Spool, SpoolStatus, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +42,8 @@ def entry(event_id: str, event: str = "{}") -> dict[str, Any]:
     return {"event": event.encode(), "id": event_id}
 
 
-def drained(spool: Spool) -> list[str]:
-    """Let all leave, as a sender does, and return the ids in their order."""
+def sent(spool: Spool) -> list[str]:
+    """Send and remove all segments, and return the ids in their order."""
     ids = []
     with spool.sending() as ours:
         assert ours
@@ -54,8 +54,8 @@ def drained(spool: Spool) -> list[str]:
     return ids
 
 
-def waiting_and_damaged(spool: Spool) -> tuple[int, int]:
-    standing = spool.standing()
+def events_and_damaged(spool: Spool) -> tuple[int, int]:
+    standing = spool.status()
     return standing.events, standing.damaged
 
 
@@ -121,7 +121,7 @@ def test_entries_leave_in_their_order_over_segments(spool: Spool) -> None:
         spool.append([entry(f"{number}-a", BIG), entry(f"{number}-b")])
     assert len(segments(spool)) == 7
 
-    assert drained(spool) == [f"{number}-{part}" for number in range(7) for part in "ab"]
+    assert sent(spool) == [f"{number}-{part}" for number in range(7) for part in "ab"]
     assert spool.is_empty()
     assert segments(spool) == []
 
@@ -157,15 +157,15 @@ def test_sealed_segment_keeps_its_name_and_is_not_appended_to(spool: Spool) -> N
     spool.append([entry("2")])
     with spool.sending():
         assert spool.first() == first, "tried again it must be the same call"
-    assert drained(spool) == ["1", "2"]
+    assert sent(spool) == ["1", "2"]
 
 
 def test_behind_appends_only_if_something_waits(spool: Spool) -> None:
-    assert not spool.append_behind([entry("1")])
+    assert not spool.append_unless_empty([entry("1")])
     assert spool.is_empty()
     spool.append([entry("1")])
-    assert spool.append_behind([entry("2")])
-    assert drained(spool) == ["1", "2"]
+    assert spool.append_unless_empty([entry("2")])
+    assert sent(spool) == ["1", "2"]
 
 
 def test_torn_tail_ends_where_the_next_record_begins(spool: Spool) -> None:
@@ -173,20 +173,20 @@ def test_torn_tail_ends_where_the_next_record_begins(spool: Spool) -> None:
     (path,) = segments(spool)
     line = path.read_bytes()
     path.write_bytes(line + line[: len(line) // 2])
-    assert waiting_and_damaged(spool) == (1, 1)
+    assert events_and_damaged(spool) == (1, 1)
 
     spool.append([entry("2")])
-    assert waiting_and_damaged(spool) == (2, 1)
-    assert drained(spool) == ["1", "2"]
+    assert events_and_damaged(spool) == (2, 1)
+    assert sent(spool) == ["1", "2"]
     assert (spool.directory / "damaged").read_bytes() == line[: len(line) // 2] + b"\n"
-    assert waiting_and_damaged(spool) == (0, 1)
+    assert events_and_damaged(spool) == (0, 1)
 
 
 def test_segment_of_nothing_but_damage_is_passed_over(spool: Spool) -> None:
     for number in range(2):
         spool.append([entry(str(number), BIG)])
     segments(spool)[0].write_bytes(b"")
-    assert drained(spool) == ["1"]
+    assert sent(spool) == ["1"]
 
 
 def test_bound_is_kept_and_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_bound_is_kept_and_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpoolUnavailable, match=r"is full: \d+ bytes, and spool.max_bytes is 1000"):
         fill()
     used = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert used == spool.standing().bytes
+    assert used == spool.status().bytes
     assert 900 < used <= 1000
-    assert drained(spool) == taken
+    assert sent(spool) == taken
 
 
 def test_what_is_damaged_counts_against_the_bound(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_refused_write_leaves_no_trace(spool: Spool, monkeypatch: pytest.MonkeyP
         with pytest.raises(SpoolUnavailable, match="No space left on device"):
             spool.append([entry("2")])
     assert path.read_bytes() == before
-    assert drained(spool) == ["1"]
+    assert sent(spool) == ["1"]
 
 
 def test_file_and_directory_are_synced_before_append_returns(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,15 +280,15 @@ def test_directory_that_is_gone_has_nothing_waiting_and_is_made_anew(spool: Spoo
     spool.append([entry("lost")])
     shutil.rmtree(spool.directory)
     assert spool.is_empty()
-    assert spool.standing() == Standing(events=0, bytes=0, oldest=None, damaged=0)
-    assert not spool.append_behind([entry("1")])
+    assert spool.status() == SpoolStatus(events=0, bytes=0, oldest=None, damaged=0)
+    assert not spool.append_unless_empty([entry("1")])
 
     shutil.rmtree(spool.directory)
-    assert drained(spool) == []
+    assert sent(spool) == []
 
     shutil.rmtree(spool.directory)
     spool.append([entry("1")])
-    assert drained(spool) == ["1"]
+    assert sent(spool) == ["1"]
     assert spool.directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -305,7 +305,7 @@ def test_directory_that_goes_while_its_segment_is_sent_is_no_error(spool: Spool)
 def test_file_in_the_directorys_place_is_an_error(spool: Spool) -> None:
     shutil.rmtree(spool.directory)
     spool.directory.write_text("")
-    for use in (spool.is_empty, spool.standing, spool.first, lambda: spool.append([entry("1")])):
+    for use in (spool.is_empty, spool.status, spool.first, lambda: spool.append([entry("1")])):
         with pytest.raises(QueueUnavailable, match="cannot be used"):
             use()
 
@@ -326,7 +326,7 @@ def test_lock_that_is_never_let_go_is_an_error_in_time(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, patience_seconds=0.05)
     with (tmp_path / "lock").open("r+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(SpoolUnavailable, match="does not let go"):
+        with pytest.raises(SpoolUnavailable, match="does not release it"):
             spool.append([entry("1")])
     spool.append([entry("1")])
 
@@ -357,8 +357,8 @@ def test_threads_that_append_while_one_sends_lose_and_double_nothing(spool: Spoo
             spool.append([entry(f"{name}-{number}", "x" * 20_000)])
 
     threads = [threading.Thread(target=append, args=(name,)) for name in range(4)]
-    run_all(threads, meanwhile=lambda: left.extend(drained(spool)))
-    left += drained(spool)
+    run_all(threads, meanwhile=lambda: left.extend(sent(spool)))
+    left += sent(spool)
 
     assert len(left) == len(set(left)) == 4 * 30
     for name in range(4):

@@ -1,4 +1,4 @@
-"""Which way events go: to Redis, behind what waits, or nowhere with an error that says why."""
+"""Chunks go to Redis, behind the events of the spool, or nowhere with an error that says why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BIG = "x" * SEGMENT_BYTES
 
 
 class Queue:
-    """A queue as a producer meets it: it takes, or answers with an error."""
+    """Adds entries, or raises the next of `answers`."""
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -45,12 +45,14 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", max_bytes=10 * SEGMENT_BYTES, patience_seconds=30)
 
 
-def report(sender: SpoolingSender, *ids: str) -> list[str]:
+def report(spooling: SpoolingSender, *ids: str) -> None:
     """Report events, a chunk each."""
-    return [sent for chunk in sender.send(([{"event": "{}", "id": each}], [each]) for each in ids) for sent in chunk]
+    send = spooling.sender()
+    for each in ids:
+        send([{"event": "{}", "id": each}])
 
 
-def waiting(spool: Spool, *ids: str) -> None:
+def fill(spool: Spool, *ids: str) -> None:
     for each in ids:
         spool.append([{"event": BIG, "id": each}])
 
@@ -67,7 +69,8 @@ def test_a_producer_starts_without_what_it_may_never_need() -> None:
 def test_redis_is_tried_again_with_the_same_call(queue: Queue, spool: Spool) -> None:
     queue.answers = [QueueUnavailable("a connection that was dead")]
     sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
-    assert report(sender, "1") == queue.taken == ["1"]
+    report(sender, "1")
+    assert queue.taken == ["1"]
     assert sender.spooled == 0
     (first, second) = queue.calls
     assert first == second
@@ -85,7 +88,7 @@ def test_what_was_tried_is_tried_again_under_its_name_and_is_marked_for_longer(q
 
 
 def test_when_time_is_up_the_new_event_goes_behind_what_still_waits(queue: Queue, spool: Spool) -> None:
-    waiting(spool, "1", "2", "3")
+    fill(spool, "1", "2", "3")
     sender = SpoolingSender(spool, queue.enqueue, patience_seconds=0)
     report(sender, "new")
     assert "new" not in queue.taken
@@ -95,7 +98,7 @@ def test_when_time_is_up_the_new_event_goes_behind_what_still_waits(queue: Queue
 
 
 def test_new_event_follows_at_once_when_there_was_time_for_all(queue: Queue, spool: Spool) -> None:
-    waiting(spool, "1", "2", "3")
+    fill(spool, "1", "2", "3")
     sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     report(sender, "new")
     assert queue.taken == ["1", "2", "3", "new"]
@@ -103,7 +106,7 @@ def test_new_event_follows_at_once_when_there_was_time_for_all(queue: Queue, spo
 
 
 def test_what_was_sent_before_redis_went_away_is_not_sent_again(queue: Queue, spool: Spool) -> None:
-    waiting(spool, "1", "2", "3")
+    fill(spool, "1", "2", "3")
     queue.answers = [None, QueueUnavailable("away"), QueueUnavailable("away")]
     sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     report(sender, "new")
@@ -113,12 +116,12 @@ def test_what_was_sent_before_redis_went_away_is_not_sent_again(queue: Queue, sp
 
 
 def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: Spool) -> None:
-    waiting(spool, "1")
+    fill(spool, "1")
     queue.answers = [QueueFull("full")]
     sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
     with pytest.raises(QueueFull):
         report(sender, "new")
-    assert spool.standing().events == 1
+    assert spool.status().events == 1
     assert sender.spooled == 0
 
 
