@@ -18,8 +18,8 @@ import redis
 from benchmarks.rig import ROOT, bare_environment
 from relay.cli.status import OLDEST_OF
 from relay.processes.embedded_redis import EmbeddedRedis
-from relay.queue import overview
 from relay.queue.keys import Keys
+from relay.queue.status import read_status
 from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def main(environments: int = 10_000, events: int = 1_000_000) -> None:
         queue = Settings.load(redis={"url": server.url}).queue
         before = client.info("persistence")["rdb_changes_since_last_save"]
         print("the look itself")
-        best(client, lambda: overview.read(client, keys, DEFAULT_DESTINATION, queue, oldest_of=OLDEST_OF))
+        best(client, lambda: read_status(client, keys, DEFAULT_DESTINATION, queue, oldest_of=OLDEST_OF))
         environment = {**bare_environment(), "RELAY_REDIS_URL": server.url}
         for options in ([], ["--json"], ["--all"]):
             print(" ".join(["relay status", *options]))

@@ -11,13 +11,13 @@ import typer
 
 from relay.cli.dead_letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
-from relay.operations.doctor.examination import examine
-from relay.operations.doctor.result import Grade
+from relay.operations.doctor.run import run_doctor
+from relay.operations.finding import Severity
 
 if TYPE_CHECKING:
-    from relay.operations.doctor.result import Result
+    from relay.operations.finding import Finding
 
-_COLOURS = {Grade.OK: "green", Grade.NOTE: None, Grade.WARNING: "yellow", Grade.FAULT: "red"}
+_COLOURS = {Severity.OK: "green", Severity.NOTE: None, Severity.WARNING: "yellow", Severity.FAULT: "red"}
 
 
 def doctor(
@@ -25,7 +25,7 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Leave the API alone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look for what is wrong with Redis, broker, workers, API and configuration, and say what to do.
+    """WorkReading for what is wrong with Redis, broker, workers, API and configuration, and say what to do.
 
     One line a check: ok, note, warning or fault, what was found, and after an arrow what to do. All checks are made,
     whatever some find, and nothing is changed: the API gets an empty object, of which it can make no deployment.
@@ -37,24 +37,26 @@ def doctor(
     Examples:
       relay doctor
       relay doctor --offline
-      relay doctor --json | jq -r '.results[] | select(.grade == "fault").what'
+      relay doctor --json | jq -r '.results[] | select(.severity == "fault").what'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    results = examine(offline=offline)
-    counted = Counter(each.grade for each in results)
+    results = run_doctor(offline=offline)
+    counted = Counter(each.severity for each in results)
     if as_json:
-        found = {"faults": counted[Grade.FAULT], "warnings": counted[Grade.WARNING]}
+        found = {"faults": counted[Severity.FAULT], "warnings": counted[Severity.WARNING]}
         typer.echo(json.dumps({**found, "results": [asdict(each) for each in results]}, indent=2))
     else:
         for each in results:
             _show(each)
-        typer.echo(f"{_number(counted[Grade.FAULT], 'fault')}, {_number(counted[Grade.WARNING], 'warning')}")
-    raise typer.Exit(1 if counted[Grade.FAULT] else 0)
+        typer.echo(f"{_number(counted[Severity.FAULT], 'fault')}, {_number(counted[Severity.WARNING], 'warning')}")
+    raise typer.Exit(1 if counted[Severity.FAULT] else 0)
 
 
-def _show(result: Result) -> None:
-    grade = typer.style(f"{result.grade:<8}", fg=_COLOURS[result.grade], bold=result.grade is Grade.FAULT)
+def _show(result: Finding) -> None:
+    severity = typer.style(
+        f"{result.severity:<8}", fg=_COLOURS[result.severity], bold=result.severity is Severity.FAULT
+    )
     to_do = f" → {result.do}" if result.do else ""
-    typer.echo(f"{grade} {result.check}: {printable(result.what + to_do)}")
+    typer.echo(f"{severity} {result.check}: {printable(result.what + to_do)}")
 
 
 def _number(number: int, of: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relay.console.sparkline import Sparkline, draw
 from relay.console.status_cache import ALL
-from relay.operations.diagnosis import describe
+from relay.operations.status import describe
 from relay.queue.health import Health, HealthState
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from relay.console.history import History
     from relay.console.status_cache import CachedStatus, StatusCache
-    from relay.operations.diagnosis import Finding
+    from relay.operations.finding import Finding
     from relay.queue.counters import EnvironmentCounts
-    from relay.queue.overview import Overview
+    from relay.queue.status import Status
 
 #: Environments of one page.
 ROWS = 50
@@ -63,7 +63,7 @@ class Destination(NamedTuple):
 class FirstPage:
     """What was seen, and of it the environments that are asked for."""
 
-    seen: Overview
+    seen: Status
     findings: list[Finding]
     destination: Destination
     drawn: Sparkline | None

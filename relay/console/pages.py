@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from relay.console import filters, sparkline
 from relay.console.dead_letters import MOST_AT_ONCE
 from relay.console.redact import known_secrets, without
-from relay.operations.diagnosis import duration
+from relay.operations.status import duration
 from relay.queue.dead_letters import Reason
 
 if TYPE_CHECKING:

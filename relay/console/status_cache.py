@@ -12,17 +12,17 @@ from relay.console.history import History
 from relay.console.redact import known_secrets, redacted
 from relay.errors import QueueUnavailable
 from relay.operations.diagnosis import diagnose
-from relay.queue import overview
+from relay.queue.status import read_status
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from relay.console.queue_client import QueueClient
-    from relay.operations.diagnosis import Finding
+    from relay.operations.finding import Finding
     from relay.queue.dead_letters import DeadLetter
     from relay.queue.keys import Keys
-    from relay.queue.overview import Overview
+    from relay.queue.status import Status
     from relay.settings import Settings
 
 #: The pause between two looks: at least this long, and so many times as long as a look took.
@@ -38,7 +38,7 @@ _log = logging.getLogger("relay.console")
 class CachedStatus:
     """One look, what is wrong by it, and when it began, by a steady clock."""
 
-    seen: Overview
+    seen: Status
     findings: list[Finding]
     began: float
     took_seconds: float
@@ -108,7 +108,7 @@ class StatusCache:
 def look(client: Redis, keys: Keys, settings: Settings) -> CachedStatus:
     """Look once, as `relay status` does, and say what is wrong in the same words."""
     began = time.monotonic()
-    seen = overview.read(client, keys, DEFAULT_DESTINATION, settings.queue)
+    seen = read_status(client, keys, DEFAULT_DESTINATION, settings.queue)
     if seen.newest_dead is not None:
         seen = replace(seen, newest_dead=_without_credentials(seen.newest_dead, settings))
     return CachedStatus(seen=seen, findings=diagnose(seen), began=began, took_seconds=time.monotonic() - began)

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from relay.connections.clients import connect
 from relay.metrics.exposition import Limits, exposition
-from relay.queue import metrics_snapshot
 from relay.queue.keys import Keys
+from relay.queue.metrics_snapshot import read_snapshot
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ class Exporter:
             started = time.monotonic()
             found = None
             try:
-                found = metrics_snapshot.read(
-                    self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments
-                )
+                found = read_snapshot(self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments)
             except RedisError as error:
                 log.warning("Redis did not answer a scrape: %s", error)
             return exposition(found, limits=self._limits, seconds=time.monotonic() - started)

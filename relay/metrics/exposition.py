@@ -19,7 +19,7 @@ from relay.queue.dead_letters import Reason
 from relay.queue.health import UNHEALTHY
 from relay.queue.latency import upper_bound_seconds
 from relay.queue.leases import Why
-from relay.queue.metrics_snapshot import ELSEWHERE
+from relay.queue.metrics_snapshot import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,7 +95,7 @@ def _counters(snapshot: Snapshot) -> Iterator[Family]:
     # The rest never falls, as no counter may: who takes another's place among the named has delivered no less, or the
     # other was forgotten, and what it delivered, no less in its turn, is part of the rest from then on.
     named = sorted(snapshot.delivered.items())
-    yield _labelled(of.DELIVERED, (), dict([*named, (ELSEWHERE, snapshot.delivered_elsewhere)]))
+    yield _labelled(of.DELIVERED, (), dict([*named, (OTHER, snapshot.delivered_elsewhere)]))
     yield _plain(of.DUPLICATE, counters.duplicate)
     yield _plain(of.STALE, counters.stale)
     yield _plain(of.SUPERSEDED, counters.superseded)
@@ -111,7 +111,7 @@ def _counters(snapshot: Snapshot) -> Iterator[Family]:
 def _backlog(snapshot: Snapshot, limits: Limits) -> Iterator[Family]:
     streams: list[tuple[tuple[str, str], Waiting]] = [(("inbox", ""), snapshot.inbox), (("dead", ""), snapshot.dead)]
     streams += [(("outbox", name), waiting) for name, waiting in sorted(snapshot.outboxes.items())]
-    streams.append((("outbox", ELSEWHERE), snapshot.outboxes_elsewhere))
+    streams.append((("outbox", OTHER), snapshot.outboxes_elsewhere))
     yield _family(of.WAITING, [(labels, waiting.events) for labels, waiting in streams])
     yield _family(of.OLDEST, [(labels, waiting.oldest / 1000) for labels, waiting in streams if waiting.oldest])
     yield _plain(of.CAPACITY, limits.max_backlog)
@@ -147,12 +147,13 @@ def _latency_buckets(latency: Mapping[int, int]) -> list[tuple[float, int]]:
 
 def _destinations(destinations: Mapping[str, DestinationState], limits: Limits) -> Iterator[Family]:
     each = sorted(destinations.items())
-    yield _family(of.IN_FLIGHT_LIMIT, [((name,), state.window or limits.max_in_flight) for name, state in each])
-    held = [((name, reason), int(state.held == reason)) for name, state in each for reason in UNHEALTHY]
-    yield _family(of.HELD, held)
-    seconds = [((name, reason), state.held_ms.get(reason, 0) / 1000) for name, state in each for reason in UNHEALTHY]
+    limit = [((name,), found.concurrency_limit or limits.max_in_flight) for name, found in each]
+    yield _family(of.IN_FLIGHT_LIMIT, limit)
+    pairs = [(name, found, state) for name, found in each for state in UNHEALTHY]
+    yield _family(of.HELD, [((name, state), int(found.state is state)) for name, found, state in pairs])
+    seconds = [((name, state), found.unhealthy_ms.get(state, 0) / 1000) for name, found, state in pairs]
     yield _family(of.HELD_SECONDS, seconds)
-    asked = [((name,), state.retry_after_ms / 1000) for name, state in each if state.retry_after_ms is not None]
+    asked = [((name,), found.retry_after_ms / 1000) for name, found in each if found.retry_after_ms is not None]
     yield _family(of.RETRY_AFTER, asked)
 
 
@@ -166,8 +167,10 @@ def _workers(snapshot: Snapshot) -> Iterator[Family]:
 
 def _redis(snapshot: Snapshot) -> Iterator[Family]:
     server = snapshot.server
-    yield _family(of.MEMORY, [] if server.memory_used is None else [((), server.memory_used)])
-    yield _family(of.DURABILITY, [((server.appendonly, server.appendfsync, server.maxmemory_policy), 1)])
+    yield _family(of.MEMORY, [] if server.memory_used_ratio is None else [((), server.memory_used_ratio)])
+    appendonly = "unknown" if server.appendonly is None else "yes" if server.appendonly else "no"
+    durability = (appendonly, server.appendfsync or "unknown", server.maxmemory_policy or "unknown")
+    yield _family(of.DURABILITY, [(durability, 1)])
     yield _plain(of.RESETS, snapshot.resets)
 
 

@@ -1,8 +1,8 @@
-"""The counters: what became of all events, from the counters that the moving scripts write.
+"""Counters of a shard: totals by outcome, written by the scripts that move entries.
 
-`added + redriven = delivered + duplicate + stale + superseded + dead + waiting` at every moment: an entry is counted
-by the script that removes it from its stream, and what is left is the streams' own lengths. `dead` counts deaths, so
-a dead letter that was redriven and died again counts twice, as it does on the left.
+`added + redriven = delivered + duplicate + stale + superseded + dead + waiting` at every moment: the script that
+removes an entry from its stream counts it, and `waiting` is the streams' lengths. A dead letter that is redriven and
+dead-lettered again counts twice in `dead`, as it does in `redriven`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 _COUNTERS = scripts.load("counters")
 _ENVIRONMENTS = scripts.load("environments")
 
-#: Environments that one script reads, and scripts that one round trip runs: Redis reads on while we take its replies.
-_ENVIRONMENTS_AT_ONCE = 500
-_SCRIPTS_AT_ONCE = 20
+#: Environments that one script reads. Redis is blocked meanwhile.
+_ENVIRONMENTS_A_SCRIPT = 500
+
+#: Scripts of one round trip: Redis runs the next while the client parses a reply.
+_SCRIPTS_A_ROUND_TRIP = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One snapshot of the whole shard. All are events, `retries` attempts.
+    """Counters of a shard at one moment, in events; `retries` in attempts.
 
-    `added` is what producers added, without what was redriven; `dead` counts all deaths ever, `dead_waiting` the dead
-    letters that lie there now; `ignored` are reports of what no deployment is, which were never added.
+    `added` excludes redriven events. `dead` counts every dead-lettering, `dead_waiting` the dead letters of now.
+    `ignored` counts reports that described no deployment and were never added.
     """
 
     added: int
@@ -55,22 +57,22 @@ class Counters:
 
     @property
     def unaccounted(self) -> int:
-        """Events whose fate nobody recorded; anything but 0 is a defect."""
+        """Events without a recorded outcome; anything but 0 is a defect."""
         ended = self.delivered + self.duplicate + self.stale + self.superseded + self.dead
         return self.added + self.redriven - ended - self.waiting
 
     @property
     def dead_unaccounted(self) -> int:
-        """Dead letters that went without a redrive or a drop; not 0 if somebody else deleted or added some."""
+        """Dead letters that left without a redrive or a drop; not 0 if another program deleted or added some."""
         return self.dead - self.redriven - self.dropped - self.dead_waiting
 
 
 class EnvironmentCounts(NamedTuple):
-    """One environment's part, as environments.lua answers it; a tuple, because there may be ten thousand.
+    """Counters of one environment, as environments.lua returns them; a tuple, because there may be ten thousand.
 
-    Times are in milliseconds. `oldest` is when its first waiting entry was accepted, None also if nobody looked;
-    `deaths` is how many drains in a row died with one of its events in hand; `paused_since` is when an operator
-    paused its deliveries, None if they are not paused.
+    Times are in milliseconds. `oldest` is when its first waiting entry was accepted, None also if it was not read.
+    `delivery_count` is how often in a row a run died with one of its events in hand. `paused_since` is when an
+    operator paused its deliveries, None if they are not paused.
     """
 
     environment: str
@@ -82,25 +84,24 @@ class EnvironmentCounts(NamedTuple):
     stale: int
     superseded: int
     dead: int
-    deaths: int = 0
+    delivery_count: int = 0
     paused_since: int | None = None
 
 
 def read_environments(
     client: Redis, keys: Keys, destination: str, *, oldest_of: int | None = None
 ) -> list[EnvironmentCounts]:
-    """Read what is known of each of the `environment_names`, in their order.
+    """Return the counters of each of the `environment_names`, in their order. Changes nothing.
 
-    To look up the `oldest` takes half of the time. With `oldest_of` that many have it of those with the most waiting,
-    of those with retries, and of those that it was time to look at first, beside those that are paused. Changes
-    nothing, and a script is short: blocks nobody.
+    Reading `oldest` takes half of the time. With `oldest_of`, it is read for the paused environments, and for so many
+    of each of three kinds: those with the most waiting, those with retries, and those scheduled first.
     """
     names = environment_names(client, keys, destination)
     paused = pausing.paused(client, keys, destination)
     found = _read_some(client, keys, destination, names, with_oldest=oldest_of is None)
     if oldest_of is not None:
-        due: Any = client.zrange(keys.schedule(destination), 0, oldest_of - 1) if oldest_of else []
-        some = {*_most_waiting(found, oldest_of), *paused, *(name.decode() for name in due)}.intersection(names)
+        first: Any = client.zrange(keys.schedule(destination), 0, oldest_of - 1) if oldest_of else []
+        some = {*_most_waiting(found, oldest_of), *paused, *(name.decode() for name in first)}.intersection(names)
         again = _read_some(client, keys, destination, list(some), with_oldest=True)
         found = list({each.environment: each for each in (*found, *again)}.values())
     return [
@@ -109,7 +110,7 @@ def read_environments(
 
 
 def environment_names(client: Redis, keys: Keys, destination: str) -> list[str]:
-    """Return the environments that got an event and are not forgotten, or are paused, in order."""
+    """Return the sorted names of the environments that got an event and are not forgotten, or are paused."""
     pipeline = client.pipeline(transaction=False)
     pipeline.zrange(keys.environments(destination), 0, -1)
     pipeline.hkeys(keys.paused(destination))
@@ -126,38 +127,38 @@ def _most_waiting(found: Iterable[EnvironmentCounts], number: int) -> Iterator[s
 def _read_some(
     client: Redis, keys: Keys, destination: str, names: Sequence[str], *, with_oldest: bool
 ) -> list[EnvironmentCounts]:
-    """Read some. A key ends with its environment: to make all keys of ten thousand costs more than to read these."""
+    """Read some. Keys are concatenated: `of_outbox` for ten thousand environments costs more than the reading."""
     nameless = keys.of_outbox(destination, "")
-    beginnings = (nameless.counts, nameless.outbox, nameless.due, nameless.run)
+    prefixes = (nameless.counts, nameless.outbox, nameless.due, nameless.run)
     calls = [
         scripts.Call(
             _ENVIRONMENTS,
-            [beginning + name for name in names[start : start + _ENVIRONMENTS_AT_ONCE] for beginning in beginnings],
+            [prefix + name for name in names[start : start + _ENVIRONMENTS_A_SCRIPT] for prefix in prefixes],
             (int(with_oldest),),
         )
-        for start in range(0, len(names), _ENVIRONMENTS_AT_ONCE)
+        for start in range(0, len(names), _ENVIRONMENTS_A_SCRIPT)
     ]
     replies = chain.from_iterable(
-        scripts.run_all(client, calls[start : start + _SCRIPTS_AT_ONCE])
-        for start in range(0, len(calls), _SCRIPTS_AT_ONCE)
+        scripts.run_all(client, calls[start : start + _SCRIPTS_A_ROUND_TRIP])
+        for start in range(0, len(calls), _SCRIPTS_A_ROUND_TRIP)
     )
     return [EnvironmentCounts(name, *known) for name, known in zip(names, chain.from_iterable(replies), strict=True)]
 
 
 def read_counters(client: Redis, keys: Keys) -> Counters:
-    """Read the counters in one atomic snapshot."""
+    """Return the counters, read atomically."""
     call = scripts.Call(_COUNTERS, (keys.counts, keys.latency, keys.inbox, keys.dead), ())
     counts, latency, inbox, dead_waiting = scripts.run(client, call)
     return counters_of(totals_of(counts), latency, inbox=inbox, dead_waiting=dead_waiting)
 
 
 def totals_of(flat: Sequence[bytes]) -> dict[str, int]:
-    """Read a hash of counters as a script returns it."""
+    """Parse a hash of counters as a script returns it."""
     return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def counters_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: int, dead_waiting: int) -> Counters:
-    """Make the counters of its counters, the latency's hash, and the lengths of two streams."""
+    """Return the counters of a shard, from its totals, its latency hash and the lengths of two streams."""
     reasons = {name.removeprefix("dead:"): value for name, value in totals.items() if name.startswith("dead:")}
     return Counters(
         added=totals.get("taken", 0) + inbox - totals.get("redriven", 0),
@@ -179,12 +180,12 @@ def counters_of(totals: Mapping[str, int], latency: Sequence[bytes], *, inbox: i
 
 
 async def note_ignored(client: AsyncRedis, keys: Keys, number: int) -> None:
-    """Count reports that were taken and of which nothing is to be delivered."""
+    """Count reports that describe no deployment."""
     await client.hincrby(keys.counts, "ignored", number)
 
 
 async def note_skipped(client: AsyncRedis, keys: Keys, skipped: Mapping[str, int]) -> None:
-    """Count what of Kubernetes was not reported, by its reason."""
+    """Count observations of Kubernetes pods that were not reported, by reason."""
     pipeline = client.pipeline(transaction=False)
     for reason, number in skipped.items():
         pipeline.hincrby(keys.counts, f"skipped:{reason}", number)

@@ -1,9 +1,9 @@
-"""What the metrics tell of: one look at the whole shard, which changes nothing.
+"""Snapshot of a shard: totals, streams, workers, health and Redis. Read by metrics and status. Changes nothing.
 
-What is counted is read in one step, so it adds up in each snapshot. Of the environments only so many are read by name
-as are wanted; the others are one sum, which is taken from the totals, so the work does not grow with them. Only where
-more environments than that have something waiting, those that do are looked at before, a page at a time, to learn
-which have the most.
+All counts are read in one script, so the accounting identity holds in each snapshot. Only a limited number of
+environments are read by name. The rest are one sum, taken from the totals, so the work does not grow with their
+number. If more environments than that have waiting events, their outboxes are read first, a page at a time, to find
+those with the most.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ResponseError
-
 from relay.queue import attempts, scripts
 from relay.queue.attempts import Attempts
 from relay.queue.counters import Counters, counters_of, totals_of
 from relay.queue.health import Health, HealthState
+from relay.queue.redis_server import UNKNOWN, read_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.queue.keys import Keys
+    from relay.queue.redis_server import RedisServer
 
-#: Outboxes that one step looks at; Redis does nothing else meanwhile.
+#: Outboxes that one script reads; Redis is blocked meanwhile.
 PAGE = 500
 
-#: What stands for the environments that are not read by name. One of this name never is.
-ELSEWHERE = "other"
+#: Stands for the environments that are not read by name. An environment of this name is always among them.
+OTHER = "other"
 
 _SNAPSHOT = scripts.load("snapshot")
 _HEADS = scripts.load("heads")
@@ -37,7 +37,7 @@ _HEADS = scripts.load("heads")
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """How many events wait, and since when the first of them does, in Redis milliseconds; None if none does."""
+    """Length of a stream, and when its first entry was added (Redis milliseconds); None if it is empty."""
 
     events: int = 0
     oldest: int | None = None
@@ -48,39 +48,30 @@ NOTHING = Waiting()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationState:
-    """A destination: its state; its window, 0 if nobody set one; its holds so far.
+    """Health of a destination, as the metrics show it.
 
-    `retry_after_ms` is the last pause that the API asked for, None if it never did.
+    `concurrency_limit` is 0 for the default. `unhealthy_ms` is the time so far by state. `retry_after_ms` is the last
+    `Retry-After`, None if there was none.
     """
 
-    held: HealthState = HealthState.HEALTHY
-    window: int = 0
-    held_ms: dict[str, int] = field(default_factory=dict)
+    state: HealthState = HealthState.HEALTHY
+    concurrency_limit: int = 0
+    unhealthy_ms: dict[str, int] = field(default_factory=dict)
     retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """What is known of the Redis server. `memory_used` is a part of its `maxmemory`, None where there is none."""
-
-    version: str = ""
-    appendonly: str = "unknown"
-    appendfsync: str = "unknown"
-    maxmemory_policy: str = "unknown"
-    memory_used: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything at one moment. Times are Redis milliseconds, None for never."""
+    """A shard at one moment. Times are Redis milliseconds, None for never."""
 
+    now: int = 0
     counters: Counters
-    #: Environment → events delivered, of those with the most; and of all others together.
+    #: Environment → events delivered, for those with the most; and the sum of all others.
     delivered: dict[str, int] = field(default_factory=dict)
     delivered_elsewhere: int = 0
     inbox: Waiting = NOTHING
     dead: Waiting = NOTHING
-    #: Environment → what waits in its outbox, of those with the most waiting; and of all others together.
+    #: Environment → its outbox, for those with the most waiting; and the sum of all others.
     outboxes: dict[str, Waiting] = field(default_factory=dict)
     outboxes_elsewhere: Waiting = NOTHING
     attempts: Attempts = field(default_factory=Attempts)
@@ -89,29 +80,29 @@ class Snapshot:
     newest_accepted: int | None = None
     newest_delivered: int | None = None
     last_success: int | None = None
-    #: Destination → how it is.
     destinations: dict[str, DestinationState] = field(default_factory=dict)
+    #: Number of paused environments.
     paused: int = 0
-    #: Worker → its last sign of life.
+    #: Worker → its last heartbeat, also of workers that are gone.
     workers: dict[str, int] = field(default_factory=dict)
     leases_taken_over: int = 0
-    #: Why → wakeups.
+    #: Reason → wake-ups.
     wakeups: dict[str, int] = field(default_factory=dict)
-    #: Why there was no room → events refused.
+    #: Reason → events refused for lack of room.
     refused: dict[str, int] = field(default_factory=dict)
-    #: Why → what was seen of Kubernetes' pods and not reported.
+    #: Reason → observations of Kubernetes pods that were not reported.
     skipped: dict[str, int] = field(default_factory=dict)
-    #: What came of it → readings of the API's token that were not what was known.
+    #: Outcome → reloads of the token that did not give the known one.
     token_reloads: dict[str, int] = field(default_factory=dict)
     resets: int = 0
     #: Events whose `time` was ahead of Redis's clock.
     clocks_ahead: int = 0
-    server: Server = field(default_factory=Server)
+    server: RedisServer = UNKNOWN
 
 
-def read(client: Redis, keys: Keys, destination: str, *, environments: int) -> Snapshot:
-    """Take a snapshot, with so many environments by name at most. A Redis that is away raises `RedisError`."""
-    names, rest_oldest = _most_waiting(client, keys, destination, environments)
+def read_snapshot(client: Redis, keys: Keys, destination: str, *, environments: int) -> Snapshot:
+    """Take a snapshot with at most `environments` of them by name. Raise `RedisError` if Redis is not reachable."""
+    names, rest_oldest = _most_waiting(client, keys, destination, environments) if environments else ([], None)
     outboxes = [keys.of_outbox(destination, name).outbox for name in names]
     script_keys = (
         keys.counts, keys.latency, keys.inbox, keys.dead, keys.environments(destination),
@@ -123,10 +114,11 @@ def read(client: Redis, keys: Keys, destination: str, *, environments: int) -> S
     totals = totals_of(counts)
     counters = counters_of(totals, latency, inbox=inbox[0], dead_waiting=dead[0])
     delivered = {name.decode(): int(float(score)) for name, score in _pairs(most_delivered)}
-    delivered = dict([item for item in delivered.items() if item[0] != ELSEWHERE][:environments])
+    delivered = dict([item for item in delivered.items() if item[0] != OTHER][:environments])
     waiting = {name: _waiting(head) for name, head in zip(names, heads, strict=True)}
     waits_elsewhere = max(0, totals.get("outbox", 0) - sum(each.events for each in waiting.values()))
     return Snapshot(
+        now=now,
         counters=counters,
         delivered=delivered,
         delivered_elsewhere=counters.delivered - sum(delivered.values()),
@@ -144,47 +136,25 @@ def read(client: Redis, keys: Keys, destination: str, *, environments: int) -> S
         paused=paused,
         workers={name.decode(): round(float(score)) for name, score in _pairs(workers)},
         leases_taken_over=totals.get("taken_over", 0),
-        wakeups=_named(totals, "wakeup:"),
-        refused=_named(totals, "refused:"),
-        skipped=_named(totals, "skipped:"),
-        token_reloads=_named(totals, "token:"),
+        wakeups=_with_prefix(totals, "wakeup:"),
+        refused=_with_prefix(totals, "refused:"),
+        skipped=_with_prefix(totals, "skipped:"),
+        token_reloads=_with_prefix(totals, "token:"),
         resets=totals.get("resets", 0),
         clocks_ahead=totals.get("clock_ahead", 0),
         server=read_server(client),
     )
 
 
-def read_server(client: Redis) -> Server:
-    """Read what the server tells of itself; a user who may not ask is told nothing."""
-    pipeline = client.pipeline(transaction=False)
-    for section in ("server", "persistence", "memory"):
-        pipeline.info(section)
-    pipeline.config_get("appendfsync")
-    about, persistence, memory, config = (
-        {} if isinstance(reply, ResponseError) else reply for reply in pipeline.execute(raise_on_error=False)
-    )
-    most = int(memory.get("maxmemory", 0))
-    used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))
-    return Server(
-        version=str(about.get("redis_version", "")),
-        appendonly={1: "yes", 0: "no"}.get(persistence.get("aof_enabled"), "unknown"),
-        appendfsync=_text(config.get("appendfsync", "unknown")),
-        maxmemory_policy=_text(memory.get("maxmemory_policy", "unknown")),
-        memory_used=used / most if most else None,
-    )
-
-
 def _most_waiting(client: Redis, keys: Keys, destination: str, most: int) -> tuple[list[str], int | None]:
-    """Return the environments to read by name, and since when the first event of all others waits.
+    """Return the environments to read by name, and when the first waiting event of all others was added.
 
-    Those that have the most waiting; if there are fewer than are wanted, those with the most deliveries beside them.
+    They are those with the most waiting; if these are fewer than `most`, those with the most deliveries follow.
     """
     pipeline = client.pipeline(transaction=False)
     pipeline.zrange(keys.schedule(destination), 0, -1)
     pipeline.zrevrange(keys.environments(destination), 0, most)
-    scheduled, usual = (
-        [name.decode() for name in reply if name != ELSEWHERE.encode()] for reply in pipeline.execute()
-    )
+    scheduled, usual = ([name.decode() for name in reply if name != OTHER.encode()] for reply in pipeline.execute())
     if len(scheduled) <= most:
         return list(dict.fromkeys([*scheduled, *usual]))[:most], None
     heads: dict[str, Waiting] = {}
@@ -204,7 +174,7 @@ def _waiting(head: Sequence[Any]) -> Waiting:
 
 
 def _milliseconds(stream_id: bytes) -> int | None:
-    """Return the time in a stream's id; None in that of a stream that never had an entry."""
+    """Return the time of a stream id; None for the id of a stream that never had an entry."""
     return int(stream_id.partition(b"-")[0]) or None
 
 
@@ -217,22 +187,18 @@ def _destination(fields: Sequence[bytes], now: int) -> DestinationState:
         circuit=known.get("circuit", ""),
     )
     return DestinationState(
-        held=health.state(now),
-        window=int(known.get("window", 0)),
-        held_ms={
+        state=health.state(now),
+        concurrency_limit=int(known.get("window", 0)),
+        unhealthy_ms={
             name.removeprefix("held_ms:"): int(value) for name, value in known.items() if name.startswith("held_ms:")
         },
         retry_after_ms=int(known["asked_ms"]) if "asked_ms" in known else None,
     )
 
 
-def _named(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
+def _with_prefix(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)}
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     return zip(flat[::2], flat[1::2], strict=True)
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -382,9 +382,9 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
     assert "production was paused before, since 20" in run(url, "pause", "production").stdout
     assert client.hkeys(KEYS.paused(DEFAULT_DESTINATION)) == [b"production", b"staging"]
     status = json.loads(run(url, "status", "--json").stdout)
-    assert [(part["environment"], part["held"]) for part in status["environments"]] == [
-        ("production", "paused"),
-        ("staging", "paused"),
+    assert [each["environment"] for each in status["environments"] if each["paused_since"]] == [
+        "production",
+        "staging",
     ]
     assert "paused" in run(url, "status").stdout
     done = run(url, "resume", "production", "nowhere")
@@ -402,7 +402,7 @@ def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> N
     assert status["destination"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)
     assert (done["destination"], done["held"]) == ("default", "throttled")
-    assert json.loads(run(url, "status", "--json").stdout)["held"] is None
+    assert json.loads(run(url, "status", "--json").stdout)["destination"]["health"] == "healthy"
     assert run(url, "resume").returncode == 2
     assert "there is only the destination 'default'" in run(url, "resume", "--destination", "other").stderr
 

@@ -36,7 +36,7 @@ def faults_found(estate: Estate, *arguments: str, **environment: str) -> dict[st
     done = relay(estate, "doctor", "--json", *arguments, **environment)
     found = json.loads(done.stdout)
     faults = {
-        each["check"]: f"{each['what']} → {each['do']}" for each in found["results"] if each["grade"] == "fault"
+        each["check"]: f"{each['what']} → {each['do']}" for each in found["results"] if each["severity"] == "fault"
     }
     assert (done.returncode, found["faults"] > 0) == ((1, True) if faults else (0, False)), done.stderr
     return faults
@@ -50,7 +50,7 @@ def test_a_relay_at_work_has_no_fault(estate: Estate) -> None:
     done = relay(estate, "doctor")
     assert done.returncode == 0, done.stdout
     assert "accepts the token" in done.stdout
-    assert "1 answer at the broker, and their pollers give signs of life" in done.stdout
+    assert "1 answer at the broker, and their pollers give heartbeats" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("no faults")
     assert TOKEN not in done.stdout + done.stderr
     assert estate.api.counts().accepted == taken, "the probe made a deployment"
@@ -80,7 +80,7 @@ def test_workers_that_do_not_consume_are_found(estate: Estate) -> None:
         wait_for(told, 90, lambda: str(found))
     finally:
         signal_all(drains, signal.SIGCONT)
-    assert "signs of life but consumes nothing: the inbox waits" in found["workers.work"]
+    assert "heartbeats but consumes nothing: the inbox has waited" in found["workers.work"]
     assert "restart the workers" in found["workers.work"]
     estate.wait_until_done(1)
 
@@ -94,12 +94,12 @@ def test_a_worker_whose_doorman_is_silent_here_is_found(estate: Estate) -> None:
 
     def told() -> bool:
         found.update(faults_found(estate, "--offline"))
-        return "workers.scheduling.poller" in found
+        return "workers.poller" in found
 
     wait_for(told, 90, lambda: str(found))
-    assert "stranger@" in found["workers.scheduling.poller"]
-    assert "the poller is silent" in found["workers.scheduling.poller"]
-    assert "queue.namespace" in found["workers.scheduling.poller"]
+    assert "stranger@" in found["workers.poller"]
+    assert "the poller hangs" in found["workers.poller"]
+    assert "queue.namespace" in found["workers.poller"]
     assert "no worker is alive" in found["workers"]
 
 
@@ -107,9 +107,9 @@ def test_a_broker_elsewhere_is_found(estate: Estate) -> None:
     estate.start_worker()
     with EmbeddedRedis(append_only=False) as elsewhere:
         faults = faults_found(estate, "--offline", RELAY_BROKER_URL=elsewhere.url)
-    assert list(faults) == ["workers.scheduling.broker"]
-    assert "no worker answers at the broker" in faults["workers.scheduling.broker"]
-    assert "RELAY_BROKER_URL" in faults["workers.scheduling.broker"]
+    assert list(faults) == ["workers.broker"]
+    assert "no worker answers at the broker" in faults["workers.broker"]
+    assert "RELAY_BROKER_URL" in faults["workers.broker"]
     faults = faults_found(estate, "--offline", RELAY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0")
     assert list(faults) == ["broker"]
     assert "redis://***@127.0.0.1:1/0 is not reachable" in faults["broker"]

@@ -261,7 +261,7 @@ def first_line(estate: Estate) -> str:
     ("fault", "cause", "words"),
     [
         ({"kind": "status", "status": 401}, "unauthorized", ["refuses the token", "RELAY_API_TOKEN_FILE"]),
-        ({"kind": "status", "status": 503}, "api_down", ["API is down"]),
+        ({"kind": "status", "status": 503}, "unavailable", ["destination is unavailable"]),
         (
             {"kind": "status", "status": 429, "headers": {"Retry-After": "60"}},
             "throttled",
@@ -279,7 +279,7 @@ def test_the_first_line_names_what_is_wrong_with_the_api(
     estate.start_worker()
 
     def causes() -> list[str]:
-        return [finding["cause"] for finding in json.loads(ask(estate, "status", "--json").stdout)["findings"]]
+        return [finding["check"] for finding in json.loads(ask(estate, "status", "--json").stdout)["findings"]]
 
     wait_for(lambda: causes()[:1] == [cause], 60, lambda: f"{causes()}")
     line = first_line(estate)
@@ -305,7 +305,7 @@ def test_the_first_line_names_a_missing_worker_a_pause_and_a_poisonous_event(est
     assert "production is paused by an operator, and 1 event is waiting there" in first_line(estate)
     ask(estate, "resume", "production", "--json")
     estate.wait_until_done(2)
-    assert first_line(estate).startswith("API: open")
+    assert first_line(estate).startswith("destination default: healthy")
 
 
 def test_the_first_line_names_a_full_redis(redis_server: EmbeddedRedis, client: Redis) -> None:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 #: What names each cause, in `relay status` and `relay doctor`.
-TOKEN_REFUSED = "the API refuses the token"
-API_DOWN = "the API is down"
-THROTTLED = "the API limits the rate"
+TOKEN_REFUSED = "refuses the token"
+API_DOWN = "the destination is unavailable"
+THROTTLED = "limits the rate"
 NO_WORKERS = "no worker is alive"
 REDIS_FULL = "Redis is full"
 ONE_EVENT = "one event is at fault"

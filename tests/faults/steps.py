@@ -107,7 +107,7 @@ def status(runtime: Runtime, _: str) -> None:
 
 def scrape(runtime: Runtime, _: str) -> None:
     """Read what the metrics tell."""
-    metrics_snapshot.read(runtime.client, runtime.keys, DEFAULT_DESTINATION, environments=1)
+    metrics_snapshot.read_snapshot(runtime.client, runtime.keys, DEFAULT_DESTINATION, environments=1)
 
 
 STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, lift, forget, status, scrape)}

@@ -10,9 +10,10 @@ import pytest
 from drains import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, drained, report_many, running
 from redis import Redis
 
-from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, overview, receipts, scripts
+from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, receipts, scripts
 from relay.queue import dead_letters as dead
 from relay.queue.receipts import Status
+from relay.queue.status import read_status
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION, QueueSettings
 from workers.intake.run import run_intake
@@ -194,8 +195,8 @@ def test_lookups_hold_little_of_oversize_entries(client: Redis) -> None:
     add(client, {"event": "{}", "id": "wanted"})
     arrived = int(first.partition("-")[0])
     with little_is_held():
-        assert overview.read(client, KEYS, DEFAULT_DESTINATION, QueueSettings()).inbox_oldest == arrived
-        assert metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=5).inbox.events == 2
+        assert read_status(client, KEYS, DEFAULT_DESTINATION, QueueSettings()).inbox_oldest == arrived
+        assert metrics_snapshot.read_snapshot(client, KEYS, DEFAULT_DESTINATION, environments=5).inbox.events == 2
         found = lookup.trace(client, KEYS, DEFAULT_DESTINATION, "wanted")
     assert [each.place for each in found.sightings] == [lookup.Place.INBOX]
 

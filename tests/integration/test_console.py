@@ -32,13 +32,14 @@ from relay.errors import QueueUnavailable
 from relay.events.event import Instance
 from relay.gateway import server
 from relay.hosts import url_of
-from relay.operations.diagnosis import describe, diagnose
+from relay.operations.diagnosis import diagnose
+from relay.operations.status import describe
 from relay.processes.embedded_redis import free_port
 from relay.queue import health as destination
-from relay.queue import overview as look_at_all
 from relay.queue import pausing
 from relay.queue.leases import new_token
 from relay.queue.state import Accepted
+from relay.queue.status import Status, read_status
 from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
@@ -483,8 +484,8 @@ def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis
     }
     client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping=health)
     said = text_of(until(operator, "1 environment"))
-    assert "Problem: the API refuses the token: it expired or is wrong, and all deliveries are held; put a" in said
-    assert re.search(r"Destination held held \(unauthorized\), one event is tried in \d+ s; .* opened 3 times", said)
+    assert "Problem: the destination refuses the token: it expired or is wrong, and deliveries wait; put a" in said
+    assert re.search(r"Destination held unauthorized, the next probe is in \d+ s; .* circuit opened 3 times", said)
     assert "production held 1" in said
     assert "Warning: no worker is alive" in said
 
@@ -500,12 +501,12 @@ def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: R
     pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["staging", EVIL])
     bury(client, refused("1", detail=f"HTTP 422: {EVIL}"), died=now_ms() - 3 * 86_400_000)
     page = until(operator, "dead letter waits")
-    seen = look_at_all.read(client, KEYS, DEFAULT_DESTINATION, Settings.load().queue)
+    seen = read_status(client, KEYS, DEFAULT_DESTINATION, Settings.load().queue)
     findings = diagnose(seen)
-    assert [finding.cause for finding in findings] == [
-        "no_workers", "api_down", "workers_die", "unaccounted", "paused", "dead_letters",
+    assert [finding.check for finding in findings] == [
+        "no_workers", "unavailable", "worker_crashes", "unaccounted", "paused", "dead_letters",
     ]  # fmt: skip
-    said = [text_of(each).strip() for each in re.findall(r'<li class="(?:bad|warn|note)">.*</li>', page)]
+    said = [text_of(each).strip() for each in re.findall(r'<li class="(?:fault|warning|note)">.*</li>', page)]
     assert [each.partition(": ")[2] for each in said] == [
         re.sub(r"\s+", " ", str(each).replace("`", " ")).strip() for each in findings
     ]
@@ -888,10 +889,9 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
 ) -> None:
     settings = Settings.load(redis={"url": redis_server.url})
     has_read, may_end = threading.Event(), threading.Event()
-    read = look_at_all.read
 
-    def read_and_wait(*what: Any) -> look_at_all.Overview:
-        seen = read(*what)
+    def read_and_wait(*what: Any) -> Status:
+        seen = read_status(*what)
         has_read.set()
         assert may_end.wait(DEADLINE_SECONDS)
         return seen
@@ -912,7 +912,7 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
         finally:
             await asked.close()
 
-    monkeypatch.setattr(look_at_all, "read", read_and_wait)
+    monkeypatch.setattr(status_cache, "read_status", read_and_wait)
     assert [each.environment for each in asyncio.run(look()).seen.paused] == ["production"]
 
 

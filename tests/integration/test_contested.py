@@ -8,8 +8,9 @@ import pytest
 from drains import KEYS, make_runtime_for, report, report_image
 
 from relay.operations.diagnosis import diagnose
-from relay.queue import contested, overview
+from relay.queue import contested
 from relay.queue.contested import Change, ChangeSample, Contested
+from relay.queue.status import Status, read_status
 from relay.settings import DEFAULT_DESTINATION, QueueSettings
 from workers.intake.run import run_intake
 
@@ -33,8 +34,8 @@ def found(client: Redis) -> list[tuple[tuple[str, str], int]]:
     return [(each.sources, each.returns) for each in seen(client).contested]
 
 
-def seen(client: Redis) -> overview.Overview:
-    return overview.read(client, KEYS, DEFAULT_DESTINATION, QueueSettings())
+def seen(client: Redis) -> Status:
+    return read_status(client, KEYS, DEFAULT_DESTINATION, QueueSettings())
 
 
 def take(runtime: Runtime, *reports: tuple[str, str], at_once: bool = False) -> None:
@@ -54,7 +55,7 @@ def test_two_sources_that_undo_each_other_are_found(runtime: Runtime, client: Re
     assert found(client) == [(("eu-1", "eu-2"), 1)]
     take(runtime, ("eu-2", "y"), ("eu-1", "x"), at_once=at_once)
     assert found(client) == [(("eu-1", "eu-2"), 3)]
-    [finding] = [each for each in diagnose(seen(client)) if each.cause == "contested"]
+    [finding] = [each for each in diagnose(seen(client)) if each.check == "contested"]
     assert "production is changed in turns by eu-1 and eu-2" in finding.what
     [key] = [KEYS.contested(DEFAULT_DESTINATION)]
     assert 0 < client.pttl(key) <= contested.CONTESTED_SECONDS * 1000

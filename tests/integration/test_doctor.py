@@ -17,8 +17,9 @@ from rig import FILLER, MEBIBYTE, TOKEN, wait_for
 from servers import Authority
 
 from relay.connections.clients import connect
-from relay.operations.doctor import api, broker, examination, leases, redis_server, workers
-from relay.operations.doctor.result import Grade
+from relay.operations.doctor import api, broker, leases, redis_server, workers
+from relay.operations.doctor.run import run_doctor
+from relay.operations.finding import Severity
 from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import inbox, scripts
 from relay.queue.keys import Keys
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from relay.operations.doctor.result import Result
+    from relay.operations.finding import Finding
 
 KEYS = Keys()
+
+#: Work that is due for longer than this is overdue.
+REPAIR_SECONDS = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +63,12 @@ def planted(server: EmbeddedRedis, **values: str) -> Iterator[Redis]:
             client.flushall()
 
 
-def found_in(client: Redis, queue: QueueSettings | None = None) -> dict[str, Result]:
+def found_in(client: Redis, queue: QueueSettings | None = None) -> dict[str, Finding]:
     """What is not as it should be."""
     settings = Settings(queue=queue or QueueSettings())
-    return {each.check: each for each in redis_server.examine(client, settings) if each.grade is not Grade.OK}
+    return {
+        each.check: each for each in redis_server.check_redis(client, settings) if each.severity is not Severity.OK
+    }
 
 
 def test_a_redis_with_nothing_wrong_is_sound(durable: EmbeddedRedis) -> None:
@@ -73,7 +79,7 @@ def test_a_redis_with_nothing_wrong_is_sound(durable: EmbeddedRedis) -> None:
 def test_a_redis_without_persistence_is_found(durable: EmbeddedRedis) -> None:
     with planted(durable, appendonly="no") as client:
         result = found_in(client)["redis.persistence"]
-    assert result.grade is Grade.FAULT
+    assert result.severity is Severity.FAULT
     assert "keeps nothing on disk" in result.what
     assert "config set appendonly yes" in result.do
 
@@ -89,14 +95,14 @@ def test_a_redis_that_syncs_now_and_then_is_told_with_what_may_be_lost(
 ) -> None:
     with planted(durable, appendfsync=fsync) as client:
         result = found_in(client)["redis.persistence"]
-    assert result.grade is Grade.WARNING
+    assert result.severity is Severity.WARNING
     assert lost in result.what
 
 
 def test_a_redis_that_evicts_is_found(durable: EmbeddedRedis) -> None:
     with planted(durable, maxmemory_policy="allkeys-lru") as client:
         found = found_in(client)
-    assert found["redis.eviction"].grade is Grade.FAULT
+    assert found["redis.eviction"].severity is Severity.FAULT
     assert "allkeys-lru" in found["redis.eviction"].what
 
 
@@ -116,11 +122,11 @@ def test_a_redis_that_is_full_is_found(durable: EmbeddedRedis) -> None:
         queue = QueueSettings(max_backlog=1000)
         for number in range(49):
             client.set(f"filler:{number}", FILLER)
-        assert found_in(client, queue)["redis.memory"].grade is Grade.WARNING
+        assert found_in(client, queue)["redis.memory"].severity is Severity.WARNING
         for number in range(49, 60):
             client.set(f"filler:{number}", FILLER)
         result = found_in(client, queue)["redis.memory"]
-    assert result.grade is Grade.FAULT
+    assert result.severity is Severity.FAULT
     assert "full" in result.what
 
 
@@ -136,7 +142,7 @@ def test_a_redis_whose_snapshot_failed_is_found() -> None:
 def test_a_replica_is_found(durable: EmbeddedRedis) -> None:
     with EmbeddedRedis(append_only=False) as server, Redis.from_url(server.url) as client:
         client.replicaof("127.0.0.1", durable.port)
-        assert found_in(client)["redis.role"].grade is Grade.FAULT
+        assert found_in(client)["redis.role"].severity is Severity.FAULT
 
 
 def test_a_user_who_may_not_ask_is_told_what_is_not_known(durable: EmbeddedRedis) -> None:
@@ -148,30 +154,30 @@ def test_a_user_who_may_not_ask_is_told_what_is_not_known(durable: EmbeddedRedis
         with Redis.from_url(url) as narrow:
             found = found_in(narrow)
         client.acl_deluser("narrow")
-    assert {each.grade for each in found.values()} == {Grade.NOTE}
+    assert {each.severity for each in found.values()} == {Severity.NOTE}
     assert "redis.persistence" in found
 
 
 def test_a_clock_that_is_off_is_found(durable: EmbeddedRedis) -> None:
     settings = Settings()
     with planted(durable) as client:
-        late = list(redis_server.examine(client, settings, clock=lambda: time.time() - 90))
-        early = list(redis_server.examine(client, settings, clock=lambda: time.time() + 90))
+        late = list(redis_server.check_redis(client, settings, clock=lambda: time.time() - 90))
+        early = list(redis_server.check_redis(client, settings, clock=lambda: time.time() + 90))
     assert "90 s behind Redis's" in late[-1].what
     assert "90 s ahead of Redis's" in early[-1].what
-    assert {late[-1].grade, early[-1].grade} == {Grade.WARNING}
+    assert {late[-1].severity, early[-1].severity} == {Severity.WARNING}
 
 
-def reach(url: str) -> Result:
+def reach(url: str) -> Finding:
     settings = Settings(redis=RedisSettings(url=url, connect_timeout=1, timeout=1))
     with connect(settings.redis, retries=0) as client:
-        return redis_server.reach(client, settings)
+        return redis_server.check_connection(client, settings)
 
 
 def test_a_redis_that_is_not_there_is_found(durable: EmbeddedRedis) -> None:
-    assert reach(durable.url).grade is Grade.OK
+    assert reach(durable.url).severity is Severity.OK
     refused = reach("redis://127.0.0.1:1/0")
-    assert refused.grade is Grade.FAULT
+    assert refused.severity is Severity.FAULT
     assert "is not reachable" in refused.what
     unknown = reach("redis://nowhere.invalid:6379/0")
     assert "is not reachable" in unknown.what
@@ -185,7 +191,7 @@ def test_a_redis_that_wants_another_password_is_found() -> None:
         client.config_set("requirepass", "the-right-one")
         for url in (server.url, server.url.replace("//", "//:the-wrong-one@")):
             result = reach(url)
-            assert result.grade is Grade.FAULT
+            assert result.severity is Severity.FAULT
             assert "refuses the user or password" in result.what
             assert "the-wrong-one" not in str(result)
         client.execute_command("AUTH", "the-right-one")
@@ -198,53 +204,53 @@ def test_all_else_is_looked_at_while_redis_is_away(monkeypatch: pytest.MonkeyPat
     with Sandbox(token=TOKEN) as sandbox:
         monkeypatch.setenv("RELAY_API_URL", sandbox.url)
         monkeypatch.setenv("RELAY_API_TOKEN", "another-token")
-        found = {each.check: each for each in examination.examine(offline=False)}
-    assert found["redis"].grade is Grade.FAULT
+        found = {each.check: each for each in run_doctor(offline=False)}
+    assert found["redis"].severity is Severity.FAULT
     assert "refuses the token" in found["api"].what
     assert "RELAY_API_TOKEN?" in found["configuration"].do
-    assert found["workers"].grade is Grade.NOTE
+    assert found["workers"].severity is Severity.NOTE
 
 
 # The API.
 
 
-def ask(url: str, token: str = TOKEN, **more: object) -> Result:
+def ask(url: str, token: str = TOKEN, **more: object) -> Finding:
     settings = Settings(api=ApiSettings(url=url, token=token, connect_timeout=2, timeout=2, **more))
-    return next(iter(api.examine(settings)))
+    return next(iter(api.check_api(settings)))
 
 
 def test_an_api_that_accepts_the_token_is_known_to_without_a_deployment() -> None:
     with Sandbox(token=TOKEN) as sandbox:
         result = ask(sandbox.url)
         assert sandbox.counts().accepted == 0
-    assert result.grade is Grade.OK
+    assert result.severity is Severity.OK
     assert "accepts the token" in result.what
 
 
 def test_a_wrong_token_is_found() -> None:
     with Sandbox(token=TOKEN) as sandbox:
         result = ask(sandbox.url, "another-token")
-    assert result.grade is Grade.FAULT
+    assert result.severity is Severity.FAULT
     assert "the API refuses the token" in result.what
     assert "RELAY_API_TOKEN_FILE" in result.do
 
 
 @pytest.mark.parametrize(
-    ("status", "grade", "words"),
+    ("status", "severity", "words"),
     [
-        (401, Grade.FAULT, "refuses the token"),
-        (404, Grade.FAULT, "no such URL"),
-        (405, Grade.FAULT, "no such URL"),
-        (422, Grade.NOTE, "not known"),
-        (429, Grade.WARNING, "limits the rate"),
-        (503, Grade.FAULT, "is failing"),
+        (401, Severity.FAULT, "refuses the token"),
+        (404, Severity.FAULT, "no such URL"),
+        (405, Severity.FAULT, "no such URL"),
+        (422, Severity.NOTE, "not known"),
+        (429, Severity.WARNING, "limits the rate"),
+        (503, Severity.FAULT, "is failing"),
     ],
 )
-def test_what_an_api_answers_is_understood(status: int, grade: Grade, words: str) -> None:
+def test_what_an_api_answers_is_understood(status: int, severity: Severity, words: str) -> None:
     with Sandbox(token=TOKEN) as sandbox:
         sandbox.faults = [{"kind": "status", "status": status}]
         result = ask(sandbox.url)
-    assert result.grade is grade
+    assert result.severity is severity
     assert words in result.what
 
 
@@ -254,7 +260,7 @@ def test_a_redirect_is_named_and_not_followed() -> None:
         sandbox.faults = [{"kind": "status", "status": 302, "headers": {"Location": target}}]
         result = ask(sandbox.url)
         assert not elsewhere.requests, "the token went to where the redirect points"
-    assert result.grade is Grade.FAULT
+    assert result.severity is Severity.FAULT
     assert f"redirects to {elsewhere.url}/login (HTTP 302)" in result.what
     assert "secret" not in str(result)
 
@@ -262,14 +268,14 @@ def test_a_redirect_is_named_and_not_followed() -> None:
 def test_an_answer_that_drips_is_not_waited_for() -> None:
     with Sandbox(token=TOKEN) as sandbox:
         sandbox.faults = [{"kind": "slow_body", "bytes": 1000, "seconds_per_byte": 0.5}]
-        assert ask(sandbox.url).grade is Grade.OK
+        assert ask(sandbox.url).severity is Severity.OK
         assert "refuses the token" in ask(sandbox.url, "another-token").what
 
 
 def test_an_api_that_takes_anything_is_told_to_prove_nothing() -> None:
     with page(200) as url:
         result = ask(url)
-    assert result.grade is Grade.WARNING
+    assert result.severity is Severity.WARNING
     assert "nothing is known" in result.what
 
 
@@ -288,16 +294,16 @@ def test_a_certificate_that_nobody_vouches_for_is_found(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     with page(422, authority.server("api")) as url:
         stranger = ask(url)
-        assert stranger.grade is Grade.FAULT
+        assert stranger.severity is Severity.FAULT
         assert "certificate or TLS is not accepted" in stranger.what
         assert "HTTP 422" in ask(url, ca_file=authority.file).what
 
 
 def test_no_api_and_no_token_are_found() -> None:
-    [result] = api.examine(Settings())
-    assert result.grade is Grade.FAULT
+    [result] = api.check_api(Settings())
+    assert result.severity is Severity.FAULT
     assert "RELAY_API_URL" in result.what
-    [result] = api.examine(Settings(api=ApiSettings(url="https://nowhere.invalid/")))
+    [result] = api.check_api(Settings(api=ApiSettings(url="https://nowhere.invalid/")))
     assert "no token" in result.what
 
 
@@ -306,17 +312,17 @@ def test_a_token_in_a_netrc_is_not_sent(tmp_path: Path, monkeypatch: pytest.Monk
     netrc.write_text("machine 127.0.0.1 login me password netrc-password\n")
     monkeypatch.setenv("NETRC", str(netrc))
     with Sandbox(token=TOKEN) as sandbox:
-        assert ask(sandbox.url).grade is Grade.OK
+        assert ask(sandbox.url).severity is Severity.OK
 
 
 def test_an_apis_clock_that_is_off_is_found() -> None:
     with page(422) as url:
         settings = Settings(api=ApiSettings(url=url, token=TOKEN))
-        on_time = list(api.examine(settings))
-        late = list(api.examine(settings, clock=lambda: time.time() - 90))
+        on_time = list(api.check_api(settings))
+        late = list(api.check_api(settings, clock=lambda: time.time() - 90))
     assert on_time[-1].what.endswith("agree")
     assert "behind the API's" in late[-1].what
-    assert late[-1].grade is Grade.WARNING
+    assert late[-1].severity is Severity.WARNING
 
 
 @contextmanager
@@ -358,9 +364,9 @@ def in_use(client: Redis) -> Redis:
     return client
 
 
-def left_over(client: Redis, patience_seconds: float = 40) -> list[Result]:
-    found = leases.examine(client, KEYS, WorkerSettings(), patience_seconds)
-    return [each for each in found if each.grade is not Grade.OK]
+def left_over(client: Redis, repair_seconds: float = 40) -> list[Finding]:
+    found = leases.check_leases(client, KEYS, DEFAULT_DESTINATION, WorkerSettings(), repair_seconds)
+    return [each for each in found if each.severity is not Severity.OK]
 
 
 def test_a_lease_that_never_expires_is_found(in_use: Redis) -> None:
@@ -373,7 +379,7 @@ def test_a_lease_that_never_expires_is_found(in_use: Redis) -> None:
     assert KEYS.intake_lease in result.do
 
 
-def test_a_lease_bell_and_redrive_that_are_left_over_are_found(in_use: Redis) -> None:
+def test_left_over_lease_wakeup_mark_and_redrive_lease_are_found(in_use: Redis) -> None:
     outbox = KEYS.of_outbox(DEFAULT_DESTINATION, "production")
     in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
     in_use.set(outbox.lease, "gone", ex=86_400)
@@ -381,18 +387,18 @@ def test_a_lease_bell_and_redrive_that_are_left_over_are_found(in_use: Redis) ->
     in_use.set(KEYS.redrive_lease, "gone")
     told = " ".join(each.what for each in left_over(in_use))
     assert "the lease of production is left over and lasts 24 h more" in told
-    assert "the wakeup of production is left over and never expires" in told
+    assert "the wake-up mark of production is left over and never expires" in told
     assert "the lease of the redrive is left over" in told
 
 
-def test_the_mark_of_a_drain_that_died_long_ago_is_found(in_use: Redis) -> None:
+def test_the_in_flight_marker_of_a_run_that_died_long_ago_is_found(in_use: Redis) -> None:
     in_use.hset(KEYS.intake_run, mapping={"token": "gone"})
     wait_for(lambda: bool(in_use.object("IDLETIME", KEYS.intake_run)))
-    assert left_over(in_use, patience_seconds=40) == []
-    [result] = left_over(in_use, patience_seconds=0.5)
-    assert "a drain of the inbox died" in result.what
+    assert left_over(in_use, repair_seconds=40) == []
+    [result] = left_over(in_use, repair_seconds=0.5)
+    assert "a run of the inbox died" in result.what
     in_use.set(KEYS.intake_lease, "next", px=15_000)
-    assert left_over(in_use, patience_seconds=0.5) == []
+    assert left_over(in_use, repair_seconds=0.5) == []
 
 
 def test_looking_changes_nothing(in_use: Redis) -> None:
@@ -403,8 +409,8 @@ def test_looking_changes_nothing(in_use: Redis) -> None:
     in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
     before = everything()
     left_over(in_use)
-    list(workers.examine(in_use, KEYS, WorkerSettings(), 10))
-    list(redis_server.examine(in_use, Settings()))
+    list(workers.check_workers(in_use, KEYS, DEFAULT_DESTINATION, 10))
+    list(redis_server.check_redis(in_use, Settings()))
     assert everything() == before
 
 
@@ -412,29 +418,28 @@ def test_workers_that_beat_while_nothing_moves_are_found(in_use: Redis) -> None:
     """The heartbeat is of the main process; that nothing is done shows in the work."""
     in_use.set(KEYS.worker("relay@one"), "beats", ex=60)
     in_use.zadd(KEYS.workers, {"relay@one": time.time() * 1000})
-    quick = WorkerSettings(lease=0.1, budget=0.1, sweep=0.1)
-    wait_for(lambda: workers.is_overdue(workers.look(in_use, KEYS), 0.5))
-    there, work = workers.examine(in_use, KEYS, quick, 0.1, sleep=lambda _: None)
-    assert there.grade is Grade.OK
-    assert work.grade is Grade.FAULT
-    assert "relay@one gives signs of life but consumes nothing: the inbox waits" in work.what
+    wait_for(lambda: workers.is_overdue(workers.read_work(in_use, KEYS, DEFAULT_DESTINATION), REPAIR_SECONDS))
+    there, work = workers.check_workers(in_use, KEYS, DEFAULT_DESTINATION, REPAIR_SECONDS, sleep=lambda _: None)
+    assert there.severity is Severity.OK
+    assert work.severity is Severity.FAULT
+    assert "relay@one gives heartbeats but consumes nothing: the inbox has waited" in work.what
 
-    def somebody_does_something(_: float) -> None:
-        in_use.hincrby(KEYS.counts, "taken", 1)
+    def process_one(_: float) -> None:
+        in_use.hincrby(KEYS.counts, "duplicate", 1)
 
-    _, work = workers.examine(in_use, KEYS, quick, 0.1, sleep=somebody_does_something)
-    assert work.grade is Grade.OK
+    _, work = workers.check_workers(in_use, KEYS, DEFAULT_DESTINATION, REPAIR_SECONDS, sleep=process_one)
+    assert work.severity is Severity.OK
 
 
 def test_a_held_or_paused_outbox_is_no_workers_fault(in_use: Redis) -> None:
     in_use.delete(KEYS.inbox)
     in_use.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1})
-    assert workers.look(in_use, KEYS).due == {"production": 1}
+    assert workers.read_work(in_use, KEYS, DEFAULT_DESTINATION).due == {"production": 1}
     in_use.hset(KEYS.paused(DEFAULT_DESTINATION), "production", 1)
-    assert workers.look(in_use, KEYS).due == {}
+    assert workers.read_work(in_use, KEYS, DEFAULT_DESTINATION).due == {}
     in_use.delete(KEYS.paused(DEFAULT_DESTINATION))
     in_use.hset(KEYS.destination(DEFAULT_DESTINATION), "openings", 1)
-    assert workers.look(in_use, KEYS).due == {}
+    assert workers.read_work(in_use, KEYS, DEFAULT_DESTINATION).due == {}
 
 
 def test_messages_under_another_separator_are_found(client: Redis, redis_server: EmbeddedRedis) -> None:
@@ -442,12 +447,12 @@ def test_messages_under_another_separator_are_found(client: Redis, redis_server:
     settings = Settings(redis=RedisSettings(url=redis_server.url))
 
     def found() -> dict[str, str]:
-        return {each.check: each.what for each in broker.examine(settings, frozenset)}
+        return {each.check: each.what for each in broker.check_broker(settings, frozenset)}
 
     options = {"sep": ":", "priority_steps": [0, 3, 6, 9]}
     with Connection(redis_server.url, transport_options=options) as connection:
         for priority in (0, 3, 9):
             connection.Producer().publish({}, exchange="", routing_key="celery", priority=priority)
-    assert "2 messages lie in celery:3, celery:9" in found()["broker.unread"]
+    assert "2 messages are in celery:3, celery:9" in found()["broker.unread"]
     client.delete("celery:3", "celery:9")
     assert "broker.unread" not in found()

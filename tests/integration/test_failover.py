@@ -19,10 +19,11 @@ from relay.connections.clients import connect, connect_async
 from relay.connections.failover import WrongServer, wrong_server
 from relay.console.queue_client import QueueClient
 from relay.operations.doctor import redis_server
-from relay.operations.doctor.result import Grade
-from relay.queue import overview, scripts
+from relay.operations.finding import Severity
+from relay.queue import scripts
 from relay.queue.inbox import append_call
 from relay.queue.keys import Keys
+from relay.queue.status import read_status
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.scheduling.app import RelayApp
 from workers.scheduling.wakeups import DELIVER
@@ -218,18 +219,18 @@ def test_a_redis_that_takes_no_writes_is_not_ready_and_found(pair: Pair, spoil: 
     """A replica answers PING: /readyz said 200 while no report was taken."""
     with running(pair.url) as gateway, connect(pair.settings(), retries=0) as client:
         assert gateway.ask("GET", "/readyz").status_code == 200
-        assert redis_server.writes(client, Keys()).grade is Grade.OK
+        assert redis_server.check_writes(client, Keys()).severity is Severity.OK
         pair.to_a.execute_command(*spoil.split())
         try:
             refused = [gateway.ask("GET", "/readyz"), gateway.post()]
-            found = redis_server.writes(client, Keys())
-            seen = overview.read(client, Keys(), DEFAULT_DESTINATION, Settings().queue)
+            found = redis_server.check_writes(client, Keys())
+            seen = read_status(client, Keys(), DEFAULT_DESTINATION, Settings().queue)
         finally:
             pair.to_a.execute_command(*restore.split())
         assert [answer.status_code for answer in refused] == [503, 503]
         assert all(says in answer.json()["error"] for answer in refused)
-        assert found.grade is Grade.FAULT
-        assert seen.refusal.startswith(("READONLY", "NOREPLICAS"))
+        assert found.severity is Severity.FAULT
+        assert seen.write_error.startswith(("READONLY", "NOREPLICAS"))
         assert gateway.ask("GET", "/readyz").status_code == 200
         assert gateway.post().status_code == 202
 

@@ -19,7 +19,7 @@ from relay.console.queue_client import QueueClient
 from relay.metrics.exporter import Exporter
 from relay.operations.doctor import broker as doctors_broker
 from relay.operations.doctor import redis_server as doctors_redis
-from relay.operations.doctor.result import Grade
+from relay.operations.finding import Severity
 from relay.settings import Settings
 from workers.scheduling.app import RelayApp
 
@@ -97,7 +97,7 @@ def test_flower_and_the_doctor_read_queue_lengths(settings: Settings, request: p
     """By clients of their own, which want HELLO with redis-py 8."""
     if request.node.callspec.params["url"] == "all":
         return
-    assert doctors_broker.listen(settings, frozenset).answered == frozenset()
+    assert doctors_broker.read_broker(settings, frozenset).answered == frozenset()
     with RelayApp(settings) as app, app.connection_for_write() as connection:
         app.send_task("relay.nothing", queue="elsewhere", connection=connection, ignore_result=True)
         shown = Broker(
@@ -110,9 +110,9 @@ def test_flower_and_the_doctor_read_queue_lengths(settings: Settings, request: p
 
 def test_the_doctor_finds_no_fault_of_redis(settings: Settings) -> None:
     with connect(settings.redis, retries=0) as client:
-        assert doctors_redis.reach(client, settings).grade is Grade.OK
-        found = list(doctors_redis.examine(client, settings))
-    assert {each.grade for each in found} <= {Grade.OK, Grade.NOTE}, found
+        assert doctors_redis.check_connection(client, settings).severity is Severity.OK
+        found = list(doctors_redis.check_redis(client, settings))
+    assert {each.severity for each in found} <= {Severity.OK, Severity.NOTE}, found
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "dead list", "pause x", "resume x", "inventory"])

@@ -23,12 +23,13 @@ from outboxes import next_millisecond, now_ms
 from relay.logs import LineLimit
 from relay.operations.diagnosis import Cause, diagnose
 from relay.operations.doctor import deliveries
-from relay.queue import metrics_snapshot, overview
+from relay.queue import metrics_snapshot
 from relay.queue.dead_letters import walk
 from relay.queue.inventory import read as read_inventory
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
+from relay.queue.status import read_status
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
@@ -249,13 +250,15 @@ def test_a_clock_that_is_ahead_is_counted_and_named(
     for version in ("a", "b", "c"):
         told(runtime, version, time=iso(client, 86_400), source="east")
     told(runtime, "d", time=iso(client, 60), source="a little ahead")
-    seen = overview.read(client, KEYS, DEFAULT_DESTINATION, runtime.settings.queue)
-    [finding] = [each for each in diagnose(seen) if each.cause is Cause.CLOCK_AHEAD]
+    seen = read_status(client, KEYS, DEFAULT_DESTINATION, runtime.settings.queue)
+    [finding] = [each for each in diagnose(seen) if each.check is Cause.CLOCK_AHEAD]
     assert "source east is 24 h ahead" in finding.what
     assert "production" in finding.what
-    assert "3 such in all" in finding.what
-    assert [each.grade for each in deliveries.judge(seen) if each.check == "deliveries.clock_ahead"] == ["warning"]
-    assert metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=5).clocks_ahead == 3
+    assert "3 such reports" in finding.what
+    assert [
+        each.severity for each in deliveries.decide_deliveries(seen) if each.check == "deliveries.clock_ahead"
+    ] == ["warning"]
+    assert metrics_snapshot.read_snapshot(client, KEYS, DEFAULT_DESTINATION, environments=5).clocks_ahead == 3
     assert len([line for line in caplog.text.splitlines() if "ahead of Redis's clock" in line]) == 1
     assert 0 < client.ttl(KEYS.clock_ahead) <= 86_400
 

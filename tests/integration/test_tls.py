@@ -133,7 +133,7 @@ def flower(settings: Settings) -> None:
 
 
 def doctor(settings: Settings) -> None:
-    doctors_broker.listen(settings, frozenset)
+    doctors_broker.read_broker(settings, frozenset)
 
 
 CLIENTS = [
@@ -203,8 +203,8 @@ def test_the_doctor_says_what_to_do_about_a_certificate(
     recorder = recorders[case]
     settings = settings_for(recorder.port, certificates.ca_file)
     with connect(settings.redis, retries=0) as client:
-        assert says in redis_server_of_doctor.reach(client, settings).do
-    (fault,) = doctors_broker.examine(settings, frozenset)
+        assert says in redis_server_of_doctor.check_connection(client, settings).do
+    (fault,) = doctors_broker.check_broker(settings, frozenset)
     assert fault.do.startswith(says)
 
 

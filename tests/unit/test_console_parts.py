@@ -24,10 +24,12 @@ from relay.console.sparkline import HEIGHT, WIDTH, draw
 from relay.console.sse import event
 from relay.console.status_cache import CachedStatus
 from relay.errors import ConfigurationError
-from relay.operations.diagnosis import Cause, Finding, Level, describe
+from relay.operations.diagnosis import Cause
+from relay.operations.finding import Finding, Severity
+from relay.operations.status import describe
 from relay.queue.counters import Counters, EnvironmentCounts
 from relay.queue.health import Health
-from relay.queue.overview import Overview
+from relay.queue.status import Status
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -223,7 +225,13 @@ NOTHING = Counters(
     added=0, redriven=0, waiting=0, accepted=0, delivered=0, duplicate=0, stale=0, superseded=0, dead=0, dropped=0,
     dead_waiting=0, retries=0, ignored=0,
 )  # fmt: skip
-WELL = Overview(now=NOW * 1000, counters=NOTHING, health=Health(successes=1), workers={"relay@host": NOW * 1000})
+WELL = Status(
+    destination="default",
+    now=NOW * 1000,
+    counters=NOTHING,
+    health=Health(successes=1),
+    workers={"relay@host": NOW * 1000},
+)
 
 
 def environment(name: str, waiting: int = 0, delivered: int = 0) -> EnvironmentCounts:
@@ -244,11 +252,11 @@ def test_nothing_needs_attention_when_all_is_well() -> None:
     assert "none alive" not in page
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(Severity)[1:])
 @pytest.mark.parametrize("cause", list(Cause))
-def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Level) -> None:
-    other = Finding(cause=Cause.PAUSED, level=Level.NOTE, what="another thing", do="wait")
-    page = first_page(Finding(cause=cause, level=level, what=f"<b>{cause}", do="`do` this"), other)
+def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Severity) -> None:
+    other = Finding(check=Cause.PAUSED, severity=Severity.NOTE, what="another thing", do="wait")
+    page = first_page(Finding(check=cause, severity=level, what=f"<b>{cause}", do="`do` this"), other)
     assert f'<li class="{level}"' in page
     assert f"&lt;b&gt;{cause}; <code>do</code> this</li>" in page
     assert page.index(f"{cause}; ") < page.index("another thing; wait</li>")

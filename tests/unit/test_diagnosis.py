@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from relay.operations.diagnosis import Cause, Level, describe, diagnose, duration
+from relay.operations.diagnosis import Cause, diagnose
+from relay.operations.finding import Severity
+from relay.operations.status import describe, duration
 from relay.queue.clock_ahead import ClockAhead
 from relay.queue.contested import Contested
 from relay.queue.counters import Counters, EnvironmentCounts
 from relay.queue.dead_letters import DeadLetter
 from relay.queue.health import Health
-from relay.queue.overview import Memory, Overview, Retrying
+from relay.queue.redis_server import RedisServer
+from relay.queue.status import Retrying, Status
 
 NOW = 1_750_000_000_000
 NOTHING = Counters(**dict.fromkeys(
@@ -35,12 +38,19 @@ def environment(name: str = "production", **known: Any) -> EnvironmentCounts:
     return EnvironmentCounts(environment=name, **{**none, "oldest": None, **known})
 
 
-def overview(**parts: Any) -> Overview:
+def status(**parts: Any) -> Status:
     """A relay that is well, but for these parts."""
-    well = {"now": NOW, "counters": counters(delivered=100), "health": WELL, "workers": {"relay@host": NOW - 500}}
-    return Overview(**{**well, "max_backlog": 1000, "memory_watermark": 0.9, **parts})
+    well = {
+        "destination": "default",
+        "now": NOW,
+        "counters": counters(delivered=100),
+        "health": WELL,
+        "workers": {"relay@host": NOW - 500},
+    }
+    return Status(**{**well, "max_backlog": 1000, "memory_watermark": 0.9, **parts})
 
 
+FULL_REDIS = RedisServer(memory_used=95, maxmemory=100)
 WAITING = counters(waiting=50, delivered=100)
 BUSY = [environment(waiting=50, oldest=NOW - 5000)]
 LETTER = DeadLetter(
@@ -60,90 +70,90 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
 @pytest.mark.parametrize(
     ("seen", "cause", "words"),
     [
-        (overview(refusal="READONLY You can't write"), "read_only", ["no writes", "READONLY", "promoted"]),
-        (overview(workers={}, counters=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
-        (overview(workers={}), "no_workers", ["nothing is waiting"]),
-        (overview(health=EXPIRED, counters=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
-        (overview(health=EXPIRED._replace(until=0, probe_until=NOW + 1)), "unauthorized", ["tried right now"]),
-        (overview(health=EXPIRED._replace(circuit="misconfigured")), "misconfigured", ["RELAY_API_URL"]),
-        (overview(health=DOWN, counters=WAITING), "api_down", ["22 attempts in a row", "nothing is lost"]),
-        (overview(health=LIMITED, counters=WAITING), "throttled", ["429", "for 30 s more"]),
+        (status(write_error="READONLY You can't write"), "read_only", ["no writes", "READONLY", "promoted"]),
+        (status(workers={}, counters=WAITING), "no_workers", ["50 events are waiting", "relay worker"]),
+        (status(workers={}), "no_workers", ["nothing is waiting"]),
+        (status(health=EXPIRED, counters=WAITING), "unauthorized", ["token", "RELAY_API_TOKEN_FILE", "in 2 s"]),
+        (status(health=EXPIRED._replace(until=0, probe_until=NOW + 1)), "unauthorized", ["a probe is under way"]),
+        (status(health=EXPIRED._replace(circuit="misconfigured")), "misconfigured", ["RELAY_API_URL"]),
+        (status(health=DOWN, counters=WAITING), "unavailable", ["22 attempts in a row", "nothing is lost"]),
+        (status(health=LIMITED, counters=WAITING), "throttled", ["429", "for 30 s more"]),
         (
-            overview(
+            status(
                 health=LIMITED._replace(openings=1, circuit="throttled", throttled_until=NOW + 3_000_000),
                 counters=WAITING,
             ),
             "throttled",
-            ["for 50 min more", "relay resume --destination default", "one event is tried in 30 s"],
+            ["for 50 min more", "relay resume --destination default", "the next probe is in 30 s"],
         ),
-        (overview(health=LIMITED._replace(until=NOW - 900), counters=WAITING), "throttled", ["api.rate_limit"]),
-        (overview(health=Health(failures=7), counters=WAITING, environments=BUSY),
-         "api_failing", ["last 7 attempts"]),
+        (status(health=LIMITED._replace(until=NOW - 900), counters=WAITING), "throttled", ["api.rate_limit"]),
+        (status(health=Health(failures=7), counters=WAITING, environments=BUSY),
+         "failing", ["last 7 attempts"]),
         (
-            overview(
+            status(
                 health=Health(failures=7),
                 counters=WAITING,
                 environments=[environment(waiting=1, retrying=1)],
                 **RETRYING,
             ),
-            "api_failing",
+            "failing",
             ["all of one event perhaps", "ghcr.io/acme/api linux/amd64 in production"],
         ),
-        (overview(counters=WAITING, environments=PAUSED), "paused", ["production is paused", "relay resume"]),
-        (overview(memory=Memory(95, 100), counters=WAITING, environments=BUSY), "redis_full", ["95%", "maxmemory"]),
-        (overview(counters=counters(waiting=1000), environments=BUSY), "queue_full", ["full", "queue.max_backlog"]),
-        (overview(counters=counters(waiting=900), environments=BUSY), "queue_full", ["90% full"]),
-        (overview(counters=WAITING, inbox_deaths=1), "workers_die", ["the inbox", "worker_crash"]),
-        (overview(environments=[environment(deaths=2)], counters=WAITING), "workers_die", ["production"]),
-        (overview(inbox_oldest=NOW - 300_000, counters=WAITING), "inbox_waits", ["5 min", "no worker takes them in"]),
+        (status(counters=WAITING, environments=PAUSED), "paused", ["production is paused", "relay resume"]),
+        (status(server=FULL_REDIS, counters=WAITING, environments=BUSY), "redis_full", ["95%", "maxmemory"]),
+        (status(counters=counters(waiting=1000), environments=BUSY), "queue_full", ["full", "queue.max_backlog"]),
+        (status(counters=counters(waiting=900), environments=BUSY), "queue_full", ["90% full"]),
+        (status(counters=WAITING, inbox_delivery_count=1), "worker_crashes", ["the inbox", "worker_crash"]),
+        (status(environments=[environment(delivery_count=2)], counters=WAITING), "worker_crashes", ["production"]),
+        (status(inbox_oldest=NOW - 300_000, counters=WAITING), "inbox_late", ["5 min", "intake is not running"]),
         (
-            overview(inbox_oldest=NOW - 300_000, intake_at_work=True, counters=WAITING),
-            "inbox_waits",
-            ["5 min", "a worker is taking them in"],
+            status(inbox_oldest=NOW - 300_000, is_intake_running=True, counters=WAITING),
+            "inbox_late",
+            ["5 min", "though intake is running"],
         ),
         (
-            overview(counters=WAITING, environments=[environment(waiting=50, retrying=2, oldest=NOW - 300_000)]),
+            status(counters=WAITING, environments=[environment(waiting=50, retrying=2, oldest=NOW - 300_000)]),
             "behind",
             ["production is 5 min behind"],
         ),
         (
-            overview(counters=WAITING, environments=[environment(waiting=50, oldest=NOW - 300_000)]),
+            status(counters=WAITING, environments=[environment(waiting=50, oldest=NOW - 300_000)]),
             "behind",
             ["production is 5 min behind"],
         ),
         (
-            overview(counters=WAITING, environments=[environment(waiting=9, retrying=1)], **RETRYING),
+            status(counters=WAITING, environments=[environment(waiting=9, retrying=1)], **RETRYING),
             "poison",
             ["one event is at fault", "ghcr.io/acme/api linux/amd64 in production", "5 times"],
         ),
         (
-            overview(contested=[CONTESTED, CONTESTED._replace(instance="b linux/amd64 ")]),
+            status(contested=[CONTESTED, CONTESTED._replace(instance="b linux/amd64 ")]),
             "contested",
             ["ghcr.io/acme/api linux/amd64 in shop", "in turns by eu-1 and eu-2", "changed back 3 times", "5 s ago",
              "and 1 more like it", "CLUSTER_NAME"],
         ),
         (
-            overview(contested=[CONTESTED._replace(sources=("", ""))]),
+            status(contested=[CONTESTED._replace(sources=("", ""))]),
             "contested",
             ["by reports without a source, perhaps of two clusters"],
         ),
         (
-            overview(clock_ahead=ClockAhead(86_400_000, "production", "east"), clocks_ahead=7),
+            status(clock_ahead=ClockAhead(86_400_000, "production", "east"), clocks_ahead=7),
             "clock_ahead",
             ["source east is 24 h ahead", "production", "7 such", "correct that clock", "delivery.max_clock_skew"],
         ),
         (
-            overview(**DEAD),
+            status(**DEAD),
             "dead_letters",
             ["1 dead letter waits", "5 s old", "ghcr.io/acme/api@sha256:00 in production", "refused, HTTP 422: no",
              f"relay dead show {LETTER.letter_id}"],
         ),
-        (overview(counters=replace(NOTHING, added=3)), "unaccounted", ["3 events are unaccounted", "defect"]),
+        (status(counters=replace(NOTHING, added=3)), "unaccounted", ["3 events are unaccounted", "defect"]),
     ],
 )  # fmt: skip
-def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, words: list[str]) -> None:
+def test_a_fault_alone_is_named_with_what_to_do(seen: Status, cause: str, words: list[str]) -> None:
     [finding] = diagnose(seen)
-    assert finding.cause == cause
+    assert finding.check == cause
     for word in words:
         assert word in str(finding)
 
@@ -152,67 +162,74 @@ def test_a_fault_alone_is_named_with_what_to_do(seen: Overview, cause: str, word
     ("seen", "causes"),
     [
         pytest.param(
-            overview(workers={}, counters=counters(waiting=1000), inbox_oldest=1, memory=Memory(95, 100)),
+            status(
+                workers={},
+                counters=counters(waiting=1000),
+                inbox_oldest=1,
+                server=FULL_REDIS,
+            ),
             ["no_workers", "redis_full", "queue_full"],
             id="workers that are away fill the queue",
         ),
         pytest.param(
-            overview(
-                health=DOWN, counters=counters(waiting=1000), environments=[environment(waiting=1000, oldest=1)]
-            ),
-            ["api_down", "queue_full"],
+            status(health=DOWN, counters=counters(waiting=1000), environments=[environment(waiting=1000, oldest=1)]),
+            ["unavailable", "queue_full"],
             id="an API that is down fills the queue, and what waits for it is not behind",
         ),
         pytest.param(
-            overview(health=EXPIRED, counters=WAITING, environments=[*PAUSED[1:], environment("x", paused_since=1)]),
+            status(health=EXPIRED, counters=WAITING, environments=[*PAUSED[1:], environment("x", paused_since=1)]),
             ["unauthorized", "paused"],
             id="an old pause is no news beside an expired token",
         ),
         pytest.param(
-            overview(counters=WAITING, memory=Memory(95, 100), environments=[environment(waiting=1, paused_since=1)]),
+            status(
+                counters=WAITING,
+                server=FULL_REDIS,
+                environments=[environment(waiting=1, paused_since=1)],
+            ),
             ["redis_full", "paused"],
             id="a pause that holds little up does not explain a full Redis",
         ),
         pytest.param(
-            overview(counters=WAITING, memory=Memory(95, 100), environments=PAUSED),
+            status(counters=WAITING, server=FULL_REDIS, environments=PAUSED),
             ["paused", "redis_full"],
             id="a pause that holds most of it up does",
         ),
         pytest.param(
-            overview(health=DOWN, environments=[environment(retrying=1)], **RETRYING, **DEAD),
-            ["api_down", "dead_letters"],
+            status(health=DOWN, environments=[environment(retrying=1)], **RETRYING, **DEAD),
+            ["unavailable", "dead_letters"],
             id="no event is at fault while the API fails all",
         ),
         pytest.param(
-            overview(health=DOWN._replace(reason="throttled"), counters=WAITING),
-            ["api_down"],
+            status(health=DOWN._replace(reason="throttled"), counters=WAITING),
+            ["unavailable"],
             id="a pause that a failing API asked for",
         ),
     ],
 )
-def test_the_cause_comes_before_what_it_brings_about(seen: Overview, causes: list[str]) -> None:
-    assert [finding.cause for finding in diagnose(seen)] == causes
+def test_the_cause_comes_before_what_it_brings_about(seen: Status, causes: list[str]) -> None:
+    assert [finding.check for finding in diagnose(seen)] == causes
 
 
 @pytest.mark.parametrize(
     "seen",
     [
-        overview(),
-        overview(counters=WAITING, environments=BUSY),
-        overview(memory=Memory(89, 100)),
-        overview(memory=Memory(95, 0)),
-        overview(health=Health(failures=2), counters=WAITING),
-        overview(health=LIMITED._replace(until=NOW - 90_000), counters=WAITING),
-        overview(health=LIMITED),
-        overview(counters=WAITING, environments=[environment(waiting=20, retrying=2, oldest=NOW - 300_000)]),
-        overview(environments=[environment(waiting=1, retrying=1)], retrying=[Retrying("production", "x", 1)]),
-        overview(counters=counters(waiting=799)),
-        overview(inbox=1, inbox_oldest=NOW - 1000, counters=WAITING),
+        status(),
+        status(counters=WAITING, environments=BUSY),
+        status(server=RedisServer(memory_used=89, maxmemory=100)),
+        status(server=RedisServer(memory_used=95, maxmemory=0)),
+        status(health=Health(failures=2), counters=WAITING),
+        status(health=LIMITED._replace(until=NOW - 90_000), counters=WAITING),
+        status(health=LIMITED),
+        status(counters=WAITING, environments=[environment(waiting=20, retrying=2, oldest=NOW - 300_000)]),
+        status(environments=[environment(waiting=1, retrying=1)], retrying=[Retrying("production", "x", 1)]),
+        status(counters=counters(waiting=799)),
+        status(inbox=1, inbox_oldest=NOW - 1000, counters=WAITING),
     ],
     ids=["idle", "at work", "memory left", "no maxmemory", "two failures", "limited long ago", "nothing is limited",
          "tries explain it", "tried once", "room left", "just come"],
 )  # fmt: skip
-def test_nothing_is_said_of_what_is_well(seen: Overview) -> None:
+def test_nothing_is_said_of_what_is_well(seen: Status) -> None:
     assert diagnose(seen) == []
 
 
@@ -226,18 +243,18 @@ def test_every_cause_is_tried_above() -> None:
 
 
 def test_levels_are_in_the_order_of_how_bad_they_are() -> None:
-    assert list(Level) == ["bad", "warn", "note"]
+    assert list(Severity) == ["ok", "note", "warning", "fault"]
 
 
 @pytest.mark.parametrize(
     ("health", "words"),
     [
-        (Health(), ["open", "nothing was tried yet"]),
-        (WELL, ["open", "the last attempt succeeded", "up to 32 POSTs at once"]),
-        (LIMITED, ["held (throttled) for 30 s more"]),
-        (DOWN, ["held (unavailable)", "one event is tried in 2 s", "22 failed in a row", "opened 3 times in a row"]),
-        (DOWN._replace(probe_until=NOW + 5), ["one event is tried right now"]),
-        (DOWN._replace(until=NOW - 5), ["one event is tried next"]),
+        (Health(), ["healthy", "nothing was tried yet"]),
+        (WELL, ["healthy", "the last attempt succeeded", "up to 32 requests at once"]),
+        (LIMITED, ["throttled for 30 s more"]),
+        (DOWN, ["unavailable", "the next probe is in 2 s", "22 failed in a row", "circuit opened 3 times in a row"]),
+        (DOWN._replace(probe_until=NOW + 5), ["a probe is under way"]),
+        (DOWN._replace(until=NOW - 5), ["a probe is next"]),
     ],
 )
 def test_an_destinations_health_is_said_in_words(health: Health, words: list[str]) -> None:
@@ -256,7 +273,7 @@ def test_durations_are_short(milliseconds: int, written: str) -> None:
 
 def test_a_replica_is_the_worst_where_no_worker_lives() -> None:
     """Workers whose signs of life are replicated write to the primary: then only this client reads from a replica."""
-    worst = diagnose(overview(workers={}, refusal="READONLY You can't write"))[0]
-    assert (worst.cause, worst.level) == (Cause.READ_ONLY, Level.BAD)
-    [found] = diagnose(overview(refusal="READONLY You can't write"))
-    assert (found.cause, found.level) == (Cause.READ_ONLY, Level.WARN)
+    worst = diagnose(status(workers={}, write_error="READONLY You can't write"))[0]
+    assert (worst.check, worst.severity) == (Cause.READ_ONLY, Severity.FAULT)
+    [found] = diagnose(status(write_error="READONLY You can't write"))
+    assert (found.check, found.severity) == (Cause.READ_ONLY, Severity.WARNING)

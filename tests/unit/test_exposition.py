@@ -13,8 +13,9 @@ from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.queue import attempts
 from relay.queue.counters import counters_of
 from relay.queue.dead_letters import Reason
-from relay.queue.health import UNHEALTHY
-from relay.queue.metrics_snapshot import DestinationState, Server, Snapshot, Waiting
+from relay.queue.health import UNHEALTHY, HealthState
+from relay.queue.metrics_snapshot import DestinationState, Snapshot, Waiting
+from relay.queue.redis_server import RedisServer
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
@@ -44,9 +45,9 @@ SNAPSHOT = Snapshot(
     last_success=1_750_000_002_500,
     destinations={
         "default": DestinationState(
-            held="unauthorized",
-            window=4,
-            held_ms={"unauthorized": 2500, "throttled": 60_000},
+            state=HealthState.UNAUTHORIZED,
+            concurrency_limit=4,
+            unhealthy_ms={"unauthorized": 2500, "throttled": 60_000},
             retry_after_ms=60_000,
         )
     },
@@ -58,8 +59,13 @@ SNAPSHOT = Snapshot(
     skipped={"replica": 3},
     token_reloads={"changed": 1},
     resets=1,
-    server=Server(
-        version="7.2.4", appendonly="yes", appendfsync="always", maxmemory_policy="noeviction", memory_used=0.25
+    server=RedisServer(
+        version="7.2.4",
+        appendonly=True,
+        appendfsync="always",
+        maxmemory_policy="noeviction",
+        memory_used=25,
+        maxmemory=100,
     ),
 )
 

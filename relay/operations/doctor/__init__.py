@@ -1,1 +1,1 @@
-"""Is this installation sound? `relay doctor`, one file a thing; looking and judging are apart."""
+"""Checks of `relay doctor`: one file for each thing that is checked, reading apart from deciding."""

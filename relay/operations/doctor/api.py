@@ -1,11 +1,11 @@
-"""Does the reporting API answer, at this URL, to this token? Asked without creating a deployment.
+"""Check of the deployment API: whether it answers, at this URL, to this token. Creates no deployment.
 
-The API documents no way to ask after its health. So an *empty object* is POSTed: no deployment can be made of it, so
-an API that reads it refuses it (400, 422), and one that looks at the token first refuses that (401, 403). Where the
-body is refused, the same is sent once more *without* a token: only if that gets 401 or 403 is it known that the token
-was looked at, and accepted. An API that reads the body first cannot be asked this way, and that is said.
+That API documents no health check. So the relay POSTs an *empty object*, of which no deployment can be made: an API
+that reads the body first refuses it (400, 422), and one that checks the token first refuses that (401, 403). If the
+body is refused, the same request is sent once more *without* a token. Only if that gets 401 or 403 is the token known
+to have been checked and accepted. An API that reads the body first cannot be checked this way, and a note says so.
 
-What no probe can tell: whether the token may report for each environment, and how the API fares under load.
+A probe cannot tell whether the token may report for each environment, nor how the API behaves under load.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from requests.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from relay.errors import ConfigurationError
-from relay.operations.doctor.result import Result, fault, note, ok, warning
+from relay.operations.finding import Finding, fault, note, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from relay.settings import ApiSettings, Settings
 
-#: Bytes of an answer that are read, and of them shown.
+#: Bytes of an answer that are read.
 MAX_BODY_BYTES = 4096
+
+#: Characters of an answer that are shown.
 EXCERPT_CHARACTERS = 120
 
-#: An answer's date is in whole seconds, and was written before it travelled.
+#: Difference between the clocks from which it is reported: a Date is in whole seconds, and older by the network
+#: delay.
 SKEW_SECONDS = 5.0
 
-#: What no API makes a deployment of.
+#: A body of which no API makes a deployment.
 EMPTY = b"{}"
 
 _REFUSED_BODY = frozenset({400, 415, 422})
@@ -48,20 +51,23 @@ _NOT_NOW = frozenset({408, 425, 429})
 
 
 class Failure(Enum):
-    """Why there was no answer: what it is, and what to do."""
+    """Why there was no answer, and what to do."""
 
-    DNS = "its name cannot be resolved", "mend the host in RELAY_API_URL, or see to DNS"
+    DNS = "its name cannot be resolved", "fix the host in RELAY_API_URL, or DNS"
     TLS = (
         "its certificate or TLS is not accepted",
-        "set api.ca_file for an authority of your own, or mend the certificate; this machine's clock matters too",
+        "set api.ca_file for an authority of your own, or fix the certificate; this machine's clock matters too",
     )
-    REFUSED = "the connection is refused", "see whether the API runs, and whether RELAY_API_URL has the right port"
-    CONNECT = "no connection can be made", "see to the network, the firewall and the proxy (HTTPS_PROXY) on the way"
-    TIMEOUT = "no answer came in time", "see to the API, or raise api.timeout"
-    BROKEN = "the connection broke before an answer came", "see whether RELAY_API_URL is an HTTP API, and to proxies"
+    REFUSED = "the connection is refused", "check that the API runs, and that RELAY_API_URL has the right port"
+    CONNECT = "no connection can be made", "check the network, the firewall and the proxy (HTTPS_PROXY) on the way"
+    TIMEOUT = "no answer came in time", "check the API, or raise api.timeout"
+    BROKEN = (
+        "the connection broke before an answer came",
+        "check RELAY_API_URL and the proxies on the way",
+    )
 
 
-#: What says so, in the order of what says most.
+#: Exceptions by failure, the most specific first.
 _KINDS: tuple[tuple[Failure, tuple[type[BaseException], ...]], ...] = (
     (Failure.TLS, (ssl.SSLError, requests.exceptions.SSLError)),
     (Failure.DNS, (socket.gaierror,)),
@@ -71,8 +77,8 @@ _KINDS: tuple[tuple[Failure, tuple[type[BaseException], ...]], ...] = (
 )
 
 
-class Answer(NamedTuple):
-    """What came back; `skew_seconds` is how far the API's clock is ahead of ours, None if it does not tell."""
+class ProbeAnswer(NamedTuple):
+    """An answer to the probe; `skew_seconds` is how far the API's clock is ahead, None without a Date."""
 
     status: int
     location: str = ""
@@ -80,8 +86,8 @@ class Answer(NamedTuple):
     skew_seconds: float | None = None
 
 
-def examine(settings: Settings, clock: Callable[[], float] = time.time) -> Iterator[Result]:
-    """Probe the API and judge."""
+def check_api(settings: Settings, clock: Callable[[], float] = time.time) -> Iterator[Finding]:
+    """Probe the API."""
     try:
         api = settings.require_api()
         token = api.read_token()
@@ -93,17 +99,17 @@ def examine(settings: Settings, clock: Callable[[], float] = time.time) -> Itera
     if isinstance(first, Failure):
         what, do = first.value
         yield fault(
-            "api", f"the API at {where} is not reachable: {what}", f"{do}; what waits is kept, and tried again"
+            "api", f"the API at {where} is not reachable: {what}", f"{do}; waiting events are kept and retried"
         )
         return
     bare = probe(api, None, clock) if first.status in _REFUSED_BODY else None
-    yield judge(where, first, bare if isinstance(bare, Answer) else None)
+    yield decide_answer(where, first, bare if isinstance(bare, ProbeAnswer) else None)
     if first.skew_seconds is not None:
-        yield skew(first.skew_seconds)
+        yield decide_skew(first.skew_seconds)
 
 
-def probe(api: ApiSettings, token: str | None, clock: Callable[[], float] = time.time) -> Answer | Failure:
-    """POST an empty object, follow nothing, take nothing but proxies from the environment; read a bounded part."""
+def probe(api: ApiSettings, token: str | None, clock: Callable[[], float] = time.time) -> ProbeAnswer | Failure:
+    """POST an empty object. Follow no redirect, and use only proxies of the environment."""
     session = requests.Session()
     session.trust_env = False  # a netrc would replace the token
     proxies = get_environ_proxies(api.url) if api.url.startswith("https:") else {}
@@ -117,7 +123,7 @@ def probe(api: ApiSettings, token: str | None, clock: Callable[[], float] = time
             allow_redirects=False, stream=True,
         ) as response:  # fmt: skip
             after = clock()
-            return Answer(
+            return ProbeAnswer(
                 status=response.status_code,
                 location=_where(urljoin(api.url, response.headers.get("Location", ""))),
                 excerpt=_excerpt(response),
@@ -128,7 +134,7 @@ def probe(api: ApiSettings, token: str | None, clock: Callable[[], float] = time
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what kept an answer away, from what `requests` raised and what that was caused by."""
+    """Return why there was no answer, from the exception of `requests` and its causes."""
     causes = list(_causes(error))
     for failure, kinds in _KINDS:
         if any(isinstance(each, kinds) for each in causes):
@@ -137,20 +143,20 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came from; urllib3 keeps some in `args` and `reason`."""
+    """Yield an error and its causes; urllib3 keeps some in `args` and `reason`."""
     seen: set[int] = set()
-    open_ends = [error]
-    while open_ends:
-        each = open_ends.pop()
+    pending = [error]
+    while pending:
+        each = pending.pop()
         if not isinstance(each, BaseException) or id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        open_ends += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+        pending += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
 
 
-def judge(where: str, answer: Answer, bare: Answer | None) -> Result:
-    """Say what an answer to the probe tells; `bare` is the one to the same without a token, if that was asked."""
+def decide_answer(where: str, answer: ProbeAnswer, bare: ProbeAnswer | None) -> Finding:
+    """Return what an answer means; `bare` is the answer to the request without a token, if it was sent."""
     status, said = answer.status, f"HTTP {answer.status}{f', “{answer.excerpt}”' if answer.excerpt else ''}"
     if status in _REFUSED_TOKEN:
         return fault(
@@ -162,41 +168,41 @@ def judge(where: str, answer: Answer, bare: Answer | None) -> Result:
         return fault(
             "api",
             f"the API knows no such URL, or takes no POST there: {where} ({said})",
-            "mend RELAY_API_URL and restart the workers",
+            "fix RELAY_API_URL and restart the workers",
         )
     if 300 <= status < 400:  # noqa: PLR2004 - HTTP's own classes
         return fault(
             "api",
-            f"{where} redirects to {answer.location or 'nowhere'} (HTTP {status}), and the relay follows none: the "
-            "token would go to another place",
+            f"{where} redirects to {answer.location or 'nowhere'} (HTTP {status}), and the relay follows no "
+            "redirect: the token would go to another host",
             "set RELAY_API_URL to that address if it is the API's, and restart the workers",
         )
     if status in _NOT_NOW:
         return warning(
             "api",
-            f"the API limits the rate or asks to come later ({said}), so of the token nothing is known",
-            "wait, or have the limit raised; api.rate_limit below it spares the refusals",
+            f"the API limits the rate or asks to retry later ({said}), so nothing is known of the token",
+            "wait, or have the limit raised; an api.rate_limit below it avoids the refusals",
         )
     if status >= 500:  # noqa: PLR2004 - the same
         return fault(
             "api",
             f"the API is failing ({said})",
-            "see to the API; what waits is kept, and tried again by itself",
+            "check the API; waiting events are kept and retried automatically",
         )
     return _accepted(where, said, answer, bare)
 
 
-def _accepted(where: str, said: str, answer: Answer, bare: Answer | None) -> Result:
+def _accepted(where: str, said: str, answer: ProbeAnswer, bare: ProbeAnswer | None) -> Finding:
     if answer.status not in _REFUSED_BODY:
         return warning(
             "api",
-            f"{where} answers an empty object with {said}; a reporting API would refuse it, so of URL and token "
-            "nothing is known",
-            "see that RELAY_API_URL is the API's, and no page or proxy before it",
+            f"{where} answers an empty object with {said}; a deployment API would refuse it, so nothing is known of "
+            "URL and token",
+            "check that RELAY_API_URL is the API's, and not a page or proxy in front of it",
         )
     if bare is not None and bare.status in _REFUSED_TOKEN:
         return ok(
-            "api", f"the API at {where} answers and accepts the token (whether for all environments is not told)"
+            "api", f"the API at {where} answers and accepts the token (whether for all environments is not known)"
         )
     return note(
         "api",
@@ -206,14 +212,14 @@ def _accepted(where: str, said: str, answer: Answer, bare: Answer | None) -> Res
     )
 
 
-def skew(seconds: float) -> Result:
-    """Judge how far the API's clock is ahead of ours."""
+def decide_skew(seconds: float) -> Finding:
+    """Return whether the clocks agree; `seconds` is how far the API's is ahead."""
     if abs(seconds) < SKEW_SECONDS:
         return ok("clock.api", "this machine's clock and the API's agree")
     return warning(
         "clock.api",
         f"this machine's clock is {abs(seconds):,.0f} s {'behind' if seconds > 0 else 'ahead of'} the API's",
-        "see to NTP here: tokens and certificates are valid from one time to another",
+        "check NTP here: tokens and certificates are valid for a period",
     )
 
 
@@ -226,7 +232,7 @@ def _skew(date: str | None, before: float, after: float) -> float | None:
 
 
 def _where(url: str) -> str:
-    """Return an address without what may be secret in it: user, query, fragment."""
+    """Return a URL without the parts that may be secret: user, query, fragment."""
     try:
         parts = urlsplit(url)
         name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
@@ -237,12 +243,12 @@ def _where(url: str) -> str:
 
 
 def _excerpt(response: requests.Response) -> str:
-    """Read a bounded part of the body and return the beginning of it; '' if it breaks off."""
+    """Return the beginning of the body, reading a bounded part of it; empty if the connection breaks."""
     try:
-        # read1 waits for no more than has come: an answer that drips would take all of the check's time.
+        # read1 returns what has arrived: reading more of a slow answer could take all of the check's time.
         read = getattr(response.raw, "read1", response.raw.read)
         body = read(MAX_BODY_BYTES, decode_content=False)
-    except (HTTPError, OSError):  # the status counts, whatever becomes of the rest
+    except (HTTPError, OSError):  # the status is enough
         return ""
     text = body.decode("utf-8", "replace").strip()
     return "".join(letter if letter.isprintable() else " " for letter in text)[:EXCERPT_CHARACTERS]

@@ -1,6 +1,6 @@
-"""Is the configuration what somebody meant? Unknown names, rules that match nothing, files that all may read.
+"""Checks of the configuration: unknown names, rules that match nothing, secret files that every user may read.
 
-What is wrong with any single setting is told by relay/operations/settings_report.py, as `relay config check` does.
+relay/operations/settings_report.py reports what is wrong with a single setting, as in `relay config check`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from relay.hosts import is_loopback
 from relay.operations import settings_report
-from relay.operations.doctor.result import Grade, Result, note, ok, warning
+from relay.operations.finding import Finding, Severity, note, ok, warning
 from relay.operations.settings_report import Fault, Source
 from relay.text import some_of
 
@@ -28,47 +28,47 @@ if TYPE_CHECKING:
 CHECK = "configuration"
 
 
-def refused(error: ConfigurationError) -> Iterator[Result]:
-    """Say what keeps the configuration from being read, and so everything from starting."""
-    found = settings_report.check() or [Fault(where="", what=line) for line in str(error).splitlines()]
-    for each in found:
-        yield _told(Grade.FAULT, each, "mend it: nothing of the relay starts before")
+def explain_refusal(error: ConfigurationError) -> Iterator[Finding]:
+    """Yield what keeps the configuration from being read."""
+    faults = settings_report.check() or [Fault(where="", what=line) for line in str(error).splitlines()]
+    for each in faults:
+        yield _finding(Severity.FAULT, each, "fix it: nothing of the relay starts before")
 
 
-def examine(settings: Settings) -> Iterator[Result]:
-    """Look at a configuration that could be read: at what in it was passed over, and at the files that it names."""
-    found = settings_report.check()
-    for each in found:
-        grade = Grade.WARNING if each.is_unknown else Grade.FAULT
-        yield _told(grade, each, "mend it: it does not do what was meant")
-    if not found:
+def check_configuration(settings: Settings) -> Iterator[Finding]:
+    """Check a configuration that could be read: ignored names, and the files that it names."""
+    faults = settings_report.check()
+    for each in faults:
+        severity = Severity.WARNING if each.is_unknown else Severity.FAULT
+        yield _finding(severity, each, "fix it: it has no effect")
+    if not faults:
         source = f"RELAY_CONFIG ({path})" if (path := os.environ.get("RELAY_CONFIG")) else "the environment"
         yield ok(CHECK, f"read from {source}; every name in it is known")
-    yield from _open_files(settings)
-    yield from _open_doors(settings)
+    yield from _check_secret_files(settings)
+    yield from _check_gateway(settings)
 
 
-def _told(grade: Grade, fault: Fault, otherwise: str) -> Result:
-    return Result(check=CHECK, grade=grade, what=str(replace(fault, do="")), do=fault.do or otherwise)
+def _finding(severity: Severity, fault: Fault, otherwise: str) -> Finding:
+    return Finding(check=CHECK, severity=severity, what=str(replace(fault, do="")), do=fault.do or otherwise)
 
 
-def _open_files(settings: Settings) -> Iterator[Result]:
-    """Name the files with secrets that every user of this machine may read."""
+def _check_secret_files(settings: Settings) -> Iterator[Finding]:
+    """Yield the files with secrets that every user of this machine may read."""
     for name, path in _secret_files(settings):
         try:
             is_open = bool(path.stat().st_mode & stat.S_IROTH)
         except OSError:
-            continue  # one that cannot be read is told of elsewhere
+            continue  # another check reports an unreadable file
         if is_open:
             yield warning(
                 "configuration.files",
-                f"{name} {path} holds a secret, and everybody on this machine may read it",
+                f"{name} {path} holds a secret, and every user of this machine may read it",
                 f"chmod o= {path} (in Kubernetes: defaultMode: 0440, and fsGroup)",
             )
 
 
-def _open_doors(settings: Settings) -> Iterator[Result]:
-    """Name what a gateway beyond loopback gives to clients without a token, or takes of them."""
+def _check_gateway(settings: Settings) -> Iterator[Finding]:
+    """Yield what a gateway beyond loopback offers to clients without a token."""
     gateway = settings.gateway
     if is_loopback(gateway.host):
         return
@@ -100,23 +100,23 @@ def _secret_files(settings: Settings) -> Iterator[tuple[str, Path]]:
         yield "RELAY_CONFIG", Path(os.environ["RELAY_CONFIG"])
 
 
-def environments(globs: Sequence[str], known: Sequence[str]) -> Iterator[Result]:
-    """Compare the rules of `[environments]` with the environments that ever got an event."""
+def decide_environments(globs: Sequence[str], known: Sequence[str]) -> Iterator[Finding]:
+    """Compare the rules of `[environments]` with the environments that have had an event."""
     check = "environments"
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in known):
             yield note(
                 check,
                 f'[environments."{glob}"] matches no environment that is known so far',
-                "see whether its name is right; `relay inventory` shows those there are",
+                "check its name; `relay inventory` shows the known ones",
             )
-    outside = [name for name in known if not any(fnmatchcase(name, glob) for glob in globs)]
-    if globs and outside:
+    unmatched = [name for name in known if not any(fnmatchcase(name, glob) for glob in globs)]
+    if globs and unmatched:
         yield note(
             check,
-            f"no rule of [environments] matches {some_of(outside)}: the defaults hold there",
-            "add a rule if that was not meant",
+            f"no rule of [environments] matches {some_of(unmatched)}: the defaults apply there",
+            "add a rule if that was not intended",
         )
     elif known:
-        rules = "each matched by a rule" if globs else "no rules, so the defaults hold"
+        rules = "each matched by a rule" if globs else "no rules, so the defaults apply"
         yield ok(check, f"{len(known):,} known; {rules}")

@@ -1,44 +1,43 @@
-"""What holds deliveries up? What `relay status` says of it, and how long operators' pauses last already."""
+"""Check of deliveries: the findings of `relay status`, and pauses that may have been forgotten. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from relay.operations.diagnosis import Cause, Level, describe, diagnose, duration
-from relay.operations.doctor.result import Grade, Result, ok, warning
+from relay.operations.diagnosis import Cause, diagnose
+from relay.operations.finding import Finding, ok, warning
+from relay.operations.status import describe, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.queue.overview import Overview
+    from relay.queue.status import Status
 
-#: A pause that lasts this long was perhaps forgotten.
+#: Age of a pause from which it may have been forgotten.
 LONG_PAUSE_SECONDS = 86_400.0
 
-#: What other checks look into deeper.
-_ELSEWHERE = frozenset({Cause.READ_ONLY, Cause.NO_WORKERS, Cause.REDIS_FULL})
-
-_GRADES = {Level.BAD: Grade.FAULT, Level.WARN: Grade.WARNING, Level.NOTE: Grade.NOTE}
+#: Causes that other checks examine in more detail.
+_CHECKED_ELSEWHERE = frozenset({Cause.READ_ONLY, Cause.NO_WORKERS, Cause.REDIS_FULL})
 
 
-def judge(seen: Overview) -> Iterator[Result]:
-    """Say what is wrong with deliveries; pure."""
-    findings = [finding for finding in diagnose(seen) if finding.cause not in _ELSEWHERE]
+def decide_deliveries(status: Status) -> Iterator[Finding]:
+    """Yield what is wrong with deliveries."""
+    findings = [finding for finding in diagnose(status) if finding.check not in _CHECKED_ELSEWHERE]
     for finding in findings:
-        yield Result(
-            check=f"deliveries.{finding.cause}", grade=_GRADES[finding.level], what=finding.what, do=finding.do
-        )
-    longest = min(seen.paused, key=lambda each: each.paused_since or seen.now, default=None)
+        yield replace(finding, check=f"deliveries.{finding.check}")
+    longest = min(status.paused, key=lambda each: each.paused_since or status.now, default=None)
     if longest is not None and longest.paused_since is not None:
-        lasts = seen.now - longest.paused_since
-        if lasts > LONG_PAUSE_SECONDS * 1000:
+        age = status.now - longest.paused_since
+        if age > LONG_PAUSE_SECONDS * 1000:
             yield warning(
                 "deliveries.paused",
-                f"{longest.environment} is paused for {duration(lasts)} already",
+                f"{longest.environment} has been paused for {duration(age)}",
                 f"`relay resume {longest.environment}`, if that was forgotten",
             )
     if not findings:
         yield ok(
             "deliveries",
-            f"nothing holds them up; {seen.counters.waiting:,} waiting; API: {describe(seen.health, seen.now)}",
+            f"nothing delays deliveries; {status.counters.waiting:,} waiting; destination: "
+            f"{describe(status.health, status.now)}",
         )

@@ -1,7 +1,7 @@
-"""What must not be shown, wherever it turns up: in an error's text, an API's answer, a URL.
+"""Masks of secrets in findings, wherever they occur: in an error's text, a destination's answer, a URL.
 
-Of settings that could be read, relay/redaction.py knows the secrets. Of those that are refused only the variables are
-known, and those that hold one, or a URL with one in it, are masked whatever else is wrong with them.
+For settings that could be read, relay/redaction.py knows the secrets. For refused settings only the variables are
+known: those that hold a secret, or a URL with a password, are masked whatever else is wrong with them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from relay.settings import SHORT_NAMES, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from relay.operations.doctor.result import Result
+    from relay.operations.finding import Finding
 
     Mask = Callable[[str], str]
 
-#: What is shorter gives nothing away, and stands in too many words.
+#: A shorter secret is not masked: it occurs in too many words.
 MIN_SECRET_CHARACTERS = 4
 
 
 def mask_for(settings: Settings) -> Mask:
-    """Return what masks the secrets of settings."""
+    """Return a function that masks the secrets of settings."""
     return Secrets(settings).mask
 
 
 def mask_for_refused(environ: Mapping[str, str]) -> Mask:
-    """Return what masks the secrets of variables, where the settings could not be read."""
+    """Return a function that masks the secrets of variables, for settings that could not be read."""
     found: set[str] = set()
     for section, key, annotation in _settings():
         for name in _variables(section, key):
@@ -48,13 +48,13 @@ def mask_for_refused(environ: Mapping[str, str]) -> Mask:
     return mask
 
 
-def masked(results: Iterable[Result], mask: Mask) -> list[Result]:
-    """Return results that show none of these."""
-    return [replace(each, what=mask(each.what), do=mask(each.do)) for each in results]
+def masked(findings: Iterable[Finding], mask: Mask) -> list[Finding]:
+    """Return findings with their texts masked."""
+    return [replace(each, what=mask(each.what), do=mask(each.do)) for each in findings]
 
 
 def _settings() -> Iterator[tuple[str, str, object]]:
-    """Give each setting's section, name and type."""
+    """Yield each setting's section, name and type."""
     for section, field in Settings.model_fields.items():
         for key, its in getattr(field.annotation, "model_fields", {}).items():
             yield section, key, its.annotation

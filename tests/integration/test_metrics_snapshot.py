@@ -30,7 +30,7 @@ SCHEDULE = KEYS.schedule(DEFAULT_DESTINATION)
 
 
 def read(client: Redis, environments: int = 50) -> Snapshot:
-    return metrics_snapshot.read(client, KEYS, DEFAULT_DESTINATION, environments=environments)
+    return metrics_snapshot.read_snapshot(client, KEYS, DEFAULT_DESTINATION, environments=environments)
 
 
 def deliver(client: Redis, environment: str, number: int = 1) -> None:
@@ -160,17 +160,17 @@ def test_newest_is_told_though_nothing_waits_any_more(client: Redis) -> None:
 def test_held_destination_is_told_with_why_and_for_how_long(client: Redis) -> None:
     health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=60, reason="throttled")
     found = read(client).destinations["default"]
-    assert (found.held, found.held_ms, found.retry_after_ms) == ("throttled", {"throttled": 60_000}, 60_000)
+    assert (found.state, found.unhealthy_ms, found.retry_after_ms) == ("throttled", {"throttled": 60_000}, 60_000)
 
     client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping={"openings": 1, "circuit": "unauthorized"})
-    assert read(client).destinations["default"].held == "unauthorized", (
+    assert read(client).destinations["default"].state == "unauthorized", (
         "why its circuit is open, as relay status has it"
     )
     client.hset(KEYS.destination(DEFAULT_DESTINATION), "until", 1)
-    assert read(client).destinations["default"].held == "unauthorized", "its circuit is open between two probes"
+    assert read(client).destinations["default"].state == "unauthorized", "its circuit is open between two probes"
 
     client.hdel(KEYS.destination(DEFAULT_DESTINATION), "circuit", "openings")
-    assert read(client).destinations["default"].held == "healthy"
+    assert read(client).destinations["default"].state == "healthy"
 
 
 def test_workers_are_told_with_their_last_sign_of_life(client: Redis) -> None:

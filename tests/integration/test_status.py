@@ -9,9 +9,9 @@ import pytest
 from drains import KEYS, PRODUCTION, report, report_image
 from letters import bury, refused
 
-from relay.queue import counters, overview, pausing
+from relay.queue import counters, pausing
 from relay.queue.epoch import beat
-from relay.queue.overview import RETRYING, Memory, Retrying
+from relay.queue.status import MAX_RETRYING, Retrying, Status, read_status
 from relay.settings import DEFAULT_DESTINATION, QueueSettings
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 QUEUE = QueueSettings(max_backlog=1000)
 
 
-def look(client: Redis) -> overview.Overview:
-    return overview.read(client, KEYS, DEFAULT_DESTINATION, QUEUE)
+def look(client: Redis) -> Status:
+    return read_status(client, KEYS, DEFAULT_DESTINATION, QUEUE)
 
 
 def let_wait(client: Redis, name: str, entries: int) -> None:
@@ -51,25 +51,25 @@ def test_an_empty_redis_is_seen_as_it_is(client: Redis) -> None:
         [],
         None,
     )
-    assert seen.memory.used > 0
-    assert seen.memory.most == 0
+    assert seen.server.memory_used
+    assert seen.server.maxmemory == 0
     assert seen.max_backlog == 1000
 
 
 def test_a_drain_of_the_inbox_is_seen(client: Redis) -> None:
     client.set(KEYS.intake_lease, "token", px=60_000)
-    assert look(client).intake_at_work
+    assert look(client).is_intake_running
 
 
 def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redis) -> None:
-    for number in range(2 * RETRYING):
+    for number in range(2 * MAX_RETRYING):
         outbox = KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}")
         let_wait(client, f"env-{number}", 1)
         client.delete(outbox.outbox)
         client.xadd(outbox.outbox, {"event": "{}"}, f"{2000 - number}-0")
         client.zadd(outbox.due, {"one": 1})
     seen = {each.environment for each in look(client).retrying}
-    assert seen == {f"env-{number}" for number in range(RETRYING, 2 * RETRYING)}
+    assert seen == {f"env-{number}" for number in range(MAX_RETRYING, 2 * MAX_RETRYING)}
 
 
 def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(client: Redis) -> None:
@@ -82,7 +82,7 @@ def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(clie
     pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["env-4", "empty"])
 
     def known(oldest_of: int | None) -> set[str]:
-        seen = overview.read(client, KEYS, DEFAULT_DESTINATION, QUEUE, oldest_of=oldest_of)
+        seen = read_status(client, KEYS, DEFAULT_DESTINATION, QUEUE, oldest_of=oldest_of)
         assert {each.environment: each.waiting for each in seen.environments} == {**waiting, "empty": 0}
         assert [each.environment for each in seen.paused] == ["empty", "env-4"]
         assert {each.oldest for each in seen.environments} <= {None, 1_750_000_000_000}
@@ -111,14 +111,14 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
 
     assert (seen.inbox, seen.inbox_oldest) == (2, int(first.partition("-")[0]))
     assert list(seen.workers) == ["a@host", "b@host"]
-    assert [(each.environment, each.waiting, each.retrying, each.deaths) for each in seen.environments] == [
+    assert [(each.environment, each.waiting, each.retrying, each.delivery_count) for each in seen.environments] == [
         ("production", 3, 3, 2),
         ("staging", 0, 0, 0),
     ]
     assert seen.environments[0].oldest == 1_750_000_000_000
     assert [each.environment for each in seen.paused] == ["staging"]
     assert list(seen.retrying) == [Retrying("production", instance, 5)]
-    assert (seen.inbox_deaths, seen.intake_at_work) == (1, False)
+    assert (seen.inbox_delivery_count, seen.is_intake_running) == (1, False)
     assert seen.newest_dead is not None
     assert seen.newest_dead.letter_id == letter
     assert seen.counters.waiting == 5
@@ -169,8 +169,3 @@ def test_environments_are_found_without_reading_the_key_space(client: Redis) -> 
     client.config_resetstat()
     assert counters.environment_names(client, KEYS, DEFAULT_DESTINATION) == ["production"]
     assert "cmdstat_scan" not in client.info("commandstats")
-
-
-def test_the_part_of_memory_is_of_what_there_may_be() -> None:
-    assert Memory(90, 100).part == 0.9
-    assert Memory(90, 0).part == 0.0
