@@ -88,7 +88,7 @@ lock: $(READY) ## Write requirements/*.txt anew from pyproject.toml
 	echo hatchling | $(BIN)/uv $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 
 docs: $(READY) ## Write the pages anew that are made from the code
-	$(BIN)/python docs/make_settings.py > docs/settings.md
+	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_metrics.py > docs/metrics.md
 	$(BIN)/python docs/make_cli.py > docs/cli.md
 

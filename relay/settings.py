@@ -1,8 +1,10 @@
-"""Every setting: read once, checked at start, described where it stands.
+"""All settings: read once, checked at start.
 
-Three sources, the earlier winning: arguments, environment variables (`RELAY_<SECTION>__<KEY>`, and the
-short names of `SHORT_NAMES`), and the TOML file that `RELAY_CONFIG` names. Durations are numbers of
-seconds or a number with a unit ("250ms", "30s", "5m", "24h", "90d"); here they are float seconds.
+Three sources, the earlier takes precedence: arguments, environment variables (`RELAY_<SECTION>__<KEY>`, and those
+of `SHORT_NAMES`), and the TOML file that `RELAY_CONFIG` names. A duration is a number of seconds, or a number with a
+unit ("250ms", "30s", "5m", "24h", "90d"); here it is float seconds.
+
+The text below a setting is its only description: docs/settings.md and config/relay.toml are generated from it.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 #: The name of the one destination that settings without a table of destinations describe.
 DEFAULT_DESTINATION = "default"
 
-#: Environment variable → the setting it stands for. The ATOMIST_ names and CLUSTER_NAME are those of the reporting
-#: API's own Kubernetes controller, so that a deployment of it can be pointed here unchanged.
+#: Short environment variable → its setting. The ATOMIST_ names and CLUSTER_NAME are those of the deployment API's own
+#: Kubernetes controller, so that its manifests work unchanged.
 SHORT_NAMES = {
     "RELAY_REDIS_URL": ("redis", "url"),
     "RELAY_BROKER_URL": ("broker", "url"),
@@ -62,23 +64,23 @@ SHORT_NAMES = {
     "CLUSTER_NAME": ("kubernetes", "cluster"),
 }
 
-#: How a Redis's URL begins.
+#: Schemes of `redis.url`.
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-#: How those brokers' URLs begin that are common URLs; others have grammars of their own, and `;` parts a list.
+#: Schemes of brokers whose URLs have the common grammar. Others have their own, and `;` separates a list.
 _COMMON_BROKERS = (*REDIS_SCHEMES, "amqp://", "amqps://", "pyamqp://")
 
-#: The lease must outlive the longest request by this much, or a paused drain's request could still be in
-#: flight when its successor sends the same instance.
+#: Minimum margin of the lease over the longest request. With less, a request of a run that was paused could still be
+#: in flight when its successor sends the same instance.
 LEASE_MARGIN_SECONDS = 1.0
 
-#: A token that a person types may be guessed; one of this length is not.
+#: Minimum characters of the operators' token, which people type: a token of this length is not guessed.
 SHORTEST_OPERATOR_TOKEN = 16
 
-#: A name, an IPv4 address, or an IPv6 address in brackets; a port is permitted.
+#: A name, an IPv4 address, or an IPv6 address in brackets; optionally with a port.
 _HOST_NAME = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
-#: A secret that is one segment of a path: nothing in it needs to be encoded, and it is too long to be guessed.
+#: A secret that is one segment of a path: no character needs encoding, and it is too long to be guessed.
 _PATH_SECRET = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -95,9 +97,9 @@ def _seconds(value: object) -> object:
 
 
 def _readable_url(url: str) -> str:
-    """Refuse a URL that cannot be split, in words of our own: urllib's repeat what may be half a password."""
+    """Check that a URL can be split; urllib's own message may repeat a part of the password."""
     try:
-        _ = urlsplit(url).port  # the port is read only when it is asked for
+        _ = urlsplit(url).port  # raises for a bad port
     except ValueError:
         raise ValueError(addresses.UNREADABLE) from None
     return url
@@ -118,7 +120,7 @@ def _broker_url(url: str) -> str:
 
 
 def _with_whole_password(url: str) -> str:
-    """Refuse a URL that its password cuts short: the rest would be taken for a path, and another host be asked."""
+    """Check that no password ends the authority early: a part of it would be read as the host, the rest as a path."""
     parts = urlsplit(_readable_url(url))
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         raise ValueError(addresses.UNREADABLE)
@@ -126,7 +128,7 @@ def _with_whole_password(url: str) -> str:
 
 
 def _network(text: str) -> str:
-    """Refuse what is neither an address nor a network (CIDR)."""
+    """Check that the text is an IP address or a network (CIDR)."""
     try:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -135,7 +137,7 @@ def _network(text: str) -> str:
 
 
 def _host_name(text: str) -> str:
-    """Refuse what no `Host` header can be: a URL, a pattern, nothing."""
+    """Check that a `Host` header can have the text, which excludes URLs, patterns and the empty string."""
     if not _HOST_NAME.fullmatch(text.strip()):
         raise ValueError(
             f"{text!r} is no host name: write it as relay.example.com, without scheme, path or *, "
@@ -154,7 +156,7 @@ def _read_token(token: SecretStr, file: Path | None, setting: str) -> str:
 
 
 def admission_secrets(text: str) -> list[str]:
-    """Parse the text of `gateway.admission_secret_file`, a secret a line; an error repeats none of them."""
+    """Parse the text of `gateway.admission_secret_file`, a secret a line; errors do not repeat them."""
     secrets = [line.strip() for line in text.splitlines() if line.strip()]
     if not secrets or not all(_PATH_SECRET.fullmatch(secret) for secret in secrets):
         raise ConfigurationError(
@@ -163,14 +165,14 @@ def admission_secrets(text: str) -> list[str]:
     return secrets
 
 
-#: The longest duration there is, ten years: longer ones overflow somewhere, or were meant in another unit.
+#: Maximum duration, ten years: a longer one overflows, or is meant in another unit.
 LONGEST_SECONDS = 10 * 365 * 86_400.0
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST_SECONDS)]
 PositiveDuration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST_SECONDS)]
 Count = Annotated[int, Field(ge=1)]
 
-#: A file, or none: an empty variable is what compose makes of one that is not set.
+#: A file or None; Compose turns a variable that is not set into an empty one.
 OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
@@ -179,23 +181,23 @@ class _Section(BaseModel):
 
 
 class RedisSettings(_Section):
-    """Where the queue lies."""
+    """The Redis of the queue."""
 
     url: Annotated[str, Field(repr=False), AfterValidator(_redis_url)] = "redis://127.0.0.1:6379/0"
-    """`redis://`, `rediss://` (TLS) or `unix://`."""
+    """URL of the queue's Redis: `redis://`, `rediss://` (TLS) or `unix://`."""
     connect_timeout: PositiveDuration = 2.0
-    """How long to wait for a connection."""
+    """Time-out of a connection attempt."""
     timeout: PositiveDuration = 5.0
-    """How long to wait for an answer. Blocking reads of the workers stay below it."""
+    """Time-out of a command. Blocking reads of the workers are shorter."""
     ca_file: OptionalFile = None
-    """Certificate authorities to trust beside the system's, in PEM. A `rediss://` server must have a certificate of
-    one of them, for the host of the URL, before anything is sent to it."""
+    """Certificate authorities to trust besides the system's, in PEM. The certificate of a `rediss://` server must be
+    issued by one of them for the host of the URL; nothing is sent to it before."""
     cert_file: OptionalFile = None
-    """The certificate (with its chain, in PEM) that we present to a `rediss://` server that asks for one."""
+    """Client certificate with its chain, in PEM, for a `rediss://` server that asks for one."""
     key_file: OptionalFile = None
-    """The private key of `cert_file`, if that file does not have it."""
+    """Private key of `cert_file`, if that file does not contain it."""
     allow_insecure: bool = False
-    """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`: any server that answers then gets the
+    """Allow `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`. Any server that answers then gets the
     password."""
 
     @model_validator(mode="after")
@@ -205,23 +207,23 @@ class RedisSettings(_Section):
 
 
 class BrokerSettings(_Section):
-    """Where Celery's messages lie. They are doorbells only: losing them loses nothing."""
+    """The broker of Celery's messages. They are wake-ups only: losing them loses no event."""
 
     url: Annotated[str, Field(repr=False), AfterValidator(_broker_url)] = ""
-    """Celery's broker; empty means the Redis of `redis.url`."""
+    """URL of Celery's broker. Empty means the Redis of `redis.url`."""
     report_queue: Annotated[str, Field(min_length=1)] = "celery"
-    """The queue that `relay.report` is read from; "celery" is where `send_task` sends to unless told otherwise.
-    On a broker shared with other Celery apps it must be a name of its own."""
+    """Queue that the task `relay.report` is read from. The default is the queue that `send_task` uses by default. On
+    a broker shared with other Celery apps, set a name of its own."""
     ca_file: OptionalFile = None
-    """Certificate authorities to trust of a `rediss://` or `amqps://` broker, in PEM: beside the system's for
+    """Certificate authorities to trust for a `rediss://` or `amqps://` broker, in PEM: besides the system's for
     `rediss://`, instead of them for `amqps://`. Its certificate is verified as that of `redis.url`."""
     cert_file: OptionalFile = None
-    """The certificate (with its chain, in PEM) that we present to a broker that asks for one."""
+    """Client certificate with its chain, in PEM, for a broker that asks for one."""
     key_file: OptionalFile = None
-    """The private key of `cert_file`, if that file does not have it."""
+    """Private key of `cert_file`, if that file does not contain it."""
     allow_insecure: bool = False
-    """Permits `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`. With an empty `url`, what is not set of
-    these four is taken from `redis`."""
+    """Allow `ssl_cert_reqs=none` and `ssl_check_hostname=false` in `url`. If `url` is empty, those of these four
+    settings that are not set are taken from `redis`."""
 
     @model_validator(mode="after")
     def _tls_is_safe(self) -> Self:
@@ -234,42 +236,42 @@ class QueueSettings(_Section):
     """The queue that producers and workers share."""
 
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "relay"
-    """First part of every key: `{relay:0}:inbox`."""
+    """First part of every Redis key: `{relay:0}:inbox`. Two relays on one Redis need two."""
     max_backlog: Count = 1_000_000
-    """Events that may wait (inbox and outboxes together) before producers are told that the queue is full."""
+    """Maximum events in inbox and outboxes together. Beyond it, producers get `QueueFull`."""
     max_event_bytes: Count = 65_536
-    """The largest event, in bytes of its JSON body."""
+    """Maximum size of an event, in bytes of its JSON body."""
     receipt_for: PositiveDuration = 900.0
-    """How long a receipt is kept once its event has ended: delivered, dead, a duplicate, stale or superseded."""
+    """How long a receipt is kept after its event has ended: delivered, dead, duplicate, stale or superseded."""
     memory_watermark: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """The part of Redis's `maxmemory` past which producers are told that the queue is full: the workers need the
-    rest to record what they do. Without a `maxmemory` it means nothing."""
+    """Fraction of Redis's `maxmemory` beyond which producers get `QueueFull`: the workers need the rest to record
+    outcomes. No effect without `maxmemory`."""
 
 
 class SpoolSettings(_Section):
-    """Where `Producer` and `relay report` keep events while Redis is away."""
+    """Events of `Producer` and `relay report` on disk while Redis is unavailable."""
 
     directory: str = ""
-    """A directory on a local disk; empty means that a Redis that is away is an error."""
+    """Directory of the spool, on a local disk. Empty means no spool: an unavailable Redis is then an error."""
     max_bytes: Count = 67_108_864
-    """Bytes that may lie there before events are refused."""
+    """Maximum bytes of all files there. Beyond it, events are refused."""
 
 
 class ProducerSettings(_Section):
-    """How `relay report` and `GatewayProducer` report where Redis cannot be reached: through a gateway elsewhere."""
+    """Reports of `relay report` and `GatewayProducer` through a gateway, where Redis is not reachable."""
 
     gateway_url: Annotated[str, AfterValidator(_readable_url)] = ""
-    """The gateway's URL; empty means that reports go to Redis."""
+    """URL of the gateway. Empty means that reports go to Redis."""
     gateway_token: SecretStr = SecretStr("")
-    """The bearer token that the gateway gave us: one of its `gateway.token` or `gateway.tokens_file`."""
+    """Bearer token that the gateway accepts: one of its `gateway.token` or `gateway.tokens_file`."""
     gateway_token_file: Path | None = None
-    """A file that holds that token; wins over `gateway_token`."""
+    """File with that token; takes precedence over `gateway_token`."""
     gateway_timeout: PositiveDuration = 30.0
-    """How long a report may take in all, repetitions and pauses included."""
+    """Time-out of a report, including its retries and the pauses between them."""
     gateway_ca_file: Path | None = None
     """Certificate authorities to trust instead of the usual ones."""
     gateway_allow_insecure: bool = False
-    """Permits a token to go over `http://` to hosts other than this machine, in the clear."""
+    """Allow a token over `http://` to hosts other than this machine, which sends it unencrypted."""
 
     @model_validator(mode="after")
     def _no_token_in_the_clear(self) -> Self:
@@ -290,31 +292,32 @@ class ProducerSettings(_Section):
         return self
 
     def read_gateway_token(self) -> str:
-        """Read the token, afresh from its file if it has one; "" if there is none."""
+        """Return the token, read from its file if there is one; "" if there is no token."""
         return _read_token(self.gateway_token, self.gateway_token_file, "producer.gateway_token_file")
 
 
 class ApiSettings(_Section):
-    """The reporting API."""
+    """The deployment API."""
 
     url: Annotated[str, AfterValidator(_readable_url)] = ""
-    """Where events are POSTed to."""
+    """URL that events are POSTed to."""
     token: SecretStr = SecretStr("")
-    """The bearer token."""
+    """Bearer token."""
     token_file: Path | None = None
-    """A file that holds the token; wins over `token`."""
+    """File with the token; takes precedence over `token`. Read again by each delivery run: a new token needs no
+    restart."""
     connect_timeout: PositiveDuration = 3.0
-    """How long a connection to the API may take to be made."""
+    """Time-out of a connection attempt."""
     timeout: PositiveDuration = 10.0
-    """How long one POST may take in all, from connecting to the last byte of the answer."""
+    """Time-out of a POST, from connecting to the last byte of the response."""
     rate_limit: Annotated[float, Field(ge=0)] = 0.0
-    """POSTs a second, of all workers together; 0 for no limit."""
+    """Maximum POSTs a second of all workers together; 0 means no limit."""
     burst: Count = 10
-    """POSTs that may go out at once before `rate_limit` spaces them."""
+    """POSTs that may be sent at once before `rate_limit` spaces them."""
     ca_file: Path | None = None
     """Certificate authorities to trust instead of the system's."""
     allow_insecure: bool = False
-    """Permits `http://` to hosts other than this machine: the token then travels in the clear."""
+    """Allow `http://` to hosts other than this machine, which sends the token unencrypted."""
 
     @model_validator(mode="after")
     def _no_token_in_the_clear(self) -> Self:
@@ -333,102 +336,101 @@ class ApiSettings(_Section):
         return self
 
     def read_token(self) -> str:
-        """Read the token, afresh from its file if it has one."""
+        """Return the token, read from its file if there is one."""
         return _read_token(self.token, self.token_file, "api.token_file")
 
 
 class DefaultsSettings(_Section):
-    """What an event that does not say gets."""
+    """Defaults of an event's fields."""
 
     environment: Annotated[str, Field(min_length=1)] = "deployed"
-    """The environment of events that name none."""
+    """Environment of events that name none."""
     platform: str = "linux/amd64"
-    """The platform of events that name none, where no environment's rule says otherwise."""
+    """Platform of events that name none, unless `environments` has another for theirs."""
 
 
 class EnvironmentSettings(_Section):
-    """What holds for the environments that a glob matches (`[environments."edge-*"]`)."""
+    """Settings of the environments that match a glob, such as `[environments."edge-*"]`."""
 
     platform: str | None = None
-    """The default platform there."""
+    """Default platform of these environments."""
 
 
 class IntakeSettings(_Section):
-    """Inbox to outboxes."""
+    """Intake: from the inbox to the outboxes."""
 
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
-    """Entries read and committed together."""
+    """Maximum entries that are read and committed together."""
 
 
 class DeliverySettings(_Section):
-    """Outboxes to API."""
+    """Delivery: from the outboxes to the destination."""
 
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
-    """Entries of one environment that a drain has in hand at most."""
+    """Maximum entries of one environment that a run has claimed."""
     linger: Duration = 0.0
-    """How long a batch is held open to gather more before its first event is sent."""
+    """How long a run waits for more events before it sends the first one of a batch."""
     max_in_flight: Annotated[int, Field(ge=1, le=512)] = 32
-    """POSTs under way at once in one drain, at most; fewer while the API pushes back."""
+    """Maximum concurrent POSTs of one run. The concurrency limit lowers it while the destination pushes back."""
     max_attempts: Count = 12
-    """Attempts before an event that keeps failing becomes a dead letter. None is used up by what is the destination's
-    fault: a held destination, a bad token, a rate limit, a host that cannot be reached."""
+    """Attempts before an event that keeps failing becomes a dead letter. Failures of the destination use up none: an
+    open circuit breaker, a bad token, a rate limit, a host that is not reachable."""
     backoff_initial: PositiveDuration = 0.5
-    """Upper bound of the first pause before an event is tried again; doubles each time."""
+    """Upper bound of the first pause before a retry. It doubles with each attempt."""
     backoff_max: PositiveDuration = 300.0
-    """Upper bound of any such pause."""
+    """Upper bound of any pause before a retry."""
     retry_after_max: PositiveDuration = 3600.0
-    """The longest `Retry-After` that is honoured."""
+    """Maximum `Retry-After` that is respected; longer ones are cut to it."""
     reassert_after: PositiveDuration = 86_400.0
-    """An instance's digest that is reported again this long after its delivery is delivered again; or this long after
-    it was accepted, if it is not delivered yet."""
+    """Deliver a repeated digest again if its last delivery is this long ago, or if it is still undelivered, its
+    acceptance. This restores the state of a destination that lost data."""
     history: Literal["every", "latest"] = "every"
-    """`every` accepted change is delivered, in order; with `latest` a newer event of an instance replaces an older
+    """`every` delivers each accepted change, in order. With `latest` a newer event of an instance replaces an older
     one that is not delivered yet."""
     max_clock_skew: PositiveDuration = 300.0
-    """How far an event's `time` may be ahead of Redis's clock. One that is further ahead comes from a wrong clock: it
-    is counted and shown, and counts as the whole second of the arrival, so that it makes no later event stale."""
+    """How far an event's `time` may be ahead of Redis's clock. Beyond it the producer's clock is wrong: the event is
+    counted, and gets the whole second of its arrival as its time, so that it makes no later event stale."""
     max_age: PositiveDuration = 2_592_000.0
-    """An event that could not be delivered for this long becomes a dead letter, `expired`."""
+    """How long an event may stay undelivered before it becomes a dead letter, `expired`."""
     forget_after: PositiveDuration = 34_560_000.0
-    """An instance is forgotten when it was not reported for this long, and so is an environment of which no instance
-    is left: inventory, status, console and metrics name it no more. Longer than the longest time between two
-    deployments of a service that only its pipeline reports; `relay forget` is for what is known to be gone."""
+    """How long an instance is remembered after its last report, and an environment after its last instance. Then
+    inventory, status, console and metrics no longer show it. Set it longer than the longest time between two
+    deployments of a service that only its pipeline reports; `relay forget` removes instances at once."""
 
 
 class WorkerSettings(_Section):
-    """How the workers share the work."""
+    """The runs of the workers."""
 
     concurrency: Count = 4
-    """Processes of one worker that run drains."""
+    """Processes of one worker that execute runs."""
     lease: PositiveDuration = 15.0
-    """How long a drain that gives no sign of life keeps its work from others; at least a second more than
-    `api.timeout`."""
+    """How long a run keeps its lease without renewing it; then another run may take over. At least a second longer
+    than `api.timeout`."""
     budget: PositiveDuration = 5.0
-    """How long a drain runs before it rings for its successor."""
+    """How long a run lasts before it sends a wake-up for its successor and ends."""
     stay: Duration = 0.02
-    """How long a drain that has nothing left waits for more before it lets go."""
+    """How long a run without entries waits for more before it releases its lease."""
     sweep: PositiveDuration = 5.0
-    """How often each worker looks for work that nobody was called to."""
+    """Interval at which each worker wakes up work that has no wake-up and no lease."""
     deaf_after: PositiveDuration = 60.0
-    """A worker that hears nothing from a broker that takes its messages leaves after this long, so that its
-    supervisor starts another."""
+    """Exit, to be restarted by the supervisor, if the broker accepts messages but delivers none for this long."""
     read_only_after: PositiveDuration = 60.0
     """Exit with code 70, to be restarted by the supervisor, if Redis refuses writes on every new connection for this
     long: a replica, a primary without its replicas, a cluster node without the slot."""
 
 
 class LogSettings(_Section):
-    """What the worker and the gateway write to standard error."""
+    """What worker and gateway log to standard error."""
 
     format: Literal["auto", "json", "text"] = "auto"
-    """`json` is a line of JSON for each thing that happens, `text` is for people; `auto` is text on a terminal and
-    JSON elsewhere."""
+    """`json` writes a line of JSON for each event, `text` is for people. `auto` is `text` on a terminal and `json`
+    elsewhere."""
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is written. INFO has a line for each drain, DEBUG one for each attempt at an event."""
+    """Lowest level that is logged. INFO has a line for each run, DEBUG one for each attempt."""
 
 
 def _registry(text: str) -> str:
-    """Check a registry, and a path in it, by an image that would be of it."""
+    """Check a registry, optionally with a path, by parsing an image of it."""
     registry = text.strip().strip("/")
     if not registry:
         return ""
@@ -442,47 +444,46 @@ def _registry(text: str) -> str:
     return registry
 
 
-#: A registry, and a path in it if there is one: `ghcr.io/acme`.
+#: A registry, optionally with a path: `ghcr.io/acme`.
 Registry = Annotated[str, AfterValidator(_registry)]
 
 
 class GatewaySettings(_Section):
-    """The HTTP side."""
+    """The HTTP gateway."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; `*` is every address of the machine, IPv4 and IPv6."""
+    """Address to listen on. `*` is every address of the machine, IPv4 and IPv6."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""
     token: SecretStr = SecretStr("")
-    """The bearer token that producers must send; required to listen on anything but loopback, or else a
-    `tokens_file`."""
+    """Bearer token of producers. This or `tokens_file` is required to listen on any address but loopback."""
     tokens_file: Path | None = None
-    """A TOML file with more tokens, each with the environments it may report for; read again when it changes."""
+    """TOML file with more tokens, each with the environments that it may report for. Read again when it changes."""
     admission: Literal["open", "token", "off"] = "token"
-    """Which admission reviews are reported: with `token` those that have a token or `admission_secret_file`'s secret
-    (all of them on loopback, without a token or secret), with `open` all of them, with `off` none."""
+    """Admission reviews that are reported. `token`: those with a token or the secret of `admission_secret_file` (all
+    of them on loopback without tokens and secret). `open`: all of them. `off`: none."""
     admission_secret_file: Path | None = None
-    """A file with a secret for `/admission/SECRET`, because Kubernetes' API server sends no token. At least 16
+    """File with a secret for the path `/admission/SECRET`, because Kubernetes' API server sends no token. At least 16
     letters, digits or `-._~`; a second line may have a second secret. Read again when it changes."""
     metrics: Literal["open", "token", "off"] = "token"
-    """Who may read `/metrics`, which names environments: with `token` clients that have a token (every client on
-    loopback, without a token), with `open` every client, with `off` none."""
+    """Clients that may read `/metrics`, which shows the names of environments. `token`: those with a token (every
+    client on loopback without tokens). `open`: every client. `off`: none."""
     hosts: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
-    """Further names under which the gateway is reached, those of a proxy before it. On loopback without a token,
-    requests to other names than these and this machine's are refused. The variable is a JSON array."""
+    """More names of the gateway, such as those of a proxy before it. On loopback without a token, requests to names
+    other than these and this machine's are refused, against DNS rebinding. The variable is a JSON array."""
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
-    """Addresses or networks of the proxies whose `X-Forwarded-For` names the client, for the console's lock-out and
-    log. The variable is a JSON array."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` names the client, for the console's lock-out and log.
+    The variable is a JSON array."""
     default_registry: Registry = ""
-    """The registry, and a path in it, of CDEvents' artifacts that name none, such as `ghcr.io/acme`; empty refuses
-    them. A token of the `tokens_file` may have its own, `registry`."""
+    """Registry, optionally with a path, of CDEvents' artifacts that name none, such as `ghcr.io/acme`. Empty means
+    that they are refused. A token of the `tokens_file` may have its own, `registry`."""
     tls_cert: Path | None = None
-    """A certificate chain in PEM: with it the gateway speaks HTTPS. Read again when it changes."""
+    """Certificate chain in PEM, with which the gateway serves HTTPS. Read again when it changes."""
     tls_key: Path | None = None
-    """The certificate's private key."""
+    """Private key of the certificate."""
     operator_token: SecretStr = SecretStr("")
-    """What operators sign in to the console with, at `/console`; without one there is no console. At least 16
-    characters, and another than `token`."""
+    """Token with which operators sign in to the console at `/console`; without one there is no console. At least 16
+    characters, and different from `token`."""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
@@ -502,7 +503,7 @@ class GatewaySettings(_Section):
 
     @property
     def asks_for_tokens(self) -> bool:
-        """Whether producers have tokens; without any, every client on this machine may report."""
+        """Whether producers need a token; if not, every client on this machine may report."""
         return bool(self.token.get_secret_value() or self.tokens_file)
 
     @model_validator(mode="after")
@@ -511,7 +512,7 @@ class GatewaySettings(_Section):
         if token and len(token) < SHORTEST_OPERATOR_TOKEN:
             raise ValueError(f"operator_token must have at least {SHORTEST_OPERATOR_TOKEN} characters")
         if token and token == self.token.get_secret_value():
-            raise ValueError("operator_token must be another than token, or every producer were an operator")
+            raise ValueError("operator_token must differ from token, or every producer is an operator")
         return self
 
     @model_validator(mode="after")
@@ -522,24 +523,24 @@ class GatewaySettings(_Section):
 
 
 class MetricsSettings(_Section):
-    """What Prometheus scrapes: `relay metrics`, and the gateway at `/metrics`."""
+    """Metrics for Prometheus: `relay metrics`, and the gateway's `/metrics`."""
 
     host: str = "127.0.0.1"
-    """Address that `relay metrics` listens on; `*` is every address of the machine, IPv4 and IPv6. Every client that
-    reaches it may read it: environments' names, but no events."""
+    """Address that `relay metrics` listens on. `*` is every address of the machine, IPv4 and IPv6. Every client that
+    can connect may read the names of environments, but no events."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9780
     """Port that `relay metrics` listens on; 0 picks a free one."""
     environments: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Environments with series of their own, those with the most deliveries and the most waiting; the others are
-    summed up as `other`."""
+    """Maximum environments with series of their own, those with the most deliveries and waiting events. The others
+    are summed up as `other`."""
 
 
-#: What the templates of `[kubernetes]` may ask for.
+#: Placeholders of the templates of `[kubernetes]`.
 _KUBERNETES_PLACEHOLDERS = ("cluster", "namespace", "workload", "kind", "container")
 
 
 def kubernetes_template(text: str) -> Template:
-    """Read a template of `[kubernetes]`; a `ValueError` that names the placeholders there are, if it has another."""
+    """Parse a template of `[kubernetes]`; raise a `ValueError` with the known placeholders if it has another."""
     return Template.parse(text, known=_KUBERNETES_PLACEHOLDERS, maps=("namespace_labels", "pod_labels"))
 
 
@@ -550,15 +551,15 @@ def _kubernetes_template(text: str) -> str:
 
 KubernetesTemplate = Annotated[str, AfterValidator(_kubernetes_template)]
 
-#: The `kubernetes.cluster` of a cluster that has no name on purpose.
+#: `kubernetes.cluster` of a cluster that deliberately has no name.
 NO_CLUSTER_NAME = "none"
 
-#: Longest `kubernetes.cluster`, in bytes of UTF-8: it is the `source` of events.
+#: Maximum bytes of `kubernetes.cluster` in UTF-8, those of an event's `source`.
 _MAX_CLUSTER_BYTES = 255
 
 
 def _cluster(name: str) -> str:
-    """Check a cluster's name: the `source` of each of its events, and a part of their environments' names."""
+    """Check a cluster's name, which becomes the `source` of its events and a part of their environments' names."""
     name = name.strip()
     if not name.isprintable():
         raise ValueError("must not have control characters or line breaks")
@@ -568,52 +569,52 @@ def _cluster(name: str) -> str:
 
 
 class KubernetesSettings(_Section):
-    """What is reported of a cluster's pods, by the admission webhook and the watcher alike.
+    """Events of a cluster's pods, for the admission webhook and the watcher.
 
-    Templates may have `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}`,
+    Placeholders of templates: `{cluster}`, `{namespace}`, `{workload}`, `{kind}` (of the workload), `{container}`,
     `{namespace_labels[KEY]}` and `{pod_labels[KEY]}`.
     """
 
     cluster: Annotated[str, AfterValidator(_cluster)] = ""
-    """The cluster's name, another one for each cluster: the `source` of its events, and `{cluster}`. The watcher and
-    the webhook need it: clusters that share a name overwrite each other's reports. `none` is for the only cluster of
-    a relay: its events have no source, and its environments are called by their namespaces alone."""
+    """Name of the cluster, unique among those that report to one relay: the `source` of its events, and `{cluster}`.
+    Watcher and webhook require it, because clusters that share a name overwrite each other's reports. `none` is for
+    the only cluster of a relay: its events have no source, and its environments are named after their namespaces
+    alone."""
     name_template: KubernetesTemplate = "{namespace}/{workload}/{container}"
-    """The `image.name` of a container's event. What it does not tell apart is one instance, if the image's repository
-    is the same too."""
+    """`image.name` of a container's event. Containers with one name and one image repository are one instance."""
     environment_template: KubernetesTemplate = ""
-    """Its `environment.name`; empty is `{cluster}/{namespace}`, or `{namespace}` where `cluster` is `none`."""
+    """`environment.name` of a container's event. Empty means `{cluster}/{namespace}`, or `{namespace}` if `cluster`
+    is `none`."""
     ignore_namespaces: tuple[str, ...] = ("kube-*", "openshift-*", "gke-managed-*")
-    """Globs of namespaces of which nothing is reported: those that the cluster keeps for itself. The variable is a
-    JSON array."""
-    ignore_kinds: tuple[str, ...] = ()
-    """Kinds of workloads of which nothing is reported: `["Workflow", "TaskRun", "Job"]`. Compared, in any case, with
-    the kind of the pod's controller and with `{kind}`; `Pod` is a pod without a controller. The variable is a JSON
+    """Globs of namespaces that are not reported; by default those of the cluster itself. The variable is a JSON
     array."""
+    ignore_kinds: tuple[str, ...] = ()
+    """Kinds of workloads that are not reported, such as `["Workflow", "TaskRun", "Job"]`. Compared, ignoring case,
+    with the kind of the pod's controller and with `{kind}`; `Pod` is a pod without a controller. The variable is a
+    JSON array."""
     namespace: str = ""
-    """The one namespace that the watcher looks at; empty is all of them."""
+    """The one namespace that is watched. Empty means all."""
     selector: str = ""
-    """The label selector of the pods that the watcher looks at; empty is all of them."""
+    """Label selector of the pods that are watched. Empty means all."""
     snapshot_interval: PositiveDuration = 3600.0
-    """How often the watcher lists all pods, beside following their changes."""
+    """Interval at which the watcher lists all pods, besides following their changes."""
     page_size: Annotated[int, Field(ge=1, le=5000)] = 500
-    """Objects that the watcher asks for in one page of a listing."""
+    """Maximum objects in one page of a listing."""
     silence: PositiveDuration = 90.0
-    """How long a watch may say nothing before it is taken for dead and made anew. API servers send a bookmark about
-    once a minute."""
+    """How long a watch may be silent before it is replaced. API servers send a bookmark about once a minute."""
     settle: PositiveDuration = 10.0
-    """How soon the watcher lists all pods again once a rollout was undone."""
+    """How soon the watcher lists all pods again after a rollout was undone."""
     heartbeat_file: Path | None = None
-    """A file that the watcher touches for as long as it is alive, at least every `silence`."""
+    """File that the watcher touches while it is alive, at least every `silence`."""
 
     @property
     def derived_environment_template(self) -> str:
-        """What an empty `environment_template` means."""
+        """The template that an empty `environment_template` stands for."""
         return "{cluster}/{namespace}" if self.cluster_name else "{namespace}"
 
     @property
     def cluster_name(self) -> str:
-        """The cluster's name, "" if it has none on purpose; `ConfigurationError` if none was set."""
+        """The cluster's name, "" for `none`; raises `ConfigurationError` if none is set."""
         if not self.cluster:
             raise ConfigurationError(
                 "the cluster has no name: set CLUSTER_NAME (kubernetes.cluster) to a name that no other cluster has, "
@@ -623,7 +624,7 @@ class KubernetesSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings. `Settings.load()` is the way to get them; it turns faults into `ConfigurationError`."""
+    """All settings, read by `Settings.load()`, which raises `ConfigurationError` for faults."""
 
     model_config = SettingsConfigDict(
         env_prefix="RELAY_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
@@ -650,7 +651,7 @@ class Settings(BaseSettings):
         if self.worker.lease < self.api.timeout + LEASE_MARGIN_SECONDS:
             raise ValueError(
                 f"worker.lease ({self.worker.lease:g} s) must be at least {LEASE_MARGIN_SECONDS:g} s longer than "
-                f"api.timeout ({self.api.timeout:g} s), or a paused drain's request could overtake its successor's"
+                f"api.timeout ({self.api.timeout:g} s), or a request of a paused run could overtake its successor's"
             )
         return self
 
@@ -667,7 +668,7 @@ class Settings(BaseSettings):
         if self.delivery.linger > self.worker.budget / 2:
             raise ValueError(
                 f"delivery.linger ({self.delivery.linger:g} s) must be at most half of worker.budget "
-                f"({self.worker.budget:g} s), or a drain would end before it sends"
+                f"({self.worker.budget:g} s), or a run would end before it sends"
             )
         if self.worker.stay > self.redis.timeout / 2:
             raise ValueError(
@@ -683,17 +684,17 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """Celery's broker as kombu is given it: its own, or the queue's Redis."""
+        """URL of Celery's broker for kombu: its own, or the queue's Redis."""
         return self.broker_address.url
 
     @property
     def broker_address(self) -> addresses.ForKombu:
-        """Celery's broker, with the TLS options of every connection to it."""
+        """Celery's broker for kombu, with the TLS options of every connection."""
         return addresses.for_kombu(self._broker_url(), self.broker_tls)
 
     @property
     def broker_tls(self) -> addresses.Section:
-        """The broker's TLS settings: with an empty `broker.url`, those of `redis` and what differs for Celery."""
+        """The broker's TLS settings; if `broker.url` is empty, those of `redis` that `broker` does not override."""
         if self.broker.url:
             return self.broker
         own = self.broker.model_dump(include={"ca_file", "cert_file", "key_file"}, exclude_none=True)
@@ -705,13 +706,13 @@ class Settings(BaseSettings):
         addresses.check_files(self._broker_url(), self.broker_tls, "broker" if self.broker.url else "redis")
 
     def _broker_url(self) -> str:
-        return self.broker.url or self.redis.url.replace(";", "%3B")  # kombu splits a list at ;
+        return self.broker.url or self.redis.url.replace(";", "%3B")  # kombu splits at ;
 
     @property
     def expects_reviews(self) -> bool:
-        """Whether reviews were meant to report: by a setting of the gateway's admission, or a template's `{cluster}`.
+        """Whether admission reviews are expected: a setting of admission is changed, or a template has `{cluster}`.
 
-        The defaults alone do not say so: a gateway without Kubernetes has them too.
+        The defaults are no sign, because a gateway without Kubernetes has them too.
         """
         if self.gateway.admission == "off":
             return False
@@ -723,7 +724,7 @@ class Settings(BaseSettings):
         return is_chosen or "{cluster}" in self.kubernetes.name_template + self.kubernetes.environment_template
 
     def require_api(self) -> ApiSettings:
-        """Return the API's settings, or say what is missing to deliver anything."""
+        """Return the API's settings; raise `ConfigurationError` if one that delivery needs is missing."""
         if not self.api.url:
             raise ConfigurationError(
                 "no API to deliver to: set RELAY_API_URL, or api.url in the file RELAY_CONFIG names"
@@ -741,7 +742,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, environment, file: in this order."""
+        """Return the sources in their order: arguments, environment, file."""
         sources = [init_settings, env_settings, _ShortNames(settings_cls)]
         if path := os.environ.get("RELAY_CONFIG"):
             sources.append(_TomlFile(settings_cls, toml_file=path))
@@ -749,7 +750,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
-        """Read all settings, or raise `ConfigurationError` naming each fault and where to mend it."""
+        """Read all settings; raise `ConfigurationError` with each fault and its setting."""
         path = os.environ.get("RELAY_CONFIG")
         try:
             if path and not Path(path).is_file():
@@ -769,7 +770,7 @@ class Settings(BaseSettings):
 
 
 class _TomlFile(TomlConfigSettingsSource):
-    """The TOML file, with a byte order mark before it or not."""
+    """The TOML file; a byte order mark is skipped."""
 
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
@@ -790,7 +791,7 @@ class _ShortNames(PydanticBaseSettingsSource):
 
 
 def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
-    """Say so if a variable names no section: pydantic-settings would pass it over, and its key with it."""
+    """Raise `ConfigurationError` for a variable of an unknown section, which pydantic-settings ignores."""
     for name in os.environ:
         section, separator, _ = name.removeprefix("RELAY_").lower().partition("__")
         if name.startswith("RELAY_") and separator and section not in settings_cls.model_fields:
@@ -799,7 +800,7 @@ def _refuse_unknown_sections(settings_cls: type[Settings]) -> None:
 
 
 def _unreadable_variables(settings_cls: type[Settings]) -> str:
-    """Name each variable of a list, or of a whole section, that is no JSON, and repeat none of it; '' without any."""
+    """Return a line, without the value, for each variable of a list or a section that is not JSON."""
     found = []
     for name, value in sorted(os.environ.items()):
         section, _, key = name.upper().removeprefix("RELAY_").lower().partition("__")
@@ -818,7 +819,7 @@ def _unreadable_variables(settings_cls: type[Settings]) -> str:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a setting, or a section, or (without a path) with all of them together."""
+    """A fault of a setting, a section or, without a path, a combination of settings."""
 
     path: tuple[str, ...]
     what: str
@@ -826,11 +827,11 @@ class Fault(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The setting as a file has it."""
+        """Name of the setting in the file."""
         return ".".join(self.path)
 
     def __str__(self) -> str:
-        """Write it on a line, with the setting's variable."""
+        """Return the fault on a line, with the setting's variable."""
         short = (name for name, its in SHORT_NAMES.items() if its == self.path)
         variable = next(short, f"RELAY_{'__'.join(self.path)}".upper())
         where = f"{self.setting} ({variable})" if len(self.path) == 2 else self.setting  # noqa: PLR2004 - section, key
@@ -838,7 +839,7 @@ class Fault(NamedTuple):
 
 
 def faults(error: ValidationError) -> list[Fault]:
-    """Return each fault of settings."""
+    """Return the faults of settings."""
     found = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         is_unknown = fault["type"] == "extra_forbidden"

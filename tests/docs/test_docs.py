@@ -19,9 +19,10 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md
 PAGES += [ROOT / "benchmarks" / "README.md", *(ROOT / "config").rglob("*.md")]
 
 
-def test_the_settings_page_is_fresh() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))["page"]()
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page, "run: make docs"
+def test_the_settings_page_and_the_example_are_fresh() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: make docs"
+    assert made["EXAMPLE"].read_text(encoding="utf-8") == made["example"](), "run: make docs"
 
 
 def test_a_default_of_the_settings_page_may_be_written_as_it_stands_there() -> None:
