@@ -16,6 +16,7 @@ BOUNDED = {
     "stream": "three",
     "destination": "the configuration",
     "reason": "an enumeration",
+    "state": "an enumeration",
     "outcome": "an enumeration",
     "code": "HTTP's statuses",
     "why": "an enumeration",

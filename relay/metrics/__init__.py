@@ -1,5 +1,5 @@
-"""What Prometheus is told: exact, the same from every process, because all of it is read from Redis at the scrape.
+"""Prometheus metrics, read from Redis at each scrape: exact for the whole cluster, and equal from every process.
 
-The counters are written by the scripts that move the events, together with the move. So no process counts for itself,
-and a restart, a second exporter or a lost worker changes no number.
+The scripts that move events write the counters together with the move. No process counts for itself, so a restart, a
+second exporter or a lost worker changes no number.
 """

@@ -1,4 +1,4 @@
-"""One scrape: read Redis, and tell what it says, or that it does not answer."""
+"""Scrapes: read a snapshot from Redis and return its metrics."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from relay.settings import DEFAULT_DESTINATION
 if TYPE_CHECKING:
     from relay.settings import Settings
 
-#: How long Redis may take over one answer; with a second try, within the 10 s that Prometheus waits for a scrape.
+#: Time-out of one request to Redis; with one retry, within the 10 s that Prometheus waits for a scrape.
 REDIS_SECONDS = 3.0
 
 log = logging.getLogger("relay.metrics")
 
 
 class Exporter:
-    """One for the process. Thread-safe: whoever scrapes meanwhile waits, so Redis is read once at a time."""
+    """The exporter of a process. Thread-safe: scrapes wait for each other, so Redis is read once at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        patient = settings.redis.model_copy(update={"timeout": min(settings.redis.timeout, REDIS_SECONDS)})
-        self._client = connect(patient, retries=1)
+        redis = settings.redis.model_copy(update={"timeout": min(settings.redis.timeout, REDIS_SECONDS)})
+        self._client = connect(redis, retries=1)
         self._keys = Keys(settings.queue.namespace)
         self._environments = settings.metrics.environments
         self._limits = Limits(settings.queue.max_backlog, settings.delivery.max_in_flight)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def scrape(self) -> bytes:
-        """Return all metrics in Prometheus's text format; while Redis is away, `relay_up 0`, as exporters do."""
-        with self._turn:
+        """Return all metrics in Prometheus's text format; `relay_up 0` if Redis does not answer, as exporters do."""
+        with self._lock:
             started = time.monotonic()
-            found = None
+            snapshot = None
             try:
-                found = read_snapshot(self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments)
+                snapshot = read_snapshot(
+                    self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments
+                )
             except RedisError as error:
                 log.warning("Redis did not answer a scrape: %s", error)
-            return exposition(found, limits=self._limits, seconds=time.monotonic() - started)
+            return exposition(snapshot, limits=self._limits, seconds=time.monotonic() - started)
 
     def close(self) -> None:
         """Close the connection."""

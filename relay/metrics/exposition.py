@@ -1,4 +1,4 @@
-"""A snapshot in Prometheus's text format."""
+"""Formats a snapshot in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relay.metrics import catalogue as of
 from relay.metrics.catalogue import Kind
 from relay.queue.attempts import BOUNDS_SECONDS, Durations
 from relay.queue.dead_letters import Reason
-from relay.queue.health import UNHEALTHY
+from relay.queue.health import UNHEALTHY, HealthState
 from relay.queue.latency import upper_bound_seconds
 from relay.queue.leases import Why
 from relay.queue.metrics_snapshot import OTHER
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENT_TYPE", "Limits", "exposition"]
 
-#: The buckets of the latency as it is kept are 10 % wide; each eighth of their bounds is told, up to a day.
+#: Redis keeps latency in buckets of 10 % width; every eighth bound is exposed, up to a day.
 _LATENCY_BUCKETS = range(0, 193, 8)
 
 _FAMILIES = {
@@ -39,32 +39,32 @@ _FAMILIES = {
     Kind.GAUGE: GaugeMetricFamily,
 }
 
-#: What there is no counter of until it happens, so that a rate has a zero to begin with.
+#: Label values that are exposed as 0 before they first occur, so that a rate has a start.
 _OUTCOMES = ("delivered", "retry", "refused", "unauthorized")
-_NO_ROOM = ("queue_full", "memory")
+_REFUSALS = ("queue_full", "memory")
 _RELOADS = ("changed", "failed")
 
 
 class Limits(NamedTuple):
-    """What the settings say of what is measured: `queue.max_backlog` and `delivery.max_in_flight`."""
+    """Settings that are exposed: `queue.max_backlog` and `delivery.max_in_flight`."""
 
     max_backlog: int
     max_in_flight: int
 
 
-#: Labels' values, and the value.
+#: Label values, and the sample's value.
 _Sample = tuple[tuple[str, ...], float]
 
 
 def exposition(snapshot: Snapshot | None, *, limits: Limits, seconds: float) -> bytes:
-    """Return all metrics; without a snapshot, that Redis did not answer. `seconds` is what the reading took."""
+    """Return all metrics. Without a snapshot, Redis did not answer. `seconds` is how long reading took."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(_families(snapshot, limits, seconds)))
     return generate_latest(registry)
 
 
 class _Families:
-    """What prometheus_client takes for a collector."""
+    """A collector for prometheus_client."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = list(families)
@@ -92,8 +92,8 @@ def _counters(snapshot: Snapshot) -> Iterator[Family]:
     counters = snapshot.counters
     yield _plain(of.ADDED, counters.added)
     yield _plain(of.ACCEPTED, counters.accepted)
-    # The rest never falls, as no counter may: who takes another's place among the named has delivered no less, or the
-    # other was forgotten, and what it delivered, no less in its turn, is part of the rest from then on.
+    # `other` never falls, as no counter may. An environment that becomes named has delivered at least as much as the
+    # one it replaces; the deliveries of a forgotten environment are part of `other` from then on.
     named = sorted(snapshot.delivered.items())
     yield _labelled(of.DELIVERED, (), dict([*named, (OTHER, snapshot.delivered_elsewhere)]))
     yield _plain(of.DUPLICATE, counters.duplicate)
@@ -105,7 +105,7 @@ def _counters(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.IGNORED, counters.ignored)
     yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
     yield _plain(of.CLOCK_AHEAD, snapshot.clocks_ahead)
-    yield _labelled(of.REFUSED, _NO_ROOM, snapshot.refused)
+    yield _labelled(of.REFUSED, _REFUSALS, snapshot.refused)
 
 
 def _backlog(snapshot: Snapshot, limits: Limits) -> Iterator[Family]:
@@ -129,11 +129,11 @@ def _deliveries(snapshot: Snapshot) -> Iterator[Family]:
     yield _family(of.ATTEMPTS, sorted(snapshot.attempts.by_code.items()))
     none = Durations((0,) * len(BOUNDS_SECONDS), 0.0)
     durations = dict.fromkeys(_OUTCOMES, none) | snapshot.attempts.durations
-    told = [
+    samples = [
         ((outcome,), list(zip(BOUNDS_SECONDS, accumulate(took.buckets), strict=True)), took.seconds)
         for outcome, took in sorted(durations.items())
     ]
-    yield _histogram(of.ATTEMPT_SECONDS, told)
+    yield _histogram(of.ATTEMPT_SECONDS, samples)
     yield _plain(of.RETRIES, snapshot.counters.retries)
 
 
@@ -149,12 +149,14 @@ def _destinations(destinations: Mapping[str, DestinationState], limits: Limits) 
     each = sorted(destinations.items())
     limit = [((name,), found.concurrency_limit or limits.max_in_flight) for name, found in each]
     yield _family(of.IN_FLIGHT_LIMIT, limit)
-    pairs = [(name, found, state) for name, found in each for state in UNHEALTHY]
-    yield _family(of.HELD, [((name, state), int(found.state is state)) for name, found, state in pairs])
-    seconds = [((name, state), found.unhealthy_ms.get(state, 0) / 1000) for name, found, state in pairs]
-    yield _family(of.HELD_SECONDS, seconds)
-    asked = [((name,), found.retry_after_ms / 1000) for name, found in each if found.retry_after_ms is not None]
-    yield _family(of.RETRY_AFTER, asked)
+    health = [((name, state), int(found.state is state)) for name, found in each for state in HealthState]
+    yield _family(of.HEALTH, health)
+    seconds = [
+        ((name, state), found.unhealthy_ms.get(state, 0) / 1000) for name, found in each for state in UNHEALTHY
+    ]
+    yield _family(of.UNHEALTHY_SECONDS, seconds)
+    retry_after = [((name,), found.retry_after_ms / 1000) for name, found in each if found.retry_after_ms is not None]
+    yield _family(of.RETRY_AFTER, retry_after)
 
 
 def _workers(snapshot: Snapshot) -> Iterator[Family]:
@@ -179,7 +181,7 @@ def _plain(metric: Metric, value: float) -> Family:
 
 
 def _labelled(metric: Metric, known: Iterable[str], values: Mapping[str, int]) -> Family:
-    """Tell of each known value of the one label, and of those that nobody here knows."""
+    """Return a sample for each known value of the only label, and for each other value that occurred."""
     return _family(metric, [((name,), value) for name, value in {**dict.fromkeys(known, 0), **values}.items()])
 
 
@@ -204,5 +206,5 @@ def _histogram(
 def _version() -> str:
     try:
         return version("deployment-relay")
-    except PackageNotFoundError:  # it runs from a clone that is not installed
+    except PackageNotFoundError:  # a clone that is not installed
         return "unknown"

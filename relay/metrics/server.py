@@ -1,4 +1,8 @@
-"""`/metrics` on a port of its own, for estates that keep it off the gateway's."""
+"""`/metrics` on a port of its own, for installations that keep it off the gateway's port.
+
+prometheus_client's own server would lose: time-outs (a client that sends nothing keeps its thread for ever), `*` for
+both address families, the check of the Host header against DNS rebinding, `/healthz`, and 404 for other paths.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +24,27 @@ if TYPE_CHECKING:
     from relay.metrics.exporter import Exporter
     from relay.settings import MetricsSettings
 
-#: How long a connection may say nothing.
+#: Time-out of a silent connection.
 IDLE_SECONDS = 10.0
 
-#: How long a connection may last in all: a request's line and headers, the scrape, and its answer.
+#: Maximum duration of a connection: request, scrape and answer.
 CONNECTION_SECONDS = 60.0
 
-#: Connections that the kernel holds until they are accepted.
+#: Connections that may wait to be accepted.
 BACKLOG = 128
-
 
 log = logging.getLogger("relay.metrics")
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """Listens from the start; `serve_forever` answers. Raises `ConfigurationError` if it cannot listen."""
+    """Listens when created; `serve_forever` answers. Raises `ConfigurationError` if it cannot listen."""
 
     daemon_threads = True
 
     def __init__(self, settings: MetricsSettings, exporter: Exporter) -> None:
         self.exporter = exporter
-        #: Whether a browser on this machine reaches it, and so the pages that have a name turned to this machine.
+        #: On loopback a web page could reach the server through a browser here, with a name that resolves to
+        #: loopback.
         self.is_local = hosts.is_loopback(settings.host)
         try:
             listening = hosts.listen(settings.host, settings.port, backlog=BACKLOG)
@@ -56,21 +60,21 @@ class MetricsServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the metrics are, whichever port it got."""
+        """URL of the metrics, with the actual port."""
         return f"{hosts.url_of(self.socket)}/metrics"
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
-        """Answer in a thread of its own, until the connection's time is over."""
+        """Answer in a thread of its own, with a deadline for the connection."""
         self._connections[id(request)] = request, time.monotonic() + CONNECTION_SECONDS
         super().process_request(request, client_address)
 
     def close_request(self, request: socket.socket) -> None:  # type: ignore[override]
-        """Close a connection that was answered."""
+        """Close an answered connection."""
         self._connections.pop(id(request), None)
         super().close_request(request)
 
     def service_actions(self) -> None:
-        """End the connections whose time is over; called twice a second."""
+        """Shut down connections past their deadline; called twice a second."""
         now = time.monotonic()
         for request, ends_at in list(self._connections.values()):
             if now >= ends_at:
@@ -78,14 +82,14 @@ class MetricsServer(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - socketserver's
-        """Log a fault of ours in a line; a client that leaves early is none."""
+        """Log a defect in one line; ignore clients that disconnect early."""
         error = sys.exception()
         if not isinstance(error, OSError):
             log.error("a scrape failed: %s", type(error).__qualname__)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
+    """Answers the requests of one connection."""
 
     server: MetricsServer
     timeout = IDLE_SECONDS
@@ -95,13 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         host = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
         if self.server.is_local and path != "/healthz" and not hosts.is_loopback(host):
-            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "the Host header is none of this machine's names")
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "the Host header names another machine")
         elif path == "/healthz":
             self._answer(b"ok\n", "text/plain; charset=utf-8")
         elif path == "/metrics":
             self._answer(self.server.exporter.scrape(), CONTENT_TYPE)
         else:
-            self.send_error(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz")
+            self.send_error(HTTPStatus.NOT_FOUND, "the paths are /metrics and /healthz")
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
@@ -114,4 +118,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Log no requests: a scrape each fifteen seconds is no news."""
+        """Log no requests: there is a scrape every few seconds."""

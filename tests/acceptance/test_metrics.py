@@ -62,7 +62,7 @@ def scrape(url: str) -> Exposed:
     return Exposed(answer.text)
 
 
-def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate, tmp_path: Path) -> None:
+def test_metrics_of_a_run_equal_the_counters_and_what_the_api_saw(estate: Estate, tmp_path: Path) -> None:
     started = time.monotonic()
     estate.api.faults = [
         {"kind": "latency", "seconds": 0.3, "count": 1},
@@ -112,7 +112,7 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
     assert exposed.value("relay_delivery_latency_seconds_count") == 120
     assert exposed.value("relay_delivery_latency_seconds_sum") > 0
     assert len(exposed.of("relay_worker_heartbeat_timestamp_seconds")) == 2
-    assert exposed.value("relay_bells_total", why="work") > 0
+    assert exposed.value("relay_wakeups_total", why="work") > 0
     newest = exposed.value("relay_newest_delivered_timestamp_seconds")
     assert newest <= exposed.value("relay_newest_added_timestamp_seconds")
     assert newest <= exposed.value("relay_last_success_timestamp_seconds")
@@ -125,19 +125,19 @@ def test_numbers_of_a_run_are_those_of_the_ledger_and_of_the_api(estate: Estate,
     assert at_rest(again) == at_rest(exposed), "nothing happened between the two"
 
 
-def test_a_takeover_and_a_held_destination_are_told(estate: Estate, tmp_path: Path) -> None:
+def test_a_takeover_and_an_unauthorized_destination_are_counted(estate: Estate, tmp_path: Path) -> None:
     estate.api.faults = [{"kind": "status", "status": 401}]
     worker = estate.start_worker()
     with Producer(estate.stack.redis_url) as producer:
         producer.report(image("a"), environment="production")
     with exporting(estate.stack.redis_url, tmp_path) as (_, url):
 
-        def held() -> bool:
-            labels = {"destination": "default", "reason": "unauthorized"}
-            return scrape(url).value("relay_destination_held", **labels) == 1
+        def is_unauthorized() -> bool:
+            labels = {"destination": "default", "state": "unauthorized"}
+            return scrape(url).value("relay_destination_health", **labels) == 1
 
-        wait_for(held, READY_SECONDS)
-        assert scrape(url).total("relay_destination_held_seconds_total", reason="unauthorized") > 0
+        wait_for(is_unauthorized, READY_SECONDS)
+        assert scrape(url).total("relay_destination_unhealthy_seconds_total", state="unauthorized") > 0
         estate.api.faults = [{"kind": "hang"}]
         seen = len(estate.api.requests)
         wait_for(lambda: len(estate.api.requests) > seen, READY_SECONDS)
@@ -149,11 +149,11 @@ def test_a_takeover_and_a_held_destination_are_told(estate: Estate, tmp_path: Pa
 
     assert exposed.value("relay_leases_taken_over_total") >= 1
     assert exposed.total("relay_delivery_attempts_total", outcome="unauthorized") >= 1
-    assert exposed.total("relay_destination_held") == 0
+    assert exposed.value("relay_destination_health", destination="default", state="healthy") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_exporter_ends_in_peace(number: int, tmp_path: Path) -> None:
+def test_exporter_stops_on_a_signal(number: int, tmp_path: Path) -> None:
     with EmbeddedRedis(append_only=False) as server, exporting(server.url, tmp_path) as (child, url):
         assert scrape(url).value("relay_up") == 1
         assert get(url.replace("/metrics", "/healthz")).text == "ok\n"

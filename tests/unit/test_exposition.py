@@ -13,7 +13,7 @@ from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.queue import attempts
 from relay.queue.counters import counters_of
 from relay.queue.dead_letters import Reason
-from relay.queue.health import UNHEALTHY, HealthState
+from relay.queue.health import HealthState
 from relay.queue.metrics_snapshot import DestinationState, Snapshot, Waiting
 from relay.queue.redis_server import RedisServer
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
@@ -146,13 +146,13 @@ def test_what_has_a_reason_is_told_for_each(exposed: Exposed) -> None:
     assert exposed.value("relay_kubernetes_skipped_total", reason="replica") == 3
     assert exposed.value("relay_kubernetes_skipped_total", reason="unchanged") == 0
     assert exposed.value("relay_token_reloads_total", outcome="changed") == 1
-    assert exposed.value("relay_bells_total", why="due") == 0
+    assert exposed.value("relay_wakeups_total", why="due") == 0
 
 
-def test_destination_is_told_for_each_reason(exposed: Exposed) -> None:
-    held = {dict(labels)["reason"]: value for labels, value in exposed.of("relay_destination_held").items()}
-    assert held == {reason: int(reason == "unauthorized") for reason in UNHEALTHY}
-    seconds = exposed.of("relay_destination_held_seconds_total")
+def test_a_destination_has_a_sample_for_each_state(exposed: Exposed) -> None:
+    states = {dict(labels)["state"]: value for labels, value in exposed.of("relay_destination_health").items()}
+    assert states == {state: int(state == "unauthorized") for state in HealthState}
+    seconds = exposed.of("relay_destination_unhealthy_seconds_total")
     assert sorted(seconds.values()) == [0, 0, 2.5, 60]
     assert exposed.value("relay_in_flight_limit", destination="default") == 4
     assert exposed.value("relay_retry_after_seconds", destination="default") == 60
@@ -165,7 +165,7 @@ def test_what_never_happened_is_zero_so_that_its_rate_has_a_beginning() -> None:
 
     assert not lint(quiet.text)
     assert {dict(labels)["reason"] for labels in quiet.of("relay_events_dead_total")} == set(Reason)
-    for name in ("relay_events_added_total", "relay_events_delivered_total", "relay_bells_total"):
+    for name in ("relay_events_added_total", "relay_events_delivered_total", "relay_wakeups_total"):
         assert set(quiet.of(name).values()) == {0}
     assert not quiet.of("relay_redis_memory_used_ratio"), "there is no maxmemory to be a part of"
 
