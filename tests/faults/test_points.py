@@ -42,7 +42,7 @@ ALONGSIDE = {"observe", "heads"}
 PASSES = {
     "beat": ("work", 1),
     "look": ("work", 1),
-    "ring": ("work", 1),
+    "wake": ("work", 1),
     "acquire": ("work", 2),
     "accept": ("work", 1),
     "contested": ("work", 1),

@@ -395,7 +395,7 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
     ground.start_workers(1)
     ground.report(1)
     ground.rest()
-    for name in ("acquire", "accept", "release_inbox", "take", "settle", "release_outbox", "look", "ring", "beat"):
+    for name in ("acquire", "accept", "release_inbox", "take", "settle", "release_outbox", "look", "wake", "beat"):
         cuts = link.cuts
         link.cut_reply(scripts.load(name).sha.encode())
         ground.report(5)
