@@ -1,19 +1,22 @@
-"""The console: a page for operators at `/console`, drawn by the server, to see the relay and to steer it.
+"""The console: server-rendered pages for operators at `/console`, to see the relay's status and to act on it.
 
-    session.py    who is signed in                          pure
-    attempts.py   may one try another token                 pure
-    history.py    rates of the last minutes                 pure
-    sparkline.py  rates as a drawing                        pure
-    words.py      how numbers and times are said            pure
-    redact.py     what no page may show
-    shard.py      Redis, off the event loop and in time
-    sampling.py   looks at the relay now and then, once for all pages
-    overview.py   what the first page shows
-    letters.py    what the pages of dead letters show, and do
-    stock.py      what the inventory shows
-    live.py       the same pages again, as server-sent events
-    pages.py      HTML of it, with the headers every page has
-    site.py       the routes, and the door before them
+    routes.py        the routes and the pages
+    actions.py       what the forms do
+    sign_in.py       sign-in, sign-out, the session's cookie
+    forms.py         reading of a form
+    overview.py      the overview page                       pure
+    dead_letters.py  the dead letters' pages and actions
+    inventory.py     the inventory page
+    sse.py           live pages
+    status_cache.py  the status, read once for all pages
+    queue_client.py  Redis in threads, within a deadline
+    pages.py         HTML, assets and headers
+    session.py       the cookie                              pure
+    attempts.py      lock-out after wrong tokens             pure
+    history.py       delivery rates                          pure
+    sparkline.py     their chart                             pure
+    filters.py       numbers and times as text               pure
+    redact.py        masking of credentials
 
-Everything shown is from outside: the templates escape all of it.
+All values shown come from outside: the templates escape every one.
 """

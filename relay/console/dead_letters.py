@@ -1,4 +1,4 @@
-"""Dead letters: which there are, one of them whole, and what an operator decides about them."""
+"""The dead letters' pages: reading of a list, a count or one letter, and the actions on them."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
     from relay.queue.keys import Keys
     from relay.settings import Settings
 
-#: Letters of one page, how many are looked at for one, and for how long; they may be large.
-ROWS, LOOK_AT, LOOK_SECONDS = 50, 10_000, 2.0
+#: Letters of one page, and the maximum that is scanned for it, in letters (they may be large) and in seconds.
+ROWS, MAX_SCANNED, SCAN_SECONDS = 50, 10_000, 2.0
 
-#: What one form moves or drops at most, in letters and in seconds; it can be sent again for the rest.
-MOST_AT_ONCE, MOST_SECONDS = 5_000, 3.0
+#: Maximum that one form moves or drops, in letters and in seconds; it can be sent again for the rest.
+MAX_PER_FORM, FORM_SECONDS = 5_000, 3.0
 
-#: Characters of a field that its page shows, and of an answer that the list does.
-_LONGEST_SHOWN, _LONGEST_LINE = 20_000, 300
+#: Maximum characters of a field on a letter's page, of a detail in the list, and of a filter.
+_LONGEST_FIELD, _LONGEST_DETAIL, _LONGEST_FILTER = 20_000, 300, 1024
 
-#: Characters of a filter that count.
-_LONGEST_FILTER = 1024
+#: Maximum digits of a time in milliseconds.
+_TIME_DIGITS = 15
 
-#: What helps against each reason.
+#: Advice for each reason.
 HELP = {
-    Reason.INVALID: "Intake could not read the entry. Mend the producer; redrive only if a setting was in the way.",
-    Reason.REFUSED: "The API refused it for good. See its answer; mend what is wrong there, then redrive.",
-    Reason.FORBIDDEN: "The API refused this event while it took others with the same token. Give the token that "
-    "right, then redrive.",
-    Reason.EXHAUSTED: "It failed delivery.max_attempts times. Redrive once the API takes it.",
+    Reason.INVALID: "Intake could not read the entry. Fix the producer; redrive only if a setting caused it.",
+    Reason.REFUSED: "The destination refused it for good. See its response; fix the cause there, then redrive.",
+    Reason.FORBIDDEN: "The destination refused this event while it accepted others with the same token. Grant the "
+    "token that right, then redrive.",
+    Reason.EXHAUSTED: "It failed delivery.max_attempts times. Redrive once the destination accepts it.",
     Reason.EXPIRED: "It waited longer than delivery.max_age. Redrive if it still matters.",
-    Reason.WORKER_CRASH: "Whatever handled it died of it, three times. Report it as a defect, with this letter.",
+    Reason.WORKER_CRASH: "The worker process crashed on it three times. Report a defect, with this letter.",
 }
 
-Action = Literal["redrive", "drop"]
+_FIELDS = ("environment", "reason", "image", "newer", "older")
 
-#: Why an action did not do all.
+#: Why an action stopped early.
 Why = Literal["", "busy", "full", "more", "gone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Which letters: as the form says it, as `filters` mean it, and what of the form cannot be read."""
+class Selection:
+    """A selection of dead letters: the form's fields, the filters, and the faults of fields that cannot be read."""
 
     environment: str = ""
     reason: str = ""
@@ -71,72 +71,69 @@ class Asked:
     faults: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, form: Mapping[str, str]) -> Asked:
-        """Read a query or a form; `until`, in Redis milliseconds, keeps out what died after it was looked at."""
-        given = {
-            name: form.get(name, "").strip()[:_LONGEST_FILTER]
-            for name in ("environment", "reason", "image", "newer", "older")
-        }
+    def of(cls, form: Mapping[str, str]) -> Selection:
+        """Parse a query or a form; `until`, in Redis milliseconds, excludes letters that died after it was shown."""
+        given = {name: form.get(name, "").strip()[:_LONGEST_FILTER] for name in _FIELDS}
         faults = []
-        ages: dict[str, float | None] = {}
-        for name in ("newer", "older"):
+        ages: dict[str, float | None] = {"newer": None, "older": None}
+        for name in ages:
             try:
-                ages[name] = _duration(given[name]) if given[name] else None
-            except ValueError:
+                ages[name] = TypeAdapter(PositiveDuration).validate_python(given[name]) if given[name] else None
+            except ValidationError:
                 faults.append(f"{given[name]!a} is no duration: write 90s, 12h or 30d")
-                ages[name] = None
         if given["reason"] and given["reason"] not in set(Reason):
             faults.append(f"there is no reason {given['reason']!a}")
+        until = form.get("until", "")
+        is_time = until.isascii() and until.isdecimal() and len(until) <= _TIME_DIGITS
         filters = Filters(
             environment=given["environment"] or None,
             reasons=frozenset({given["reason"]} if given["reason"] else ()),
             image=given["image"] or None,
             newer_than_seconds=ages["newer"],
             older_than_seconds=ages["older"],
-            died_until=_until(form.get("until", "")),
+            died_until=int(until) if is_time else None,
         )
         return cls(**given, filters=filters, faults=tuple(faults))
 
     @property
     def query(self) -> dict[str, str]:
-        """The form's fields that say something."""
-        fields = {name: getattr(self, name) for name in ("environment", "reason", "image", "newer", "older")}
-        return {name: value for name, value in fields.items() if value}
+        """The form's fields that are set."""
+        return {name: value for name in _FIELDS if (value := getattr(self, name))}
 
 
-class Line(NamedTuple):
-    """A letter in the list, with what is said of its death, redacted and cut."""
+class Row(NamedTuple):
+    """A letter in the list; `detail` is redacted and shortened."""
 
     letter: DeadLetter
     detail: str
 
 
-class Listed(NamedTuple):
-    """A page of the list. `now` in Redis milliseconds, `behind` where the next page begins, None after the last."""
+class Page(NamedTuple):
+    """A page of the list. `now` in Redis milliseconds; `next` is where the next page begins, None after the last."""
 
-    lines: list[Line]
-    behind: str | None
+    rows: list[Row]
+    next: str | None
     total: int
     now: int
 
 
 class Counted(NamedTuple):
-    """How many letters a set has, by reason; `more` if they were not all looked at."""
+    """The number of selected letters by reason; `more` if not all were scanned."""
 
     by_reason: Counter[str]
     more: bool
     now: int
 
 
-class Done(NamedTuple):
-    """What an action did, and why not more."""
+class ActionResult(NamedTuple):
+    """The number of letters, and why there were not more."""
 
     letters: int
     why: Why
 
 
-class Whole(NamedTuple):
-    """One letter with its texts, redacted and cut to what a page can show; `body` is empty if it is no JSON."""
+class Details(NamedTuple):
+    """One letter with its texts, redacted and shortened; `body` is empty if it is no JSON."""
 
     letter: DeadLetter
     detail: str
@@ -146,186 +143,163 @@ class Whole(NamedTuple):
     help: str
 
 
-async def listed(queue: QueueClient, settings: Settings, asked: Asked, behind: str) -> Listed:
-    """Return a page of the newest; an empty one for a filter that cannot be read."""
+async def read_page(queue: QueueClient, settings: Settings, selection: Selection, before: str) -> Page:
+    """Return a page of selected letters, newest first, older than the id `before`; none if the filter has a fault."""
 
-    def look(client: Redis, keys: Keys) -> Listed:
-        lines, further = [], None
-        if not asked.faults:
-            some = dead_letters.newest(
-                client, keys, asked.filters, limit=ROWS, look_at=LOOK_AT, look_seconds=LOOK_SECONDS, behind=behind
-            )
-            secrets, further = known_secrets(settings), some.behind
-            lines = [
-                Line(each, excerpt(each.death.get("detail", ""), secrets, _LONGEST_LINE)) for each in some.letters
+    def read(client: Redis, keys: Keys) -> Page:
+        rows, following = [], None
+        if not selection.faults:
+            found = dead_letters.newest(
+                client, keys, selection.filters,
+                limit=ROWS, look_at=MAX_SCANNED, look_seconds=SCAN_SECONDS, behind=before,
+            )  # fmt: skip
+            secrets, following = known_secrets(settings), found.behind
+            rows = [
+                Row(each, excerpt(each.death.get("detail", ""), secrets, _LONGEST_DETAIL)) for each in found.letters
             ]
-        return Listed(lines, further, dead_letters.count(client, keys), _now(client))
+        return Page(rows, following, dead_letters.count(client, keys), _now(client))
 
-    return await queue.ask(look)
+    return await queue.ask(read)
 
 
-async def counted(queue: QueueClient, asked: Asked) -> Counted:
-    """Count a set, as far as one action would look."""
+async def count(queue: QueueClient, selection: Selection) -> Counted:
+    """Count the selected letters, up to the maximum that is scanned."""
 
-    def look(client: Redis, keys: Keys) -> Counted:
+    def read(client: Redis, keys: Keys) -> Counted:
         now, started = _now(client), time.monotonic()
         reasons: Counter[str] = Counter()
-        for letters, looked_at in dead_letters.limited(dead_letters.walk(client, keys, asked.filters), None):
+        for letters, scanned in dead_letters.limited(dead_letters.walk(client, keys, selection.filters), None):
             reasons.update(letter.reason for letter in letters)
-            if looked_at >= LOOK_AT or time.monotonic() - started > LOOK_SECONDS:
+            if scanned >= MAX_SCANNED or time.monotonic() - started > SCAN_SECONDS:
                 return Counted(reasons, more=True, now=now)
         return Counted(reasons, more=False, now=now)
 
-    return await queue.ask(look)
+    return await queue.ask(read)
 
 
-async def whole(queue: QueueClient, settings: Settings, letter_id: str) -> Whole | None:
-    """Return one letter, None if there is none of this id (any more)."""
+async def read_details(queue: QueueClient, settings: Settings, letter_id: str) -> Details | None:
+    """Return one letter, None if it does not exist."""
 
-    def look(client: Redis, keys: Keys) -> Whole | None:
+    def read(client: Redis, keys: Keys) -> Details | None:
         letter = dead_letters.find(client, keys, letter_id)
-        return None if letter is None else opened(letter, known_secrets(settings))
+        return None if letter is None else details_of(letter, known_secrets(settings))
 
-    return await queue.ask(look)
+    return await queue.ask(read)
 
 
-def opened(letter: DeadLetter, secrets: tuple[str, ...]) -> Whole:
-    """Make a letter's texts."""
+def details_of(letter: DeadLetter, secrets: tuple[str, ...]) -> Details:
+    """Return a letter with its texts."""
 
-    def text(value: str) -> str:
-        return excerpt(value, secrets, _LONGEST_SHOWN)
+    def shown(value: bytes | str) -> str:
+        text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+        return excerpt(text, secrets, _LONGEST_FIELD)
 
-    return Whole(
+    return Details(
         letter=letter,
-        detail=text(letter.death.get("detail", "")),
-        body=text(_indented(letter.body)) if letter.body else "",
-        fields=[(text(_text(name)), text(_text(value))) for name, value in letter.fields],
+        detail=shown(letter.death.get("detail", "")),
+        body=shown(_indented(letter.body)) if letter.body else "",
+        fields=[(shown(name), shown(value)) for name, value in letter.fields],
         history=list(_history(letter)),
         help=next((text for reason, text in HELP.items() if reason == letter.reason), ""),
     )
 
 
 def _indented(body: Any) -> str:
-    """Write a body a line for each value, as far as it is shown: a deep one is a thousand times longer then."""
+    """Format a body as far as it is shown: indentation makes a deeply nested one a thousand times longer."""
     written, size = [], 0
     for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(body):
         written.append(piece)
         size += len(piece)
-        if size > 2 * _LONGEST_SHOWN:
+        if size > 2 * _LONGEST_FIELD:
             break
     return "".join(written)
 
 
-async def redrive_set(queue: QueueClient, asked: Asked, *, max_backlog: int, force: bool) -> Done:
-    """Send a set again, as much of it as one form does."""
-
-    def act(client: Redis, keys: Keys) -> Done:
-        run = Redrive(client, keys, max_backlog=max_backlog, force=force)
-        return _under_lease(run, lambda: _redrive(run, asked.filters))
-
-    return await queue.ask(act)
-
-
-async def redrive_one(queue: QueueClient, letter_id: str, *, max_backlog: int, force: bool) -> Done:
-    """Send one letter again."""
-
-    def act(client: Redis, keys: Keys) -> Done:
-        letter = dead_letters.find(client, keys, letter_id)
-        if letter is None:
-            return Done(0, "gone")
-        run = Redrive(client, keys, max_backlog=max_backlog, force=force)
-
-        def move() -> Done:
-            moved = run.move([letter])
-            return Done(moved.letters, "full" if moved.full else "" if moved.letters else "gone")
-
-        return _under_lease(run, move)
-
-    return await queue.ask(act)
-
-
-async def drop_set(queue: QueueClient, asked: Asked) -> Done:
-    """Drop a set, as much of it as one form does."""
-
-    def act(client: Redis, keys: Keys) -> Done:
-        dropped, started = 0, time.monotonic()
-        pages = dead_letters.walk(client, keys, asked.filters)
-        for letters, _ in dead_letters.limited(pages, MOST_AT_ONCE):
-            dropped += dead_letters.drop(client, keys, letters)
-            if _is_over(started):
-                return Done(dropped, "more")
-        return Done(dropped, "more" if dropped >= MOST_AT_ONCE else "")
-
-    return await queue.ask(act)
-
-
-async def drop_one(queue: QueueClient, letter_id: str) -> Done:
-    """Drop one letter."""
-
-    def act(client: Redis, keys: Keys) -> Done:
-        letter = dead_letters.find(client, keys, letter_id)
-        dropped = dead_letters.drop(client, keys, [letter] if letter else [])
-        return Done(dropped, "" if dropped else "gone")
-
-    return await queue.ask(act)
-
-
-def _redrive(run: Redrive, filters: Filters) -> Done:
-    moved, started = 0, time.monotonic()
-    for progress in redrive_all(run, filters, limit=MOST_AT_ONCE):
-        moved = progress.moved
-        if progress.full:
-            return Done(moved, "full")
-        if _is_over(started):
-            return Done(moved, "more")
-    return Done(moved, "more" if moved >= MOST_AT_ONCE else "")
-
-
-def _under_lease(run: Redrive, act: Callable[[], Done]) -> Done:
-    if not run.begin():
-        return Done(0, "busy")
-    try:
-        return act()
-    except LeaseLost:
-        return Done(0, "busy")
-    finally:
-        with suppress(RedisError):  # then the lease expires by itself
-            run.end()
-
-
-def _is_over(started: float) -> bool:
-    return time.monotonic() - started > MOST_SECONDS
-
-
 def _history(letter: DeadLetter) -> Iterator[tuple[str, int]]:
     redriven, death = letter.redriven, letter.death
-    if redriven is not None:
-        yield "first came", redriven.arrived
-        yield (
-            f"came again (redriven {redriven.times} times)" if redriven.times > 1 else "came again (redriven once)",
-            letter.arrival[0],
-        )
+    if redriven is None:
+        yield "enqueued", letter.arrival[0]
     else:
-        yield "came", letter.arrival[0]
-    for name, said in (("first", "first attempt"), ("last", "last attempt")):
+        yield "first enqueued", redriven.arrived
+        times = f"redriven {redriven.times} times" if redriven.times > 1 else "redriven once"
+        yield f"enqueued again ({times})", letter.arrival[0]
+    for name, label in (("first", "first attempt"), ("last", "last attempt")):
         if death.get(name, "").isdecimal():
-            yield said, int(death[name])
-    yield "died", letter.died
+            yield label, int(death[name])
+    yield "dead-lettered", letter.died
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
+async def redrive_set(queue: QueueClient, selection: Selection, *, max_backlog: int, force: bool) -> ActionResult:
+    """Redrive the selected letters, up to the maximum of a form."""
+
+    def move(redrive: Redrive) -> ActionResult:
+        moved, started = 0, time.monotonic()
+        for progress in redrive_all(redrive, selection.filters, limit=MAX_PER_FORM):
+            moved = progress.moved
+            if progress.full:
+                return ActionResult(moved, "full")
+            if time.monotonic() - started > FORM_SECONDS:
+                return ActionResult(moved, "more")
+        return ActionResult(moved, "more" if moved >= MAX_PER_FORM else "")
+
+    return await queue.ask(
+        lambda client, keys: _under_lease(Redrive(client, keys, max_backlog=max_backlog, force=force), move)
+    )
 
 
-def _duration(text: str) -> float:
+async def redrive_one(queue: QueueClient, letter_id: str, *, max_backlog: int, force: bool) -> ActionResult:
+    """Redrive one letter."""
+
+    def act(client: Redis, keys: Keys) -> ActionResult:
+        letter = dead_letters.find(client, keys, letter_id)
+        if letter is None:
+            return ActionResult(0, "gone")
+
+        def move(redrive: Redrive) -> ActionResult:
+            moved = redrive.move([letter])
+            return ActionResult(moved.letters, "full" if moved.full else "" if moved.letters else "gone")
+
+        return _under_lease(Redrive(client, keys, max_backlog=max_backlog, force=force), move)
+
+    return await queue.ask(act)
+
+
+def _under_lease(redrive: Redrive, move: Callable[[Redrive], ActionResult]) -> ActionResult:
+    if not redrive.begin():
+        return ActionResult(0, "busy")
     try:
-        return TypeAdapter(PositiveDuration).validate_python(text)
-    except ValidationError as error:
-        raise ValueError(text) from error
+        return move(redrive)
+    except LeaseLost:
+        return ActionResult(0, "busy")
+    finally:
+        with suppress(RedisError):  # then the lease expires
+            redrive.end()
 
 
-def _until(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None  # noqa: PLR2004 - longer is no time
+async def drop_set(queue: QueueClient, selection: Selection) -> ActionResult:
+    """Drop the selected letters, up to the maximum of a form."""
+
+    def act(client: Redis, keys: Keys) -> ActionResult:
+        dropped, started = 0, time.monotonic()
+        pages = dead_letters.walk(client, keys, selection.filters)
+        for letters, _ in dead_letters.limited(pages, MAX_PER_FORM):
+            dropped += dead_letters.drop(client, keys, letters)
+            if time.monotonic() - started > FORM_SECONDS:
+                return ActionResult(dropped, "more")
+        return ActionResult(dropped, "more" if dropped >= MAX_PER_FORM else "")
+
+    return await queue.ask(act)
+
+
+async def drop_one(queue: QueueClient, letter_id: str) -> ActionResult:
+    """Drop one letter."""
+
+    def act(client: Redis, keys: Keys) -> ActionResult:
+        letter = dead_letters.find(client, keys, letter_id)
+        dropped = dead_letters.drop(client, keys, [letter] if letter else [])
+        return ActionResult(dropped, "" if dropped else "gone")
+
+    return await queue.ask(act)
 
 
 def _now(client: Redis) -> int:

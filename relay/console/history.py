@@ -1,4 +1,4 @@
-"""How fast were events delivered in the last minutes? Rates by environment, in a bounded memory; pure."""
+"""Delivery rates of the last ten minutes by environment, in bounded memory. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Steps that are kept, and how long one is at least: ten minutes.
+#: The number of steps, and the minimum length of one: ten minutes in all.
 STEPS, STEP_SECONDS = 120, 5.0
 
-#: Environments with a history, of four bytes a step; later ones have none.
+#: Maximum environments with a history, of four bytes a step; later ones have none.
 ENVIRONMENTS = 20_000
 
 
 class History:
-    """Deliveries a second, made of counters that are looked at now and then."""
+    """Deliveries a second, computed from readings of counters."""
 
     def __init__(self) -> None:
         self._began = array("d", [0.0] * STEPS)
@@ -26,9 +26,9 @@ class History:
         self._since = 0.0
 
     def note(self, delivered: Mapping[str, int], now: float) -> None:
-        """Take counters by environment as they stand; `now` in seconds on any steady clock.
+        """Add a reading of the counters by environment; `now` in seconds on any monotonic clock.
 
-        What comes before a step is over is not looked at. A counter that went back was reset, and counts as no rate.
+        A reading before the end of a step is ignored. A counter that decreased was reset, and its rate is 0.
         """
         if self._last and now - self._since < STEP_SECONDS:
             return
@@ -37,7 +37,7 @@ class History:
         self._last, self._since = dict(delivered), now
 
     def rates(self, environment: str) -> list[float]:
-        """Return an environment's deliveries a second, the oldest step first; empty before the first is over."""
+        """Return an environment's deliveries a second, oldest step first; empty before the end of the first."""
         kept = min(self._steps, STEPS)
         rates = self._rates.get(environment)
         if rates is None:
@@ -45,7 +45,7 @@ class History:
         return [rates[step % STEPS] for step in range(self._steps - kept, self._steps)]
 
     def span_seconds(self, now: float) -> float:
-        """Return how far back the rates go."""
+        """Return the time that the rates cover."""
         return now - self._began[max(0, self._steps - STEPS) % STEPS] if self._steps else 0.0
 
     def _step(self, delivered: Mapping[str, int], now: float) -> None:

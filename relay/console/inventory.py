@@ -1,14 +1,13 @@
-"""The inventory: what runs where, in one environment or across all of them."""
+"""The inventory page: running instances of one environment, or across all of them."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from relay.queue import inventory
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,44 +19,46 @@ if TYPE_CHECKING:
     from relay.queue.inventory import Running
     from relay.queue.keys import Keys
 
-#: Instances of one page; a step of a scan more may come.
+#: Instances of one page; up to one step of a scan more.
 ROWS = 200
 
-#: How long one page is looked for; then it shows what was found, and where to go on.
-LOOK_SECONDS = 2.0
+#: Maximum time that one page is searched for; then it shows what was found, and a link to continue.
+SEARCH_SECONDS = 2.0
 
-_LONGEST_SEARCH = 1024
+#: Maximum characters of a search, and digits of a scan's cursor (64 bits).
+_LONGEST_SEARCH, _CURSOR_DIGITS = 1024, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Whose instances: of the environment of that name or those with it in theirs; from which environment on."""
+class Search:
+    """The instances to show, and the environment and the cursor in it to continue from."""
 
     environment: str = ""
-    wanted: str = ""
+    text: str = ""
     begin: str = ""
     after: int = 0
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Asked:
-        """Read a query; what cannot be read is passed over."""
+    def of(cls, query: Mapping[str, str]) -> Search:
+        """Parse a query; unreadable values are ignored."""
         after = query.get("after", "")
+        is_cursor = after.isascii() and after.isdecimal() and len(after) <= _CURSOR_DIGITS
         return cls(
             environment=query.get("environment", "").strip()[:_LONGEST_SEARCH],
-            wanted=query.get("q", "").strip()[:_LONGEST_SEARCH],
+            text=query.get("q", "").strip()[:_LONGEST_SEARCH],
             begin=query.get("begin", "")[:_LONGEST_SEARCH],
-            after=int(after) if after.isascii() and after.isdecimal() and len(after) <= 20 else 0,  # noqa: PLR2004 - 64 bits
+            after=int(after) if is_cursor else 0,
         )
 
     @property
     def query(self) -> dict[str, str]:
-        """The form's fields that say something."""
-        fields = {"environment": self.environment, "q": self.wanted}
+        """The form's fields that are set."""
+        fields = {"environment": self.environment, "q": self.text}
         return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stock:
+class Page:
     """A page. `begin` and `after` are where the next one begins, None after the last."""
 
     running: list[Running]
@@ -66,44 +67,42 @@ class Stock:
     after: int = 0
 
 
-async def see(queue: QueueClient, status: StatusCache, asked: Asked) -> Stock:
-    """Look for a page; raises `QueueUnavailable`."""
-    sample = await status.latest()
-    names = meant((each.environment for each in sample.seen.environments), asked.environment)
-    left = names[bisect_left(names, asked.begin) :]
-    after = asked.after if left and left[0] == asked.begin else 0
-    stock = await queue.ask(lambda client, keys: look(client, keys, left, wanted=asked.wanted, after=after))
-    return Stock(running=stock.running, environments=len(names), begin=stock.begin, after=stock.after)
+async def read_page(queue: QueueClient, status: StatusCache, search: Search) -> Page:
+    """Return a page; raise `QueueUnavailable`."""
+    latest = (await status.latest()).status
+    names = matching((each.environment for each in latest.environments), search.environment)
+    rest = names[bisect_left(names, search.begin) :]
+    after = search.after if rest and rest[0] == search.begin else 0
+    page = await queue.ask(
+        lambda client, keys: scan(client, keys, latest.destination, rest, text=search.text, after=after)
+    )
+    return replace(page, environments=len(names))
 
 
-def meant(names: Iterable[str], environment: str) -> list[str]:
-    """Return the environment of this name, else those with it in their names, in order."""
-    some = sorted(names)
-    if environment in some:
+def matching(names: Iterable[str], environment: str) -> list[str]:
+    """Return the environment of this name, else those with the text in their names, in order."""
+    known = sorted(names)
+    if environment in known:
         return [environment]
-    return [name for name in some if environment.casefold() in name.casefold()]
+    return [name for name in known if environment.casefold() in name.casefold()]
 
 
-def look(
-    client: Redis, keys: Keys, names: Sequence[str], *,
-    wanted: str = "", after: int = 0, limit: int = ROWS, seconds: float = LOOK_SECONDS,
-) -> Stock:  # fmt: skip
-    """Go through environments until there is a page of what is wanted, or no time left."""
+def scan(
+    client: Redis, keys: Keys, destination: str, names: Sequence[str], *, text: str, after: int
+) -> Page:  # fmt: skip
+    """Scan environments until a page is full or the time is over."""
     found: list[Running] = []
     started = time.monotonic()
     for place, name in enumerate(names):
-        rest = after
+        cursor = after if place == 0 else 0
         while True:
-            page = inventory.read(
-                client, keys, DEFAULT_DESTINATION, name, wanted=wanted, after=rest, limit=limit - len(found)
-            )
-            found += page.running
-            rest = page.after
-            is_full = len(found) >= limit or time.monotonic() - started > seconds
-            if is_full or not rest:
+            step = inventory.read(client, keys, destination, name, wanted=text, after=cursor, limit=ROWS - len(found))
+            found += step.running
+            cursor = step.after
+            is_full = len(found) >= ROWS or time.monotonic() - started > SEARCH_SECONDS
+            if is_full or not cursor:
                 break
-        after = 0
         if is_full:
-            following = name if rest else next(iter(names[place + 1 : place + 2]), None)
-            return Stock(running=found, environments=len(names), begin=following, after=rest)
-    return Stock(running=found, environments=len(names))
+            following = name if cursor else next(iter(names[place + 1 : place + 2]), None)
+            return Page(running=found, environments=len(names), begin=following, after=cursor)
+    return Page(running=found, environments=len(names))

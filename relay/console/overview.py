@@ -1,4 +1,4 @@
-"""The first page: is anything wrong, how is the API, what waits where."""
+"""The overview page: findings, the destination's health, counters, and environments. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from relay.console.history import History
-    from relay.console.status_cache import CachedStatus, StatusCache
+    from relay.console.status_cache import CachedStatus
     from relay.operations.finding import Finding
     from relay.queue.counters import EnvironmentCounts
     from relay.queue.status import Status
@@ -23,96 +23,90 @@ if TYPE_CHECKING:
 #: Environments of one page.
 ROWS = 50
 
-#: Characters of a search that count.
-_LONGEST_SEARCH = 255
-
-_PAGE_DIGITS = 6
+#: Maximum characters of a search, and digits of a page's number.
+_LONGEST_SEARCH, _PAGE_DIGITS = 255, 6
 
 
-class Asked(NamedTuple):
-    """What part of the environments is to be shown: those with `wanted` in their names; pages count from 1."""
+class Search(NamedTuple):
+    """The environments to show: those with `text` in their names, on a page counted from 1."""
 
-    wanted: str = ""
+    text: str = ""
     page: int = 1
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Asked:
-        """Read a query; what cannot be read is passed over."""
+    def of(cls, query: Mapping[str, str]) -> Search:
+        """Parse a query; unreadable values are ignored."""
         page = query.get("page", "")
         is_number = page.isascii() and page.isdecimal() and len(page) <= _PAGE_DIGITS
         return cls(query.get("q", "").strip()[:_LONGEST_SEARCH], max(1, int(page)) if is_number else 1)
 
 
 class Row(NamedTuple):
-    """One environment, and its rate of late."""
+    """One environment, with its recent delivery rates."""
 
     counts: EnvironmentCounts
-    drawn: Sparkline | None
+    chart: Sparkline | None
     rate: float | None
 
 
 class Destination(NamedTuple):
-    """How the API is: whether its deliveries are held, how bad that is, and all that is known, in words."""
+    """The destination's health; `level` is the badge's colour."""
 
-    held: bool
+    state: HealthState
     level: str
-    words: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FirstPage:
-    """What was seen, and of it the environments that are asked for."""
+class Page:
+    """The page, with the environments that match the search."""
 
-    seen: Status
+    status: Status
     findings: list[Finding]
     destination: Destination
-    drawn: Sparkline | None
+    chart: Sparkline | None
     rate: float | None
     span_milliseconds: float
     rows: list[Row]
-    asked: Asked
+    search: Search
     pages: int
     matching: int
 
 
-async def see(status: StatusCache, asked: Asked) -> FirstPage:
-    """Look at what the page shows; raises `QueueUnavailable`."""
-    return show(await status.latest(), status.history, asked)
-
-
-def show(sample: CachedStatus, history: History, asked: Asked) -> FirstPage:
-    """Make the page of a look."""
-    seen = sample.seen
-    matching = ordered(seen.environments, asked.wanted)
+def page_of(cached: CachedStatus, history: History, search: Search) -> Page:
+    """Return the page of a status."""
+    status = cached.status
+    matching = ordered(status.environments, search.text)
     pages = max(1, -(-len(matching) // ROWS))
-    asked = asked._replace(page=min(asked.page, pages))
+    search = search._replace(page=min(search.page, pages))
     rates = history.rates(ALL)
-    return FirstPage(
-        seen=seen,
-        findings=sample.findings,
-        destination=how_is(seen.health, seen.now),
-        drawn=draw(rates),
+    return Page(
+        status=status,
+        findings=cached.findings,
+        destination=destination_of(status.health, status.now),
+        chart=draw(rates),
         rate=rates[-1] if rates else None,
         span_milliseconds=history.span_seconds(time.monotonic()) * 1000,
-        rows=[_row(each, history) for each in matching[(asked.page - 1) * ROWS : asked.page * ROWS]],
-        asked=asked,
+        rows=[_row(each, history) for each in matching[(search.page - 1) * ROWS : search.page * ROWS]],
+        search=search,
         pages=pages,
         matching=len(matching),
     )
 
 
-def ordered(environments: Iterable[EnvironmentCounts], wanted: str) -> list[EnvironmentCounts]:
-    """Return the environments with a text in their names, those with the most that waits first."""
-    wanted = wanted.casefold()
-    found = (each for each in environments if wanted in each.environment.casefold())
+def ordered(environments: Iterable[EnvironmentCounts], text: str) -> list[EnvironmentCounts]:
+    """Return the environments with a text in their names, those with the most waiting events first."""
+    text = text.casefold()
+    found = (each for each in environments if text in each.environment.casefold())
     return sorted(found, key=lambda each: (-each.waiting, each.environment))
 
 
-def how_is(health: Health, now: int) -> Destination:
-    """Say how a destination is; `now` in Redis milliseconds."""
-    held = health.state(now) is not HealthState.HEALTHY
-    level = "bad" if health.openings else "warn" if held or health.failures else "good"
-    return Destination(held, level, describe(health, now))
+def destination_of(health: Health, now: int) -> Destination:
+    """Return a destination's health for the page; `now` in Redis milliseconds."""
+    state = health.state(now)
+    is_unhealthy = state is not HealthState.HEALTHY
+    level = "bad" if health.openings else "warn" if is_unhealthy or health.failures else "good"
+    return Destination(state, level, describe(health, now))
 
 
 def _row(each: EnvironmentCounts, history: History) -> Row:

@@ -1,4 +1,4 @@
-"""HTML, with the headers that every page has."""
+"""The console's HTML, assets and headers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import escape
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from relay.console import filters, sparkline
-from relay.console.dead_letters import MOST_AT_ONCE
+from relay.console.dead_letters import MAX_PER_FORM
 from relay.console.redact import known_secrets, without
 from relay.operations.status import duration
 from relay.queue.dead_letters import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from http import HTTPStatus
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from relay.console.session import Session
     from relay.settings import Settings
 
-#: Where the console is.
+#: The path of the console.
 ROOT = "/console"
 
-#: Nothing but our own files and forms; nobody may frame us, learn of us, or keep a page.
+#: The headers of every page: only the console's own files and forms, no frames, no referrer elsewhere, no caching.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -37,14 +42,24 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "same-origin",  # `no-referrer` would make the Origin of our own forms `null`
+    "Referrer-Policy": "same-origin",  # `no-referrer` would make the Origin of the console's forms `null`
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
 
-#: An asset's media type by its name's end. Its URL has its content's hash, so it may be kept.
+#: Media types of assets by file extension. An asset's URL has a hash of its content, so that it may be cached.
 _MEDIA = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _KEEP_ASSETS = "public, max-age=31536000, immutable"
+
+
+class PageError(Exception):
+    """An error that is shown as a page."""
+
+    def __init__(self, status: HTTPStatus, title: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.title = title
+        self.text = text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +71,12 @@ class Asset:
 
     @cached_property
     def version(self) -> str:
-        """Change when the content does."""
+        """A hash of the content."""
         return hashlib.sha256(self.content).hexdigest()[:12]
 
 
 class Pages:
-    """The templates, loaded as they are needed. No page has a token of this relay in it, whoever put it there."""
+    """The templates, loaded on demand. The tokens of this relay are masked in every page, wherever they come from."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -80,7 +95,7 @@ class Pages:
             "spark": sparkline,
             "exactly": glob.escape,
             "reasons": list(Reason),
-            "most": MOST_AT_ONCE,
+            "max_per_form": MAX_PER_FORM,
         }
         self._templates.filters |= {
             "number": filters.number,
@@ -94,22 +109,22 @@ class Pages:
         self._templates.globals["parts"] = self._templates.get_template("parts.html").module
 
     def page(self, name: str, session: Session | None, *, status: int = 200, **shown: Any) -> Response:
-        """Render a page."""
+        """Return a page."""
         text = self._templates.get_template(f"{name}.html").render(session=session, here=name, **shown)
-        return HTMLResponse(self._clean(text).encode(errors="replace"), status)  # JSON may hold half a character
+        return HTMLResponse(self._clean(text).encode(errors="replace"), status)  # JSON may have half a surrogate pair
 
     def live(self, name: str, session: Session, **shown: Any) -> str:
-        """Render only the parts of a page that change: its template's blocks whose names begin with `live_`."""
+        """Return the live parts of a page: the blocks of its template whose names begin with `live_`."""
         template = self._templates.get_template(f"{name}.html")
         context = template.new_context({"session": session, "here": name, **shown})
         parts = [block(context) for part, block in template.blocks.items() if part.startswith("live_")]
         return self._clean("".join(text for part in parts for text in part))
 
-    def asset(self, name: str) -> Response | None:
-        """Return an asset, None if there is none of this name."""
+    def asset(self, name: str) -> Response:
+        """Return an asset, or raise 404."""
         asset = self._assets.get(name)
         if asset is None:
-            return None
+            raise HTTPException(404)
         return Response(asset.content, media_type=asset.media, headers={"Cache-Control": _KEEP_ASSETS})
 
     def _clean(self, text: str) -> str:
@@ -121,15 +136,40 @@ class Pages:
 
 
 def url(path: str = "", query: Mapping[str, str | int] | None = None, **more: str | int) -> str:
-    """Return the URL of a page of the console, whatever is in the values."""
+    """Return the URL of a page of the console, with any values in its query."""
     fields = {name: value for name, value in {**(query or {}), **more}.items() if value != ""}
     text = f"{ROOT}/{path}"
     return f"{text}?{urlencode(fields, errors='replace')}" if fields else text
 
 
 def redirect(to: str) -> Response:
-    """Lead a browser on after a form, to be got."""
+    """Return the response to a form: a GET of another page."""
     return RedirectResponse(to, 303)
+
+
+def local_path(path: str) -> str:
+    """Return a path of the console, or its first page for anything that could lead elsewhere."""
+    is_local = path.startswith(f"{ROOT}/") and path.isascii() and path.isprintable() and "\\" not in path
+    return path if is_local else url()
+
+
+class HeadersMiddleware:
+    """Adds `HEADERS` to all responses of an ASGI app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 def _template(name: str) -> str:

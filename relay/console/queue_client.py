@@ -1,4 +1,4 @@
-"""Redis as the console asks it: off the event loop, few at once, and never longer than a page may take."""
+"""The console's access to Redis: in threads, a few at once, within a page's deadline."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 Reply = TypeVar("Reply")
 
-#: Questions that are asked at once; the others wait. Operators are few.
+#: Maximum calls at once; further ones wait.
 AT_ONCE = 4
 
-#: How long a question may take with its waiting; then its page says that Redis is away.
+#: Maximum time of a call including its wait; then the page reports that Redis is unavailable.
 DEADLINE_SECONDS = 5.0
 
-#: How long one command may take: two of them fit into a question, so that a connection that died is made anew.
+#: Maximum time of one command: two fit into a call, so that a broken connection is replaced in time.
 COMMAND_SECONDS = 2.0
 
 
 class QueueClient:
-    """The shard's Redis and keys. What is asked gets the client and the keys first."""
+    """Runs functions of the queue in threads."""
 
     def __init__(self, settings: Settings) -> None:
         self.where = without_secrets(settings.redis.url)
@@ -45,20 +45,20 @@ class QueueClient:
         self._client = client_of(redis.Redis, settings.redis, own)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="console")
 
-    async def ask(self, question: Callable[[redis.Redis, Keys], Reply]) -> Reply:
-        """Ask in a thread, or raise `QueueUnavailable` in time; a thread that hangs ends with its time-outs."""
+    async def ask(self, call: Callable[[redis.Redis, Keys], Reply]) -> Reply:
+        """Return the result of a call, or raise `QueueUnavailable` in time; a hung thread ends by its time-outs."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                return await loop.run_in_executor(self._threads, question, self._client, self._keys)
+                return await loop.run_in_executor(self._threads, call, self._client, self._keys)
         except TimeoutError as error:
             raise QueueUnavailable(f"Redis at {self.where} did not answer within {DEADLINE_SECONDS:g} s") from error
         except RedisError as error:
             raise unavailable(self._url, error) from error
 
     async def close(self) -> None:
-        """Close the connections, which wakes who waits at one, and let the threads end."""
+        """Close the connections, which ends waits for a reply, and let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
         await asyncio.to_thread(self._threads.shutdown)
-        self._client.close()  # of one that was connecting meanwhile
+        self._client.close()  # a connection that was made meanwhile

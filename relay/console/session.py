@@ -1,7 +1,6 @@
-"""Who is signed in? A cookie that needs no memory: signed, with an end, by a key that is made of the operator token.
+"""Sessions without a store: a cookie with an end time, signed by a key derived from the operator token. Pure.
 
-So a session ends by its time, or for all at once with a changed token; signing out only takes the cookie away from
-the browser that had it.
+So a session ends at its time, and all end when the token changes; signing out only deletes the browser's cookie.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import re
 import secrets
 from dataclasses import dataclass
 
-#: A shift.
+#: The length of a shift.
 SESSION_SECONDS = 8 * 3600
 
-#: Hexadecimal digits of a session's name: enough to tell those of a day apart.
+#: Hexadecimal digits of a session's name: enough to distinguish those of a day.
 NAME_LENGTH = 10
 
 _COOKIE = re.compile(r"([A-Za-z0-9_-]{22})\.([0-9]{1,12})\.([0-9a-f]{64})")
@@ -22,31 +21,31 @@ _COOKIE = re.compile(r"([A-Za-z0-9_-]{22})\.([0-9]{1,12})\.([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A browser that showed the operator token; `csrf` has to come with each of its forms."""
+    """A signed-in browser. Each of its forms must have `csrf`."""
 
     ends_at: int
     csrf: str
-    #: What log lines call it; the cookie cannot be derived from it.
+    #: Its name in log lines; the cookie cannot be derived from it.
     name: str
 
     def allows(self, csrf: str) -> bool:
-        """Tell whether a form is one of ours, made for this session."""
+        """Return whether a form was made for this session."""
         return hmac.compare_digest(csrf.encode(), self.csrf.encode())
 
 
 def is_operator(given: str, token: str) -> bool:
-    """Compare a token in a time that tells nothing of it, not even its length."""
+    """Return whether this is the token, in a time that depends on neither its content nor its length."""
     return hmac.compare_digest(_mac(b"token", given), _mac(b"token", token))
 
 
 def begin(token: str, now: float) -> str:
-    """Make the cookie of a new session; `now` in seconds since the epoch."""
+    """Return the cookie of a new session; `now` in seconds since the epoch."""
     signed = f"{secrets.token_urlsafe(16)}.{int(now) + SESSION_SECONDS}"
     return f"{signed}.{_mac(_key(token), signed).hex()}"
 
 
 def read(cookie: str, token: str, now: float) -> Session | None:
-    """Read a cookie; None if it is not of this token, or its session is over. Without a token there is no session."""
+    """Return the session of a cookie; None if it is over, not of this token, or there is no token."""
     match = _COOKIE.fullmatch(cookie)
     if match is None or not token:
         return None

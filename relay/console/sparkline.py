@@ -1,4 +1,4 @@
-"""Rates as the points of a small drawing; pure."""
+"""Rates as the points of a small chart. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 120, 24
 
-#: Rates that fill the box.
+#: The number of rates from which on they fill the box.
 FEW = 24
 
 
@@ -25,7 +25,7 @@ class Sparkline:
 
 
 def draw(rates: Sequence[float]) -> Sparkline | None:
-    """Draw rates, the last at the right; a few do not fill the box. None while there is nothing to see."""
+    """Return the chart of rates, the last at the right; None for fewer than two, or all zero."""
     most = max(rates, default=0.0)
     if len(rates) < 2 or not most:  # noqa: PLR2004 - a line has two ends
         return None

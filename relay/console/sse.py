@@ -1,4 +1,4 @@
-"""A page that stays true: its changing part, again and again, as server-sent events."""
+"""Live pages: their changing parts, sent again as server-sent events."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
     from relay.console.session import Session
 
-#: The pause between two looks, in seconds.
+#: The time between two updates.
 PAUSE_SECONDS = 2.0
 
-#: Pages that are kept true at once; what is more is told to come again later.
+#: Maximum live pages; further ones are refused, and a browser tries again later.
 STREAMS = 32
 
-#: How long a browser waits before it asks for a stream that broke off, in milliseconds.
+#: The time after which a browser reconnects.
 RETRY_MILLISECONDS = 2000
 
 
 class Streams:
-    """The streams of this process, which all end when it stops."""
+    """The streams of this process."""
 
     def __init__(self) -> None:
         self._open = 0
@@ -36,15 +36,15 @@ class Streams:
 
     @property
     def is_full(self) -> bool:
-        """Tell whether one more would be too many."""
+        """Return whether there are `STREAMS`."""
         return self._open >= STREAMS
 
     def stop(self) -> None:
-        """End all, at once."""
+        """End all streams."""
         self._stopping.set()
 
     def stream(self, session: Session, render: Callable[[], Awaitable[str]]) -> Response:
-        """Stream what `render` makes until the session is over, the browser has gone, or we stop."""
+        """Stream the results of `render` until the session is over, the browser disconnects, or the process stops."""
         return StreamingResponse(self._events(session, render), media_type="text/event-stream")
 
     async def _events(self, session: Session, render: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
@@ -60,7 +60,7 @@ class Streams:
                     part = await render()
                 except QueueUnavailable as error:
                     sent = ""
-                    yield event("away", str(error))
+                    yield event("unavailable", str(error))
                 else:
                     yield event("page", part) if part != sent else b": the same\n\n"
                     sent = part
@@ -77,6 +77,6 @@ class Streams:
 
 
 def event(name: str, content: str) -> bytes:
-    """Write an event; each line of its content is one of the event's, whatever ends it."""
+    """Encode an event; each line of the content, by any line ending, is one data line."""
     lines = "".join(f"data: {line}\n" for line in content.splitlines() or [""])
     return f"event: {name}\n{lines}\n".encode(errors="replace")

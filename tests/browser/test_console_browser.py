@@ -92,11 +92,11 @@ def test_the_cause_of_a_standstill_is_on_the_first_page(estate: Estate, open_pag
     sign_in(page)
     report(estate, "1")
     expect(page.get_by_label("What needs attention")).to_contain_text("the API refuses the token")
-    expect(page.locator("#destination-state")).to_have_text("held")
-    expect(page.get_by_role("row", name="production")).to_contain_text("held")
+    expect(page.locator("#destination-state")).to_have_text("unauthorized")
+    expect(page.get_by_role("row", name="production")).to_contain_text("unauthorized")
     estate.api.faults = []
     expect(page.get_by_label("What needs attention")).to_have_text("Nothing needs attention.", use_inner_text=True)
-    expect(page.locator("#destination-state")).to_have_text("open")
+    expect(page.locator("#destination-state")).to_have_text("healthy")
 
 
 def test_a_dead_letter_is_redriven_and_arrives(estate: Estate, open_page: OpenPage) -> None:
@@ -107,7 +107,7 @@ def test_a_dead_letter_is_redriven_and_arrives(estate: Estate, open_page: OpenPa
     expect(page.get_by_text("No dead letters.")).to_be_visible()
     report(estate, "1")
     page.get_by_role("rowheader").get_by_role("link").click()
-    expect(page.get_by_role("heading", name="The API's answer")).to_be_visible()
+    expect(page.get_by_role("heading", name="The destination's response")).to_be_visible()
     expect(page.locator("pre").first).to_contain_text("HTTP 422")
     page.get_by_role("button", name="Redrive", exact=True).click()
     expect(page.get_by_text("1 dead letter redriven.")).to_be_visible()
@@ -311,7 +311,7 @@ def test_a_page_says_when_redis_is_away_and_when_it_is_back(estate: Estate, open
     expect(page.get_by_role("status")).to_have_text("Live")
     os.kill(redis.pid, signal.SIGSTOP)
     try:
-        expect(page.get_by_role("status")).to_have_text("Redis is away")
+        expect(page.get_by_role("status")).to_have_text("Redis is unavailable")
         expect(page.locator("#waiting")).to_have_text("1")
     finally:
         os.kill(redis.pid, signal.SIGCONT)

@@ -26,8 +26,9 @@ pytest.importorskip("jinja2")
 
 from relay.console import dead_letters, overview, queue_client, session, sse, status_cache
 from relay.console.attempts import AT_ONCE
+from relay.console.forms import FORM_BYTES
 from relay.console.pages import HEADERS
-from relay.console.routes import COOKIE, FORM_BYTES
+from relay.console.sign_in import COOKIE
 from relay.errors import QueueUnavailable
 from relay.events.event import Instance
 from relay.gateway import server
@@ -468,7 +469,7 @@ def test_environments_with_what_waits(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=3, delivered=1234, dead=2)
     page = until(operator, "2 environments")
     said = text_of(page)
-    assert re.search(r"production flowing 3 \d+ s 0 .* quiet idle 0 \S 0", said)
+    assert re.search(r"production delivering 3 \d+ s 0 .* quiet idle 0 \S 0", said)
     assert "1,234" in said
     assert link(page, "2") == "/console/dead?environment=production"
 
@@ -485,8 +486,10 @@ def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis
     client.hset(KEYS.destination(DEFAULT_DESTINATION), mapping=health)
     said = text_of(until(operator, "1 environment"))
     assert "Problem: the destination refuses the token: it expired or is wrong, and deliveries wait; put a" in said
-    assert re.search(r"Destination held unauthorized, the next probe is in \d+ s; .* circuit opened 3 times", said)
-    assert "production held 1" in said
+    assert re.search(
+        r"Destination unauthorized unauthorized, the next probe is in \d+ s; .* circuit opened 3 times", said
+    )
+    assert "production unauthorized 1" in said
     assert "Warning: no worker is alive" in said
 
 
@@ -627,7 +630,7 @@ def test_dead_letters_are_paged_the_newest_first(operator: Visitor, client: Redi
 def test_a_page_looks_at_a_bounded_number_of_letters(
     operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "LOOK_AT", 100)
+    monkeypatch.setattr(dead_letters, "MAX_SCANNED", 100)
     (wanted,) = bury(client, refused("wanted", environment="staging"))
     bury(client, *(refused(str(number)) for number in range(400)))
     page = operator.see("dead", environment="staging")
@@ -642,8 +645,8 @@ def test_a_letter_is_shown_whole(operator: Visitor, client: Redis) -> None:
     (letter,) = bury(client, refused("1", redriven="2 1700000000000-0", detail="HTTP 422: no such image"))
     said = text_of(operator.see("dead/letter", id=letter))
     for part in (
-        "The API refused it for good", "HTTP 422: no such image", '"name": "production"', "job-1",
-        "First came 2023-11-14 22:13:20 UTC", "Came again (redriven 2 times)",
+        "The destination refused it for good", "HTTP 422: no such image", '"name": "production"', "job-1",
+        "First enqueued 2023-11-14 22:13:20 UTC", "Enqueued again (redriven 2 times)",
         "First attempt 2025-06-15 15:06:40 UTC",
         "Attempts 1", digest("1"),
     ):  # fmt: skip
@@ -712,7 +715,7 @@ def test_a_set_without_its_end_or_with_a_fault_is_refused(operator: Visitor, cli
 
 
 def test_one_form_does_a_bounded_number(operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "MOST_AT_ONCE", 30)
+    monkeypatch.setattr(dead_letters, "MAX_PER_FORM", 30)
     bury(client, *(refused(str(number)) for number in range(100)), died=now_ms() - 10_000)
     for action in ("redrive", "drop"):
         answer = operator.send(f"dead/{action}", until=now_ms())
@@ -849,7 +852,7 @@ def test_without_redis_the_page_says_so(stranger: Visitor) -> None:
         for path in ("", "dead", "inventory"):
             answer = operator.get(path)
             assert answer.status_code == 503, path
-            assert "Redis is away" in answer.text
+            assert "Redis is unavailable" in answer.text
             assert "a-password" not in answer.text
             assert answer.headers["Content-Security-Policy"]
         assert operator.send("pause", environment="production").status_code == 503
@@ -913,7 +916,7 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
             await asked.close()
 
     monkeypatch.setattr(status_cache, "read_status", read_and_wait)
-    assert [each.environment for each in asyncio.run(look()).seen.paused] == ["production"]
+    assert [each.environment for each in asyncio.run(look()).status.paused] == ["production"]
 
 
 def test_a_redis_that_hangs_hangs_no_page() -> None:

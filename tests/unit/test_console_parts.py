@@ -13,11 +13,10 @@ pytest.importorskip("jinja2")
 
 from relay.console import filters, session
 from relay.console.attempts import ADDRESSES, AT_ONCE, PAUSE_SECONDS, Attempts
-from relay.console.dead_letters import Asked, _indented
+from relay.console.dead_letters import Selection, _indented
 from relay.console.history import ENVIRONMENTS, STEP_SECONDS, STEPS, History
-from relay.console.inventory import meant
-from relay.console.overview import Asked as AskedFirst
-from relay.console.overview import how_is, ordered, show
+from relay.console.inventory import matching
+from relay.console.overview import Search, destination_of, ordered, page_of
 from relay.console.pages import Pages
 from relay.console.redact import excerpt, known_secrets, redacted
 from relay.console.sparkline import HEIGHT, WIDTH, draw
@@ -241,8 +240,8 @@ def environment(name: str, waiting: int = 0, delivered: int = 0) -> EnvironmentC
 def first_page(*findings: Finding, **seen: Any) -> str:
     """The first page as it is sent, of a relay that is well but for this."""
     known = session.read(session.begin(TOKEN, NOW), TOKEN, NOW)
-    sample = CachedStatus(seen=replace(WELL, **seen), findings=list(findings), began=0.0, took_seconds=0.0)
-    shown = show(sample, History(), AskedFirst())
+    cached = CachedStatus(status=replace(WELL, **seen), findings=list(findings), began=0.0, took_seconds=0.0)
+    shown = page_of(cached, History(), Search())
     return bytes(Pages(Settings.load()).page("overview", known, shown=shown, at="/console/").body).decode()
 
 
@@ -264,23 +263,23 @@ def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Severity
 
 
 HEALTH = [
-    (Health(), False, "good"),
-    (Health(failures=3), False, "warn"),
-    (Health(until=3000, reason="throttled"), True, "warn"),
-    (Health(until=1000, reason="throttled"), False, "good"),
-    (Health(until=3000, reason="of_later"), True, "warn"),
-    (Health(until=3000, openings=2, circuit="unauthorized"), True, "bad"),
-    (Health(until=500, openings=2, circuit="unavailable", probe_until=2000), True, "bad"),
+    (Health(), "healthy", "good"),
+    (Health(failures=3), "healthy", "warn"),
+    (Health(until=3000, reason="throttled"), "throttled", "warn"),
+    (Health(until=1000, reason="throttled"), "healthy", "good"),
+    (Health(until=3000, reason="of_later"), "unavailable", "warn"),
+    (Health(until=3000, openings=2, circuit="unauthorized"), "unauthorized", "bad"),
+    (Health(until=500, openings=2, circuit="unavailable", probe_until=2000), "unavailable", "bad"),
 ]
 
 
-@pytest.mark.parametrize(("health", "held", "level"), HEALTH)
-def test_an_destination_is_said_as_relay_status_says_it(health: Health, held: bool, level: str) -> None:  # noqa: FBT001 - a parameter
-    assert how_is(health, 1000) == (held, level, describe(health, 1000))
+@pytest.mark.parametrize(("health", "state", "level"), HEALTH)
+def test_health_has_the_words_of_relay_status(health: Health, state: str, level: str) -> None:
+    assert destination_of(health, 1000) == (state, level, describe(health, 1000))
     page = first_page(now=1000, health=health, environments=[environment("production", waiting=1)])
-    assert f'<span class="badge {level}" id="destination-state">{"held" if held else "open"}</span>' in page
-    assert f'<p class="said">{describe(health, 1000)}</p>' in page
-    assert (">held</span>" in page.partition('id="environments"')[2]) is held
+    assert f'<span class="badge {level}" id="destination-state">{state}</span>' in page
+    assert f'<p class="description">{describe(health, 1000)}</p>' in page
+    assert f">{'delivering' if state == 'healthy' else state}</span>" in page.partition('id="environments"')[2]
 
 
 def test_environments_with_the_most_that_waits_come_first() -> None:
@@ -290,15 +289,15 @@ def test_environments_with_the_most_that_waits_come_first() -> None:
 
 
 def test_an_environments_whole_name_means_it_alone() -> None:
-    assert meant(["prod", "prod-eu", "qa"], "prod") == ["prod"]
-    assert meant(["prod", "prod-eu", "qa"], "pro") == ["prod", "prod-eu"]
-    assert meant(["prod", "qa"], "") == ["prod", "qa"]
+    assert matching(["prod", "prod-eu", "qa"], "prod") == ["prod"]
+    assert matching(["prod", "prod-eu", "qa"], "pro") == ["prod", "prod-eu"]
+    assert matching(["prod", "qa"], "") == ["prod", "qa"]
 
 
 def test_a_filter_that_cannot_be_read_says_so() -> None:
-    asked = Asked.of({"newer": "soon", "older": "2h", "reason": "bored", "until": "12"})
-    assert asked.faults == ("'soon' is no duration: write 90s, 12h or 30d", "there is no reason 'bored'")
-    assert (asked.filters.older_than_seconds, asked.filters.died_until) == (7200, 12)
+    selection = Selection.of({"newer": "soon", "older": "2h", "reason": "bored", "until": "12"})
+    assert selection.faults == ("'soon' is no duration: write 90s, 12h or 30d", "there is no reason 'bored'")
+    assert (selection.filters.older_than_seconds, selection.filters.died_until) == (7200, 12)
 
 
 def test_an_event_of_many_lines_stays_one() -> None:

@@ -1,11 +1,11 @@
-// Keeps a page true: swaps its live parts for those that the server sends. Without it a page is true when it is loaded.
+// Updates a page: replaces its live parts by those that the server sends. Without scripts a page shows the state at its loading.
 "use strict";
 (() => {
   const feed = document.getElementById("feed");
   const connection = document.getElementById("connection");
   if (!feed || !window.EventSource) return;
 
-  const LATER_MS = 10000; // a stream that was refused is asked for again this much later
+  const LATER_MS = 10000; // the time after which a refused stream is requested again
   let source = null;
   let later = 0;
 
@@ -13,15 +13,15 @@
     if (connection.dataset.state === state && connection.title === text) return;
     connection.dataset.state = state;
     connection.title = text;
-    connection.textContent = { live: "Live", lost: "Reconnecting…", away: "Redis is away", over: "Signed out" }[state];
+    connection.textContent = { live: "Live", lost: "Reconnecting…", unavailable: "Redis is unavailable", over: "Signed out" }[state];
   };
 
-  // What is about to be clicked must not move away.
+  // A part with the pointer on a control is not replaced, so that the control does not move.
   const isAimedAt = (part) => part.querySelector("a:hover, button:hover, a:active, button:active") !== null;
 
   const swap = (html) => {
     const template = document.createElement("template");
-    template.innerHTML = html; // the server has escaped it; scripts in it would not run, nor does the policy let them
+    template.innerHTML = html; // escaped by the server; scripts in it would not run, and the policy forbids them
     for (const fresh of template.content.querySelectorAll("[data-live]")) {
       const stale = document.getElementById(fresh.id);
       if (!stale || isAimedAt(stale)) continue;
@@ -44,7 +44,7 @@
     close();
     source = new EventSource(feed.dataset.from);
     source.addEventListener("page", (event) => { swap(event.data); say("live", ""); });
-    source.addEventListener("away", (event) => say("away", event.data));
+    source.addEventListener("unavailable", (event) => say("unavailable", event.data));
     source.addEventListener("over", () => { close(); say("over", "The session is over: sign in again."); });
     source.addEventListener("error", () => {
       if (!source) return;
