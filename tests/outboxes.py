@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rig import wait_for
 
-from relay.queue import leases, outbox, scripts
+from relay.queue import health, leases, outbox, scripts
+from relay.queue.health import Health
 from relay.queue.keys import Keys, OutboxKeys
 from relay.queue.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -212,3 +215,13 @@ def release(
         unsent=unsent,
     )
     return int(scripts.run(client, call))
+
+
+def throttle(client: Redis, seconds: float) -> Health:
+    """Have the default destination ask for a pause."""
+    shard = Shard(client=client, keys=KEYS)
+    return health.change(shard, DEFAULT_DESTINATION, partial(Health.throttled, seconds=seconds)).after
+
+
+def read_health(client: Redis) -> Health:
+    return health.read(Shard(client=client, keys=KEYS), DEFAULT_DESTINATION)

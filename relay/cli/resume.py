@@ -11,6 +11,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import health, pausing
 from relay.queue.dead_letters import moment
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool
 
 
 def _lift(client: Redis, keys: Keys, name: str, *, as_json: bool) -> None:
-    lifted = health.lift(client, keys, name)
+    lifted = health.lift(Shard(client=client, keys=keys), name)
     until = None if lifted is None else moment(max(lifted.until, lifted.throttled_until))
     if as_json:
         typer.echo(

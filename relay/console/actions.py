@@ -14,6 +14,7 @@ from relay.events.event import MAX_NAME_BYTES
 from relay.logs import get_logger
 from relay.queue import health, pausing
 from relay.queue.redrive import LEASE_SECONDS
+from relay.queue.shard import Shard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -67,7 +68,9 @@ class Actions:
 
     async def lift(self, request: OperatorRequest) -> Response:
         """End the destination's throttle, or probe it at once."""
-        lifting = self._queue.ask(lambda client, keys: health.lift(client, keys, self._destination))
+        lifting = self._queue.ask(
+            lambda client, keys: health.lift(Shard(client=client, keys=keys), self._destination)
+        )
         await _logged(request, "lift", lifting, destination=self._destination)
         return _back(request)
 

@@ -1,4 +1,4 @@
-"""Pausing: an operator holds single environments' deliveries, for all workers, while their events keep queueing."""
+"""Pausing: an operator stops single environments' deliveries, for all workers, while their events keep queueing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from relay.queue.keys import Keys
 
-_PAUSE = scripts.load("pause")
-_RESUME = scripts.load("resume")
+_PAUSE = scripts.declare("pause", keys=("paused",), lists={"environments": ()})
+_RESUME = scripts.declare("resume", keys=("paused", "schedule"), lists={"environments": ()})
 
 
 class Paused(NamedTuple):
@@ -25,15 +25,19 @@ class Paused(NamedTuple):
 
 
 def pause(client: Redis, keys: Keys, destination: str, environments: Sequence[str]) -> list[Paused]:
-    """Pause environments, whether they ever got an event or not; what is in flight is finished."""
-    reply = scripts.run(client, scripts.Call(_PAUSE, (keys.paused(destination),), environments))
+    """Pause environments, also those that never had an event; requests in flight are finished."""
+    call = _PAUSE.call({"paused": keys.paused(destination)}, lists={"environments": environments})
+    reply = scripts.run(client, call)
     return [Paused(bool(newly), since) for newly, since in zip(reply[::2], reply[1::2], strict=True)]
 
 
 def resume(client: Redis, keys: Keys, destination: str, environments: Sequence[str]) -> list[int | None]:
     """Resume environments; return since when each was paused (Redis milliseconds), None for one that was not."""
-    outboxes = [keys.of_outbox(destination, name).outbox for name in environments]
-    call = scripts.Call(_RESUME, (keys.paused(destination), keys.schedule(destination), *outboxes), environments)
+    call = _RESUME.call(
+        {"paused": keys.paused(destination), "schedule": keys.schedule(destination)},
+        lists={"environments": environments},
+        more_keys=[keys.of_outbox(destination, name).outbox for name in environments],
+    )
     return [since or None for since in scripts.run(client, call)]
 
 

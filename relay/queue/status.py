@@ -18,6 +18,7 @@ from relay.queue.health import read as read_health
 from relay.queue.metrics_snapshot import read_snapshot
 from relay.queue.outbox import Trials
 from relay.queue.redis_server import UNKNOWN
+from relay.queue.shard import Shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ def read_status(
         destination=destination,
         now=snapshot.now,
         counters=snapshot.counters,
-        health=read_health(client, keys, destination),
+        health=read_health(Shard(client=client, keys=keys), destination),
         inbox=snapshot.inbox.events,
         inbox_oldest=_first_enqueued_at(client, keys, snapshot.inbox),
         is_intake_running=bool(lease),

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refused
+from outboxes import throttle
 from redis import Redis
 from rig import wait_for
 
 from relay.processes.embedded_redis import EmbeddedRedis
-from relay.queue import health
 from relay.queue.counters import read_counters
 from relay.queue.inbox import Redriven
 from relay.settings import DEFAULT_DESTINATION
@@ -397,7 +397,7 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
 def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
     assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="throttled")
+    throttle(client, 3600)
     status = json.loads(run(url, "status", "--json").stdout)
     assert status["destination"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)

@@ -266,8 +266,8 @@ MUTANTS = (
         "a hold is heeded by the drain that was told, and by no other",
         edits=(
             Edit(
-                "relay/queue/scripts/hold.lua",
-                "  redis.call('HSET', KEYS[1], 'until', string.format('%d', wanted), 'reason', ARGV[2])\n",
+                "relay/queue/scripts/change_health.lua",
+                "    call('HSET', health_key, ARGV[at + WANTED_FIELD], ARGV[at + WANTED_VALUE])\n",
                 "",
             ),
         ),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from recorded_wakeups import RecordedWakeups
 
 from relay import DeploymentEvent, Producer, failpoints
-from relay.queue import dead_letters, epoch, forgetting, health, metrics_snapshot, pausing
+from relay.queue import dead_letters, epoch, forgetting, metrics_snapshot, pausing
 from relay.queue.counters import read_counters, read_environments
 from relay.queue.redrive import Redrive, redrive_all
 from relay.settings import DEFAULT_DESTINATION, Settings
@@ -86,11 +86,6 @@ def pause(runtime: Runtime, environment: str) -> None:
     pausing.resume(runtime.client, runtime.keys, DEFAULT_DESTINATION, [environment])
 
 
-def lift(runtime: Runtime, _: str) -> None:
-    """Lift the hold of a destination, if there is one."""
-    health.lift(runtime.client, runtime.keys, DEFAULT_DESTINATION)
-
-
 def forget(runtime: Runtime, environment: str) -> None:
     """Forget whatever of an environment may be forgotten."""
     outbox = runtime.keys.of_outbox(DEFAULT_DESTINATION, environment)
@@ -110,7 +105,7 @@ def scrape(runtime: Runtime, _: str) -> None:
     metrics_snapshot.read_snapshot(runtime.client, runtime.keys, DEFAULT_DESTINATION, environments=1)
 
 
-STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, lift, forget, status, scrape)}
+STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, pause, forget, status, scrape)}
 
 
 def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:

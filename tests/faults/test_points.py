@@ -51,8 +51,7 @@ PASSES = {
     "admit": ("work", 2),
     "settle": ("work", 2),
     "release_outbox": ("work", 1),
-    "open_circuit": ("work", 1),
-    "hold": ("work", 1),
+    "change_health": ("work", 2),
     "handle": ("work", 2),
     "append": ("report", 1),
     "dead_page": ("redrive", 1),
@@ -60,7 +59,6 @@ PASSES = {
     "drop": ("drop", 1),
     "pause": ("pause", 1),
     "resume": ("pause", 1),
-    "lift": ("lift", 1),
     "forget": ("forget", 1),
     "forget_environment": ("forget", 1),
     "counters": ("status", 1),
@@ -100,9 +98,9 @@ def answer(attempt: Attempt) -> Answer:
     _, point, fate = attempt.event_id.split(" ")
     if attempt.earlier:
         return OK
-    if "open_circuit" in point:
+    if "change_health:1" in point:
         return Answer(401)
-    if "hold" in point and fate == "first":
+    if "change_health" in point and fate == "first":
         return Answer(429, headers={"Retry-After": "60"})
     return {"refused": Answer(422), "retried": Answer(503)}.get(fate, OK)
 

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import pytest
 import requests
 from letters import KEYS, bury, digest, invalid, refused
+from outboxes import throttle
 from rig import wait_for
 
 pytest.importorskip("starlette")
@@ -39,6 +40,7 @@ from relay.processes.embedded_redis import free_port
 from relay.queue import health as destination
 from relay.queue import pausing
 from relay.queue.leases import new_token
+from relay.queue.shard import Shard
 from relay.queue.state import Accepted
 from relay.queue.status import Status, read_status
 from relay.settings import DEFAULT_DESTINATION, Settings
@@ -555,11 +557,11 @@ def test_an_environment_is_paused_and_resumed(operator: Visitor, client: Redis) 
 
 def test_a_throttle_is_lifted(operator: Visitor, client: Redis) -> None:
     assert 'action="/console/lift"' not in operator.see()
-    destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=3600, reason="throttled")
+    throttle(client, 3600)
     wait_for(lambda: 'action="/console/lift"' in operator.see(), DEADLINE_SECONDS)  # a page is a moment old
     answer = operator.send("lift", back="/console/?q=script")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/?q=script")
-    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is None
+    assert destination.lift(Shard(client=client, keys=KEYS), DEFAULT_DESTINATION) is None
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256])

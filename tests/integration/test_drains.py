@@ -18,11 +18,12 @@ from drains import (
     report,
     report_image,
 )
+from outboxes import throttle
 from rig import wait_for
 
 from relay import Producer
 from relay.errors import QueueFull
-from relay.queue import health, leases, scripts
+from relay.queue import leases, scripts
 from relay.queue.counters import read_counters
 from relay.queue.inbox import InboxEntry
 from relay.sandbox import Sandbox
@@ -319,7 +320,7 @@ def test_a_hold_set_by_another_worker_is_heeded_with_entries_in_hand(
         def wait(self, timeout_seconds: float) -> object:
             answers = wait(timeout_seconds)
             if answers and not client.exists(runtime.keys.destination(DEFAULT_DESTINATION)):
-                health.hold(client, runtime.keys, DEFAULT_DESTINATION, seconds=60, reason="throttled")
+                throttle(client, 60)
             return answers
 
     done = run_delivery(replace(runtime, transport=Transport()), ["production"])

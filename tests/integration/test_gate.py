@@ -9,7 +9,8 @@ from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 
 from relay.queue import health as destination
 from relay.queue import scripts
-from relay.queue.health import Health, HealthState, Hold
+from relay.queue.health import Health, HealthState
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
@@ -51,9 +52,19 @@ def now_ms(client: Redis) -> float:
     return float(seconds * 1000 + microseconds / 1000)
 
 
+def shard(client: Redis) -> Shard:
+    return Shard(client=client, keys=KEYS)
+
+
 def health(client: Redis) -> Health:
     call = destination.observe_call(
-        KEYS, DEFAULT_DESTINATION, successes=0, failures=0, window_change=0, max_window=8, shrink_gap_seconds=1
+        shard(client),
+        DEFAULT_DESTINATION,
+        successes=0,
+        failures=0,
+        window_change=0,
+        max_window=8,
+        shrink_gap_seconds=1,
     )
     return Health.decode(scripts.run(client, call))
 
@@ -97,7 +108,7 @@ def test_there_is_no_room_once_the_destination_is_held(runtime: Runtime, client:
     assert gate.hold is None
 
     gate.learn(Health(until=int(now) + 5000, reason="throttled"), now)
-    assert gate.hold == Hold(int(now) + 5000, "throttled")
+    assert gate.hold == ("throttled",)
     assert gate.room(in_flight=0) == 0
 
     gate.learn(Health(), now)
@@ -252,11 +263,9 @@ def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, clien
         gate.heard(outcome)
         gate.saw(outcome)
 
-    hold = destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
-    assert hold == gate.hold
-    assert hold is not None
-    assert hold.reason == "throttled"
-    assert hold.until - now_ms(client) == pytest.approx(60_000, abs=2000)
+    found = destination.read(shard(client), DEFAULT_DESTINATION)
+    assert gate.hold == (found.state(now_ms(client)),) == ("throttled",)
+    assert found.until - now_ms(client) == pytest.approx(60_000, abs=2000)
 
 
 def throttled(redis_server: EmbeddedRedis) -> AbstractContextManager[Runtime]:
@@ -272,7 +281,7 @@ def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: 
         gate.heard(LONG)
         for outcome in (LONG, Delivered(), Refused("HTTP 422", 422), FAILED, Delivered()):
             gate.saw(outcome)
-        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
+        found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
@@ -294,7 +303,7 @@ def test_probe_of_a_throttle_ends_it_or_not(
         assert gate.admit(wanted=5, room=1) == 1
         gate.heard(outcome)
         gate.saw(outcome)
-        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
+        found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == circuit
         assert bool(found.throttled_until) is bool(circuit)
         if circuit:
@@ -315,7 +324,7 @@ def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_betw
         other.saw(LONG)
         gate.learn(health(client), now_ms(client))
         gate.saw(Delivered())
-        found = destination.read(client, KEYS, DEFAULT_DESTINATION)
+        found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
@@ -326,12 +335,12 @@ def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: R
     gate.is_over = True
     gate.heard(outcome)
     gate.saw(outcome)
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
+    assert destination.read(shard(client), DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
 
     gate.tell_hold()
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) == "throttled"
-    assert gate.hold is not None
-    assert gate.hold.until - now_ms(client) == pytest.approx(30_000, abs=2000)
+    found = destination.read(shard(client), DEFAULT_DESTINATION)
+    assert gate.hold == (found.state(now_ms(client)),) == ("throttled",)
+    assert found.until - now_ms(client) == pytest.approx(30_000, abs=2000)
 
 
 # What the others are told

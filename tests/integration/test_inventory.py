@@ -11,6 +11,7 @@ from relay.events.event import Instance
 from relay.queue import counters, dead_letters, inventory, pausing
 from relay.queue import health as destination
 from relay.queue.dead_letters import Filters
+from relay.queue.shard import Shard
 from relay.queue.state import Accepted, Delivered
 from relay.settings import DEFAULT_DESTINATION as DESTINATION
 
@@ -118,13 +119,13 @@ def test_many_environments_are_read_in_order(client: Redis) -> None:
 
 def test_an_destinations_health_is_read_without_a_change(client: Redis) -> None:
     key = KEYS.destination(DESTINATION)
-    assert destination.read(client, KEYS, DESTINATION) == destination.Health()
+    assert destination.read(Shard(client=client, keys=KEYS), DESTINATION) == destination.Health()
     assert not client.exists(key)
     client.hset(
         key,
         mapping={"until": 7, "reason": "unauthorized", "openings": 2, "circuit": "unauthorized", "probe_until": 9},
     )
-    health = destination.read(client, KEYS, DESTINATION)
+    health = destination.read(Shard(client=client, keys=KEYS), DESTINATION)
     assert health == destination.Health(
         until=7, reason="unauthorized", openings=2, circuit="unauthorized", probe_until=9
     )

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from exposed import Exposed, lint
-from outboxes import KEYS, everything, fill, now_ms, put
+from outboxes import KEYS, everything, fill, now_ms, put, throttle
 from redis.exceptions import OutOfMemoryError
 
 from relay.metrics.exporter import Exporter
-from relay.queue import epoch, forgetting, health, metrics_snapshot, scripts
+from relay.queue import epoch, forgetting, metrics_snapshot, scripts
 from relay.queue.metrics_snapshot import Snapshot, Waiting
 from relay.settings import DEFAULT_DESTINATION, Settings
 
@@ -158,7 +158,7 @@ def test_newest_is_told_though_nothing_waits_any_more(client: Redis) -> None:
 
 
 def test_held_destination_is_told_with_why_and_for_how_long(client: Redis) -> None:
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=60, reason="throttled")
+    throttle(client, 60)
     found = read(client).destinations["default"]
     assert (found.state, found.unhealthy_ms, found.retry_after_ms) == ("throttled", {"throttled": 60_000}, 60_000)
 

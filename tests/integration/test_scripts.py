@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,10 +24,10 @@ from outboxes import (
     defer,
     fill,
     gives_way,
-    now_ms,
     put,
     release,
     settle,
+    throttle,
     took,
     took_due,
     totals,
@@ -35,9 +36,10 @@ from outboxes import (
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from relay.queue import health, inbox, leases, outbox, schedule, scripts
-from relay.queue.health import Admission, Health
+from relay.queue.health import Admission, Health, HealthState
 from relay.queue.leases import Lease
 from relay.queue.outbox import BEGINNING, Parking, after
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def test_error_of_one_of_many_is_raised(client: Redis) -> None:
 @contextmanager
 def full(client: Redis) -> Iterator[None]:
     """Let there be no memory left, after all scripts have been taught."""
-    for name in ("acquire", "handle", "take", "settle", "release_outbox", "admit", "observe", "open_circuit", "hold"):
+    for name in ("acquire", "handle", "take", "settle", "release_outbox", "admit", "observe", "change_health"):
         client.script_load(scripts.load(name).text)
     client.config_set("maxmemory", 1)
     try:
@@ -169,28 +171,30 @@ def test_paused_environment_is_let_go_of_when_memory_is_full(client: Redis) -> N
 
 
 def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
+    shard = Shard(client=client, keys=KEYS)
+
     def admit(token: str) -> Admission:
         return health.admit(
-            client, KEYS, DEFAULT_DESTINATION, token=token, wanted=9, rate_limit=0.01, burst=5, probe_seconds=9
+            shard, DEFAULT_DESTINATION, token=token, wanted=9, rate_limit=0.01, burst=5, probe_seconds=9
         )
 
     def open_circuit(token: str) -> int:
-        return health.open_circuit(
-            client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=0, longest_seconds=0, reason="unavailable"
-        ).openings
+        opened = partial(
+            Health.opened, state=HealthState.UNAVAILABLE, token=token, first_seconds=0, longest_seconds=0
+        )
+        return health.change(shard, DEFAULT_DESTINATION, opened).after.openings
 
     call = health.observe_call(
-        KEYS, DEFAULT_DESTINATION, successes=1, failures=2, window_change=-1, max_window=32, shrink_gap_seconds=9
+        shard, DEFAULT_DESTINATION, successes=1, failures=2, window_change=-1, max_window=32, shrink_gap_seconds=9
     )
     with full(client):
         assert Health.decode(scripts.run(client, call)) == Health(failures=2, successes=1, window=16)
         assert open_circuit("first") == 1
         assert admit("prober") == Admission(1, 0.0, probes=True)
         assert open_circuit("prober") == 2
-        health.close_circuit(client, KEYS, DEFAULT_DESTINATION)
+        health.change(shard, DEFAULT_DESTINATION, lambda health, _: health.closed())
         assert admit("another").granted == 4
-        held = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="throttled")
-        assert health.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == held
+        assert throttle(client, 50) == health.read(shard, DEFAULT_DESTINATION)
         assert (
             schedule.look(client, KEYS, DEFAULT_DESTINATION, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []
         )

@@ -1,8 +1,9 @@
-"""A destination's health on a real Redis: held, open, probed, paced; and what the poller sees of it."""
+"""A destination's health in Redis, and the wake-ups that the poller gives by it."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,156 +12,164 @@ from rig import wait_for
 
 from relay.queue import health as destination
 from relay.queue import schedule, scripts
-from relay.queue.health import Admission, Health, HealthState, Hold
+from relay.queue.health import Admission, Health, HealthState
 from relay.queue.schedule import PROBERS, Sight
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
 
 HOUR_MS = 3_600_000
-DRAIN = "drain"
+RUN = "run"
+
+
+def shard(client: Redis) -> Shard:
+    return Shard(client=client, keys=KEYS)
 
 
 def health(client: Redis) -> Health:
-    """Read it as a drain that saw nothing does."""
+    """Read it as a run does that observed nothing."""
     return observe(client)
 
 
-# hold.lua
+# change_health.lua
 
 
-def hold(client: Redis, seconds: float, reason: str = "throttled") -> Hold:
-    return destination.hold(client, KEYS, DEFAULT_DESTINATION, seconds=seconds, reason=reason)
+def throttle(client: Redis, seconds: float) -> Health:
+    throttled = partial(Health.throttled, seconds=seconds)
+    return destination.change(shard(client), DEFAULT_DESTINATION, throttled).after
 
 
-def test_hold_is_only_ever_extended(client: Redis) -> None:
-    first = hold(client, 30)
-    assert first.until == pytest.approx(now_ms(client) + 30_000, abs=1000)
+def open_circuit(client: Redis, token: str = RUN, *, pause: float = 0.0, state: str = "unavailable") -> Health:
+    def opened(health: Health, now: int) -> Health:
+        return health.opened(now, HealthState(state), token=token, first_seconds=pause, longest_seconds=10 * pause)
 
-    assert hold(client, 1, "unavailable").until == first.until
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) == first
-
-    longer = hold(client, 60, "unauthorized")
-    assert longer.until > first.until
-    assert (
-        destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000)
-        == longer
-        == Hold(longer.until, "unauthorized")
-    )
+    return destination.change(shard(client), DEFAULT_DESTINATION, opened).after
 
 
-def test_destination_that_was_never_held_has_no_hold(client: Redis) -> None:
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client) - 60_000) is None
-    assert health(client) == Health()
+def close_circuit(client: Redis) -> None:
+    destination.change(shard(client), DEFAULT_DESTINATION, lambda health, _: health.closed())
 
 
-def held_ms(client: Redis) -> dict[str, int]:
+def probe(client: Redis, token: str) -> None:
+    """Have a run send a probe, as if the pause were over."""
+    client.hset(DESTINATION, "until", now_ms(client) - 1)
+    assert admit(client, token) == Admission(1, 0.0, probes=True)
+
+
+def read(client: Redis) -> Health:
+    return destination.read(shard(client), DEFAULT_DESTINATION)
+
+
+def test_transition_is_what_all_read(client: Redis) -> None:
+    changed = throttle(client, 3600)
+    assert read(client) == changed
+    assert changed.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
+    assert health(client) == changed._replace(throttled_until=0, asked_ms=0)
+
+    probe(client, "prober")
+    assert read(client).prober == "prober"
+    again = open_circuit(client, "prober", pause=100)
+    assert read(client) == again
+    assert again.openings == 2
+
+    close_circuit(client)
+    assert read(client) == again.closed()
+    assert client.hmget(DESTINATION, ["openings", "circuit", "prober", "throttled_until"]) == [None] * 4
+
+
+def test_transition_that_changes_nothing_writes_nothing(client: Redis) -> None:
+    open_circuit(client, "first", pause=100)
+    before = everything(client)
+    open_circuit(client, "another", pause=100, state="unauthorized")
+    assert everything(client) == before
+    assert destination.lift(shard(client), "never used") is None
+    assert everything(client) == before
+
+
+def test_transition_is_decided_again_if_another_worker_changed_the_health_in_between(client: Redis) -> None:
+    seen = []
+
+    def opened(health: Health, now: int) -> Health:
+        seen.append(health.openings)
+        if len(seen) == 1:
+            open_circuit(client, "another")
+        return health.opened(now, HealthState.UNAVAILABLE, token=RUN, first_seconds=1, longest_seconds=1)
+
+    changed = destination.change(shard(client), DEFAULT_DESTINATION, opened)
+    assert seen == [0, 1]
+    assert changed.after == changed.before == read(client), "an open circuit is opened again only by its probe"
+
+
+def test_circuit_that_many_runs_open_at_once_is_opened_once(client: Redis) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda number: open_circuit(client, f"run {number}", pause=50), range(32)))
+
+    assert {health.openings for health in opened} == {1}
+    assert unhealthy_ms(client) == {"unavailable": pytest.approx(50_000, abs=1000)}
+
+
+def test_observation_in_between_neither_hinders_a_transition_nor_is_lost(client: Redis) -> None:
+    def throttled(health: Health, now: int) -> Health:
+        observe(client, successes=3, failures=2)
+        return health.throttled(now, seconds=30)
+
+    destination.change(shard(client), DEFAULT_DESTINATION, throttled)
+    assert (read(client).successes, read(client).failures, read(client).reason) == (3, 2, "throttled")
+
+
+def unhealthy_ms(client: Redis) -> dict[str, int]:
     known = client.hgetall(DESTINATION)
     return {name.decode()[8:]: int(ms) for name, ms in known.items() if name.startswith(b"held_ms:")}
 
 
-def test_time_held_is_counted_by_reason_and_no_moment_twice(client: Redis) -> None:
-    hold(client, 40)
-    hold(client, 20)
-    assert held_ms(client) == {"throttled": 40_000}, "within the hold that stands"
+def test_unhealthy_time_is_counted_by_state_and_no_moment_twice(client: Redis) -> None:
+    throttle(client, 40)
+    throttle(client, 20)
+    assert unhealthy_ms(client) == {"throttled": 40_000}, "within the pause there is"
     assert client.hget(DESTINATION, "asked_ms") == b"20000"
 
-    hold(client, 60)
-    assert held_ms(client)["throttled"] == pytest.approx(60_000, abs=5000)
+    throttle(client, 60)
+    assert unhealthy_ms(client)["throttled"] == pytest.approx(60_000, abs=5000)
 
-    open_circuit(client, first=250, longest=250, reason="unauthorized")
-    both = held_ms(client)
+    open_circuit(client, pause=250, state="unauthorized")
+    both = unhealthy_ms(client)
     assert both["unauthorized"] == pytest.approx(190_000, abs=10_000), "the rest of it"
     assert sum(both.values()) == pytest.approx(250_000, abs=10_000)
 
-
-def test_time_held_begins_anew_after_a_hold_that_is_over(client: Redis) -> None:
-    hold(client, 10)
     client.hset(DESTINATION, "until", now_ms(client) - HOUR_MS)
-    hold(client, 20)
-    assert held_ms(client) == {"throttled": 30_000}
+    throttle(client, 20)
+    assert unhealthy_ms(client)["throttled"] == both["throttled"] + 20_000, "anew after a pause that is over"
 
 
-def test_throttle_longer_than_the_time_between_probes_opens_the_circuit(client: Redis) -> None:
-    held = hold(client, 3600)
-    assert held == Hold(held.until, "throttled", 1, "throttled")
-    assert held.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
-    seen = destination.read(client, KEYS, DEFAULT_DESTINATION)
-    assert seen.throttled_until == pytest.approx(now_ms(client) + HOUR_MS, abs=1000)
-    assert (seen.circuit, seen.window, seen.state(now_ms(client))) == ("throttled", 1, "throttled")
-    assert hold(client, 120).until >= held.until
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == seen.throttled_until, (
-        "only ever extended"
-    )
-
-
-def test_throttle_up_to_the_time_between_probes_is_kept_without_one(client: Redis) -> None:
-    assert hold(client, 60) == Hold(destination.read(client, KEYS, DEFAULT_DESTINATION).until, "throttled")
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).throttled_until == 0
-
-
-def test_probe_of_a_throttle_that_fails_waits_for_the_next_minute_and_not_beyond_the_throttle(client: Redis) -> None:
-    hold(client, 3600)
-    probe(client, "prober")
-    again = open_circuit(client, "prober", first=0.5, longest=2)
-    assert again.until == pytest.approx(now_ms(client) + 60_000, abs=1000)
-
-    client.hset(DESTINATION, "throttled_until", now_ms(client) + 20_000)
-    probe(client, "prober")
-    assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
-        now_ms(client) + 20_000, abs=1000
-    )
-
-    client.hset(DESTINATION, "throttled_until", now_ms(client) - 1)
-    probe(client, "prober")
-    assert open_circuit(client, "prober", first=0.5, longest=2).until == pytest.approx(
-        now_ms(client) + 2_000, abs=1000
-    )
-
-
-@pytest.mark.parametrize("circuit", ["unauthorized", "misconfigured"])
-def test_throttle_does_not_hide_what_has_to_be_mended(client: Redis, circuit: str) -> None:
-    open_circuit(client, reason=circuit)
-    assert hold(client, 3600).circuit == circuit
-
-
-def test_lifted_throttle_lets_all_go_and_gives_its_time_back(client: Redis) -> None:
-    hold(client, 3600)
-    lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
+def test_lifted_throttle_admits_all_and_gives_its_time_back(client: Redis) -> None:
+    throttle(client, 3600)
+    lifted = destination.lift(shard(client), DEFAULT_DESTINATION)
     assert lifted is not None
     assert (lifted.reason, lifted.throttled_until - lifted.until) == ("throttled", HOUR_MS - 60_000)
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
-    assert held_ms(client)["throttled"] < 1000
-    assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
-    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is None
+    assert unhealthy_ms(client)["throttled"] < 1000
+    assert admit(client, wanted=5) == Admission(5, 0.0, probes=False)
+    assert destination.lift(shard(client), DEFAULT_DESTINATION) is None
 
 
 def test_lifted_circuit_is_probed_at_once(client: Redis) -> None:
-    open_circuit(client, first=50, longest=100)
-    lifted = destination.lift(client, KEYS, DEFAULT_DESTINATION)
+    open_circuit(client, pause=50)
+    lifted = destination.lift(shard(client), DEFAULT_DESTINATION)
     assert lifted is not None
     assert lifted.reason == "unavailable"
     assert admit(client, "prober") == Admission(1, 0.0, probes=True)
 
 
-def test_lifted_hold_of_an_older_version_lets_all_go(client: Redis) -> None:
-    client.hset(DESTINATION, mapping={"until": now_ms(client) + HOUR_MS, "reason": "throttled"})
-    assert destination.lift(client, KEYS, DEFAULT_DESTINATION) is not None
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
-
-
 YEAR_MS = 365 * 86_400_000
 
 
-def test_hold_from_before_the_clock_was_set_back_is_over(client: Redis) -> None:
+def test_times_from_before_the_clock_was_set_back_are_over(client: Redis) -> None:
     ahead = now_ms(client) + YEAR_MS
     client.hset(DESTINATION, mapping={"until": ahead, "reason": "throttled", "prober": "x", "probe_until": ahead})
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
-    assert destination.read(client, KEYS, DEFAULT_DESTINATION).hold(now_ms(client)) is None
-    assert admit(client, DRAIN, wanted=5) == Admission(5, 0.0, probes=False)
+    assert admit(client, wanted=5) == Admission(5, 0.0, probes=False)
     client.hset(DESTINATION, mapping={"openings": 1, "circuit": "unavailable"})
-    assert admit(client, DRAIN, wanted=5) == Admission(1, 0.0, probes=True)
+    assert admit(client, wanted=5) == Admission(1, 0.0, probes=True)
     schedule_many(client, 2)
     assert look(client).due
 
@@ -173,97 +182,12 @@ def test_outbox_whose_time_is_from_before_the_clock_was_set_back_is_due(client: 
     assert everything(client) == before
 
 
-# open_circuit.lua
-
-
-def open_circuit(
-    client: Redis, token: str = DRAIN, *, first: float = 0.0, longest: float = 0.0, reason: str = "unavailable"
-) -> Hold:
-    return destination.open_circuit(
-        client, KEYS, DEFAULT_DESTINATION, token=token, first_seconds=first, longest_seconds=longest, reason=reason
-    )
-
-
-def probe(client: Redis, token: str) -> None:
-    """Have a drain send a probe, as if the pause were over."""
-    client.hset(DESTINATION, "until", now_ms(client) - 1)
-    assert admit(client, token) == Admission(1, 0.0, probes=True)
-
-
-def test_circuit_opens_with_a_pause_and_a_window_of_one(client: Redis) -> None:
-    client.hset(DESTINATION, "window", 32)
-    opened = open_circuit(client, first=50, longest=100, reason="misconfigured")
-
-    assert opened == Hold(opened.until, "misconfigured", 1)
-    assert opened.until == pytest.approx(now_ms(client) + 50_000, abs=1000)
-    assert health(client) == Health(
-        until=opened.until, reason="misconfigured", openings=1, window=1, circuit="misconfigured"
-    )
-
-
-def test_pause_doubles_with_each_probe_that_fails_up_to_the_longest(client: Redis) -> None:
-    pauses = []
-    open_circuit(client, first=1000, longest=7000)
-    for number in range(40):
-        token = f"drain {number}"
-        probe(client, token)
-        pauses.append((open_circuit(client, token, first=1000, longest=7000).until - now_ms(client)) / 1000)
-
-    assert pauses == pytest.approx([2000, 4000, *[7000] * 38], abs=1)
-    assert health(client).openings == 41
-
-
-def test_only_who_probes_opens_an_open_circuit_again(client: Redis) -> None:
-    opened = open_circuit(client, "first", first=100, longest=1000)
-    before = everything(client)
-    for token in ("another", "first"):
-        assert open_circuit(client, token, first=100, longest=1000, reason="unauthorized") == opened
-    assert everything(client) == before, "what was still in flight when it opened says nothing new"
-
-    probe(client, "prober")
-    standing = health(client)
-    assert open_circuit(client, "another", first=100, longest=1000).openings == 1
-    assert health(client) == standing
-
-    again = open_circuit(client, "prober", first=100, longest=1000, reason="unauthorized")
-    assert (again.reason, again.openings) == ("unauthorized", 2)
-    assert health(client).circuit == "unauthorized"
-
-
-def test_circuit_opened_twice_by_its_prober_is_opened_once(client: Redis) -> None:
-    """A client tries again when the answer was lost."""
-    open_circuit(client)
-    probe(client, "prober")
-    again = open_circuit(client, "prober", first=100, longest=100)
-
-    assert open_circuit(client, "prober", first=100, longest=100) == again
-
-
-def test_longer_hold_that_stands_is_kept_when_the_circuit_opens(client: Redis) -> None:
-    longer = hold(client, 50)
-    opened = open_circuit(client, first=1, longest=1)
-
-    assert opened == Hold(longer.until, "throttled", 1)
-    assert health(client) == Health(longer.until, "throttled", 1, window=1, circuit="unavailable")
-
-
-def test_success_closes_the_circuit_and_the_next_opening_is_the_first(client: Redis) -> None:
-    open_circuit(client)
-    probe(client, "prober")
-    assert open_circuit(client, "prober").openings == 2
-
-    destination.close_circuit(client, KEYS, DEFAULT_DESTINATION)
-    assert (health(client).openings, health(client).circuit, health(client).window) == (0, "", 1)
-    assert admit(client, "any", wanted=7) == Admission(7, 0.0, probes=False)
-    assert open_circuit(client).openings == 1
-
-
 # admit.lua
 
 
 def admit(
     client: Redis,
-    token: str = DRAIN,
+    token: str = RUN,
     *,
     wanted: int = 1,
     rate: float = 0.0,
@@ -271,8 +195,7 @@ def admit(
     probe_seconds: float = LONG_SECONDS,
 ) -> Admission:
     return destination.admit(
-        client,
-        KEYS,
+        shard(client),
         DEFAULT_DESTINATION,
         token=token,
         wanted=wanted,
@@ -288,7 +211,7 @@ def test_destination_in_good_health_takes_all_that_is_wanted(client: Redis) -> N
 
 
 def test_nothing_is_admitted_while_the_destination_is_held(client: Redis) -> None:
-    hold(client, 50)
+    throttle(client, 50)
     admission = admit(client, wanted=5, rate=1000)
 
     assert (admission.granted, admission.probes) == (0, False)
@@ -297,7 +220,7 @@ def test_nothing_is_admitted_while_the_destination_is_held(client: Redis) -> Non
 
 
 def test_open_circuit_that_is_still_held_is_not_probed(client: Redis) -> None:
-    open_circuit(client, first=100, longest=100)
+    open_circuit(client, pause=100)
 
     assert admit(client).granted == 0
     assert client.hexists(DESTINATION, "prober") == 0
@@ -412,7 +335,7 @@ def observe(
     gap: float = LONG_SECONDS,
 ) -> Health:
     call = destination.observe_call(
-        KEYS,
+        shard(client),
         DEFAULT_DESTINATION,
         successes=successes,
         failures=failures,
@@ -535,7 +458,7 @@ def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis
     put(client, {})
     schedule_many(client, 5)
     client.zadd(SCHEDULE, {"soon": now_ms(client) + 1000})
-    hold(client, 50)
+    throttle(client, 50)
     sight = look(client)
 
     assert (sight.inbox, sight.due) == (1, []), "the inbox is taken in all the same"
@@ -544,7 +467,7 @@ def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis
 
 def test_hold_that_is_over_hides_nothing(client: Redis) -> None:
     names = schedule_many(client, 5)
-    hold(client, 0)
+    throttle(client, 0)
 
     wait_for(lambda: set(look(client).due) == names)
 
@@ -582,6 +505,6 @@ def test_all_are_called_again_once_the_circuit_is_closed(client: Redis) -> None:
     names = schedule_many(client, 10)
     open_circuit(client)
     assert admit(client).probes
-    destination.close_circuit(client, KEYS, DEFAULT_DESTINATION)
+    close_circuit(client)
 
     assert set(look(client).due) == names

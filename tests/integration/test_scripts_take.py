@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 from outboxes import (
     DESTINATION,
-    KEYS,
     LEASE_MS,
     LONG_SECONDS,
     PAUSED,
@@ -24,6 +23,7 @@ from outboxes import (
     now_ms,
     settle,
     take,
+    throttle,
     took,
     took_due,
     tried_again,
@@ -31,7 +31,6 @@ from outboxes import (
 
 from relay.queue import health
 from relay.queue.outbox import NO_TRIALS, Due, OutboxEntry, Parking, Superseded, Trials, after
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -226,16 +225,16 @@ def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
     fill(client, X, Y)
     defer(client, took(client, fresh=1).fresh[0])
     client.hset(DESTINATION, mapping={"openings": 1, "circuit": "unavailable", "window": 1, "failures": 20})
-    hold = health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=50, reason="throttled")
+    until = throttle(client, 50).until
     client.pexpire(PRODUCTION.lease, LEASE_MS // 3)
 
     found = took(client)
 
     assert (found.fresh, found.due, found.cursor) == ([], [], None)
     assert found.health == health.Health(
-        until=hold.until, reason="throttled", openings=1, failures=20, window=1, circuit="unavailable"
+        until=until, reason="throttled", openings=1, failures=20, window=1, circuit="unavailable"
     )
-    assert found.health.hold(found.now) == health.Hold(hold.until, "throttled", 1)
+    assert found.health.is_waiting(found.now)
     assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2, "the lease is renewed all the same"
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
 
@@ -243,11 +242,11 @@ def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
 def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    health.hold(client, KEYS, DEFAULT_DESTINATION, seconds=0, reason="unavailable")
+    throttle(client, 0)
     client.hset(DESTINATION, "openings", 1)
     found = took(client)
 
-    assert (len(found.fresh), found.health.hold(found.now), found.health.openings) == (1, None, 1)
+    assert (len(found.fresh), found.health.is_waiting(found.now), found.health.openings) == (1, False, 1)
 
 
 def test_nothing_is_taken_of_a_paused_environment(client: Redis) -> None:

@@ -1,43 +1,43 @@
-"""How many POSTs may one drain have in flight? Additive increase, multiplicative decrease, as TCP does it."""
+"""The concurrency limit: how many requests one run may have in flight. Additive increase, multiplicative decrease."""
 
 from __future__ import annotations
 
-#: What `take_change` returns for a window that is to halve; a positive number is by how much it is to grow.
+#: The change that halves the window; a positive change is by how much it grows.
 SHRINK = -1
 
 
-class Window:
-    """The size that all drains share, as one of them sees it and wants it changed.
+class ConcurrencyLimit:
+    """The window that all runs share, as one run knows it and wants it changed.
 
-    It grows by one for each window of successes that filled it, and halves when the API pushes back.
+    It grows by one for each window of successes that filled it, and halves when the destination pushes back.
     """
 
     def __init__(self, most: int) -> None:
-        self.size = most
+        self.window = most
         self._most = most
         self._successes = 0
         self._change = 0
 
-    def adopt(self, size: int) -> None:
-        """Take over the size that all share; 0 while nobody has set one. Growth that is not told yet comes on top."""
-        self.size = min(self._most, (size or self._most) + max(0, self._change))
+    def adopt(self, window: int) -> None:
+        """Take over the shared window, 0 if no answer has set it yet. Growth that is not reported yet is added."""
+        self.window = min(self._most, (window or self._most) + max(0, self._change))
 
     def succeeded(self, *, was_full: bool) -> None:
-        """Note a success, and whether the window was full: one that is not needs no growth."""
-        if not was_full or self.size >= self._most:
+        """Count a success. It grows the window only if that was full: one that is not needs no growth."""
+        if not was_full or self.window >= self._most:
             return
         self._successes += 1
-        if self._successes >= self.size and self._change >= 0:
+        if self._successes >= self.window and self._change >= 0:
             self._successes = 0
             self._change += 1
-            self.size += 1
+            self.window += 1
 
     def pushed_back(self) -> None:
-        """Note that the API has too much to do."""
+        """Halve the window: fewer requests at once would help the destination."""
         self._successes = 0
         self._change = SHRINK
 
     def take_change(self) -> int:
-        """Return what to tell the others, once: by how much to grow, `SHRINK`, or 0."""
+        """Return the change to report, once: by how much to grow, `SHRINK`, or 0."""
         change, self._change = self._change, 0
         return change

@@ -1,92 +1,111 @@
-"""May a drain send, and how much at once? One drain's view of a destination's health, which all workers share.
-
-It asks Redis only where there is something to ask: for a probe, or for what a rate limit leaves. What it saw goes
-along with the drain's settlements.
-"""
+"""A run's view of a destination's health, which all workers share."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from relay import clock
-from relay.queue import health as destination
-from relay.queue import leases
-from relay.queue.health import Health, HealthState, Hold
-from relay.settings import DEFAULT_DESTINATION
-from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Open, move_of
-from workers.delivery.concurrency_limit import Window
+from relay.queue import health, leases
+from relay.queue.health import Health, HealthState
+from relay.queue.shard import Shard
+from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, decide_state
+from workers.delivery.concurrency_limit import ConcurrencyLimit
 from workers.delivery.outcome import Delivered, Retry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from relay.queue.health import Changed
     from relay.queue.scripts import Call
     from workers.delivery.outcome import Outcome
     from workers.delivery.runtime import DeliveryRuntime
 
-#: Beyond `api.timeout`, what a probe may take until another drain may send one.
+#: How much longer than `api.timeout` a probe may take before another run may send one.
 PROBE_MARGIN_SECONDS = 1.0
 
-#: One wave of failures, such as a window of time-outs, shrinks the window once.
+#: One wave of failures, such as a window of time-outs, halves the window once.
 SHRINK_GAP_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
 
 
+class Hold(NamedTuple):
+    """The state for which the run may send nothing more."""
+
+    reason: HealthState
+
+
 class Gate:
-    """Opens and closes for one drain. `hold` stays what it is once it is set: the drain ends at it."""
+    """Decides how many requests the run may send, and moves the destination from state to state by their answers.
+
+    The states and transitions are those of `relay.queue.health.Health`. Here are the parts that decide on them: the
+    circuit breaker (`decide_state`), the throttle (`heard`, `tell_hold`), and the concurrency limit; the rate limit
+    is in admit.lua. Redis is asked only where other runs matter: for a probe, for requests under a rate limit, and to
+    change the state. What the run observed goes along with its commits.
+    """
 
     def __init__(self, runtime: DeliveryRuntime) -> None:
+        #: Set once the run may send nothing more, and never reset: the run ends.
         self.hold: Hold | None = None
+        #: The answer that led to it, if this run got it.
         self.because = ""
-        #: Set when Redis is away: then there is nobody to tell.
+        #: Set when Redis is away: no state can be changed then.
         self.is_over = False
         self._runtime = runtime
         self._settings = runtime.settings
+        self._shard = Shard(client=runtime.client, keys=runtime.keys)
+        self._destination = runtime.settings.destination
         self._token = leases.new_token()
         self._health = Health()
-        self._window = Window(runtime.settings.delivery.max_in_flight)
+        self._limit = ConcurrencyLimit(runtime.settings.delivery.max_in_flight)
         self._is_full = False
         self._successes = 0
         self._failures = 0
         self._ask_again_at = 0.0
-        #: Whether what is in flight is a probe, and was not sent before the circuit opened.
+        #: Whether the request in flight is a probe, and was not sent before the circuit opened.
         self._sent_probe = False
-        #: Until when the API asked to be spared, by relay/clock.py, if the others are not told yet.
+        #: The end, by relay/clock.py, of a pause that the destination asked for and other workers do not know of yet.
         self._asked_until: float | None = None
 
     @property
     def successes(self) -> int:
-        """What the destination has taken so far, as far as is known here."""
+        """The destination's successes so far, as far as this run knows."""
         return self._health.successes + self._successes
 
     @property
     def is_probing(self) -> bool:
-        """Tell whether the circuit is open: what is sent now is a probe, and uses up no attempt."""
+        """Whether the circuit is open: a request sent now is a probe, and uses up no attempt."""
         return self._health.openings > 0
 
+    @property
+    def pause_seconds(self) -> float:
+        """How long the rate limit lets nothing be sent."""
+        return max(0.0, self._ask_again_at - clock.uptime())
+
     def learn(self, health: Health, now: float) -> None:
-        """Take over what all know; `now` is Redis's time in milliseconds."""
+        """Take over the shared health; `now` is Redis's time in milliseconds."""
         self._health = health
-        self._window.adopt(health.window)
-        self._heed(health.hold(now))
+        self._limit.adopt(health.window)
+        if health.is_waiting(now):
+            self.hold = Hold(health.state(now))
 
     def room(self, in_flight: int) -> int:
-        """How many more may be in flight, as far as is known here."""
+        """Return how many more requests may be in flight, as far as this run knows."""
         if self.hold is not None or clock.uptime() < self._ask_again_at:
             return 0
-        return (1 if self._health.openings else self._window.size) - in_flight
+        return (1 if self.is_probing else self._limit.window) - in_flight
 
     def admit(self, wanted: int, room: int) -> int:
-        """Return how many of the wanted may be sent now; to be asked only when there are any to send."""
+        """Return how many of the wanted requests may be sent now; `wanted` must not be 0."""
         self._is_full = wanted >= room
         wanted = min(wanted, room)
         api = self._settings.api
-        if not self._health.openings and not api.rate_limit:
+        if not self.is_probing and not api.rate_limit:
             return wanted
-        admission = destination.admit(
-            self._runtime.client,
-            self._runtime.keys,
-            DEFAULT_DESTINATION,
+        admission = health.admit(
+            self._shard,
+            self._destination,
             token=self._token,
             wanted=wanted,
             rate_limit=api.rate_limit,
@@ -98,67 +117,60 @@ class Gate:
             self._runtime.reload_token()
         if not admission.granted:
             self._ask_again_at = clock.uptime() + admission.again_seconds
-            if self._health.openings:  # another drain probes: this one has nothing to do until that is known
-                self._heed(Hold(self._health.until, self._health.circuit, self._health.openings))
+            if self.is_probing:  # another run probes: this one has nothing to do until that is answered
+                self.hold = Hold(HealthState(self._health.circuit))
         return admission.granted
 
-    @property
-    def pause_seconds(self) -> float:
-        """How long nothing may be sent for the rate's sake."""
-        return max(0.0, self._ask_again_at - clock.uptime())
-
     def heard(self, outcome: Outcome) -> None:
-        """Note what the API asks for, without asking Redis: what comes after may fail, and this must not be lost."""
+        """Note a pause that the destination asks for, without Redis: no failure of Redis loses it."""
         if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
             seconds = min(outcome.hold_seconds, self._settings.delivery.retry_after_max)
             self._asked_until = max(self._asked_until or 0.0, clock.uptime() + seconds)
             self.because = outcome.because
 
     def saw(self, outcome: Outcome, *, own_fault: bool = False) -> None:
-        """Note what an answer says of the destination, and hold it or let it go if that is what it says."""
+        """Count an answer, and change the destination's state if the answer does."""
         match outcome:
             case Delivered():
                 self._successes += 1
                 self._failures = 0
-                self._window.succeeded(was_full=self._is_full)
+                self._limit.succeeded(was_full=self._is_full)
             case Retry(is_pushback=is_pushback):
                 self._failures += 1
                 if is_pushback:
-                    self._window.pushed_back()
+                    self._limit.pushed_back()
         if self.is_over:
             return
-        circuit = self._health.circuit if self._health.openings else ""
-        known = 0 if self._successes else self._health.failures
-        move = move_of(outcome, circuit=circuit, failures=known + self._failures, own_fault=own_fault)
+        circuit = self._health.circuit if self.is_probing else ""
+        earlier = 0 if self._successes else self._health.failures
+        state = decide_state(outcome, circuit=circuit, failures=earlier + self._failures, own_fault=own_fault)
         if circuit == HealthState.THROTTLED and not self._sent_probe:
-            move = "stay"  # it was sent before the API asked to be spared, and says nothing of since
-        if isinstance(move, Open):
-            self._open(move.reason, outcome.because)
-        elif move == "close":
+            state = None  # the request was sent before the destination asked for its pause
+        if state is HealthState.HEALTHY:
             self._close()
+        elif state is not None and self.hold is None:
+            self._open(state, outcome.because)
         self.tell_hold()
 
     def tell_hold(self) -> None:
-        """Hold the destination for all workers, as the API asked for; at once, or once Redis is back."""
+        """Throttle the destination for all workers, if it asked for that."""
         if self._asked_until is None:
             return
         seconds = max(0.0, self._asked_until - clock.uptime())
-        client, keys = self._runtime.client, self._runtime.keys
-        hold = destination.hold(client, keys, DEFAULT_DESTINATION, seconds=seconds, reason=HealthState.THROTTLED)
-        if hold.openings:
-            self._sent_probe = self._sent_probe and seconds <= destination.PROBE_THROTTLE_SECONDS
-            self._health = self._health._replace(openings=hold.openings, circuit=hold.circuit)
-        self._heed(hold)
+        changed = self._change(lambda health, now: health.throttled(now, seconds=seconds))
+        if self.is_probing:
+            self._sent_probe = self._sent_probe and seconds <= health.PROBE_THROTTLE_SECONDS
+        self.hold = Hold(HealthState(changed.after.circuit or HealthState.THROTTLED))
         self._asked_until = None
 
     def observation(self) -> Call | None:
-        """Return the call that tells the others what was seen here since the last; None if nothing was."""
-        change = self._window.take_change()
+        """Return the call that reports what the run observed since the last; None if that is nothing."""
+        change = self._limit.take_change()
         if not (self._successes or self._failures or change):
             return None
-        call = destination.observe_call(
-            self._runtime.keys,
-            DEFAULT_DESTINATION,
+        call = health.observe_call(
+            self._shard,
+            self._destination,
             successes=self._successes,
             failures=self._failures,
             window_change=change,
@@ -168,33 +180,29 @@ class Gate:
         self._successes = self._failures = 0
         return call
 
-    def _open(self, reason: HealthState, because: str) -> None:
-        if self.hold is not None:
-            return
-        hold = destination.open_circuit(
-            self._runtime.client,
-            self._runtime.keys,
-            DEFAULT_DESTINATION,
-            token=self._token,
-            first_seconds=FIRST_PAUSE_SECONDS,
-            longest_seconds=LONGEST_PAUSE_SECONDS[reason],
-            reason=reason,
+    def _open(self, state: HealthState, because: str) -> None:
+        changed = self._change(
+            lambda health, now: health.opened(
+                now,
+                state,
+                token=self._token,
+                first_seconds=FIRST_PAUSE_SECONDS,
+                longest_seconds=LONGEST_PAUSE_SECONDS[state],
+            )
         )
         self.because = because
-        self._health = self._health._replace(openings=hold.openings, circuit=reason)
-        self._heed(hold)
-        if hold.openings == 1:
-            _log.warning("deliveries are held, %s: %s; the API is probed from now on", reason, because)
+        self.hold = Hold(HealthState(changed.after.circuit))
+        if not changed.before.openings:
+            _log.warning("deliveries are held, %s: %s; the API is probed from now on", state, because)
 
     def _close(self) -> None:
         self._sent_probe = False
-        destination.close_circuit(self._runtime.client, self._runtime.keys, DEFAULT_DESTINATION)
-        self._health = self._health._replace(openings=0, circuit="", failures=0, window=1)
+        self._change(lambda health, _: health.closed())
         self._failures = 0
-        self._window.adopt(1)
+        self._limit.adopt(1)
         _log.warning("the API takes events again")
 
-    def _heed(self, hold: Hold | None) -> None:
-        """Keep a hold, whichever worker it is from."""
-        if hold is not None and (self.hold is None or hold.until > self.hold.until):
-            self.hold = hold
+    def _change(self, transition: Callable[[Health, int], Health]) -> Changed:
+        changed = health.change(self._shard, self._destination, transition)
+        self._health = changed.after
+        return changed

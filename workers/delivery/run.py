@@ -28,7 +28,7 @@ from relay.queue.outbox import Death, OutboxEntry, Settlement
 from relay.queue.schedule import longest_pause_seconds
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.batch import Batch
-from workers.delivery.circuit_breaker import suspect
+from workers.delivery.forbidden import suspect
 from workers.delivery.health import Gate
 from workers.delivery.idempotency import IdempotencyKeys
 from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized, code_of, outcome_of

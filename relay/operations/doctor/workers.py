@@ -17,6 +17,7 @@ from relay.queue import bounded, pausing
 from relay.queue.counters import Counters, read_counters
 from relay.queue.health import HealthState
 from relay.queue.health import read as read_health
+from relay.queue.shard import Shard
 from relay.queue.status import alive_workers
 from relay.text import some_of
 
@@ -84,7 +85,7 @@ def read_work(client: Redis, keys: Keys, destination: str) -> WorkReading:
     pipeline.exists(keys.intake_lease)
     (seconds, microseconds), scores, intake_lease = pipeline.execute()
     now = seconds * 1000 + microseconds // 1000
-    is_healthy = read_health(client, keys, destination).state(now) is HealthState.HEALTHY
+    is_healthy = read_health(Shard(client=client, keys=keys), destination).state(now) is HealthState.HEALTHY
     due = _read_due(client, keys, destination, now) if is_healthy else {}
     heartbeats = {name.decode(): int(score) for name, score in scores}
     alive = alive_workers(client, keys, heartbeats)

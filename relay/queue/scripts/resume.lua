@@ -1,14 +1,11 @@
--- Resume paused environments; one that has something to deliver is looked at at once.
--- KEYS  paused, schedule, then the outbox of each environment
--- ARGV  environments
--- ->    for each: since when it was paused, in ms, 0 if it was not
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local result = {}
-for i, environment in ipairs(ARGV) do
-  local since = redis.call('HGET', KEYS[1], environment)
-  if since and redis.call('HDEL', KEYS[1], environment) == 1 and redis.call('EXISTS', KEYS[i + 2]) == 1 then
-    redis.call('ZADD', KEYS[2], 'LT', now, environment)
+-- Resume environments; those with events in their outbox are due at once. The outboxes' keys follow the declared ones.
+-- ->  for each: since when it was paused, in milliseconds, 0 if it was not
+local now, result = now_ms(), {}
+for i = 1, environments_n do
+  local environment = ARGV[environments_first + i - 1]
+  local since = call('HGET', paused_key, environment)
+  if since and call('HDEL', paused_key, environment) == 1 and call('EXISTS', KEYS[KEYS_DECLARED + i]) == 1 then
+    call('ZADD', schedule_key, 'LT', now, environment)
   end
   result[i] = tonumber(since or '0')
 end
