@@ -82,7 +82,7 @@ def configure(
     is_terminal = _is_terminal(handler.stream)
     who = {"role": role, **({"worker": worker} if worker else {}), "pid": os.getpid()}
     renderers = _as_json() if is_json(settings.log, is_terminal=is_terminal) else _as_text(colours=is_terminal)
-    handler.setFormatter(_formatter(who, Secrets(settings), renderers))
+    handler.setFormatter(_formatter(who, Secrets.of(settings), renderers))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.getLevelName(settings.log.level) if level is None else level)

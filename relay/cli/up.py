@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.connections.clients import without_secrets
 from relay.errors import ChildFailed, ConfigurationError
+from relay.redaction import redact_url
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,13 +100,13 @@ def start_flower(stack: Stack, port: int) -> None:
 
 
 def _announce(stack: Stack) -> None:
-    typer.echo(f"Redis     {without_secrets(stack.redis_url)}")
+    typer.echo(f"Redis     {redact_url(stack.redis_url)}")
     typer.echo(f"API       {stack.api_url}")
     typer.echo(f"Gateway   {stack.gateway_url}")
     typer.echo(f"Logs      {stack.directory}")
     typer.echo("")
     typer.echo("In another terminal:")
-    typer.echo(f"  export RELAY_REDIS_URL={without_secrets(stack.redis_url)}")
+    typer.echo(f"  export RELAY_REDIS_URL={redact_url(stack.redis_url)}")
     typer.echo(f"  relay report nginx@sha256:{'0' * 64}")
     typer.echo("  relay status")
     typer.echo("Ctrl-C stops everything.")

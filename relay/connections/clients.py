@@ -205,10 +205,10 @@ def _backoff() -> ExponentialWithJitterBackoff:
 
 def unavailable(url: str, error: Exception, what: str = "did not answer") -> QueueUnavailable:
     """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
-    from relay.redaction import without_password  # noqa: PLC0415 - only an error needs it, and producers start often
+    from relay.redaction import redact_password, redact_url  # noqa: PLC0415 - only an error needs it, and producers start often
 
     do = about_certificate(error, "redis.ca_file (RELAY_REDIS__CA_FILE)")
-    said = f"Redis at {without_secrets(url)} {what}: {without_password(str(error), url)}"
+    said = f"Redis at {redact_url(url)} {what}: {redact_password(str(error), url)}"
     return QueueUnavailable(f"{said}; {do}" if do else said)
 
 
@@ -224,13 +224,3 @@ def about_certificate(error: Exception, setting: str) -> str:
     if "expired" in said:
         return "its certificate has expired: renew it, or set this machine's clock"
     return f"no authority that is known made its certificate: name the file with that authority in {setting}"
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: neither the user's part nor the query's values, wherever a password stands."""
-    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
-    user, at, address = rest.rpartition("@")
-    if "?" in user:  # of a password with a ? in it, or of a query's value with an @: nobody can tell
-        return f"{scheme}{separator}***"
-    address, question, _ = address.partition("?")
-    return f"{scheme}{separator}{'***' if user else ''}{at}{address}{'?***' if question else ''}"

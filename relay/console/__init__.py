@@ -16,7 +16,6 @@
     history.py       delivery rates                          pure
     sparkline.py     their chart                             pure
     filters.py       numbers and times as text               pure
-    redact.py        masking of credentials
 
 All values shown come from outside: the templates escape every one.
 """

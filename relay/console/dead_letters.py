@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from relay.console.redact import excerpt, known_secrets
 from relay.errors import LeaseLost
 from relay.queue import dead_letters
 from relay.queue.dead_letters import Filters, Reason
 from relay.queue.redrive import Redrive, redrive_all
+from relay.redaction import PAGE_CHARACTERS, Secrets
 from relay.settings import PositiveDuration
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ async def read_page(queue: QueueClient, settings: Settings, selection: Selection
                 client, keys, selection.filters,
                 limit=ROWS, look_at=MAX_SCANNED, look_seconds=SCAN_SECONDS, behind=before,
             )  # fmt: skip
-            secrets, following = known_secrets(settings), found.behind
+            secrets, following = Secrets.of(settings, shortest=PAGE_CHARACTERS), found.behind
             rows = [
-                Row(each, excerpt(each.death.get("detail", ""), secrets, _LONGEST_DETAIL)) for each in found.letters
+                Row(each, secrets.excerpt(each.death.get("detail", ""), _LONGEST_DETAIL)) for each in found.letters
             ]
         return Page(rows, following, dead_letters.count(client, keys), _now(client))
 
@@ -182,17 +182,17 @@ async def read_details(queue: QueueClient, settings: Settings, letter_id: str) -
 
     def read(client: Redis, keys: Keys) -> Details | None:
         letter = dead_letters.find(client, keys, letter_id)
-        return None if letter is None else details_of(letter, known_secrets(settings))
+        return None if letter is None else details_of(letter, Secrets.of(settings, shortest=PAGE_CHARACTERS))
 
     return await queue.ask(read)
 
 
-def details_of(letter: DeadLetter, secrets: tuple[str, ...]) -> Details:
+def details_of(letter: DeadLetter, secrets: Secrets) -> Details:
     """Return a letter with its texts."""
 
     def shown(value: bytes | str) -> str:
         text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
-        return excerpt(text, secrets, _LONGEST_FIELD)
+        return secrets.excerpt(text, _LONGEST_FIELD)
 
     return Details(
         letter=letter,

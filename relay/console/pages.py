@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import escape
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from relay.console import filters, sparkline
 from relay.console.dead_letters import MAX_PER_FORM
-from relay.console.redact import known_secrets, without
 from relay.operations.status import duration
 from relay.queue.dead_letters import Reason
+from relay.redaction import PAGE_CHARACTERS, Secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +78,7 @@ class Pages:
     """The templates, loaded on demand. The tokens of this relay are masked in every page, wherever they come from."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._secrets = Secrets.of(settings, shortest=PAGE_CHARACTERS)
         self._assets = _assets()
         self._templates = Environment(
             loader=FunctionLoader(_template),
@@ -111,14 +110,15 @@ class Pages:
     def page(self, name: str, session: Session | None, *, status: int = 200, **shown: Any) -> Response:
         """Return a page."""
         text = self._templates.get_template(f"{name}.html").render(session=session, here=name, **shown)
-        return HTMLResponse(self._clean(text).encode(errors="replace"), status)  # JSON may have half a surrogate pair
+        content = self._secrets.mask(text).encode(errors="replace")  # JSON may have half a surrogate pair
+        return HTMLResponse(content, status)
 
     def live(self, name: str, session: Session, **shown: Any) -> str:
         """Return the live parts of a page: the blocks of its template whose names begin with `live_`."""
         template = self._templates.get_template(f"{name}.html")
         context = template.new_context({"session": session, "here": name, **shown})
         parts = [block(context) for part, block in template.blocks.items() if part.startswith("live_")]
-        return self._clean("".join(text for part in parts for text in part))
+        return self._secrets.mask("".join(text for part in parts for text in part))
 
     def asset(self, name: str) -> Response:
         """Return an asset, or raise 404."""
@@ -126,10 +126,6 @@ class Pages:
         if asset is None:
             raise HTTPException(404)
         return Response(asset.content, media_type=asset.media, headers={"Cache-Control": _KEEP_ASSETS})
-
-    def _clean(self, text: str) -> str:
-        secrets = known_secrets(self._settings)
-        return without(without(text, secrets), map(escape, secrets))
 
     def _asset_url(self, name: str) -> str:
         return url(f"assets/{name}", {"v": self._assets[name].version})

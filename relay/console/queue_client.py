@@ -11,9 +11,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from relay.connections.clients import client_of, options, unavailable, without_secrets
+from relay.connections.clients import client_of, options, unavailable
 from relay.errors import QueueUnavailable
 from relay.queue.keys import Keys
+from relay.redaction import redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ class QueueClient:
     """Runs functions of the queue in threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self.where = without_secrets(settings.redis.url)
+        self.where = redact_url(settings.redis.url)
         self._keys = Keys(settings.queue.namespace)
         own = options(settings.redis, Retry(NoBackoff(), 1))
         own["socket_timeout"] = min(settings.redis.timeout, COMMAND_SECONDS)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from relay.console.history import History
-from relay.console.redact import known_secrets, redacted
 from relay.errors import QueueUnavailable
 from relay.operations.diagnosis import diagnose
 from relay.queue.status import read_status
+from relay.redaction import PAGE_CHARACTERS, Secrets
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -106,6 +106,7 @@ def read(client: Redis, keys: Keys, settings: Settings) -> CachedStatus:
     status = read_status(client, keys, settings.destination, settings.queue)
     if status.newest_dead is not None:
         death = status.newest_dead.death
-        detail = redacted(death.get("detail", ""), known_secrets(settings))
+        secrets = Secrets.of(settings, shortest=PAGE_CHARACTERS)
+        detail = secrets.mask_credentials(death.get("detail", ""))
         status = replace(status, newest_dead=replace(status.newest_dead, death={**death, "detail": detail}))
     return CachedStatus(status=status, findings=diagnose(status), began=began, took_seconds=time.monotonic() - began)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr, ValidationError
 
 from relay import addresses
-from relay.connections.clients import connect, without_secrets
+from relay.connections.clients import connect
 from relay.errors import ConfigurationError
 from relay.events.event import Defaults
 from relay.events.platform import parse_platform
+from relay.redaction import MASK, redact_url
 from relay.settings import SHORT_NAMES, EnvironmentSettings, Settings, admission_secrets, faults
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from relay import settings
 
 _UNKNOWN = "is not a setting"
-
-#: What is shown of a secret that is set.
-MASK = "********"
 
 #: Settings that are URLs: whatever in them may be a password is not shown.
 _URLS = frozenset({("redis", "url"), ("broker", "url"), ("api", "url")})
@@ -164,7 +162,7 @@ def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:
         is_set = bool(value.get_secret_value())
         return MASK if is_set else "", is_set
     if path in _URLS:
-        shown = without_secrets(value)
+        shown = redact_url(value)
         return shown, shown != value
     if isinstance(value, Path):
         return str(value), False

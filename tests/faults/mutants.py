@@ -447,9 +447,9 @@ MUTANTS = (
         "an answer that says the token back is kept as it is",
         edits=(
             Edit(
-                "workers/delivery/transport/__init__.py",
-                'shown = bytes(text).replace(token, b"***")',
-                "shown = bytes(text)",
+                "relay/redaction.py",
+                "text = text.replace(token, MASK.encode())",
+                "pass",
             ),
         ),
         tests=(CANARY,),

@@ -9,13 +9,12 @@ import pytest
 
 from relay.operations.doctor import api, broker, configuration, leases, redis_server, workers
 from relay.operations.doctor.leases import RunKeys, RunReading
-from relay.operations.doctor.masking import mask_for, mask_for_refused, masked
 from relay.operations.doctor.redis_server import decide_redis
 from relay.operations.doctor.run import run_all, run_doctor
 from relay.operations.doctor.workers import WorkReading
 from relay.operations.finding import Check, Finding, Severity, ok
 from relay.queue.redis_server import RedisServer, parse_server
-from relay.settings import ApiSettings, BrokerSettings, QueueSettings, RedisSettings, Settings, WorkerSettings
+from relay.settings import QueueSettings, Settings, WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -327,30 +326,6 @@ def test_rules_and_environments_that_do_not_meet_are_told() -> None:
     assert fine.severity is Severity.OK
     [none] = configuration.decide_environments([], ["edge-1"])
     assert none.severity is Severity.OK
-
-
-def test_secrets_are_masked_wherever_they_turn_up() -> None:
-    settings = Settings(
-        redis=RedisSettings(url="redis://user:pa%2Fss-1@h:1/0"),
-        broker=BrokerSettings(url="redis://h:1/0?password=query-secret"),
-        api=ApiSettings(token="the-token"),
-    )
-    said = "the-token pa%2Fss-1 pa/ss-1 query-secret user"
-    [result] = masked([Finding(check="c", severity=Severity.OK, what=said, do=said)], mask_for(settings))
-    assert result.what == result.do == "*** *** *** *** user"
-
-
-def test_secrets_of_a_configuration_that_is_refused_are_masked_too() -> None:
-    mask = mask_for_refused(
-        {
-            "RELAY_BROKER_URL": "amqp://u:broker%2Fsecret@h/",
-            "RELAY_GATEWAY__TOKEN": "gate",
-            "RELAY_GATEWAY__OPERATOR_TOKEN": "console",
-            "RELAY_GATEWAY_TOKEN": "pipeline",
-            "RELAY_API_TOKEN": "no",
-        }
-    )
-    assert mask("broker%2Fsecret broker/secret gate console pipeline no") == "*** *** *** *** *** no"
 
 
 def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from relay.connections.clients import about_certificate, connect, without_secrets
+from relay.connections.clients import about_certificate, connect
 from relay.operations.finding import Finding, fault, note, ok, warning
+from relay.redaction import redact_url
 from relay.settings import REDIS_SCHEMES
 from relay.text import some_of
 
@@ -45,7 +46,7 @@ class BrokerReading(NamedTuple):
 
 def check_broker(settings: Settings, alive: Callable[[], frozenset[str]]) -> Iterator[Finding]:
     """Ping the workers, and compare with the heartbeats in Redis; `alive` is called several times."""
-    where = without_secrets(settings.broker_url)
+    where = redact_url(settings.broker_url)
     try:
         import kombu  # noqa: F401, PLC0415 - an extra
     except ImportError:

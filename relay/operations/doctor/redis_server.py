@@ -13,13 +13,14 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermission
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from relay.connections.clients import about_certificate, without_secrets
+from relay.connections.clients import about_certificate
 from relay.connections.failover import WrongServer
 from relay.operations.finding import Finding, fault, note, ok, warning
 from relay.processes.embedded_redis import OLDEST_VERSION
 from relay.queue import probe
 from relay.queue.keys import Keys
 from relay.queue.redis_server import RedisServer, read_server
+from relay.redaction import redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ SKEW_SECONDS = 2.0
 
 def check_connection(client: Redis, settings: Settings) -> Finding:
     """Check that Redis answers a PING."""
-    where = without_secrets(settings.redis.url)
+    where = redact_url(settings.redis.url)
     try:
         client.ping()
     except RedisError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -12,15 +13,15 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.errors import ConfigurationError
 from relay.operations.doctor import api, broker, configuration, deliveries, leases, redis_server, workers
-from relay.operations.doctor.masking import mask_for, mask_for_refused, masked
 from relay.operations.finding import Check, Finding, Severity, fault, note
 from relay.queue import counters
 from relay.queue.keys import Keys
 from relay.queue.status import read_status
+from relay.redaction import Secrets
 from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis import Redis
 
@@ -34,7 +35,7 @@ def run_doctor(*, offline: bool) -> list[Finding]:
         settings = Settings.load()
     except ConfigurationError as error:
         rest = note("others", "nothing else was checked, because the configuration cannot be read", "fix that first")
-        return masked([*configuration.explain_refusal(error), rest], mask_for_refused(os.environ))
+        return _masked([*configuration.explain_refusal(error), rest], Secrets.of_variables(os.environ))
     checks = [Check("configuration", lambda: configuration.check_configuration(settings))]
     if not offline:
         checks.append(Check("api", lambda: api.check_api(settings)))
@@ -48,7 +49,7 @@ def run_doctor(*, offline: bool) -> list[Finding]:
                 checks.append(Check("broker", lambda: broker.check_broker(settings, frozenset)))
             reached.append(note("workers", "workers, leases and deliveries were not checked: they need that Redis"))
         findings = run_all(checks, _time_limit(settings))
-    return masked([*reached, *findings], mask_for(settings))
+    return _masked([*reached, *findings], Secrets.of(settings))
 
 
 def _queue_checks(client: Redis, settings: Settings) -> list[Check]:
@@ -74,6 +75,10 @@ def _queue_checks(client: Redis, settings: Settings) -> list[Check]:
         Check("deliveries", check_deliveries),
         Check("environments", check_environments),
     ]
+
+
+def _masked(findings: Iterable[Finding], secrets: Secrets) -> list[Finding]:
+    return [replace(each, what=secrets.mask(each.what), do=secrets.mask(each.do)) for each in findings]
 
 
 def _time_limit(settings: Settings) -> float:

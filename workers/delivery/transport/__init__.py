@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from relay.errors import ConfigurationError
+from relay.redaction import redact_token
 from workers.delivery.transport import rate_limit
 from workers.delivery.transport.retry_after import date_of, retry_after_seconds
 
@@ -40,9 +41,6 @@ EXCERPT_BYTES = 200
 
 #: Statuses with which an API whose rate limit is used up answers.
 RATE_LIMITING = frozenset({403, 429, 503})
-
-#: A part of the token that is no longer than this gives nothing away.
-MIN_SECRET_BYTES = 3
 
 #: What a host may look like to be shown: a name or an address, no longer than names can be.
 _HOST = re.compile(r"[a-z0-9._:-]{1,253}")
@@ -120,11 +118,7 @@ def _used_up_seconds(status: int, headers: Headers, body: bytes | bytearray, sin
 def excerpt_of(text: bytes | bytearray, authorization: str) -> str:
     """Return the beginning of what the API said as one line, without the token, should it be echoed there."""
     token = authorization.removeprefix("Bearer ").encode()
-    shown = bytes(text).replace(token, b"***")
-    for length in range(min(len(token), len(shown)), MIN_SECRET_BYTES, -1):
-        if shown.endswith(token[:length]):  # broken off within the token
-            shown = shown[:-length] + b"***"
-            break
+    shown = redact_token(bytes(text), token)
     line = shown[:EXCERPT_BYTES].decode("utf-8", "replace")
     return "".join(character if character.isprintable() else " " for character in line)
 
