@@ -1,4 +1,4 @@
-"""`python -m relay.sandbox`: `relay sandbox` for a process that should start without the rest of the CLI."""
+"""`python -m relay.sandbox`: `relay sandbox` without the rest of the CLI, which starts faster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until told to stop; gives the exit code."""
+    """Run until SIGTERM or SIGINT; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m relay.sandbox", description=__doc__)
     parser.add_argument("--host", default=DEFAULT_HOST)
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(**vars(parser.parse_args(arguments)))
         serve(settings, announce=lambda url: print(f"Sandbox API on {url}", flush=True))  # noqa: T201
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command's own message
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a message of the command
         return 2
     return 0
 

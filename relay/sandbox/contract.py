@@ -1,7 +1,7 @@
-"""Whether a request is one that the reporting API takes.
+"""The deployment API's contract: which requests it accepts.
 
-The stand-in is an oracle, so nothing here is shared with `relay.events.event`: the rules are written a second
-time, from the API's documentation (design.md, section 1), and stricter wherever the two could differ.
+The rules are restated from the API's documentation and share no code with `relay.events`, so that a mistake in one is
+not repeated in the other. They are stricter wherever the two could differ.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import hmac
 import re
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pydantic_core import from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: The largest body the API reads, in bytes.
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -24,7 +27,7 @@ _FIELDS: Final = {
     "environment": frozenset({"name"}),
     "platform": frozenset({"os", "architecture", "variant"}),
 }
-# Docker's rule for what is a host and not the first part of a path: a dot, a port, or "localhost".
+# Docker's rule for a host instead of the first part of a path: a dot, a port, or "localhost".
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _PORT: Final = r":[0-9]{1,5}"
 _HOST: Final = (
@@ -38,22 +41,20 @@ _UNREADABLE: Final = object()
 
 
 class Request(NamedTuple):
-    """What the API looks at of one request; header values as they came, None where a header was missing."""
+    """One HTTP request. Header names are in lower case; `path` has the query, too."""
 
     method: bytes
     path: bytes
-    authorization: bytes | None
-    content_type: bytes | None
-    idempotency_key: bytes | None
+    headers: Mapping[bytes, bytes]
     body: bytes
-    too_large: bool = False  #: the body went on beyond `MAX_BODY_BYTES`; `body` is then cut short
+    too_large: bool = False  #: the body is longer than the server reads; `body` is its beginning
+    closes: bool = False  #: the connection is closed after the response
 
 
 class Ruling(NamedTuple):
-    """What the API says to a request: 202, or a refusal with its reason and the field at fault.
+    """The API's decision on a request: 202, or a refusal with its reason and the field at fault.
 
-    `environment` and `image` are what the body names, known even for a request that is refused
-    as long as its body could be read.
+    `environment` and `image` are set for each request with a readable body, refused ones included.
     """
 
     status: int
@@ -69,14 +70,14 @@ class _Refusal(NamedTuple):
     field: str = ""
 
 
-def judge(request: Request, token: bytes | None) -> Ruling:
-    """Rule on a request; with `token` None any bearer token passes that is not empty."""
+def check_request(request: Request, token: bytes | None) -> Ruling:
+    """Return the decision on a request; with `token` None any bearer token passes that is not empty."""
     document = _decode(request)
-    environment, image = _what_it_names(document)
+    environment, image = _names_of(document)
     refusal = (
         _wrong_method(request.method)
-        or _wrong_token(request.authorization, token)
-        or _wrong_media_type(request.content_type)
+        or _wrong_token(request.headers.get(b"authorization"), token)
+        or _wrong_media_type(request.headers.get(b"content-type"))
         or _wrong_size(request)
         or _wrong_document(document)
     )
@@ -94,7 +95,7 @@ def _decode(request: Request) -> object:
         return _UNREADABLE
 
 
-def _what_it_names(document: object) -> tuple[str | None, str | None]:
+def _names_of(document: object) -> tuple[str | None, str | None]:
     if not isinstance(document, dict):
         return None, None
     environment, image = document.get("environment"), document.get("image")
@@ -109,8 +110,8 @@ def _what_it_names(document: object) -> tuple[str | None, str | None]:
 def _wrong_method(method: bytes) -> _Refusal | None:
     if method == b"POST":
         return None
-    # An answer to HEAD has no body, so that one goes without its reason.
-    return _Refusal(405, "" if method == b"HEAD" else "only POST is taken here")
+    # A response to HEAD has no body, so it has no reason.
+    return _Refusal(405, "" if method == b"HEAD" else "only POST is accepted here")
 
 
 def _wrong_token(authorization: bytes | None, token: bytes | None) -> _Refusal | None:

@@ -1,6 +1,6 @@
-"""What one can ask of the stand-in, or tell it, over HTTP.
+"""The sandbox's own endpoints, to read its records and to set faults.
 
-Everything under `/_sandbox/`, without a token: the stand-in is a tool for loopback.
+They are under `/_sandbox/` and need no token, because the sandbox is a tool for loopback.
 
     GET    /_sandbox/healthz
     GET    /_sandbox/counts
@@ -11,95 +11,89 @@ Everything under `/_sandbox/`, without a token: the stand-in is a tool for loopb
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
 from pydantic_core import from_json
 
 from relay.errors import ConfigurationError
 from relay.sandbox.faults import parse_rules
+from relay.sandbox.response import Response, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from relay.sandbox.api import SandboxApi
     from relay.sandbox.contract import Request
-    from relay.sandbox.standin import StandIn
 
-#: The path below which requests are for the stand-in and not for the API.
+#: Path of these endpoints; all other paths are the API.
 PREFIX: Final = b"/_sandbox/"
-#: Requests in one answer unless `limit` is given.
+#: Requests in one response unless `limit` is given.
 DEFAULT_LIMIT: Final = 100
-#: The most requests in one answer.
+#: Maximum requests in one response.
 MAX_LIMIT: Final = 10_000
 
 
-class Reply(NamedTuple):
-    """A status and a JSON body."""
-
-    status: int
-    document: object
-
-
-def control(standin: StandIn, request: Request) -> Reply:
-    """Do what a request under `PREFIX` asks for."""
+def respond(api: SandboxApi, request: Request) -> Response:
+    """Execute a request under `PREFIX`."""
     if request.too_large:
-        return Reply(413, {"error": "the body is too large"})
+        return json_response(413, {"error": "the body is too large"})
     path, _, query = request.path.partition(b"?")
     methods = _ROUTES.get(path.removeprefix(PREFIX))
     if methods is None:
-        return Reply(404, {"error": "unknown; there are " + ", ".join(sorted(map(bytes.decode, _ROUTES)))})
+        return json_response(404, {"error": "unknown; known are " + ", ".join(sorted(map(bytes.decode, _ROUTES)))})
     act = methods.get(request.method)
     if act is None:
-        return Reply(405, {"error": "takes " + ", ".join(sorted(map(bytes.decode, methods)))})
-    return act(standin, query, request.body)
+        return json_response(405, {"error": "allowed are " + ", ".join(sorted(map(bytes.decode, methods)))})
+    return act(api, query, request.body)
 
 
-def _healthz(_standin: StandIn, _query: bytes, _body: bytes) -> Reply:
-    return Reply(200, {"status": "ok"})
+def _healthz(_api: SandboxApi, _query: bytes, _body: bytes) -> Response:
+    return json_response(200, {"status": "ok"})
 
 
-def _counts(standin: StandIn, _query: bytes, _body: bytes) -> Reply:
-    return Reply(200, standin.counters.counts()._asdict())
+def _counts(api: SandboxApi, _query: bytes, _body: bytes) -> Response:
+    return json_response(200, api.records.counts()._asdict())
 
 
-def _requests(standin: StandIn, query: bytes, _body: bytes) -> Reply:
-    asked = {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
-    unknown = asked.keys() - {"offset", "limit", "environment"}
+def _requests(api: SandboxApi, query: bytes, _body: bytes) -> Response:
+    given = {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
+    unknown = given.keys() - {"offset", "limit", "environment"}
     if unknown:
-        return Reply(422, {"error": f"unknown parameter {min(unknown)}"})
+        return json_response(422, {"error": f"unknown parameter {min(unknown)}"})
     try:
-        offset, limit = int(asked.get("offset", "0")), int(asked.get("limit", DEFAULT_LIMIT))
+        offset, limit = int(given.get("offset", "0")), int(given.get("limit", DEFAULT_LIMIT))
     except ValueError:
-        return Reply(422, {"error": "offset and limit must be whole numbers"})
+        return json_response(422, {"error": "offset and limit must be whole numbers"})
     if offset < 0 or not 0 <= limit <= MAX_LIMIT:
-        return Reply(422, {"error": f"offset must be 0 or more and limit from 0 to {MAX_LIMIT}"})
-    found = standin.counters.requests(offset=offset, limit=limit, environment=asked.get("environment"))
-    return Reply(200, [each.document() for each in found])
+        return json_response(422, {"error": f"offset must be 0 or more and limit from 0 to {MAX_LIMIT}"})
+    found = api.records.requests(offset=offset, limit=limit, environment=given.get("environment"))
+    return json_response(200, [each.document() for each in found])
 
 
-def _show_faults(standin: StandIn, _query: bytes, _body: bytes) -> Reply:
-    return Reply(200, standin.faults.describe())
+def _show_faults(api: SandboxApi, _query: bytes, _body: bytes) -> Response:
+    return json_response(200, api.faults.describe())
 
 
-def _set_faults(standin: StandIn, query: bytes, body: bytes) -> Reply:
+def _set_faults(api: SandboxApi, query: bytes, body: bytes) -> Response:
     try:
-        standin.faults.replace(parse_rules(from_json(body)))
+        api.faults.replace(parse_rules(from_json(body)))
     except (ValueError, ConfigurationError) as error:
-        return Reply(422, {"error": str(error)})
-    return _show_faults(standin, query, body)
+        return json_response(422, {"error": str(error)})
+    return _show_faults(api, query, body)
 
 
-def _clear_faults(standin: StandIn, query: bytes, body: bytes) -> Reply:
-    standin.faults.replace(())
-    return _show_faults(standin, query, body)
+def _clear_faults(api: SandboxApi, query: bytes, body: bytes) -> Response:
+    api.faults.replace(())
+    return _show_faults(api, query, body)
 
 
-def _reset(standin: StandIn, query: bytes, body: bytes) -> Reply:
-    standin.reset()
-    return _counts(standin, query, body)
+def _reset(api: SandboxApi, query: bytes, body: bytes) -> Response:
+    api.reset()
+    return _counts(api, query, body)
 
 
-_ROUTES: Final[dict[bytes, dict[bytes, Callable[[StandIn, bytes, bytes], Reply]]]] = {
+_ROUTES: Final[dict[bytes, dict[bytes, Callable[[SandboxApi, bytes, bytes], Response]]]] = {
     b"healthz": {b"GET": _healthz},
     b"counts": {b"GET": _counts},
     b"requests": {b"GET": _requests},

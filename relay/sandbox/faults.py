@@ -1,27 +1,27 @@
-"""Which fault befalls a request, and what it does.
+"""Faults that a user sets: which rule applies to a request, and how it changes the response.
 
-A *rule* is what the tester asked for, an *effect* is what it does to one request. Rules are tried in
-order and the first that matches wins; a rule whose `count`, `for_seconds` or `sequence` is used up
-matches nothing any more. Clock and randomness are passed in.
+Rules are tried in order and the first that matches is applied. A rule whose `count`, `for_seconds` or `sequence` is
+used up matches nothing any more. Clock and randomness are passed in.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from relay.errors import ConfigurationError
+from relay.sandbox.response import ResetAt, Response, is_success
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: The most rules that can be set at once.
+#: Maximum rules set at once.
 MAX_RULES: Final = 1_000
-#: The longest body that `slow_body` sends, in bytes.
+#: Maximum body of `slow_body`, in bytes.
 MAX_SLOW_BODY_BYTES: Final = 2**30
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -33,42 +33,50 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
 class Randomness(Protocol):
-    """As much of `random.Random` as faults need."""
+    """The part of `random.Random` that faults use."""
 
     def random(self) -> float:
-        """Give a number from 0 up to, but not including, 1."""
+        """Return a number from 0 up to, but not including, 1."""
         ...
 
 
 class _Rule(BaseModel):
-    """What every rule may say: whom it befalls, how often, and for how long."""
+    """The fields of every rule: which requests it applies to, how often, and for how long."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probability: float = Field(default=1.0, ge=0, le=1)
     environment: str | None = Field(default=None, description="glob on environment.name")
     image: str | None = Field(default=None, description="glob on image.url")
-    count: int | None = Field(default=None, ge=1, description="applies to so many requests, then is spent")
-    for_seconds: Seconds | None = Field(default=None, description="expires so long after it was set")
+    count: int | None = Field(default=None, ge=1, description="maximum requests that it applies to")
+    for_seconds: Seconds | None = Field(default=None, description="expires this long after it was set")
 
     def used_up(self, applied: int) -> bool:
-        """Say whether the rule is spent once it has befallen `applied` requests."""
+        """Return whether the rule is used up once it was applied to `applied` requests."""
         return self.count is not None and applied >= self.count
+
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:
+        """Return the response instead of the API's own, after `applied` earlier requests."""
+        raise NotImplementedError
 
 
 class LatencyRule(_Rule):
-    """The API's own answer, late: after `seconds` and up to `jitter_seconds` more."""
+    """The API's own response, late: after `seconds` and up to `jitter_seconds` more."""
 
     kind: Literal["latency"]
     seconds: Seconds
     jitter_seconds: Seconds = 0.0
 
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:  # noqa: ARG002 - of every rule
+        """Delay the response."""
+        return replace(own, delay_seconds=self.seconds + self.jitter_seconds * rng.random())
+
 
 class StatusRule(_Rule):
-    """Another status: always `status`, or those of `sequence` in turn, once or over and over.
+    """Another status: always `status`, or those of `sequence` in turn, once or repeatedly.
 
-    A 2xx stands only for a request that the contract accepts too; the others get the contract's refusal.
-    A header given a list goes out once for each value.
+    A 2xx applies only to requests that the contract accepts, too; the others get the contract's refusal.
+    A header with a list of values is sent once for each.
     """
 
     kind: Literal["status"]
@@ -85,50 +93,64 @@ class StatusRule(_Rule):
 
     @model_validator(mode="after")
     def _headers_that_leave_the_framing_alone(self) -> Self:
-        for name, value in self.header_lines():
-            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+        for name, value in self.headers.items():
+            values = (value,) if isinstance(value, str) else value
+            if not _HEADER_NAME.fullmatch(name) or not all(map(_HEADER_VALUE.fullmatch, values)):
                 raise ValueError(f"{name!r} is not a header that can be sent")
             if name.lower() in _FRAMING:
-                raise ValueError(f"{name} is the stand-in's to set")
+                raise ValueError(f"{name} is set by the sandbox")
         return self
 
-    def header_lines(self) -> tuple[tuple[str, str], ...]:
-        """Give the headers as they go out, one pair for each line."""
-        return tuple(
-            (name, line)
-            for name, value in self.headers.items()
-            for line in ((value,) if isinstance(value, str) else value)
-        )
-
     def used_up(self, applied: int) -> bool:
-        """Say the same, and count a sequence that does not repeat."""
+        """Return the same, and True after a sequence that does not repeat."""
         played = bool(self.sequence) and not self.repeat and applied >= len(self.sequence)
         return played or super().used_up(applied)
 
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:  # noqa: ARG002 - of every rule
+        """Respond with the status."""
+        status = self.sequence[applied % len(self.sequence)] if self.status is None else self.status
+        if is_success(status) and not own.is_processed:
+            return own
+        return Response(status=status, headers=self.headers)
+
 
 class HangRule(_Rule):
-    """No answer, ever; the connection stays open until the client leaves."""
+    """No response; the connection stays open until the client leaves."""
 
     kind: Literal["hang"]
+
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:  # noqa: ARG002 - of every rule
+        """Do not respond."""
+        return replace(own, hangs=True, processed=False)
 
 
 class ResetRule(_Rule):
     """The connection is reset (RST).
 
-    `before`: the request was neither recorded nor processed. `after`: it was both, and nothing was
-    answered. `headers`: it was both, and the status line and some of the headers went out.
+    `before`: the request is neither recorded nor processed. `after`: it is both, and there is no
+    response. `headers`: it is both, and the status line and some of the headers are sent.
     """
 
     kind: Literal["reset"]
     when: Literal["before", "after", "headers"] = "after"
 
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:  # noqa: ARG002 - of every rule
+        """Reset the connection."""
+        if self.when == "before":
+            return replace(own, reset=ResetAt.REQUEST, processed=False)
+        return replace(own, reset=ResetAt.STATUS_LINE if self.when == "headers" else ResetAt.REQUEST)
+
 
 class SlowBodyRule(_Rule):
-    """The API's own status, at once, with a body of so many bytes, each `seconds_per_byte` after the last."""
+    """The API's own status, at once, with a body of `bytes` bytes, each `seconds_per_byte` after the last."""
 
     kind: Literal["slow_body"]
     bytes: int = Field(ge=1, le=MAX_SLOW_BODY_BYTES)
     seconds_per_byte: Seconds
+
+    def apply(self, own: Response, *, applied: int, rng: Randomness) -> Response:  # noqa: ARG002 - of every rule
+        """Replace the body."""
+        return replace(own, filler_bytes=self.bytes, drip_seconds=self.seconds_per_byte)
 
 
 FaultRule = Annotated[LatencyRule | StatusRule | HangRule | ResetRule | SlowBodyRule, Field(discriminator="kind")]
@@ -138,96 +160,35 @@ _RULES: Final[TypeAdapter[tuple[FaultRule, ...]]] = TypeAdapter(
 )
 
 
-class Delay(NamedTuple):
-    """Give the API's own answer after so many seconds."""
-
-    seconds: float
-
-
-class Answer(NamedTuple):
-    """Give this status with these headers instead."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class Hang(NamedTuple):
-    """Give no answer."""
-
-
-class Reset(NamedTuple):
-    """Reset the connection."""
-
-    when: Literal["before", "after", "headers"]
-
-
-class Drip(NamedTuple):
-    """Give the API's own status and a body, byte by byte."""
-
-    length_bytes: int
-    seconds_per_byte: float
-
-
-Effect = Delay | Answer | Hang | Reset | Drip
-
-
 @dataclass(frozen=True, kw_only=True)
 class ArmedRule:
-    """A rule that was set at `since` (seconds on the plan's clock) and has befallen `applied` requests."""
+    """A rule that was set at `since` (seconds on the plan's clock) and was applied to `applied` requests."""
 
     rule: FaultRule
     since: float
     applied: int = 0
 
-    def active(self, now: float) -> bool:
-        """Say whether the rule can still befall a request."""
+    def is_active(self, now: float) -> bool:
+        """Return whether the rule can still apply."""
         expired = self.rule.for_seconds is not None and now - self.since >= self.rule.for_seconds
         return not expired and not self.rule.used_up(self.applied)
 
 
 class Fault(NamedTuple):
-    """A fault that befalls one request: the rule's kind, and what it does."""
+    """A rule applied to one request: its kind, the response, and whether the request is recorded."""
 
     kind: str
-    effect: Effect
+    response: Response
+    is_recorded: bool
 
 
 def parse_rules(document: object) -> tuple[FaultRule, ...]:
-    """Read a list of rules as it comes from JSON; ConfigurationError says which one is wrong and why."""
+    """Parse a list of rules from JSON; raise ConfigurationError with the wrong one and the reason."""
     try:
         return _RULES.validate_python(document)
     except ValidationError as error:
         complaints = (f"fault {'.'.join(map(str, each['loc'])) or 'rules'}: {each['msg']}" for each in error.errors())
         raise ConfigurationError("; ".join(complaints)) from error
-
-
-def choose(
-    armed: Sequence[ArmedRule], *, environment: str | None, image: str | None, now: float, rng: Randomness
-) -> int | None:
-    """Give the position of the first rule that befalls the request, None if none does."""
-    for position, each in enumerate(armed):
-        if each.active(now) and _matches(each.rule, environment, image) and _drawn(each.rule, rng):
-            return position
-    return None
-
-
-def effect_of(rule: FaultRule, *, applied: int, rng: Randomness) -> Effect:
-    """Say what a rule does to the request it befalls after `applied` others."""
-    match rule:
-        case LatencyRule():
-            return Delay(rule.seconds + rule.jitter_seconds * rng.random())
-        case StatusRule():
-            return Answer(_status_of(rule, applied), rule.header_lines())
-        case HangRule():
-            return Hang()
-        case ResetRule():
-            return Reset(rule.when)
-        case SlowBodyRule():
-            return Drip(rule.bytes, rule.seconds_per_byte)
-
-
-def _status_of(rule: StatusRule, applied: int) -> int:
-    return rule.sequence[applied % len(rule.sequence)] if rule.status is None else rule.status
 
 
 def _matches(rule: FaultRule, environment: str | None, image: str | None) -> bool:
@@ -243,7 +204,7 @@ def _drawn(rule: FaultRule, rng: Randomness) -> bool:
 
 
 class FaultPlan:
-    """The rules in force, and how often each has befallen a request."""
+    """The rules in force, and how often each was applied."""
 
     def __init__(self, *, clock: Callable[[], float], rng: Randomness) -> None:
         self._clock = clock
@@ -254,31 +215,34 @@ class FaultPlan:
         return bool(self._armed)
 
     def replace(self, rules: Sequence[FaultRule]) -> None:
-        """Put these rules in place of all others; their time starts now."""
+        """Replace all rules; the time of the new ones starts now."""
         now = self._clock()
         self._armed = [ArmedRule(rule=rule, since=now) for rule in rules]
 
     def rules(self) -> tuple[FaultRule, ...]:
-        """Give the rules, spent ones too, in order."""
+        """Return the rules in order, those used up included."""
         return tuple(each.rule for each in self._armed)
 
     def describe(self) -> list[dict[str, object]]:
-        """Give each rule with what has come of it, as JSON takes it."""
+        """Return each rule and its state as a JSON document."""
         now = self._clock()
         return [
             {
                 "rule": each.rule.model_dump(mode="json", exclude_unset=True),
                 "applied": each.applied,
-                "active": each.active(now),
+                "active": each.is_active(now),
             }
             for each in self._armed
         ]
 
-    def befall(self, *, environment: str | None, image: str | None) -> Fault | None:
-        """Choose the request's fault and count it."""
-        position = choose(self._armed, environment=environment, image=image, now=self._clock(), rng=self._rng)
-        if position is None:
-            return None
-        each = self._armed[position]
-        self._armed[position] = ArmedRule(rule=each.rule, since=each.since, applied=each.applied + 1)
-        return Fault(each.rule.kind, effect_of(each.rule, applied=each.applied, rng=self._rng))
+    def apply(self, own: Response, *, environment: str | None, image: str | None) -> Fault | None:
+        """Apply the first rule that matches a request, given the API's own response; return None if none does."""
+        now = self._clock()
+        for position, each in enumerate(self._armed):
+            rule = each.rule
+            if each.is_active(now) and _matches(rule, environment, image) and _drawn(rule, self._rng):
+                self._armed[position] = replace(each, applied=each.applied + 1)
+                response = rule.apply(own, applied=each.applied, rng=self._rng)
+                is_recorded = not (isinstance(rule, ResetRule) and rule.when == "before")
+                return Fault(rule.kind, response, is_recorded)
+        return None

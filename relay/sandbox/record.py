@@ -1,7 +1,7 @@
-"""What came in, and what was answered.
+"""Records of the requests and of the responses to them.
 
-The counters holds the last `keep` requests in memory; its counts go on beyond. All of it belongs to the
-server's event loop: other threads ask through `Sandbox`.
+The last `keep` requests are held in memory; the counts are not limited. All of it belongs to the server's event loop:
+other threads read it through `Sandbox`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from io import BufferedWriter
     from pathlib import Path
 
-#: Requests held in memory, and idempotency keys remembered to tell repeats, unless set otherwise.
+#: Default number of requests held in memory, and of idempotency keys remembered to count repeats.
 KEEP: Final = 1_000_000
 #: Environments counted by name; further ones are counted together under `OTHERS`.
 MAX_ENVIRONMENTS: Final = 100_000
-#: Where requests are counted whose environment is one too many.
+#: Name of the environments beyond `MAX_ENVIRONMENTS` in the counts.
 OTHERS: Final = "(others)"
-#: Where requests are counted whose body names no environment because it could not be read.
+#: Name in the counts of requests whose body is not readable.
 UNREADABLE: Final = "(unreadable)"
-#: Lines of the record file held back at most; they are also written at the server's next flush.
+#: Maximum lines of the record file held in memory; each flush of the server writes them, too.
 MAX_HELD_LINES: Final = 5_000
 
 
 class RecordedRequest(NamedTuple):
-    """One request as it was received, and what became of it.
+    """One request and the response to it.
 
-    `status` is what was answered (in part at least), None if nothing was. `processed` says whether the
-    API took the event: repeats are counted over these. `fault` is the kind of the rule that befell it.
+    `status` is the response's, which may be incomplete; None without a response. `processed` is whether the API took
+    the event: repeats are counted over these. `fault` is the kind of the rule that was applied.
     """
 
     sequence: int
@@ -52,14 +52,14 @@ class RecordedRequest(NamedTuple):
 
     @property
     def event(self) -> Any:
-        """Decode the body; ValueError if it is not JSON."""
+        """Return the body from JSON, or raise ValueError."""
         return json.loads(self.body)
 
     def document(self) -> dict[str, object]:
-        """Give the request as JSON takes it: `body` as text, or `body_base64` if it is not UTF-8."""
+        """Return the request as a JSON document: `body` as text, or `body_base64` if it is not UTF-8."""
         document: dict[str, object] = self._asdict()
         body = document.pop("body")
-        assert isinstance(body, bytes)  # noqa: S101 - tells the type checker what _asdict forgot
+        assert isinstance(body, bytes)  # noqa: S101 - _asdict loses the type
         try:
             document["body"] = body.decode()
         except UnicodeDecodeError:
@@ -68,11 +68,11 @@ class RecordedRequest(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The counters's sums.
+    """Sums over all requests.
 
     `received` counts every request to the API that was recorded, `accepted` those it processed.
     `repeats` counts processed requests whose idempotency key had been processed before: 0 without faults.
-    `unanswered` are recorded requests that got no status, `unreadable` what was no HTTP request.
+    `unanswered` are recorded requests without a status, `unreadable` is input that was not HTTP.
     """
 
     received: int
@@ -85,8 +85,8 @@ class Counts(NamedTuple):
     by_environment: dict[str, dict[str, int]]
 
 
-class Counters:
-    """Everything that came in since the start or the last reset."""
+class Records:
+    """All requests since the start or the last reset."""
 
     def __init__(
         self,
@@ -104,8 +104,8 @@ class Counters:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all; the next request has sequence number 1 again. The record file is left as it is."""
-        # Plain tuples: the garbage collector stops looking at them, it never would at named ones.
+        """Remove all records; the next request has sequence number 1 again. The record file is kept."""
+        # Plain tuples: the garbage collector stops tracking them, but never named ones.
         self._rows: deque[tuple[Any, ...]] = deque(maxlen=self._keep)
         self._processed_by_key: dict[str, bool] = {}
         self._by_status: Counter[int] = Counter()
@@ -129,7 +129,7 @@ class Counters:
         fault: str | None,
         body: bytes,
     ) -> None:
-        """Record a request, before it is answered."""
+        """Record a request, before the response."""
         self.received = sequence = self.received + 1
         key = None if idempotency_key is None else idempotency_key.decode("latin-1")
         row = (
@@ -152,12 +152,12 @@ class Counters:
         if self.on_change is not None:
             self.on_change()
 
-    def note_unreadable(self) -> None:
-        """Count what came in and was no HTTP request."""
+    def count_unreadable(self) -> None:
+        """Count input that was not HTTP."""
         self._unreadable += 1
 
     def counts(self) -> Counts:
-        """Give the sums."""
+        """Return the sums."""
         return Counts(
             received=self.received,
             accepted=self.accepted,
@@ -175,13 +175,13 @@ class Counters:
     def requests(
         self, *, offset: int = 0, limit: int | None = None, environment: str | None = None
     ) -> list[RecordedRequest]:
-        """Give the requests still held, oldest first; `offset` and `limit` count those of `environment`."""
+        """Return the requests in memory, oldest first; `offset` and `limit` count those of `environment`."""
         held = map(RecordedRequest._make, self._rows)
         wanted = (each for each in held if environment is None or each.environment == environment)
         return list(islice(wanted, offset, None if limit is None else offset + limit))
 
     def flush(self) -> None:
-        """Write what the record file holds back."""
+        """Write the lines held in memory to the record file."""
         if self._file is not None:
             self._file.flush()
 
@@ -218,7 +218,7 @@ class Counters:
         if seen is None:
             self._distinct_keys += 1
             if len(self._processed_by_key) >= self._keep:
-                # The oldest key is forgotten: beyond `keep` keys a late repeat counts as distinct.
+                # The oldest key is removed: beyond `keep` keys a late repeat counts as distinct.
                 del self._processed_by_key[next(iter(self._processed_by_key))]
             self._processed_by_key[key] = processed
         elif processed:
@@ -230,7 +230,7 @@ class Counters:
 class RecordFile:
     """A JSON line for each request, appended in order.
 
-    Lines wait in memory until the server's next flush: a killed stand-in loses at most those.
+    Lines are held in memory until the server's next flush: a killed sandbox loses at most those.
     """
 
     def __init__(self, path: Path) -> None:
@@ -244,7 +244,7 @@ class RecordFile:
             self.flush()
 
     def flush(self) -> None:
-        """Hand the waiting lines to the operating system."""
+        """Write the lines held in memory."""
         if self._lines:
             self._file.write(b"".join(self._lines))
             self._lines.clear()

@@ -1,4 +1,4 @@
-"""What a stand-in is started with."""
+"""Settings of the sandbox."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-#: Where the stand-in listens unless told otherwise.
+#: Default address.
 DEFAULT_HOST: Final = "127.0.0.1"
-#: The port it listens on unless told otherwise.
+#: Default port.
 DEFAULT_PORT: Final = 8300
 
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxSettings:
-    """Everything that can be set; the defaults are those of `relay sandbox`."""
+    """All settings; the defaults are those of `relay sandbox`."""
 
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT  #: 0 picks a free one
     token: str | None = field(default=None, repr=False)  #: None: any bearer token passes
-    record: Path | None = None  #: a JSON line for each request is appended here
+    record: Path | None = None  #: file that gets a JSON line for each request
     keep: int = KEEP  #: requests held in memory
     faults: tuple[FaultRule, ...] = ()
-    request_timeout_seconds: float = 30.0  #: for a request to come in whole, or an answer to be read
-    idle_timeout_seconds: float = 75.0  #: a connection without a request is closed after this
 
 
 def read_settings(
@@ -45,7 +43,7 @@ def read_settings(
     keep: int,
     faults: Sequence[str],
 ) -> SandboxSettings:
-    """Check what the command line gave; ConfigurationError says what is wrong."""
+    """Check the command line's values; raise ConfigurationError for a wrong one."""
     if keep < 1:
         raise ConfigurationError("--keep must be at least 1")
     return SandboxSettings(

@@ -2,7 +2,7 @@
 
     @scenario(2, "SIGKILL in mid-POST", bound="repeats ≤ POSTs in flight, ≥ 1 seen")
     def test_a_kill_in_mid_post_repeats_what_was_in_flight(ground: Ground) -> None:
-        ground.api.behave(Answer(delay=0.3))
+        ground.api.behave(Response(delay_seconds=0.3))
         ground.start_workers(2)
         ground.report(100)
         ground.wait(lambda: ground.api.in_flight >= 10)
@@ -23,7 +23,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -297,8 +296,7 @@ class Ground:
 
     def at_work(self) -> Worker:
         """Return the worker with most requests at the API just now."""
-        waiting = Counter(c.peer_port for c in list(self.api._connections.values()) if c.attempt is not None)
-        return max(self.running, key=lambda worker: sum(waiting[port] for port in worker.ports()))
+        return max(self.running, key=lambda worker: self.api.in_flight_of(worker.ports()))
 
     def has_delivered(self, worker: Worker) -> bool:
         """Tell whether a connection that the worker keeps open has carried a request."""
@@ -320,7 +318,7 @@ class Ground:
         """SIGSTOP a whole worker; return the ids that another may have to repeat."""
         signal_all(worker.pids, signal.SIGSTOP)
         ports = worker.ports()
-        wait_for(lambda: not self._in_flight_of(ports), seen=lambda: "its requests are not answered")
+        wait_for(lambda: not self.api.in_flight_of(ports), seen=lambda: "its requests are not answered")
         return self.at_risk(ports)
 
     @staticmethod
@@ -349,9 +347,6 @@ class Ground:
         prefix = self.keys.of_outbox(DEFAULT_DESTINATION, "").outbox
         streams = self.client.scan_iter(match=f"{prefix}*", count=1000)
         return {fields[b"id"].decode() for key in streams for _, fields in self.client.xrange(key)}
-
-    def _in_flight_of(self, ports: Collection[int]) -> bool:
-        return any(c.attempt and c.peer_port in ports for c in list(self.api._connections.values()))
 
     # Producers
 

@@ -13,15 +13,20 @@ Every spoiled connection ends in a reset: that a close is slow or half is `slow_
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-from faults.api import LoopThread, reset
+from relay.sandbox.server import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK = 65_536
+
+#: Makes a close send RST instead of FIN.
+NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Way(StrEnum):
@@ -35,7 +40,7 @@ class Proxy:
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._upstream = (host, port)
         self._links: set[_Link] = set()
-        self._loop = LoopThread("proxy")
+        self._thread = LoopThread("proxy")
         self._server: asyncio.Server | None = None
         self._stalls_new: set[Way] = set()
         self._latency_seconds = 0.0
@@ -56,7 +61,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self.refuse()
         self._call(lambda: [link.abort() for link in list(self._links)])
-        self._loop.stop()
+        self._thread.stop()
 
     @property
     def open_connections(self) -> int:
@@ -117,7 +122,7 @@ class Proxy:
                 self._server.close()
             self._server = None
 
-        self._loop.run(refuse())
+        self._thread.call(refuse())
 
     def listen(self) -> None:
         """Take connections, on the port of before."""
@@ -126,7 +131,7 @@ class Proxy:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
             self.port = self._server.sockets[0].getsockname()[1]
 
-        self._loop.run(listen())
+        self._thread.call(listen())
 
     def slow_close(self, seconds: float) -> None:
         """Pass the end of a connection on only after this long."""
@@ -149,7 +154,7 @@ class Proxy:
         async def call() -> object:
             return act()
 
-        result = self._loop.run(call())
+        result = self._thread.call(call())
         return result if isinstance(result, int) else 0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -226,7 +231,9 @@ class _Link:
         for gate in self.gates.values():
             gate.set()  # whoever waits there is to find the connection gone
         for writer in filter(None, (self._client, self.server)):
-            reset(writer.transport)
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            writer.transport.abort()
 
     def abort(self) -> None:
         for writer in filter(None, (self._client, self.server)):

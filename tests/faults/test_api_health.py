@@ -10,10 +10,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import TOKEN, digest, scenario
 
 from relay import DeploymentEvent
+from relay.sandbox.response import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,12 +102,12 @@ class RotatingToken:
         """Take no token but this from now on."""
         self._valid = f"Bearer {valid}"
 
-    def __call__(self, attempt: Attempt) -> Answer:
+    def __call__(self, attempt: Attempt) -> Response:
         if attempt.authorization != self._valid:
-            return Answer(self._status)
+            return Response(status=self._status)
         if attempt.earlier and self._resumed and attempt.event_id not in self.failed:
             self.failed.add(attempt.event_id)
-            return Answer(500)
+            return Response(status=500)
         self._resumed = True
         return OK
 
@@ -171,7 +172,7 @@ def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
         DeploymentEvent.of(f"ghcr.io/acme/alone@{digest(f'alone-{n}')}", environment="env-0", id=f"alone-{n}")
         for n in range(2)
     ]
-    ground.api.behave(lambda attempt: Answer(403) if attempt.event_id == "alone-0" else OK)
+    ground.api.behave(lambda attempt: Response(status=403) if attempt.event_id == "alone-0" else OK)
     ground.start_workers(2)
     with ground.load(100):
         ground.wait(lambda: len(ground.api.processed_ids()) > 50)
@@ -203,12 +204,12 @@ def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(grou
     absent = {f"event-{n}": absences[n // 50 % 3] for n in range(7, 400, 50)}
     stumbling = {f"event-{n}" for n in range(11, 400, 50)}
 
-    def judge(attempt: Attempt) -> Answer:
+    def judge(attempt: Attempt) -> Response:
         if attempt.event_id in refused:
-            return Answer(refused[attempt.event_id], body=b"no")
+            return Response(status=refused[attempt.event_id], body=b"no")
         if attempt.earlier:
             return OK
-        return Answer(absent.get(attempt.event_id, 500 if attempt.event_id in stumbling else 202))
+        return Response(status=absent.get(attempt.event_id, 500 if attempt.event_id in stumbling else 202))
 
     ground.api.behave(judge)
     ground.start_workers(1, RELAY_DELIVERY__BACKOFF_MAX="5s", RELAY_DELIVERY__MAX_ATTEMPTS="2")
@@ -240,7 +241,7 @@ def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(grou
 def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
     wrong = ground.api.listen()
     # They are all answered after they all went out, so that each has used up one of its two attempts when it is held.
-    ground.api.behave(lambda attempt: Answer(404, delay=0.3) if attempt.port == wrong else OK)
+    ground.api.behave(lambda attempt: Response(status=404, delay_seconds=0.3) if attempt.port == wrong else OK)
     two = {"RELAY_DELIVERY__MAX_ATTEMPTS": "2"}
     [misled] = ground.start_workers(1, RELAY_API_URL=f"http://127.0.0.1:{wrong}/reprot", **two)
     ground.report(30)
@@ -294,11 +295,11 @@ def silence_after(ground: Ground, form: Callable[[], Asked]) -> tuple[float, flo
     """Answer one request with a 429, with work for all workers behind it; return the seconds asked for and kept."""
     answered: list[tuple[Attempt, Asked]] = []
 
-    def once(attempt: Attempt) -> Answer:
+    def once(attempt: Attempt) -> Response:
         if answered:
             return OK
         answered.append((attempt, form()))
-        return Answer(429, headers=answered[0][1].headers)
+        return Response(status=429, headers=answered[0][1].headers)
 
     before = ground.health("until")
     ground.api.behave(once)
@@ -332,7 +333,7 @@ def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> N
         for worker in ground.running:
             ground.wait(lambda worker=worker: ground.has_delivered(worker))  # type: ignore[misc]
         number = len(ground.api.attempts)
-        ground.api.behave(Answer(429, headers={"Retry-After": "60"}))
+        ground.api.behave(Response(status=429, headers={"Retry-After": "60"}))
         ground.wait(lambda: any(a.status == 429 for a in ground.api.attempts[number:]))
         first = next(a for a in ground.api.attempts[number:] if a.status == 429)
         ground.wait(lambda: time.monotonic() > first.read_at + HOLD_SECONDS)
@@ -363,7 +364,7 @@ def concurrency(attempts: Sequence[Attempt]) -> list[int]:
 
 @scenario(20, "503 storm with 10,000 waiting", bound="1 probe a pause of all workers; a slow start after; none dead")
 def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -> None:
-    ground.api.behave(Answer(503, delay=0.1))
+    ground.api.behave(Response(status=503, delay_seconds=0.1))
     ground.start_workers(2)
     ground.report(10_000, environments=4)
     ground.wait(lambda: openings(ground) == 4, seen=ground.counters)  # the next probe comes 4 s later
@@ -371,7 +372,7 @@ def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -
     ground.bit(len(wave) >= 20 and len(probes) == 3, "the circuit opened, and was probed")
     ground.bit(ground.counters().waiting == 10_000, "all of them waited")
     check_one_probe_a_pause(wave, probes)
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     ground.wait(lambda: ground.api.in_flight > LEAST_LATER, seen=ground.counters)
     ground.api.behave(OK)
     ground.rest(60)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from celery import Celery
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import TOKEN, digest, report_of, scenario
 from servers import Authority
 
 from relay import DeploymentEvent
 from relay.errors import ConfigurationError
 from relay.processes.supervisor import Child
+from relay.sandbox.response import Response
 from relay.settings import Settings
 from workers.scheduling.wakeups import DELIVER
 
@@ -58,13 +59,13 @@ SPOILED = {
 COMMANDS = 3
 
 
-def echo(status: int) -> Answer:
+def echo(status: int) -> Response:
     body = json.dumps({"error": f"no {TOKEN}", "authorization": f"Bearer {TOKEN}"})
     head = (
         f"HTTP/1.1 {status} No {TOKEN}\r\nContent-Length: {len(body)}\r\nX-Token: {TOKEN}\r\n"
         f"WWW-Authenticate: Bearer {TOKEN}\r\nLocation: https://user:{TOKEN}@{TOKEN}.example/?token={TOKEN}\r\n"
     )
-    return Answer(status, raw=f"{head}\r\n{body}".encode())
+    return Response(status=status, raw=f"{head}\r\n{body}".encode())
 
 
 def leaks(data: bytes | str) -> bool:
@@ -290,7 +291,7 @@ def test_the_token_is_nowhere_after_all_that_can_go_wrong(
     secret = tmp_path_factory.mktemp("secret")
     token_file, died = secret / "token", ground.directory / "died"
     token_file.write_text(TOKEN)
-    untrusted = ground.api.listen(ssl_context=Authority(secret).self_signed())
+    untrusted = ground.api.listen(tls=Authority(secret).self_signed())
     seen: list[tuple[str, bytes | str]] = []
     with ExitStack() as exits:
         heard = exits.enter_context(overheard(ground.redis.port))

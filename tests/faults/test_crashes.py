@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import LEASE_SECONDS, scenario
+
+from relay.sandbox.response import Response
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +43,7 @@ def test_a_process_that_dies_with_a_batch_in_hand_is_replaced_without_a_repeat(g
 
 @scenario(2, "SIGKILL in mid-POST, the API processes it", bound="repeats ≤ K, at least 1 seen")
 def test_a_kill_in_mid_post_repeats_no_more_than_was_in_flight(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.3))
+    ground.api.behave(Response(delay_seconds=0.3))
     ground.start_workers(2)
     ground.report(100)
     ground.wait(lambda: ground.api.in_flight >= 10)
@@ -70,7 +72,7 @@ def test_an_answer_that_was_not_committed_is_repeated_exactly_once(ground: Groun
 
 @scenario(5, "SIGKILL of all workers, 3 times, 10,000 events", bound="missing 0, repeats ≤ K, order kept")
 def test_killing_all_workers_again_and_again_loses_and_reorders_nothing(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.01))
+    ground.api.behave(Response(delay_seconds=0.01))
     ground.start_workers(2)
     ground.report(10_000, instances=1000, environments=20)
     at_risk = []
@@ -87,7 +89,7 @@ def test_killing_all_workers_again_and_again_loses_and_reorders_nothing(ground: 
 
 @scenario(8, "SIGSTOP for 3 leases, then SIGCONT", bound="taken over; the woken commit is refused; repeats ≤ K")
 def test_a_worker_that_stood_still_past_its_lease_cannot_commit(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.8))
+    ground.api.behave(Response(delay_seconds=0.8))
     ground.start_workers(2, RELAY_DELIVERY__MAX_ATTEMPTS="1000")
     ground.report(5)
     ground.wait(lambda: ground.api.in_flight == 5)
@@ -95,7 +97,7 @@ def test_a_worker_that_stood_still_past_its_lease_cannot_commit(ground: Ground) 
     at_risk = ground.stop_and_hold(asleep)
     stopped_at = time.monotonic()
     ground.bit(at_risk, "it stood still with answers that it had not committed")
-    ground.api.behave(lambda attempt: Answer(503) if attempt.event_id in at_risk else OK)
+    ground.api.behave(lambda attempt: Response(status=503) if attempt.event_id in at_risk else OK)
     with ground.load(20, instances=20):  # successes between, that keep the circuit closed
         ground.wait(lambda: time.monotonic() - stopped_at > 3 * LEASE_SECONDS)
         again = {attempt.event_id for attempt in ground.api.attempts if attempt.earlier}

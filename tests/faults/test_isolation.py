@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.api import OK, STALL, Answer
+from faults.api import OK, STALL
 from faults.ground import TIMEOUT_SECONDS, digest, scenario
 
 from relay import DeploymentEvent
+from relay.sandbox.response import Response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,7 @@ class Pulse:
 
 def unheard(ground: Ground) -> int:
     """Return how many answers may have come when the client had just left: the last by connections now closed."""
-    still_open = {connection.number for connection in list(ground.api._connections.values())}
+    still_open = {connection.number for connection in ground.api.connections}
     last = {attempt.connection: attempt for attempt in list(ground.api.attempts)}
     return sum(a.processed and a.ended == "answered" and a.connection not in still_open for a in last.values())
 
@@ -116,7 +117,9 @@ def check_not_slower(factor: float, disturbed: Sequence[float], alone: Sequence[
           "and p90 within 1.2 times (undisturbed + 0.1 s)")  # fmt: skip
 def test_an_event_that_fails_holds_up_its_own_instance_alone(ground: Ground) -> None:
     failures = {"mended-0": MENDED_AFTER, "used-up-0": USED_UP_AFTER}
-    ground.api.behave(lambda attempt: Answer(500) if attempt.earlier < failures.get(attempt.event_id, 0) else OK)
+    ground.api.behave(
+        lambda attempt: Response(status=500) if attempt.earlier < failures.get(attempt.event_id, 0) else OK
+    )
     pauses = {"RELAY_DELIVERY__BACKOFF_INITIAL": "500ms", "RELAY_DELIVERY__BACKOFF_MAX": "500ms"}
     ground.start_workers(2, RELAY_DELIVERY__MAX_ATTEMPTS=str(USED_UP_AFTER), **pauses)
     pulse = Pulse(ground, 100, "env-0")
@@ -146,20 +149,20 @@ def test_an_event_that_fails_holds_up_its_own_instance_alone(ground: Ground) -> 
 
 #: Every tenth attempt hangs, in one of these ways.
 HANGS = (
-    Answer(stall=True),
-    Answer(503, drip=0.05),
-    Answer(503, body=b"." * 1000, drip=0.05, drip_body=True),
-    Answer(202, body=b"." * 1000, drip=0.05, drip_body=True),
+    Response(hangs=True),
+    Response(status=503, drip_seconds=0.05, drips_head=True),
+    Response(status=503, body=b"." * 1000, drip_seconds=0.05),
+    Response(status=202, body=b"." * 1000, drip_seconds=0.05),
 )
 
 
 @scenario(22, "hang, slow-loris headers, slow-loris body, jittery latency", bound="each attempt ends by the deadline "
           "+ 0.1 s; the window shrinks; no slot leaks over 500 time-outs; repeats ≤ T")  # fmt: skip
 def test_no_slot_is_lost_to_an_api_that_hangs(ground: Ground) -> None:
-    def judge(attempt: Attempt) -> Answer:
+    def judge(attempt: Attempt) -> Response:
         if attempt.number % 10 == 0:
             return HANGS[attempt.number // 10 % len(HANGS)]
-        return Answer(delay=attempt.number * 7 % 11 / 2000)
+        return Response(delay_seconds=attempt.number * 7 % 11 / 2000)
 
     def left() -> list[Attempt]:
         return [attempt for attempt in list(ground.api.attempts) if attempt.ended == "left"]
@@ -180,7 +183,7 @@ def test_no_slot_is_lost_to_an_api_that_hangs(ground: Ground) -> None:
     assert share(durations, 0.5) < SHORT_DEADLINE_SECONDS + DEADLINE_MARGIN_SECONDS
     assert max(durations) < SHORT_DEADLINE_SECONDS + DEADLINE_MARGIN_SECONDS + BUSY_SECONDS
 
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     most = 0
 
     def regrown() -> bool:
@@ -216,7 +219,7 @@ class IsolationError(AssertionError):
           "environment with an event each half second", bound="the quiet one's p50 within 1.2 times and p90 within 2 "
           "times of undisturbed, intake included", timeout=180)  # fmt: skip
 def test_busy_environments_hold_up_themselves_alone(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.1))
+    ground.api.behave(Response(delay_seconds=0.1))
     ground.start_workers(1, concurrency=PROCESSES, **DEFAULT_TIMERS)
     pulse = Pulse(ground, 2, "quiet")
     pulse.latencies(pulse.beat(1))  # so that all connections are there

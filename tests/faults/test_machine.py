@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import Footprint, Worker, scenario
 
 from relay.processes.supervisor import Child
 from relay.queue.health import HealthState
+from relay.sandbox.response import Response
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def limit_descriptors(pids: list[int], most: int) -> None:
 @scenario(29, "descriptor limit 64, then none to be had while Redis and the API close every connection",
           bound="backs off, 0 dead with max_attempts 1, recovers")  # fmt: skip
 def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.1))
+    ground.api.behave(Response(delay_seconds=0.1))
     [worker] = ground.start_workers(
         1, RELAY_DELIVERY__MAX_ATTEMPTS="1", RELAY_DELIVERY__MAX_IN_FLIGHT="200", **PATIENCE
     )
@@ -244,7 +245,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
     both += ground.start_workers(1, **PATIENCE, **backoff, **clock.environment)
     ground.bit("Substantial drift" in "".join(worker.log() for worker in both), "Celery sees the clocks apart")
 
-    ground.api.behave(Answer(delay=0.05))  # so that leases are held for a while
+    ground.api.behave(Response(delay_seconds=0.05))  # so that leases are held for a while
     with ground.load(100, environments=10):
         for worker in both:
             ground.wait(lambda worker=worker: ground.has_delivered(worker), READY_SECONDS, worker.log)  # type: ignore[misc]
@@ -254,7 +255,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
             ground.wait(lambda seen=seen: len(ground.api.attempts) > seen + 50, READY_SECONDS)  # type: ignore[misc]
     ground.rest()
 
-    ground.api.behave(Answer(503, headers={"Retry-After": str(HOLD_SECONDS)}))
+    ground.api.behave(Response(status=503, headers={"Retry-After": str(HOLD_SECONDS)}))
     [held] = ground.report(1)
     destination = ground.keys.destination(DEFAULT_DESTINATION)
     ground.wait(lambda: bool(ground.client.hget(destination, "until")))
@@ -269,7 +270,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
     ]
     assert not early, f"sent before the hold of {held} was over"
 
-    ground.api.behave(lambda attempt: OK if attempt.earlier else Answer(500))
+    ground.api.behave(lambda attempt: OK if attempt.earlier else Response(status=500))
     retried = set(ground.report(FAILING))
     before = ground.counters().retries
     due_key = ground.keys.of_outbox(DEFAULT_DESTINATION, "env-0").due

@@ -11,13 +11,14 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent, Producer, QueueFull
 from relay.cli import EX_TEMPFAIL
 from relay.queue import pausing
 from relay.queue.redrive import LEASE_SECONDS as REDRIVE_LEASE_SECONDS
+from relay.sandbox.response import Response
 from relay.settings import DEFAULT_DESTINATION, Settings
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said(groun
     assert relay(ground, "report", f"ghcr.io/acme/one-more@{digest(0)}").returncode == EX_TEMPFAIL
     assert ground.counters().added == MAX_BACKLOG
 
-    ground.api.behave(Answer(delay=0.005))  # so that the queue stays full for a while
+    ground.api.behave(Response(delay_seconds=0.005))  # so that the queue stays full for a while
     ground.start_workers(1)
     before = len(crowd.refusals)
     crowd.report("second", until_refused=False)
@@ -181,7 +182,7 @@ def bury(ground: Ground) -> dict[str, list[DeploymentEvent]]:
     counts = {"again": SOME, "overtaken": SOME, "since": SOME, "forced": FORCED}
     doomed = {kind: [event_of(f"app-{n}", f"env-{kind}") for n in range(count)] for kind, count in counts.items()}
     plain = [event_of(f"app-{n}", f"env-{n % 10}") for n in range(DEAD - 3 * SOME)]
-    ground.api.behave(Answer(422))
+    ground.api.behave(Response(status=422))
     # The plain ones first: the redrive that is killed then moves only such, and none that dies again before the next.
     for part in (plain, [event for events in doomed.values() for event in events]):
         ground.report_events(part)
@@ -204,7 +205,7 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     ground.rest()
     ground.oracle.overtaken = [event.id or "" for event in doomed["overtaken"]]
 
-    ground.api.behave(lambda attempt: Answer(422) if attempt.environment == "env-again" else OK)
+    ground.api.behave(lambda attempt: Response(status=422) if attempt.environment == "env-again" else OK)
     chosen = ("dead", "redrive", "--yes", "--environment", "env-[!f]*")
     began = time.monotonic()
     with started(ground, *chosen, "--rate", str(RATE)) as first:
@@ -273,7 +274,7 @@ def attempts_of(ground: Ground, environment: str) -> list[Attempt]:
                 "order kept")  # fmt: skip
 def test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order(ground: Ground) -> None:
     ground.environment["RELAY_DELIVERY__MAX_IN_FLIGHT"] = str(MAX_IN_FLIGHT)
-    ground.api.behave(Answer(delay=ANSWER_SECONDS))
+    ground.api.behave(Response(delay_seconds=ANSWER_SECONDS))
     old = ground.start_workers(1)
     lease = ground.keys.of_outbox(DEFAULT_DESTINATION, PAUSED).lease
     with ground.load(100, instances=20, environments=2):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.api import OK, Answer
+from faults.api import OK
 from faults.ground import digest, report_of, scenario
 
 from relay import DeploymentEvent
 from relay.queue import leases
+from relay.sandbox.response import Response
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -93,16 +94,16 @@ SWIFT = {
 PASSING = ("lease:*", "wakeup:*")
 
 
-def answer(attempt: Attempt) -> Answer:
+def answer(attempt: Attempt) -> Response:
     """Take everything at its second attempt; at the first, refuse some and provoke a script that is rarely run."""
-    _, point, fate = attempt.event_id.split(" ")
+    _, point, outcome = attempt.event_id.split(" ")
     if attempt.earlier:
         return OK
     if "change_health:1" in point:
-        return Answer(401)
-    if "change_health" in point and fate == "first":
-        return Answer(429, headers={"Retry-After": "60"})
-    return {"refused": Answer(422), "retried": Answer(503)}.get(fate, OK)
+        return Response(status=401)
+    if "change_health" in point and outcome == "first":
+        return Response(status=429, headers={"Retry-After": "60"})
+    return {"refused": Response(status=422), "retried": Response(status=503)}.get(outcome, OK)
 
 
 def events_of(point: str) -> list[DeploymentEvent]:
@@ -202,7 +203,7 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
         assert step("work", crash="after:take:1") == -signal.SIGKILL
         let_leases_pass(ground)
     assert step(name, argument, crash=point) == -signal.SIGKILL, f"nothing died at {point}"
-    ground.wait(lambda: not ground.api.open_connections)
+    ground.wait(lambda: not ground.api.connections)
     check_places(ground, point, unsure)
     uncommitted = ground.in_outboxes() & ground.api.processed_ids().keys()
     let_leases_pass(ground)
@@ -244,7 +245,7 @@ def test_an_event_that_kills_becomes_a_dead_letter(ground: Ground, stage: str, d
     first = set(worker.pids)
     ground.report(101)
     ground.wait(lambda: not first <= set(worker.pids))
-    ground.wait(lambda: not ground.api.open_connections)  # it goes on taking what the dead process had sent
+    ground.wait(lambda: not ground.api.connections)  # it goes on taking what the dead process had sent
     at_risk = ground.in_outboxes() & ground.api.processed_ids().keys()
     counters = ground.rest()
     [(_, letter)] = ground.client.xrange(ground.keys.dead)

@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from failovers import Pair
-from faults.api import Answer
 from faults.ground import plain_client, report_of, scenario
 from faults.test_redis import LONG_LEASE, all_work, go_on, impatient_producer, reporting, same_processes
 from gateways import running
+
+from relay.sandbox.response import Response
 
 if TYPE_CHECKING:
     from faults.ground import Ground
@@ -39,7 +40,7 @@ def ids_in(ground: Ground, client: Redis) -> set[str]:
     bound="all goes on within 10 s; lost: exactly what was not replicated",
 )
 def test_a_failover_behind_one_address_needs_no_restart(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     first = ground.redis
     with (
         Pair(first) as pair,
@@ -92,7 +93,7 @@ def test_a_failover_behind_one_address_needs_no_restart(ground: Ground) -> None:
     bound="all goes on within 10 s; lost: only what was acknowledged between promotion and demotion",
 )
 def test_a_failover_under_load_loses_no_more_than_its_own_time(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     with Pair(ground.redis) as pair:
         ground.environment["RELAY_REDIS_URL"] = pair.url
         workers = ground.start_workers(2, **LONG_LEASE)

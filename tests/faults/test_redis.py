@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from faults.api import Answer
 from faults.ground import plain_client, report_of, scenario
 from rig import signal_all
 
@@ -24,6 +23,7 @@ from relay.connections.clients import RETRIES
 from relay.processes.embedded_redis import SERVER_VARIABLE, find_server
 from relay.queue import epoch, pausing, scripts
 from relay.queue.inbox import append_call, fields_of
+from relay.sandbox.response import Response
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.scheduling.celery_reconnect import PAUSES
 
@@ -191,7 +191,7 @@ def go_on(ground: Ground, more: int) -> None:
     ids=lambda p: p["append_fsync"],
 )
 def test_a_redis_that_is_killed_loses_nothing(ground: Ground) -> None:
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     ground.start_workers(2, **RESTART_LEASE)
     fsync = ground.client.config_get("appendfsync")["appendfsync"]
     servers = [ground.redis.pid]
@@ -239,7 +239,7 @@ def lose_power(ground: Ground, synced: int) -> int:
 @pytest.mark.parametrize("ground", [{"append_fsync": "always"}], indirect=True)
 def test_a_loss_of_power_loses_nothing_where_each_write_is_synced(ground: Ground) -> None:
     """What was acknowledged is synced, so all that can go is the one write that nobody was told of."""
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     workers = ground.start_workers(2, **LONG_LEASE)
     with reporting(ground):
         go_on(ground, 50)
@@ -277,7 +277,7 @@ def unheard(ground: Ground, call: scripts.Call) -> None:
           slow=True)  # fmt: skip
 def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> None:
     """What Redis lost is a tail of what it was told. What a drain had in hand by then, it delivers all the same."""
-    ground.api.behave(Answer(delay=0.02))
+    ground.api.behave(Response(delay_seconds=0.02))
     workers = ground.start_workers(2, **LONG_LEASE)
     with reporting(ground) as producer:
         go_on(ground, 50)
@@ -327,7 +327,7 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
 
     The API answers what is in flight while nobody listens, as the drains wait for Redis: that counts, however late.
     """
-    ground.api.behave(Answer(delay=0.1))
+    ground.api.behave(Response(delay_seconds=0.1))
     data, broker = ground.redis_proxy(), ground.broker_proxy()
     ground.start_workers(2, RELAY_WORKER__LEASE="20s")
     unchanged = same_processes(ground)
@@ -364,7 +364,7 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
 def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
     ground.start_workers(2, RELAY_WORKER__LEASE="6s")
     unchanged = same_processes(ground)
-    ground.api.behave(Answer(delay=0.2))
+    ground.api.behave(Response(delay_seconds=0.2))
     with reporting(ground) as producer:
         go_on(ground, 20)
         ground.wait(lambda: ground.api.in_flight > 0)

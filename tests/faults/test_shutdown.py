@@ -6,9 +6,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from faults.api import OK, STALL, Answer
+from faults.api import OK, STALL
 from faults.ground import scenario
 
+from relay.sandbox.response import Response
 from workers.scheduling.shutdown import MARGIN_SECONDS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ STOPPING = "relay: stopping"
 AT_ONCE = 128 + signal.SIGTERM
 
 
-def under_way(ground: Ground, answer: Answer, count: int, several: int = SEVERAL) -> Worker:
+def under_way(ground: Ground, answer: Response, count: int, several: int = SEVERAL) -> Worker:
     """Start a worker, report events that get this answer, and return it with several POSTs under way."""
     ground.api.behave(OK)
     [worker] = ground.start_workers(1, **PATIENT)
@@ -57,7 +58,7 @@ def held(ground: Ground) -> list[str]:
 @scenario(7, "SIGTERM with slow answers; with hanging ones; a second SIGTERM",
           bound="all answered, exit 0; deadline kept, leases released; exit at once; repeats ≤ K + T")  # fmt: skip
 def test_a_worker_finishes_what_is_under_way_unless_it_is_told_twice(ground: Ground) -> None:
-    worker = under_way(ground, Answer(delay=SLOW_SECONDS), 20)
+    worker = under_way(ground, Response(delay_seconds=SLOW_SECONDS), 20)
     told_at, count = time.monotonic(), len(ground.api.attempts)
     assert ground.terminate(worker) == [0]
     ends = [attempt.ended_at or 0 for attempt in ground.api.attempts[:count]]

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.api import GARBAGE, OK, STALL, TWICE, Answer, Api, Cut, interim_flood
+from faults.api import GARBAGE, OK, STALL, TWICE, Api, interim_flood
 from faults.oracle import Oracle, Outcomes, Report
 from faults.proxy import Proxy, Way
 from rig import wait_for
+
+from relay.sandbox.response import ResetAt, Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +81,7 @@ def outcomes(*, dead_ids: Sequence[str] = (), **counts: int) -> Outcomes:
 class TestApi:
     def test_the_journal_has_a_request_before_its_answer(self, api: Api, tmp_path: Path) -> None:
         seen = []
-        api.behave(lambda _: seen.append((tmp_path / "api.txt").read_text()) or Answer(503))  # type: ignore[func-returns-value]
+        api.behave(lambda _: seen.append((tmp_path / "api.txt").read_text()) or Response(status=503))  # type: ignore[func-returns-value]
         assert ask(api.port, request()).startswith(b"HTTP/1.1 503 ")
         assert seen[0].startswith(">\t1\tone\t")
         assert "<\t1\t503\tanswered\t" in (tmp_path / "api.txt").read_text()
@@ -90,7 +92,7 @@ class TestApi:
     def test_a_behaviour_may_change_between_requests_of_a_connection(self, api: Api) -> None:
         with connected(api.port) as link:
             for status in (202, 422, 500):
-                api.behave(Answer(status))
+                api.behave(Response(status=status))
                 link.sendall(request())
                 assert link.recv(1000).startswith(f"HTTP/1.1 {status}".encode())
         assert [attempt.earlier for attempt in api.attempts] == [0, 1, 2]
@@ -100,42 +102,42 @@ class TestApi:
         ("answer", "expected"),
         [
             (GARBAGE, b"\x16\x03\x01"),
-            (TWICE, OK.head() + Answer(500).head()),
+            (TWICE, OK.head() + Response(status=500).head()),
             (interim_flood(3), b"HTTP/1.1 102 Processing\r\n\r\n" * 3 + OK.head()),
-            (Answer(200, body=b"x", length=9), b"Content-Length: 9\r\n\r\nx"),
-            (Answer(302, headers={"Location": "http://elsewhere/"}), b"Location: http://elsewhere/\r\n"),
-            (Answer(body=b"slow", drip=0.001), b"\r\n\r\nslow"),
-            (Answer(body=b"slow", drip=0.001, drip_body=True), b"\r\n\r\nslow"),
-            (Answer(body=b"late", delay=0.05), b"late"),
-            (Answer(cut=Cut.STATUS_LINE), b"HTTP/1.1 202 Scripted\r\n"),
-            (Answer(body=b"half a body!", cut=Cut.BODY), b"\r\n\r\nhalf a"),
+            (Response(status=200, body=b"x", content_length=9), b"Content-Length: 9\r\n\r\nx"),
+            (Response(status=302, headers={"Location": "http://elsewhere/"}), b"Location: http://elsewhere/\r\n"),
+            (Response(body=b"slow", drip_seconds=0.001, drips_head=True), b"\r\n\r\nslow"),
+            (Response(body=b"slow", drip_seconds=0.001), b"\r\n\r\nslow"),
+            (Response(body=b"late", delay_seconds=0.05), b"late"),
+            (Response(reset=ResetAt.STATUS_LINE), b"HTTP/1.1 202 Accepted\r\n"),
+            (Response(body=b"half a body!", reset=ResetAt.BODY), b"\r\n\r\nhalf a"),
         ],
     )
-    def test_answers_as_told(self, api: Api, answer: Answer, expected: bytes) -> None:
+    def test_answers_as_told(self, api: Api, answer: Response, expected: bytes) -> None:
         api.behave(answer)
         assert expected in ask(api.port, request(), expected)
 
     def test_a_huge_body_is_as_long_as_said(self, api: Api) -> None:
-        answer = Answer(huge=3_000_000, close=True)
+        answer = Response(filler_bytes=3_000_000, closes=True)
         api.behave(answer)
         assert len(ask(api.port, request(), b"no such thing")) == len(answer.head()) + 3_000_000
 
-    @pytest.mark.parametrize("where", list(Cut))
-    def test_a_cut_is_a_reset_and_is_counted(self, api: Api, where: Cut) -> None:
-        if where in {Cut.ACCEPT, Cut.HEADERS}:
-            api.cut_next(where)
+    @pytest.mark.parametrize("where", list(ResetAt))
+    def test_a_cut_is_a_reset_and_is_counted(self, api: Api, where: ResetAt) -> None:
+        if where in {ResetAt.ACCEPT, ResetAt.HEADERS}:
+            api.reset_next(where)
         else:
-            api.behave(Answer(cut=where, body=b"body"))
+            api.behave(Response(reset=where, body=b"body"))
         with pytest.raises(ConnectionError):  # not the silent end of a close
             exchange(api.port)
-        assert api.cuts == {where: 1}
-        assert api.unknowable() == (where is Cut.REQUEST)
-        assert len(api.attempts) == (where not in {Cut.ACCEPT, Cut.HEADERS})
+        assert api.resets == {where: 1}
+        assert api.unknowable() == (where is ResetAt.REQUEST)
+        assert len(api.attempts) == (where not in {ResetAt.ACCEPT, ResetAt.HEADERS})
 
     def test_who_leaves_before_the_answer_cannot_know(self, api: Api) -> None:
         api.behave(STALL)
         assert ask(api.port, request(), patience_seconds=0.2) == b""
-        wait_for(lambda: not api.open_connections)
+        wait_for(lambda: not api.connections)
         assert (api.attempts[0].ended, api.unknowable(), api.in_flight) == ("left", 1, 0)
 
     def test_a_behaviour_that_fails_is_told(self, api: Api) -> None:
@@ -185,7 +187,7 @@ class TestProxy:
             assert link.reset_all() == link.cuts == 1
             with pytest.raises(ConnectionResetError):
                 client.recv(1000)
-            wait_for(lambda: not link.open_connections + api.open_connections)
+            wait_for(lambda: not link.open_connections + len(api.connections))
 
     def test_refuses_and_listens_again(self, api: Api) -> None:
         with Proxy(api.port) as link:
@@ -243,7 +245,7 @@ class TestOracle:
 
     def test_a_rejected_event_has_not_arrived(self, api: Api, oracle: Oracle) -> None:
         oracle.note([report()])
-        api.behave(Answer(503))
+        api.behave(Response(status=503))
         ask(api.port, request())
         with pytest.raises(AssertionError, match="are lost"):
             oracle.check_conservation(api, outcomes())
@@ -287,7 +289,7 @@ class TestOracle:
 
     def test_two_events_of_an_instance_under_way_at_once_are_seen(self, api: Api, oracle: Oracle) -> None:
         oracle.note([report("one"), report("two", B)])
-        api.behave(Answer(delay=0.2))
+        api.behave(Response(delay_seconds=0.2))
         with connected(api.port) as first, connected(api.port) as second:
             first.sendall(request("one"))
             wait_for(lambda: api.in_flight == 1)

@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from faults.api import GARBAGE, OK, Answer, Cut, interim_flood
+from faults.api import GARBAGE, OK, interim_flood
 from faults.ground import scenario
 from faults.proxy import Proxy
 from servers import Authority, Server, answer
 
 from relay.queue.health import HealthState
+from relay.sandbox.response import ResetAt, Response
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ BACK_SECONDS = 20.0
 class Trick:
     """What the API does at an event's first attempt, and how many attempts it must come to."""
 
-    first: Answer
+    first: Response
     attempts: int
 
 
@@ -42,7 +43,7 @@ def play(tricks: dict[str, Trick]) -> Behaviour:
     """Give each of the tricks its turn, by the events' numbers; every second event meets none."""
     names = list(tricks)
 
-    def behave(attempt: Attempt) -> Answer:
+    def behave(attempt: Attempt) -> Response:
         name = trick_of(attempt, names)
         return tricks[name].first if name and not attempt.earlier else OK
 
@@ -80,12 +81,12 @@ def report_and_rest(ground: Ground, count: int) -> list[Attempt]:
           "idle connections closed", bound="repeats = T; delivered after a 2xx status line")  # fmt: skip
 def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Ground) -> None:
     tricks = {
-        "cut after the request, taken": Trick(Answer(cut=Cut.REQUEST), 2),
-        "cut after the request, not taken": Trick(Answer(cut=Cut.REQUEST, processed=False), 2),
-        "cut after the status line 202": Trick(Answer(cut=Cut.STATUS_LINE), 1),
-        "cut after the status line 503": Trick(Answer(503, cut=Cut.STATUS_LINE), 2),
-        "cut in the body of a 202": Trick(Answer(cut=Cut.BODY, body=b"x" * 100), 1),
-        "cut in the body of a 503": Trick(Answer(503, cut=Cut.BODY, body=b"x" * 100), 2),
+        "cut after the request, taken": Trick(Response(reset=ResetAt.REQUEST), 2),
+        "cut after the request, not taken": Trick(Response(reset=ResetAt.REQUEST, processed=False), 2),
+        "cut after the status line 202": Trick(Response(reset=ResetAt.STATUS_LINE), 1),
+        "cut after the status line 503": Trick(Response(status=503, reset=ResetAt.STATUS_LINE), 2),
+        "cut in the body of a 202": Trick(Response(reset=ResetAt.BODY, body=b"x" * 100), 1),
+        "cut in the body of a 503": Trick(Response(status=503, reset=ResetAt.BODY, body=b"x" * 100), 2),
     }
     each = 5
     names = list(tricks)
@@ -101,11 +102,11 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
     assert ground.api.repeats() == unknowable
     ground.api.behave(OK)
 
-    for where in (Cut.HEADERS, Cut.ACCEPT):
+    for where in (ResetAt.HEADERS, ResetAt.ACCEPT):
         ground.api.close_idle()
-        ground.api.cut_next(where, each)
+        ground.api.reset_next(where, each)
         report_and_rest(ground, 10 * each)
-        ground.bit(ground.api.cuts[where] == each, f"connections were reset {where}")
+        ground.bit(ground.api.resets[where] == each, f"connections were reset {where}")
 
     retries = ground.counters().retries
     for by_reset in (False, True):
@@ -122,7 +123,7 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
     ground.rest()
     assert ground.api.repeats() == unknowable, "what was not taken was counted as taken, or the reverse"
     ground.check(unknowable=unknowable)
-    cuts = ground.api.cuts.total()
+    cuts = ground.api.resets.total()
     ground.observed(f"{cuts} cuts, of {unknowable} the end unknowable; {ground.api.repeats()} repeats")
 
 
@@ -132,7 +133,7 @@ MORE_MEGABYTES = 20.0
 #: A body that grows a thousandfold when it is unpacked.
 BOMB = gzip.compress(bytes(100_000_000), 9)
 
-STRAY = Answer(400).head()
+STRAY = Response(status=400).head()
 
 
 def hostile(elsewhere: str) -> dict[str, Trick]:
@@ -141,27 +142,27 @@ def hostile(elsewhere: str) -> dict[str, Trick]:
     many = b"X-Y: z\r\n" * 100_000
     tricks = {
         "no HTTP": Trick(replace(GARBAGE, processed=False), 2),
-        "two answers": Trick(Answer(raw=OK.head() + STRAY), 1),
-        "two answers, the first a 503": Trick(Answer(503, raw=Answer(503).head() + STRAY), 2),
-        "an answer in a body that is too long": Trick(Answer(length=3, body=b"..." + STRAY), 1),
-        "a body that is too short": Trick(Answer(length=100, body=b"x", close=True), 1),
-        "a gigabyte of success": Trick(Answer(huge=2**30), 1),
-        "a gigabyte": Trick(Answer(503, huge=2**30), 2),
-        "a gzip bomb of success": Trick(Answer(headers=gzipped, body=BOMB), 1),
-        "a gzip bomb": Trick(Answer(503, headers=gzipped, body=BOMB), 2),
-        "100,000 headers of success": Trick(Answer(raw=b"HTTP/1.1 202 Yes\r\n" + many + b"\r\n", close=True), 1),
-        "100,000 headers": Trick(Answer(503, raw=b"HTTP/1.1 503 No\r\n" + many + b"\r\n", close=True), 2),
-        "interim answers": Trick(replace(interim_flood(100_000), close=True, processed=False), 2),
+        "two answers": Trick(Response(raw=OK.head() + STRAY), 1),
+        "two answers, the first a 503": Trick(Response(status=503, raw=Response(status=503).head() + STRAY), 2),
+        "an answer in a body that is too long": Trick(Response(content_length=3, body=b"..." + STRAY), 1),
+        "a body that is too short": Trick(Response(content_length=100, body=b"x", closes=True), 1),
+        "a gigabyte of success": Trick(Response(filler_bytes=2**30), 1),
+        "a gigabyte": Trick(Response(status=503, filler_bytes=2**30), 2),
+        "a gzip bomb of success": Trick(Response(headers=gzipped, body=BOMB), 1),
+        "a gzip bomb": Trick(Response(status=503, headers=gzipped, body=BOMB), 2),
+        "100,000 headers of success": Trick(Response(raw=b"HTTP/1.1 202 Yes\r\n" + many + b"\r\n", closes=True), 1),
+        "100,000 headers": Trick(Response(status=503, raw=b"HTTP/1.1 503 No\r\n" + many + b"\r\n", closes=True), 2),
+        "interim answers": Trick(replace(interim_flood(100_000), closes=True, processed=False), 2),
     }
     lengths = ("abc", "-1", "9" * 30, "5, 6")
     tricks |= {
         f"a length of {length}": Trick(
-            Answer(raw=f"HTTP/1.1 202 Yes\r\nContent-Length: {length}\r\n\r\n".encode() + STRAY, close=True), 1
+            Response(raw=f"HTTP/1.1 202 Yes\r\nContent-Length: {length}\r\n\r\n".encode() + STRAY, closes=True), 1
         )
         for length in lengths
     }
     tricks |= {
-        f"redirect {status}": Trick(Answer(status, headers={"Location": elsewhere}), 1)
+        f"redirect {status}": Trick(Response(status=status, headers={"Location": elsewhere}), 1)
         for status in (301, 302, 303, 307, 308)
     }
     return tricks
@@ -176,7 +177,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
         names = list(tricks)
         worker = start_worker(ground)
         ground.api.behave(
-            lambda attempt: OK if attempt.earlier or attempt.number % 4 else Answer(503, body=b"x" * 2000)
+            lambda attempt: OK if attempt.earlier or attempt.number % 4 else Response(status=503, body=b"x" * 2000)
         )
         report_and_rest(ground, 200)  # all that it makes once is made
 
@@ -199,7 +200,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
 
         ground.report(1)
         ground.rest()
-        ground.bit(ground.api.say_to_idle(STRAY), "idle connections brought an answer that nobody waited for")
+        ground.bit(ground.api.send_to_idle(STRAY), "idle connections brought an answer that nobody waited for")
         report_and_rest(ground, 20)
 
     refused = 5 * each
@@ -265,7 +266,7 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
         [certificate] = [*folder.glob(f"{name}.crt"), *folder.glob(f"{name}.pem")][:1]
         context.load_cert_chain(certificate, certificate.with_suffix(".key"))
 
-    with Proxy(ground.api.listen(ssl_context=context)) as link:
+    with Proxy(ground.api.listen(tls=context)) as link:
         link.cut_reply(b"Bearer", nth=1_000_000)  # counts, and cuts nothing
         [worker] = ground.start_workers(
             1,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from servers import Server
+from servers import Server, hang
 
 from relay.connections.clients import CONNECTIONS, RETRIES, connect, connect_async, unavailable
 from relay.processes.embedded_redis import EmbeddedRedis
@@ -17,19 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from servers import Peer
-
-
-def silent(peer: Peer) -> None:
-    peer.drain()
-
 
 def settings_of(server: Server) -> RedisSettings:
     return RedisSettings(url=f"redis://127.0.0.1:{server.port}/0", timeout=0.1, connect_timeout=1)
 
 
 def test_silence_costs_as_many_time_outs_as_there_are_tries() -> None:
-    with Server(at_once=silent) as server:
+    with Server(at_once=hang) as server:
         with connect(settings_of(server)) as client, pytest.raises(redis.TimeoutError):
             client.ping()
         assert server.connections == RETRIES + 1
@@ -41,7 +35,7 @@ def test_silence_costs_asyncio_no_more(connections: int) -> None:
         async with connect_async(settings_of(server), connections=connections) as client:
             await client.ping()
 
-    with Server(at_once=silent) as server:
+    with Server(at_once=hang) as server:
         with pytest.raises(redis.TimeoutError):
             asyncio.run(ping(server))
         assert server.connections == RETRIES + 1

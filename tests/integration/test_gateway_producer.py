@@ -20,11 +20,11 @@ from relay.producer import gateway_producer
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from random import Random
 
-    from servers import Peer, Received, Step
+    from servers import Action, Received, Step
 
 TOKEN = "canary-token-of-the-gateway"
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
@@ -38,21 +38,15 @@ def producer(server: Server, timeout: float = PATIENCE_SECONDS, **settings: obje
     return GatewayProducer(settings=Settings.load(producer=given))
 
 
-def takes_all(server: list[Server]) -> Step:
-    """Answer as a gateway does that takes each line, with the ids in them."""
-
-    def step(peer: Peer) -> bool:
-        ids = [each["id"] for each in lines(server[0].received[-1])]
-        return answer(202, json.dumps({"ids": ids}).encode())(peer)
-
-    return step
+def take_all(request: Received) -> Iterable[Action]:
+    """Respond as a gateway that accepts each line, with their ids."""
+    ids = [each["id"] for each in lines(request)]
+    return answer(202, json.dumps({"ids": ids}).encode())(request)
 
 
 def serving(*steps: Step) -> Server:
-    """Serve these answers, and then a gateway's own."""
-    box: list[Server] = []
-    box.append(Server(*steps, takes_all(box)))
-    return box[0]
+    """Serve these responses, and then a gateway's own."""
+    return Server(*steps, take_all)
 
 
 def lines(request: Received) -> list[dict[str, str]]:

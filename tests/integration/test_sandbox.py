@@ -19,7 +19,7 @@ import requests
 pytest.importorskip("httptools")
 
 from relay.sandbox import Sandbox
-from relay.sandbox.connection import MAX_DISCARDED_BYTES, MAX_HEAD_BYTES
+from relay.sandbox.connection import MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, Limits
 from relay.sandbox.contract import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def test_garbage_gets_400(api: Sandbox) -> None:
 
 def test_incomplete_request_times_out_and_so_does_an_idle_connection() -> None:
     with (
-        Sandbox(request_timeout_seconds=0.2, idle_timeout_seconds=0.2) as api,
+        Sandbox(limits=Limits(request_timeout_seconds=0.2, idle_timeout_seconds=0.2)) as api,
         connect(api) as slow,
         connect(api) as idle,
     ):

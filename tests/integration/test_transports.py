@@ -19,7 +19,6 @@ import pytest
 from servers import (
     DEADLINE_SECONDS,
     Authority,
-    Peer,
     Server,
     after,
     answer,
@@ -37,6 +36,7 @@ from servers import (
 
 from relay.errors import ConfigurationError
 from relay.processes.embedded_redis import free_port
+from relay.sandbox.response import Hang, Write
 from relay.settings import ApiSettings
 from workers.delivery.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request
 from workers.delivery.transport.curl import CurlTransport
@@ -44,6 +44,8 @@ from workers.delivery.transport.curl import CurlTransport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from servers import Action, Received
 
     Serve = Callable[..., Server]
     Connect = Callable[..., CurlTransport]
@@ -786,11 +788,10 @@ def test_second_answer_to_one_request_is_not_the_answer_to_the_next(
 ) -> None:
     said: list[bool] = []
 
-    def again(peer: Peer) -> bool:
-        peer.send(head(503, {"Content-Length": "5"}) + b"str")
+    def again(_: Received) -> Iterator[Action]:
+        yield Write(head(503, {"Content-Length": "5"}) + b"str")
         said.append(True)
-        peer.drain()  # does not close, as that would give it away
-        return False
+        yield Hang()  # does not close, as that would give it away
 
     server = serve(after(head(first, {"Content-Length": "0"}), later(pause_seconds, again)), answer(201))
     transport = connect(server.url)

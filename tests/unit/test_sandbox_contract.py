@@ -1,4 +1,4 @@
-"""The stand-in's contract, as tables."""
+"""The sandbox's contract, as tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from relay.sandbox.contract import MAX_BODY_BYTES, Request, judge
+from relay.sandbox.contract import MAX_BODY_BYTES, Request, check_request
 
 HEX = "0123456789abcdef" * 4
 URL = f"registry.example.com/team/app@sha256:{HEX}"
@@ -15,8 +15,10 @@ URL = f"registry.example.com/team/app@sha256:{HEX}"
 def request_with(body: object = None, **changes: object) -> Request:
     document = {"image": {"url": URL}} if body is None else body
     raw = document if isinstance(document, bytes) else json.dumps(document).encode()
-    plain = Request(b"POST", b"/", b"Bearer secret", b"application/json", None, raw)
-    return plain._replace(**changes)  # type: ignore[arg-type]
+    headers = {"authorization": b"Bearer secret", "content_type": b"application/json"}
+    headers |= {name: changes.pop(name) for name in ("authorization", "content_type") if name in changes}  # type: ignore[misc]
+    sent = {name.replace("_", "-").encode(): value for name, value in headers.items() if value is not None}
+    return Request(b"POST", b"/", sent, raw)._replace(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def request_with(body: object = None, **changes: object) -> Request:
     ],
 )
 def test_fully_qualified_digests_are_taken(url: str) -> None:
-    assert judge(request_with({"image": {"url": url}}), b"secret").status == 202
+    assert check_request(request_with({"image": {"url": url}}), b"secret").status == 202
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_fully_qualified_digests_are_taken(url: str) -> None:
     ],
 )
 def test_other_references_are_refused(url: str) -> None:
-    ruling = judge(request_with({"image": {"url": url}}), b"secret")
+    ruling = check_request(request_with({"image": {"url": url}}), b"secret")
     assert (ruling.status, ruling.field) == (422, "image.url")
 
 
@@ -100,7 +102,7 @@ def test_other_references_are_refused(url: str) -> None:
     ],
 )
 def test_bodies(body: object, status: int, field: str) -> None:
-    ruling = judge(request_with(body), b"secret")
+    ruling = check_request(request_with(body), b"secret")
     assert (ruling.status, ruling.field) == (status, field)
 
 
@@ -127,24 +129,24 @@ def test_bodies(body: object, status: int, field: str) -> None:
     ],
 )
 def test_everything_but_the_body(changes: dict[str, object], status: int) -> None:
-    assert judge(request_with(**changes), b"secret").status == status
+    assert check_request(request_with(**changes), b"secret").status == status
 
 
 @pytest.mark.parametrize(("authorization", "status"), [(b"Bearer anything", 202), (b"Bearer ", 401)])
-def test_any_token_passes_when_none_is_configured(authorization: bytes, status: int) -> None:
-    assert judge(request_with(authorization=authorization), None).status == status
+def test_any_token_passes_if_none_is_configured(authorization: bytes, status: int) -> None:
+    assert check_request(request_with(authorization=authorization), None).status == status
 
 
 def test_body_of_exactly_the_limit_is_read() -> None:
     body = json.dumps({"image": {"url": URL}}).encode().ljust(MAX_BODY_BYTES)
-    assert judge(request_with(body), b"secret").status == 202
+    assert check_request(request_with(body), b"secret").status == 202
 
 
 def test_refused_requests_still_name_their_environment() -> None:
     body = {"image": {"url": URL}, "environment": {"name": "production"}}
-    ruling = judge(request_with(body, authorization=None), b"secret")
+    ruling = check_request(request_with(body, authorization=None), b"secret")
     assert (ruling.environment, ruling.image) == ("production", URL)
 
 
 def test_environment_defaults_to_deployed() -> None:
-    assert judge(request_with(), b"secret").environment == "deployed"
+    assert check_request(request_with(), b"secret").environment == "deployed"

@@ -1,4 +1,4 @@
-"""Which fault befalls a request, with the clock and the dice in hand."""
+"""Which fault rule applies to a request, and the response that it makes, with clock and randomness passed in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 
 from relay.errors import ConfigurationError
+from relay.sandbox.api import response_to
 from relay.sandbox.contract import Ruling
-from relay.sandbox.faults import Answer, Delay, Drip, FaultPlan, Hang, Reset, parse_rules
-from relay.sandbox.script import write_script
+from relay.sandbox.faults import FaultPlan, parse_rules
+from relay.sandbox.response import ResetAt, Response
+
+HANG = Response(hangs=True, processed=False)
 
 
 class Dice:
-    """Gives the numbers it was handed, then 0."""
+    """Returns the given numbers, then 0."""
 
     def __init__(self, *numbers: float) -> None:
         self._numbers = list(numbers)
@@ -36,29 +39,9 @@ def plan_of(*rules: dict[str, Any], dice: Dice | None = None, clock: Clock | Non
     return plan
 
 
-def effects(plan: FaultPlan, times: int, environment: str = "production", image: str = "r.io/a") -> list[Any]:
-    faults = [plan.befall(environment=environment, image=image) for _ in range(times)]
-    return [fault and fault.effect for fault in faults]
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        ({"kind": "latency", "seconds": 0.2}, Delay(0.2)),
-        ({"kind": "latency", "seconds": 1, "jitter_seconds": 4}, Delay(3)),
-        ({"kind": "status", "status": 503}, Answer(503)),
-        (
-            {"kind": "status", "status": 429, "headers": {"Retry-After": ["2", "9"]}},
-            Answer(429, (("Retry-After", "2"), ("Retry-After", "9"))),
-        ),
-        ({"kind": "hang"}, Hang()),
-        ({"kind": "reset"}, Reset("after")),
-        ({"kind": "reset", "when": "headers"}, Reset("headers")),
-        ({"kind": "slow_body", "bytes": 9, "seconds_per_byte": 0.1}, Drip(9, 0.1)),
-    ],
-)
-def test_effects(rule: dict[str, Any], expected: object) -> None:
-    assert effects(plan_of(rule, dice=Dice(0.5)), 1) == [expected]
+def responses(plan: FaultPlan, times: int, environment: str = "production", image: str = "r.io/a") -> list[Any]:
+    faults = [plan.apply(Response(), environment=environment, image=image) for _ in range(times)]
+    return [fault and fault.response for fault in faults]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +54,12 @@ def test_effects(rule: dict[str, Any], expected: object) -> None:
     ],
 )
 def test_rules_are_used_up(extra: dict[str, Any], expected: list[int | None]) -> None:
-    found = effects(plan_of({"kind": "status", **extra}), 5)
+    found = responses(plan_of({"kind": "status", **extra}), 5)
     assert [each and each.status for each in found] == expected
 
 
 @pytest.mark.parametrize(
-    ("matcher", "befalls"),
+    ("matcher", "matches"),
     [
         ({"environment": "prod*"}, True),
         ({"environment": "staging"}, False),
@@ -85,31 +68,31 @@ def test_rules_are_used_up(extra: dict[str, Any], expected: list[int | None]) ->
         ({"environment": "production", "image": "*/b"}, False),
     ],
 )
-def test_matchers(matcher: dict[str, str], befalls: bool) -> None:  # noqa: FBT001 - a column of the table
-    assert (effects(plan_of({"kind": "hang", **matcher}), 1) == [Hang()]) is befalls
+def test_matchers(matcher: dict[str, str], matches: bool) -> None:  # noqa: FBT001 - a column of the table
+    assert (responses(plan_of({"kind": "hang", **matcher}), 1) == [HANG]) is matches
 
 
 def test_a_request_that_names_nothing_matches_no_glob() -> None:
-    assert plan_of({"kind": "hang", "environment": "*"}).befall(environment=None, image=None) is None
+    assert plan_of({"kind": "hang", "environment": "*"}).apply(Response(), environment=None, image=None) is None
 
 
 def test_first_matching_rule_wins_and_the_next_takes_over() -> None:
     plan = plan_of({"kind": "hang", "count": 1}, {"kind": "reset"})
-    assert effects(plan, 2) == [Hang(), Reset("after")]
+    assert responses(plan, 2) == [HANG, Response(reset=ResetAt.REQUEST)]
 
 
 def test_probability_is_drawn() -> None:
     plan = plan_of({"kind": "hang", "probability": 0.3}, dice=Dice(0.29, 0.3, 0.1))
-    assert effects(plan, 3) == [Hang(), None, Hang()]
+    assert responses(plan, 3) == [HANG, None, HANG]
 
 
 def test_rules_expire() -> None:
     clock = Clock()
     plan = plan_of({"kind": "hang", "for_seconds": 2}, clock=clock)
     clock.now += 1.9
-    assert effects(plan, 1) == [Hang()]
+    assert responses(plan, 1) == [HANG]
     clock.now += 0.1
-    assert effects(plan, 1) == [None]
+    assert responses(plan, 1) == [None]
     assert plan.describe() == [{"rule": {"kind": "hang", "for_seconds": 2.0}, "applied": 1, "active": False}]
 
 
@@ -141,24 +124,44 @@ def test_rules_that_make_no_sense_are_refused(rules: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ruled", "effect", "status", "processed", "recorded"),
+    ("status", "rule", "expected"),
     [
-        (202, None, 202, True, True),
-        (422, None, 422, False, True),
-        (202, Delay(1), 202, True, True),
-        (422, Delay(1), 422, False, True),
-        (202, Answer(503), 503, False, True),
-        (202, Answer(200), 200, True, True),
-        (422, Answer(200), 422, False, True),
-        (422, Answer(503), 503, False, True),
-        (202, Hang(), None, False, True),
-        (202, Drip(3, 1), 202, True, True),
-        (202, Reset("before"), None, False, False),
-        (202, Reset("after"), None, True, True),
-        (422, Reset("after"), None, False, True),
-        (202, Reset("headers"), 202, True, True),
+        (202, {"kind": "latency", "seconds": 0.2}, (202, True, True)),
+        (422, {"kind": "latency", "seconds": 0.2}, (422, False, True)),
+        (202, {"kind": "status", "status": 503}, (503, False, True)),
+        (202, {"kind": "status", "status": 200}, (200, True, True)),
+        (422, {"kind": "status", "status": 200}, (422, False, True)),
+        (422, {"kind": "status", "status": 503}, (503, False, True)),
+        (202, {"kind": "hang"}, (None, False, True)),
+        (202, {"kind": "slow_body", "bytes": 3, "seconds_per_byte": 1}, (202, True, True)),
+        (202, {"kind": "reset", "when": "before"}, (None, False, False)),
+        (202, {"kind": "reset"}, (None, True, True)),
+        (422, {"kind": "reset"}, (None, False, True)),
+        (202, {"kind": "reset", "when": "headers"}, (202, True, True)),
     ],
 )
-def test_what_is_recorded(ruled: int, effect: Any, status: int | None, processed: object, recorded: object) -> None:
-    script = write_script(Ruling(ruled, "" if ruled == 202 else "wrong"), effect, keep_alive=True)
-    assert (script.status, script.processed, script.recorded) == (status, processed, recorded)
+def test_status_processing_and_recording_of_each_fault(
+    status: int, rule: dict[str, Any], expected: tuple[int | None, bool, bool]
+) -> None:
+    own = response_to(Ruling(status, "" if status == 202 else "wrong"))
+    fault = plan_of(rule).apply(own, environment=None, image=None)
+    assert fault
+    response = fault.response
+    recorded = response.status if response.has_status else None
+    assert (recorded, response.is_processed, fault.is_recorded) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"kind": "latency", "seconds": 1, "jitter_seconds": 4}, Response(delay_seconds=3)),
+        (
+            {"kind": "status", "status": 429, "headers": {"Retry-After": ["2", "9"]}},
+            Response(status=429, headers={"Retry-After": ("2", "9")}),
+        ),
+        ({"kind": "reset", "when": "headers"}, Response(reset=ResetAt.STATUS_LINE)),
+        ({"kind": "slow_body", "bytes": 9, "seconds_per_byte": 0.1}, Response(filler_bytes=9, drip_seconds=0.1)),
+    ],
+)
+def test_response_of_each_fault(rule: dict[str, Any], expected: Response) -> None:
+    assert responses(plan_of(rule, dice=Dice(0.5)), 1) == [expected]
