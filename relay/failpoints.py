@@ -1,10 +1,10 @@
 """Where a test may kill this process: named points, silent unless `RELAY_TEST_CRASH` arms one.
 
-`RELAY_TEST_CRASH=before:settle:3` is SIGKILL at the third pass of that point in one process; `RELAY_TEST_CRASH_ONCE`
-names a file that the first to die makes, and that keeps all others alive. Every script that runs has a point
-`before:<script>` and one `after:<script>`, when Redis has done it and its reply is not read yet; the others stand
-where they are passed. `RELAY_TEST_CRASH_EVENT=deliver:some-id` is an event that kills whoever delivers it, each time;
-`intake:some-id` alike.
+`RELAY_TEST_CRASH=before:commit_delivery:3` is SIGKILL at the third pass of that point in one process;
+`RELAY_TEST_CRASH_ONCE` names a file that the first to die makes, and that keeps all others alive. Every script that
+runs has a point `before:<script>` and one `after:<script>`, when Redis has done it and its reply is not read yet; the
+others stand where they are passed. `RELAY_TEST_CRASH_EVENT=deliver:some-id` is an event that kills whoever delivers
+it, each time; `intake:some-id` alike.
 
 In production neither variable is set: a point is then one comparison.
 """

@@ -16,7 +16,7 @@ from relay.queue.counters import Counters, read_counters
 from relay.queue.keys import Keys
 from relay.queue.schedule import look
 from relay.settings import DEFAULT_DESTINATION, Settings
-from workers.delivery.run import DeliveryReport, run_delivery
+from workers.delivery.run import run_delivery
 from workers.wiring import make_runtime
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from relay.processes.embedded_redis import EmbeddedRedis
     from relay.sandbox import Sandbox
+    from workers.delivery.report import DeliveryReport
     from workers.delivery.runtime import DeliveryRuntime
 
 TOKEN = "token-of-the-tests"

@@ -11,7 +11,21 @@ from rig import wait_for
 from relay.queue import health, leases, outbox, scripts
 from relay.queue.health import Health
 from relay.queue.keys import Keys, OutboxKeys
-from relay.queue.outbox import BEGINNING, Applied, Death, OutboxEntry, Parking, Settlement, Superseded, Taken, Trials
+from relay.queue.outbox import (
+    BEGINNING,
+    Claimed,
+    ClaimRequest,
+    CommitRequest,
+    Committed,
+    DeadEntry,
+    DeferredEntry,
+    OutboxEntry,
+    OutboxLease,
+    Outcomes,
+    Released,
+    Superseded,
+    Trials,
+)
 from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
@@ -43,10 +57,10 @@ BESIDE = re.compile(
 #: Longer than any test; nothing here waits for a time to pass.
 LONG_SECONDS = 600.0
 
-#: What `settle` says.
-RECORDED = Applied(recorded=True, paused=False)
-RECORDED_AND_PAUSED = Applied(recorded=True, paused=True)
-NOT_RECORDED = Applied(recorded=False, paused=False)
+#: Replies of `commit`.
+RECORDED = Committed(is_recorded=True, is_paused=False)
+RECORDED_AND_PAUSED = Committed(is_recorded=True, is_paused=True)
+NOT_RECORDED = Committed(is_recorded=False, is_paused=False)
 
 
 def now_ms(client: Redis) -> int:
@@ -129,52 +143,63 @@ def acquire(client: Redis, token: str = TOKEN) -> Lease | None:
     return lease and lease._replace(dataset="")
 
 
-def take(
+def claim(
     client: Redis,
     *,
     cursor: str = BEGINNING,
-    fresh: int = 100,
-    due: int = 100,
+    wanted: int = 100,
     token: str = TOKEN,
     latest_only: bool = False,
-) -> Taken | None:
-    call = outbox.take_call(
-        PRODUCTION,
-        KEYS,
-        token=token,
+    max_event_bytes: int = 65_536,
+) -> Claimed | None:
+    (claimed,) = outbox.claim(
+        Shard(client=client, keys=KEYS),
+        [ClaimRequest(OutboxLease(PRODUCTION, token), cursor, wanted)],
         lease_seconds=LEASE_MS / 1000,
-        cursor=cursor,
-        fresh=fresh,
-        due=due,
-        longest_pause=LONGEST_PAUSE_SECONDS,
+        longest_pause_seconds=LONGEST_PAUSE_SECONDS,
         latest_only=latest_only,
+        max_event_bytes=max_event_bytes,
     )
-    return outbox.taken(scripts.run(client, call))
+    return claimed
 
 
-def took(client: Redis, **arguments: Any) -> Taken:
-    found = take(client, **arguments)
+def claimed(client: Redis, **arguments: Any) -> Claimed:
+    found = claim(client, **arguments)
     assert found is not None
     return found
 
 
-def took_due(client: Redis) -> list[OutboxEntry]:
-    """Take what is due and supersedes nothing."""
-    due = took(client, fresh=0).due
-    assert not any(superseded for _, superseded in due)
-    return [entry for entry, _ in due]
+def all_fresh(client: Redis) -> list[OutboxEntry]:
+    """Claim fresh entries until none is left."""
+    found: list[OutboxEntry] = []
+    cursor: str | None = BEGINNING
+    while cursor:
+        more = claimed(client, cursor=cursor, wanted=outbox.CLAIM_ENTRIES)
+        found += more.fresh
+        cursor = more.cursor
+    return found
+
+
+def claimed_retries(client: Redis) -> list[OutboxEntry]:
+    """Claim the retries that are due and supersede nothing."""
+    retries = claimed(client).retries
+    assert not any(superseded for _, superseded in retries)
+    return [entry for entry, _ in retries]
 
 
 def ids_of(entries: Sequence[OutboxEntry]) -> list[str]:
     return [entry.entry_id for entry in entries]
 
 
-def settle(client: Redis, *, token: str = TOKEN, cursor: str = BEGINNING, **what: Any) -> Applied:
-    call = outbox.settle_call(
-        PRODUCTION, KEYS, token=token, lease_seconds=LEASE_MS / 1000, cursor=cursor, settlement=Settlement(**what),
+def commit(client: Redis, *, token: str = TOKEN, cursor: str = BEGINNING, **outcomes: Any) -> Committed:
+    (committed,), _ = outbox.commit(
+        Shard(client=client, keys=KEYS),
+        [CommitRequest(OutboxLease(PRODUCTION, token), Outcomes(**outcomes), cursor)],
+        now_ms=now_ms(client),
+        lease_seconds=LEASE_MS / 1000,
         receipt_seconds=RECEIPT_SECONDS,
-    )  # fmt: skip
-    return outbox.applied(scripts.run(client, call))
+    )
+    return committed
 
 
 def tried_again(entry: OutboxEntry) -> OutboxEntry:
@@ -184,37 +209,34 @@ def tried_again(entry: OutboxEntry) -> OutboxEntry:
     return entry._replace(trials=more)
 
 
-def defer(client: Redis, entry: OutboxEntry, *followers: OutboxEntry, seconds: float = 0.0) -> None:
+def defer(client: Redis, entry: OutboxEntry, *blocked: OutboxEntry, seconds: float = 0.0) -> None:
     """Record a retry of an entry."""
-    assert settle(client, deferred=[Parking(tried_again(entry), seconds, followers)]) == RECORDED
+    assert commit(client, deferred=[DeferredEntry(tried_again(entry), seconds, blocked)]) == RECORDED
 
 
-def gives_way(entry: OutboxEntry) -> Superseded:
-    return Superseded(entry.entry_id, entry.instance, entry.deferred)
+def supersede(entry: OutboxEntry) -> Superseded:
+    return Superseded(entry.entry_id, entry.instance, entry.deferred, entry.receipt)
 
 
-def death(entry: OutboxEntry) -> Death:
-    return Death(entry, "refused", "HTTP 400: no", 400)
+def dead(entry: OutboxEntry) -> DeadEntry:
+    return DeadEntry(entry, "refused", "HTTP 400: no", 400)
 
 
 def release(
     client: Redis,
     *,
     cursor: str = BEGINNING,
-    held: bool = False,
+    is_healthy: bool = True,
     unsent: Sequence[str] = (),
     token: str = TOKEN,
-) -> int:
-    call = outbox.release_call(
-        PRODUCTION,
-        KEYS,
-        token=token,
+) -> Released:
+    (released,) = outbox.release(
+        Shard(client=client, keys=KEYS),
+        [(OutboxLease(PRODUCTION, token), cursor, unsent)],
         wakeup_seconds=BELL_MS / 1000,
-        cursor=cursor,
-        held=held,
-        unsent=unsent,
+        is_healthy=is_healthy,
     )
-    return int(scripts.run(client, call))
+    return released
 
 
 def throttle(client: Redis, seconds: float) -> Health:

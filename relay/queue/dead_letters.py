@@ -1,8 +1,8 @@
 """Dead letters: what could not be taken in or delivered, with its reason, until it is redriven or dropped.
 
-An entry of the stream `dead` begins with the fields that the event had where it died: those of an outbox, or for
-one that intake could not read, the producer's own, whatever they are. What settle.lua and accept.lua append to them
-begins with `reason`, and it wins over fields of the same names before it.
+An entry of the stream `dead` begins with the fields that the event had where it died: those of an outbox, or for one
+that intake could not read, the producer's own, whatever they are. What commit_delivery.lua and accept.lua append to
+them begins with `reason`, and it wins over fields of the same names before it.
 """
 
 from __future__ import annotations

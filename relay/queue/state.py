@@ -1,6 +1,6 @@
 """What the state keeps of an instance, and how it is written.
 
-Lines, because Lua must read them too and JSON in Lua turns an empty list into an object: digest, the
+Lines: digest, the
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
 accepted events, the newest last. Times are milliseconds since the epoch; an unknown time is empty. Events of one
 millisecond are told apart as Redis's stream ids do it: the third line is `1750000000000`, or `1750000000000-2`.
@@ -64,7 +64,7 @@ class Accepted(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """What was last delivered for an instance; written by settle.lua."""
+    """What was last delivered for an instance; written by commit_delivery.lua."""
 
     digest: str
     #: The newest time that was known of the instance when that was accepted, its own included.
@@ -80,6 +80,32 @@ class Delivered(NamedTuple):
         """Read the hash field's value."""
         digest, time, at, came = value.split("\n")
         return cls(digest, int(time) if time else None, int(at), came)
+
+
+def state_after_dead_letter(accepted: Accepted, delivered: Delivered | None, event_id: str) -> Accepted | None:
+    """Return an instance's state once one of its events is a dead letter, None for no state.
+
+    The event's id is forgotten, so that the same report made later is not a duplicate. If it was the last accepted,
+    the last delivered one counts again, with the newest time that is known without the dead one: the delivered one's,
+    or that of a duplicate. A report of the digest that counts again says that it ran, so its time stays.
+    """
+    kept = accepted._replace(ids=tuple(one for one in accepted.ids if one != event_id), resynced=0)
+    if accepted.ids[-1:] != (event_id,):
+        return kept
+    if delivered is not None:
+        times = [delivered.time, accepted.repeat_time or None]
+        times += [accepted.time] if delivered.digest == accepted.digest else []
+        at, _, sequence = delivered.came.partition("-")
+        return kept._replace(
+            digest=delivered.digest,
+            time=max((time for time in times if time is not None), default=None),
+            at=int(at),
+            sequence=int(sequence or 0),
+            confirmed=accepted.confirmed or 1,  # from here on it is noted when what counts again is reported
+        )
+    if accepted.repeat_time:  # nothing counts again that could be confirmed
+        return kept._replace(digest="", time=accepted.repeat_time, at=0, sequence=0, confirmed=0)
+    return None
 
 
 def written_arrival(at: int, sequence: int) -> str:

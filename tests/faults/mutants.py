@@ -115,38 +115,31 @@ STALE_GUARD = "tests/integration/test_stale_guard.py"
 MISHAPS = "tests/integration/test_drains_mishaps.py"
 DESTINATION = "tests/integration/test_drains_destination.py"
 LEASES = "tests/integration/test_scripts_leases.py"
-SETTLE = "tests/integration/test_scripts_settle.py"
+COMMIT = "tests/integration/test_commit_delivery.py"
 TRANSPORTS = "tests/integration/test_transports.py"
 
-_FENCE = """\
-local holder = redis.call('GET', KEYS[1])
-if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then
-  return -1
-end
-"""
+_FENCE = "if not holds_lease(lease_key, run_key, token) then"
 
-_FENCE_OF_TAKE = "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[8], 'token') ~= ARGV[1]) then"
-
-_SEND = "        self._transport.send(Request(sent, entry.body, key))\n"
+_SEND = "        self._transport.send(Request(attempt, entry.body, key))\n"
 
 _IN_ORDER = """\
-            if entry.instance in self._behind:
-                self._put_behind(entry)
+            if entry.instance in self._blocked:
+                self._block(entry)
             else:
-                self._behind[entry.instance] = deque()
+                self._blocked[entry.instance] = deque()
                 self._ready.append(entry)
 """
 
 _SETTLED = """\
-            behind = self._behind[entry.instance]
-            if behind:
-                self._ready.append(behind.popleft())
+            blocked = self._blocked[entry.instance]
+            if blocked:
+                self._ready.append(blocked.popleft())
             else:
-                del self._behind[entry.instance]
+                del self._blocked[entry.instance]
 """
 
 _RELEASED = """\
-redis.call('SET', KEYS[9], '1', 'PX', ARGV[2])
+call('SET', wakeup_key, '1', 'PX', wakeup_ms)
 return 1
 """
 
@@ -174,9 +167,11 @@ MUTANTS = (
         "an event is committed as delivered before it is POSTed",
         edits=(
             Edit(
-                "workers/delivery/run.py", _SEND, f"        batch.deliver(entry, 0)\n        self._commit()\n{_SEND}"
+                "workers/delivery/attempts.py",
+                _SEND,
+                f"        outbox.batch.deliver(entry, 0)\n        self._outboxes.commit()\n{_SEND}",
             ),
-            Edit("workers/delivery/run.py", "            if not batch.lost:  #", "            if False:  #"),
+            Edit("workers/delivery/attempts.py", "            if not outbox.is_lost:  #", "            if False:  #"),
         ),
         tests=(f"{DRAINS}::test_a_failing_instance_holds_up_itself_and_no_other", REFUSED),
     ),
@@ -184,9 +179,10 @@ MUTANTS = (
         "no-fence",
         "no script asks whose lease it is",
         edits=(
-            Edit("relay/queue/scripts/settle.lua", _FENCE, ""),
-            Edit("relay/queue/scripts/release_outbox.lua", _FENCE, ""),
-            Edit("relay/queue/scripts/take.lua", _FENCE_OF_TAKE, "if false then"),
+            Edit("relay/queue/scripts/commit_delivery.lua", _FENCE, "if false then"),
+            Edit("relay/queue/scripts/release_outbox.lua", _FENCE, "if false then"),
+            Edit("relay/queue/scripts/claim.lua", _FENCE, "if false then"),
+            Edit("relay/queue/scripts/defer.lua", _FENCE, "if false then"),
             Edit(
                 "relay/queue/scripts/handle.lua",
                 "if holder ~= ARGV[1] and (holder or run[3] ~= ARGV[1]) then",
@@ -198,7 +194,7 @@ MUTANTS = (
     Mutant(
         "no-fence-at-commit",
         "a commit does not ask whose lease it is, the rest does",
-        edits=(Edit("relay/queue/scripts/settle.lua", _FENCE, ""),),
+        edits=(Edit("relay/queue/scripts/commit_delivery.lua", _FENCE, "if false then"),),
         tests=(f"{DRAINS}::test_delivery_whose_lease_ran_out_commits_nothing",),
     ),
     Mutant(
@@ -206,12 +202,12 @@ MUTANTS = (
         "a commit is refused once the lease ran out, though nobody took over",
         edits=(
             Edit(
-                "relay/queue/scripts/settle.lua",
-                "if holder ~= ARGV[1] and (holder or redis.call('HGET', KEYS[2], 'token') ~= ARGV[1]) then",
-                "if holder ~= ARGV[1] then",
+                "relay/queue/scripts/commit_delivery.lua",
+                _FENCE,
+                "if call('GET', lease_key) ~= token then",
             ),
         ),
-        tests=(f"{SETTLE}::test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over",),
+        tests=(f"{COMMIT}::test_commit_is_recorded_after_the_lease_ran_out_if_no_other_run_acquired_it",),
     ),
     Mutant(
         "answers-unheard",
@@ -240,13 +236,19 @@ MUTANTS = (
     Mutant(
         "alone-in-each-outbox",
         "after a death each outbox has an entry in hand alone, beside the others'",
-        edits=(Edit("workers/delivery/run.py", "                if is_taken:\n", "                if False:\n"),),
+        edits=(
+            Edit(
+                "workers/delivery/crash_search.py",
+                "        while attempts.in_flight:\n            attempts.wait(WAIT_SECONDS)\n",
+                "        return\n",
+            ),
+        ),
         tests=(f"{MISHAPS}::test_deadly_event_takes_none_of_other_environments_with_it",),
     ),
     Mutant(
         "hold-lost-with-redis",
         "a Retry-After that comes while Redis is away is forgotten",
-        edits=(Edit("workers/delivery/run.py", "                self._gate.tell_hold()\n", ""),),
+        edits=(Edit("workers/delivery/recovery.py", "            health.tell_hold()\n", ""),),
         tests=(f"{MISHAPS}::test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back",),
     ),
     Mutant(
@@ -289,7 +291,7 @@ MUTANTS = (
         "attempts-burned",
         "a probe of a destination that is held uses up an attempt",
         edits=(
-            Edit("workers/delivery/run.py", "retry.uses_attempt and not self._gate.is_probing", "retry.uses_attempt"),
+            Edit("workers/delivery/attempts.py", "outcome.uses_attempt and not is_probe", "outcome.uses_attempt"),
         ),
         tests=(f"{DESTINATION}::test_outage_uses_up_no_attempt_once_the_circuit_is_open", STORM),
     ),
@@ -298,7 +300,7 @@ MUTANTS = (
         "a refused token uses up an attempt",
         edits=(
             Edit(
-                "workers/delivery/run.py",
+                "workers/delivery/attempts.py",
                 "entry = self._tried(entry, uses_attempt=False)",
                 "entry = self._tried(entry)",
             ),
@@ -332,13 +334,13 @@ MUTANTS = (
     Mutant(
         "stale-guard-lost",
         "an event without a time does not carry the newest time that is known of its instance",
-        edits=(Edit("relay/queue/outbox.py", '(fields.get(b"newest") or fields[b"time"])', 'fields[b"time"]'),),
+        edits=(Edit("relay/queue/outbox.py", 'fields.get(b"newest", b"").decode() or time', "time"),),
         tests=(f"{STALE_GUARD}::test_a_superseded_event_leaves_its_time",),
     ),
     Mutant(
         "repeat-forgotten",
         "a time that only a duplicate told is given back with the event that dies",
-        edits=(Edit("relay/queue/scripts/settle.lua", "      time = newest(repeat_time, time)\n", ""),),
+        edits=(Edit("relay/queue/state.py", "[delivered.time, accepted.repeat_time or None]", "[delivered.time]"),),
         tests=(f"{STALE_GUARD}::test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",),
     ),
     Mutant(
@@ -356,7 +358,7 @@ MUTANTS = (
     Mutant(
         "entry-id-as-key",
         "the idempotency key is the event's id, which two Redis servers give to different events",
-        edits=(Edit("workers/delivery/run.py", "entry.body, key)", "entry.body, entry.event_id)"),),
+        edits=(Edit("workers/delivery/attempts.py", "entry.body, key)", "entry.body, entry.event_id)"),),
         tests=(
             "tests/integration/test_idempotency_keys.py::test_several_images_under_one_id_have_keys_of_their_own",
         ),
@@ -386,9 +388,9 @@ MUTANTS = (
             Edit(
                 "workers/delivery/batch.py",
                 _IN_ORDER,
-                "            self._behind[entry.instance] = deque()\n            self._ready.append(entry)\n",
+                "            self._blocked[entry.instance] = deque()\n            self._ready.append(entry)\n",
             ),
-            Edit("workers/delivery/batch.py", _SETTLED, "            self._behind.pop(entry.instance, None)\n"),
+            Edit("workers/delivery/batch.py", _SETTLED, "            self._blocked.pop(entry.instance, None)\n"),
         ),
         tests=(PAUSE,),
     ),
@@ -398,8 +400,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "workers/delivery/batch.py",
-                "return replace(parking, followers=tuple(self._behind.get(parking.entry.instance, ())))",
-                "return replace(parking, followers=())",
+                "deferred._replace(blocked=tuple(self._blocked.get(deferred.entry.instance, ())))",
+                "deferred",
             ),
         ),
         tests=(f"{DRAINS}::test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_order",),
@@ -409,9 +411,9 @@ MUTANTS = (
         "what dies stays what was last accepted, so the same report made later is taken for a repeat",
         edits=(
             Edit(
-                "relay/queue/scripts/settle.lua",
-                "  local repeat_time = give_back(item[2], item[4])\n",
-                "  local repeat_time\n",
+                "relay/queue/outbox.py",
+                '_Restored(expected, state.encode() if state else b"", ',
+                "_Restored(expected, expected, ",
             ),
         ),
         tests=(REDRIVE,),
@@ -419,8 +421,14 @@ MUTANTS = (
     Mutant(
         "applied-twice",
         "a commit whose reply was lost counts again",
-        edits=(Edit("relay/queue/scripts/settle.lua", "  if deleted == 0 then", "  if false then"),),
-        tests=(f"{SETTLE}::test_settle_applied_twice_does_nothing_more",),
+        edits=(
+            Edit(
+                "relay/queue/scripts/commit_delivery.lua",
+                "local is_new = done_deleted + dead_deleted > 0",
+                "local is_new = true",
+            ),
+        ),
+        tests=(f"{COMMIT}::test_commit_applied_twice_does_nothing_more",),
     ),
     Mutant(
         "accepted-twice",
@@ -489,7 +497,7 @@ MUTANTS = (
     Mutant(
         "no-worker-crash",
         "an event that kills is delivered again for ever",
-        edits=(Edit("workers/delivery/run.py", "if deaths < leases.MAX_DEATHS:", "if deaths >= 0:"),),
+        edits=(Edit("workers/delivery/crash_search.py", "if deliveries >= leases.MAX_DEATHS:", "if False:"),),
         tests=(f"{MISHAPS}::test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive",),
     ),
     Mutant(
@@ -497,8 +505,8 @@ MUTANTS = (
         "what gives way to a newer event is not counted",
         edits=(
             Edit(
-                "relay/queue/scripts/settle.lua",
-                "    redis.call('HINCRBY', KEYS[key], 'superseded', #superseded)\n",
+                "relay/queue/scripts/commit_delivery.lua",
+                "  count('superseded', done_n - states_n)\n",
                 "",
             ),
         ),
@@ -509,14 +517,14 @@ MUTANTS = (
         "a paused environment's events are handed out and sent",
         edits=(
             Edit(
-                "relay/queue/scripts/take.lua",
-                "local paused = redis.call('HEXISTS', KEYS[7], ARGV[6])",
+                "relay/queue/scripts/claim.lua",
+                "local paused = call('HEXISTS', paused_key, environment)",
                 "local paused = 0",
             ),
             Edit(
-                "relay/queue/scripts/settle.lua",
-                "local paused = redis.call('HEXISTS', KEYS[14], ARGV[5])",
-                "local paused = 0",
+                "relay/queue/scripts/commit_delivery.lua",
+                "local is_paused = call('HEXISTS', paused_key, environment)",
+                "local is_paused = 0",
             ),
         ),
         tests=(PAUSE,),

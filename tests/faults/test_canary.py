@@ -304,7 +304,7 @@ def test_the_token_is_nowhere_after_all_that_can_go_wrong(
             log_level="DEBUG",
             RELAY_API_TOKEN_FILE=str(token_file),
             RELAY_DELIVERY__RETRY_AFTER_MAX="100ms",
-            RELAY_TEST_CRASH="after:take:1",
+            RELAY_TEST_CRASH="after:claim:1",
             RELAY_TEST_CRASH_ONCE=str(died),
         )
         crash(ground, worker, died)

@@ -28,7 +28,7 @@ def dies_once(ground: Ground, point: str) -> tuple[dict[str, str], Path]:
 
 @scenario(1, "SIGKILL after read, before any POST", bound="repeats 0; taken over within the lease + 1 s")
 def test_a_process_that_dies_with_a_batch_in_hand_is_replaced_without_a_repeat(ground: Ground) -> None:
-    crash, died = dies_once(ground, "after:take:1")
+    crash, died = dies_once(ground, "after:claim:1")
     ground.start_workers(2, **crash)
     ground.report(50, environments=2)
     ground.wait(died.exists)
@@ -58,7 +58,7 @@ def test_a_kill_in_mid_post_repeats_no_more_than_was_in_flight(ground: Ground) -
 
 @scenario(3, "SIGKILL after a 2xx, before its commit", bound="exactly one repeat")
 def test_an_answer_that_was_not_committed_is_repeated_exactly_once(ground: Ground) -> None:
-    crash, died = dies_once(ground, "before:settle:1")
+    crash, died = dies_once(ground, "before:commit_delivery:1")
     ground.start_workers(1, **crash)
     ground.report(1)
     ground.wait(died.exists)

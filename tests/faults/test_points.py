@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 
 STEPS = Path(__file__).with_name("steps.py")
 
-SCRIPTS = {Path(file.name).stem for file in files("relay.queue.scripts").iterdir() if file.name.endswith(".lua")}
+SCRIPTS = {Path(file.name).stem for file in files("relay.queue.scripts").iterdir() if file.name.endswith(".lua")} - {
+    "prelude"
+}
 
-#: What goes along with the settlement, in one round trip: the points around it are those of `settle`. And what only
-#: reads, before `snapshot` does, if more environments have something waiting than are read by name.
-ALONGSIDE = {"observe", "heads"}
+#: What goes along with the settlement, in one round trip: the points around it are those of `commit_delivery`. And
+#: what only reads, before `snapshot` does, if more environments have something waiting than are read by name. `defer`
+#: runs when a fresh entry is claimed while a retry waits: the stateful model (tests/integration/test_model.py) kills
+#: runs there.
+ALONGSIDE = {"observe", "heads", "defer"}
 
 #: Which step passes a script, and at which passes of it a process dies. The first `acquire` of a worker is intake's,
 #: the second delivery's; a redrive's second is that it lets go.
@@ -48,9 +52,9 @@ PASSES = {
     "accept": ("work", 1),
     "contested": ("work", 1),
     "release_inbox": ("work", 1),
-    "take": ("work", 1),
+    "claim": ("work", 1),
     "admit": ("work", 2),
-    "settle": ("work", 2),
+    "commit_delivery": ("work", 2),
     "release_outbox": ("work", 1),
     "change_health": ("work", 2),
     "handle": ("work", 2),
@@ -200,7 +204,7 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
     if name in {"redrive", "drop"}:
         assert step("work_on") == 0
     if "handle" in point:  # what is in hand is noted only after a death
-        assert step("work", crash="after:take:1") == -signal.SIGKILL
+        assert step("work", crash="after:claim:1") == -signal.SIGKILL
         let_leases_pass(ground)
     assert step(name, argument, crash=point) == -signal.SIGKILL, f"nothing died at {point}"
     ground.wait(lambda: not ground.api.connections)

@@ -395,18 +395,28 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
     ground.start_workers(1)
     ground.report(1)
     ground.rest()
-    for name in ("acquire", "accept", "release_inbox", "take", "settle", "release_outbox", "look", "wake", "beat"):
+    for name in (
+        "acquire",
+        "accept",
+        "release_inbox",
+        "claim",
+        "commit_delivery",
+        "release_outbox",
+        "look",
+        "wake",
+        "beat",
+    ):
         cuts = link.cuts
-        link.cut_reply(scripts.load(name).sha.encode())
+        link.cut_reply(scripts.DECLARED[name].sha.encode())
         ground.report(5)
         ground.wait(lambda cuts=cuts: link.cuts > cuts)  # type: ignore[misc]
         ground.rest()
     url = ground.environment["RELAY_REDIS_URL"]
     cuts = link.cuts
     with Producer(settings=Settings.load(redis={"url": url})) as producer:
-        link.cut_reply(scripts.load("append").sha.encode())
+        link.cut_reply(scripts.DECLARED["append"].sha.encode())
         ground.report_events([ground.event(3_000_000)], producer)
-        link.cut_reply(scripts.load("append").sha.encode())
+        link.cut_reply(scripts.DECLARED["append"].sha.encode())
         ground.report_events([ground.event(n) for n in range(3_000_001, 3_000_100)], producer)
     assert link.cuts == cuts + 2
     ground.bit(link.cuts >= 11, "replies were cut")

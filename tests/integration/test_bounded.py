@@ -10,9 +10,10 @@ import pytest
 from drains import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, drained, report_many, running
 from redis import Redis
 
-from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, receipts, scripts
+from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, receipts
 from relay.queue import dead_letters as dead
 from relay.queue.receipts import Status
+from relay.queue.shard import Shard
 from relay.queue.status import read_status
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION, QueueSettings
@@ -216,15 +217,19 @@ def test_page_of_dead_letters_is_bounded_in_bytes_and_large_ones_are_cut(client:
     assert backwards == [*reversed(small), *reversed(large)]
 
 
-def test_events_are_taken_for_delivery_by_bytes(runtime: Runtime, client: Redis) -> None:
+def test_events_are_claimed_by_bytes(client: Redis) -> None:
     body = {"event": "x" * 3_000_000, "id": "i", "instance": "x", "digest": "d", "time": "", "arrived": "1"}
-    for _ in range(5):
+    for _ in range(6):
         client.xadd(PRODUCTION.outbox, body)
     client.set(PRODUCTION.lease, "t")
-    call = outbox.take_call(
-        PRODUCTION, KEYS, token="t", lease_seconds=9, cursor="-", fresh=5, due=5, longest_pause=60
+    request = outbox.ClaimRequest(outbox.OutboxLease(PRODUCTION, "t"), "-", 6)
+    (found,) = outbox.claim(
+        Shard(client=client, keys=KEYS),
+        [request],
+        lease_seconds=9,
+        longest_pause_seconds=60,
+        max_event_bytes=3_000_000,
     )
-    found = outbox.taken(scripts.run(client, call))
     assert found is not None
-    assert len(found.fresh) == 2
+    assert len(found.fresh) == 5
     assert found.cursor == outbox.after(found.fresh[-1].entry_id)

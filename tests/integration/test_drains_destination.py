@@ -37,8 +37,9 @@ from rig import wait_for
 
 from relay.queue.outbox import Trials
 from relay.sandbox import Sandbox
+from workers.delivery.attempts import SLOW_BACKOFF_SECONDS
 from workers.delivery.circuit_breaker import FAILURES
-from workers.delivery.run import SLOW_BACKOFF_SECONDS, run_delivery
+from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

@@ -36,7 +36,10 @@ from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue import leases, outbox, pausing, scripts
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
-from workers.delivery import run as deliver
+from workers.delivery import recovery
+from workers.delivery.health import Gate
+from workers.delivery.outboxes import LeasedOutboxes, acquire
+from workers.delivery.report import DeliveryReport
 from workers.delivery.run import run_delivery
 from workers.intake.run import run_intake
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from relay.queue.outbox import Taken
+    from relay.queue.outbox import Claimed
     from workers.delivery.transport import Request
     from workers.delivery.transport.curl import CurlTransport
     from workers.runtime import Runtime
@@ -142,15 +145,18 @@ def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_rene
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if Redis's clock were stepped two hours ahead after the first reading of it."""
-    taken, readings = outbox.taken, 0
+    claim, readings = outbox.claim, 0
 
-    def ahead(reply: list[Any]) -> Taken | None:
+    def ahead(*args: Any, **options: Any) -> list[Claimed | None]:
         nonlocal readings
         readings += 1
-        found = taken(reply)
-        return found if found is None or readings == 1 else replace(found, now=found.now + 2 * HOUR_MS)
+        claims = claim(*args, **options)
+        for found in claims:
+            if found is not None and readings > 1:
+                found.now_ms += 2 * HOUR_MS
+        return claims
 
-    monkeypatch.setattr(outbox, "taken", ahead)
+    monkeypatch.setattr(outbox, "claim", ahead)
     report_many(client, 60)
     with running(redis_server, api, delivery={"max_age": "1h", "batch_size": 10}, worker={"stay": 0.05}) as runtime:
         run_intake(runtime)
@@ -399,7 +405,7 @@ def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
     api.faults = [{"kind": "latency", "seconds": 0.1}]
 
     def restart() -> None:
-        wait_for(lambda: any("Redis failed a drain" in message for message in caplog.messages))
+        wait_for(lambda: any("Redis failed a delivery run" in message for message in caplog.messages))
         own_server.restart()
         if lease_ran_out:
             with Redis.from_url(own_server.url) as other:
@@ -434,7 +440,7 @@ def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
     api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "60"}}]
 
     def restart() -> None:
-        wait_for(lambda: any("Redis failed a drain" in message for message in caplog.messages))
+        wait_for(lambda: any("Redis failed a delivery run" in message for message in caplog.messages))
         own_server.restart()
 
     restarting = threading.Thread(target=restart)
@@ -463,7 +469,7 @@ def test_a_drains_idea_of_redis_time_is_never_ahead(
     """However long its question was under way: else it would take another's hold for one that is over."""
     report_many(client, 2)
     run_intake(runtime)
-    drain = deliver._Drain(runtime, ["production"])
+    outboxes = LeasedOutboxes(runtime, Gate(runtime), DeliveryReport(), acquire(runtime, ["production"]))
     run_all = scripts.run_all
 
     def slowly(*args: Any) -> list[Any]:
@@ -473,9 +479,9 @@ def test_a_drains_idea_of_redis_time_is_never_ahead(
         return replies
 
     monkeypatch.setattr(scripts, "run_all", slowly)
-    drain._take()
+    outboxes.claim(500)
     seconds, microseconds = client.time()
-    assert -1000 < drain._now_ms() - (seconds * 1000 + microseconds / 1000) <= 1
+    assert -1000 < outboxes.now_ms - (seconds * 1000 + microseconds / 1000) <= 1
 
 
 def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
@@ -535,14 +541,14 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
 def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
     runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch, *, is_away: bool
 ) -> None:
-    monkeypatch.setattr(deliver, "HAND_BACK_STOPPING_SECONDS", 0.5)
+    monkeypatch.setattr(recovery, "RECOVERY_STOPPING_SECONDS", 0.5)
     images = report_many(client, 5)
     run_intake(runtime)
     run_all, commits = scripts.run_all, []
 
     def fail(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
-        if calls[0].script.name == "settle":
-            monkeypatch.setattr(deliver, "is_stopping", lambda: True)
+        if calls[0].script.name == "commit_delivery":
+            monkeypatch.setattr(recovery, "is_stopping", lambda: True)
             commits.append(time.monotonic())
             if is_away or len(commits) == 1:
                 raise RedisConnectionError
@@ -570,7 +576,7 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
     run_all, commits = scripts.run_all, []
 
     def fail_then_die(redis: Redis, calls: Sequence[scripts.Call]) -> list[Any]:
-        if calls[0].script.name != "settle":
+        if calls[0].script.name != "commit_delivery":
             return run_all(redis, calls)
         commits.append([call.script.name for call in calls])
         if len(commits) == 1:
@@ -581,7 +587,7 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
     monkeypatch.setattr(scripts, "run_all", fail_then_die)
     with pytest.raises(Killed):
         drained(runtime)
-    assert [names.count("settle") for names in commits] == [1, 2]
+    assert [names.count("commit_delivery") for names in commits] == [1, 2]
 
     monkeypatch.undo()
     client.delete(PRODUCTION.lease)

@@ -34,7 +34,7 @@ def read(client: Redis, environments: int = 50) -> Snapshot:
 
 
 def deliver(client: Redis, environment: str, number: int = 1) -> None:
-    """Count deliveries as settle.lua does."""
+    """Count deliveries as commit_delivery.lua does."""
     client.hincrby(KEYS.counts, "delivered", number)
     client.zincrby(INDEX, number, environment)
 

@@ -17,7 +17,6 @@ import time
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import product
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from unittest.mock import patch
@@ -41,6 +40,7 @@ from relay.queue import redrive as redriving
 from relay.queue.health import HealthState
 from relay.queue.keys import Keys
 from relay.settings import DEFAULT_DESTINATION, Settings
+from workers.delivery import attempts, crash_search, outboxes, recovery
 from workers.delivery import health as gate
 from workers.delivery import run as deliver
 from workers.delivery.run import run_delivery
@@ -93,11 +93,10 @@ ANSWERS = {
 #: Where something may happen to which drain: just before these scripts, or while it waits for the API.
 POINTS = {
     "intake": ("accept", "release_inbox"),
-    "delivery": ("settle", "take", "wait", "release_outbox"),
+    "delivery": ("commit_delivery", "claim", "wait", "release_outbox"),
     "redrive": ("redrive",),
 }
-_STORE = Path(cast("str", scripts.__file__)).parent
-SCRIPTS = [scripts.load(path.stem) for path in sorted(_STORE.glob("*.lua"))]
+SCRIPTS = list(scripts.DECLARED.values())
 NAMES = {key: script.name for script in SCRIPTS for key in (script.sha, script.text)}
 
 #: What may become of the next command of a process.
@@ -481,7 +480,16 @@ class World:
 def steered_clock() -> Iterator[None]:
     """Give the drains the clock of their process, and have no pause be over by itself."""
     with ExitStack() as stack:
-        for module, names in ((deliver, "time clock"), (gate, "clock"), (intake, "time"), (redriving, "time clock")):
+        for module, names in (
+            (deliver, "time clock"),
+            (gate, "clock"),
+            (attempts, "clock"),
+            (outboxes, "clock"),
+            (crash_search, "time clock"),
+            (recovery, "time clock"),
+            (intake, "time"),
+            (redriving, "time clock"),
+        ):
             for name in names.split():
                 stack.enter_context(patch.object(module, name, CLOCK))
         # Those that count by Redis's clock never end before time is passed.
@@ -702,7 +710,7 @@ class Relay(RuleBasedStateMachine):
 
     @rule(
         reports=several_reports,
-        point=st.sampled_from(["take", "wait", "settle", "settle", "release_outbox"]),
+        point=st.sampled_from(["claim", "wait", "commit_delivery", "commit_delivery", "release_outbox"]),
         **accident,
     )
     def have_trouble_delivering(self, **how: Any) -> None:

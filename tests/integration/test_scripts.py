@@ -20,16 +20,16 @@ from outboxes import (
     X,
     Y,
     acquire,
-    death,
+    claimed,
+    claimed_retries,
+    commit,
+    dead,
     defer,
     fill,
-    gives_way,
     put,
     release,
-    settle,
+    supersede,
     throttle,
-    took,
-    took_due,
     totals,
     tried_again,
 )
@@ -38,7 +38,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from relay.queue import health, inbox, leases, outbox, schedule, scripts
 from relay.queue.health import Admission, Health, HealthState
 from relay.queue.leases import Lease
-from relay.queue.outbox import BEGINNING, Parking, after
+from relay.queue.outbox import BEGINNING, DeferredEntry, after
 from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
@@ -75,8 +75,8 @@ def test_error_of_one_of_many_is_raised(client: Redis) -> None:
 @contextmanager
 def full(client: Redis) -> Iterator[None]:
     """Let there be no memory left, after all scripts have been taught."""
-    for name in ("acquire", "handle", "take", "settle", "release_outbox", "admit", "observe", "change_health"):
-        client.script_load(scripts.load(name).text)
+    for script in scripts.DECLARED.values():
+        client.script_load(script.text)
     client.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError):
@@ -90,19 +90,19 @@ def test_delivery_goes_on_when_memory_is_full(client: Redis) -> None:
     fill(client, "a", "b", "c", "d", "e", "e")
     with full(client):
         assert acquire(client) == Lease("", 0)
-        one, two, three, four, five, six = took(client).fresh
+        one, two, three, four, five, six = claimed(client).fresh
         assert leases.handle(client, PRODUCTION.lease, PRODUCTION.run, TOKEN, one.entry_id) == 0
-        recorded = settle(
+        recorded = commit(
             client,
             delivered=[one],
-            superseded=[gives_way(two)],
-            dead=[death(three)],
-            deferred=[Parking(tried_again(four), 0.0, ()), Parking(tried_again(five), LONG_SECONDS, (six,))],
+            superseded=[supersede(two)],
+            dead=[dead(three)],
+            deferred=[DeferredEntry(tried_again(four), 0.0), DeferredEntry(tried_again(five), LONG_SECONDS, (six,))],
             latency={1: 1},
         )
         assert recorded == RECORDED
-        assert took_due(client) == [tried_again(four)._replace(deferred=True)]
-        assert release(client, cursor=after(six.entry_id), unsent=["d"]) == 1
+        assert claimed_retries(client) == [tried_again(four)._replace(deferred=True)]
+        assert release(client, cursor=after(six.entry_id), unsent=["d"]).has_more
 
     assert totals(client) == {
         "taken": 6,
@@ -121,17 +121,17 @@ def test_retry_alone_is_recorded_when_memory_is_full(client: Redis) -> None:
     """It deletes nothing; the lease's renewal is what Redis lets a script begin with."""
     acquire(client)
     fill(client, X)
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     with full(client):
         defer(client, entry)
 
-    assert took_due(client) == [tried_again(entry)._replace(deferred=True)]
+    assert claimed_retries(client) == [tried_again(entry)._replace(deferred=True)]
 
 
 def test_retry_alone_is_recorded_when_memory_is_full_and_the_lease_ran_out(client: Redis) -> None:
     acquire(client)
     fill(client, X)
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     client.delete(PRODUCTION.lease)
     with full(client):
         defer(client, entry)
@@ -142,10 +142,10 @@ def test_retry_alone_is_recorded_when_memory_is_full_and_the_lease_ran_out(clien
 def test_fresh_entry_is_parked_behind_its_instance_when_memory_is_full(client: Redis) -> None:
     acquire(client)
     fill(client, X)
-    defer(client, took(client).fresh[0], seconds=LONG_SECONDS)
+    defer(client, claimed(client).fresh[0], seconds=LONG_SECONDS)
     _, three = fill(client, X, Y)
     with full(client):
-        assert [entry.entry_id for entry in took(client).fresh] == [three]
+        assert [entry.entry_id for entry in claimed(client).fresh] == [three]
 
     assert client.zcard(PRODUCTION.deferred) == 2
 
@@ -164,8 +164,8 @@ def test_paused_environment_is_let_go_of_when_memory_is_full(client: Redis) -> N
     fill(client, X)
     client.hset(PAUSED, "production", 1)
     with full(client):
-        assert took(client).paused
-        assert release(client) == 0
+        assert claimed(client).is_paused
+        assert not release(client).has_more
 
     assert client.zscore(SCHEDULE, "production") == float("inf")
 

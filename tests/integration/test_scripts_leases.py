@@ -17,6 +17,9 @@ from outboxes import (
     X,
     Y,
     acquire,
+    claimed,
+    claimed_retries,
+    commit,
     counted,
     defer,
     everything,
@@ -25,9 +28,6 @@ from outboxes import (
     lease_outbox,
     now_ms,
     release,
-    settle,
-    took,
-    took_due,
 )
 
 from relay.errors import LeaseLost
@@ -184,7 +184,7 @@ def test_released_outbox_with_fresh_entries_has_more(client: Redis) -> None:
     lease_outbox(client)
     one, _ = fill(client, X, Y)
 
-    assert release(client, cursor=after(one)) == 1
+    assert release(client, cursor=after(one)).has_more
     assert client.exists(PRODUCTION.lease) == 0
     assert client.get(PRODUCTION.cursor) == after(one).encode()
     assert client.zscore(SCHEDULE, "production") <= now_ms(client)
@@ -202,7 +202,7 @@ def test_released_outbox_with_more_to_do_counts_as_rung_for(client: Redis) -> No
 def test_released_outbox_with_nothing_to_do_is_not_rung_for(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    release(client, held=True)
+    release(client, is_healthy=False)
     assert client.exists(PRODUCTION.wakeup) == 0
 
     lease_outbox(client)
@@ -215,11 +215,11 @@ def test_released_outbox_that_is_empty_leaves_nothing_behind(client: Redis) -> N
     lease_outbox(client)
     fill(client, X)
     client.zadd(SCHEDULE, {"production": 1, "staging": 2})
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     defer(client, entry)
-    settle(client, delivered=took_due(client), cursor="(9-9")
+    commit(client, delivered=claimed_retries(client), cursor="(9-9")
 
-    assert release(client, cursor="(9-9") == 0
+    assert not release(client, cursor="(9-9").has_more
     assert client.exists(*vars_of(PRODUCTION, "outbox", "deferred", "due", "attempts", "cursor", "lease", "run")) == 0
     assert client.zrange(SCHEDULE, 0, -1) == [b"staging"]
 
@@ -234,12 +234,12 @@ def test_outbox_is_not_released_by_who_lost_its_lease(client: Redis) -> None:
     client.delete(PRODUCTION.lease)
     acquire(client, "successor")
     before = everything(client)
-    assert release(client) == -1
+    assert release(client).is_lost
     assert everything(client) == before
 
     client.delete(PRODUCTION.lease)
     before = everything(client)
-    assert release(client) == -1, "the successor's mark stands"
+    assert release(client).is_lost, "the successor's mark stands"
     assert everything(client) == before
 
 
@@ -248,7 +248,7 @@ def test_outbox_is_released_after_the_lease_ran_out_while_nobody_took_over(clien
     acquire(client)
     client.delete(PRODUCTION.lease)
 
-    assert release(client) == 1
+    assert release(client).has_more
     assert client.exists(PRODUCTION.run) == 0
     assert acquire(client, "other") == Lease("-", 0), "it let go in peace"
 
@@ -260,7 +260,7 @@ def test_outbox_released_twice_is_released_once(client: Redis) -> None:
     release(client)
     before = everything(client)
 
-    assert release(client) == -1
+    assert release(client).is_lost
     assert everything(client) == before
 
 
@@ -269,7 +269,7 @@ def test_released_outbox_of_a_held_destination_is_scheduled_as_ever_and_not_rung
     lease_outbox(client)
     fill(client, X)
 
-    assert release(client, held=True) == 0
+    assert not release(client, is_healthy=False).has_more
     assert client.zscore(SCHEDULE, "production") <= now_ms(client)
     assert client.exists(PRODUCTION.wakeup, PRODUCTION.lease) == 0
 
@@ -278,12 +278,12 @@ def test_released_outbox_of_a_held_destination_is_scheduled_as_ever_and_not_rung
 def test_released_outbox_whose_retries_wait_is_looked_at_when_the_first_is_due(client: Redis, held: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
     _, two = fill(client, X, Y)
-    first, second = took(client).fresh
+    first, second = claimed(client).fresh
     defer(client, first, seconds=LONG_SECONDS)
     defer(client, second, seconds=2 * LONG_SECONDS)
     due = client.zscore(PRODUCTION.due, X)
 
-    assert release(client, cursor=after(two), held=held) == 0
+    assert not release(client, cursor=after(two), is_healthy=not held).has_more
     assert client.zscore(SCHEDULE, "production") == due
     assert client.get(PRODUCTION.cursor) == after(two).encode()
     assert client.exists(PRODUCTION.wakeup) == 0
@@ -292,11 +292,11 @@ def test_released_outbox_whose_retries_wait_is_looked_at_when_the_first_is_due(c
 def test_released_outbox_of_a_paused_environment_is_looked_at_only_when_it_is_resumed(client: Redis) -> None:
     acquire(client)
     fill(client, X, X, Y)
-    defer(client, took(client, fresh=1).fresh[0])
-    (retry,) = took_due(client)
+    defer(client, claimed(client, wanted=1).fresh[0])
+    (retry,) = claimed_retries(client)
     client.hset(PAUSED, "production", 1)
 
-    assert release(client, cursor="5-0", unsent=[retry.instance]) == 0
+    assert not release(client, cursor="5-0", unsent=[retry.instance]).has_more
 
     assert client.zscore(SCHEDULE, "production") == float("inf")
     assert client.exists(PRODUCTION.wakeup, PRODUCTION.lease, PRODUCTION.run) == 0
@@ -309,18 +309,18 @@ def test_paused_environment_whose_outbox_is_empty_leaves_nothing_behind(client: 
     client.hset(PAUSED, "production", 1)
     client.zadd(SCHEDULE, {"production": 1})
 
-    assert release(client) == 0
+    assert not release(client).has_more
     assert client.zscore(SCHEDULE, "production") is None
 
 
 def test_retry_that_was_taken_and_not_sent_is_due_again(client: Redis) -> None:
     lease_outbox(client)
     (one,) = fill(client, X)
-    defer(client, took(client).fresh[0])
-    took(client)
+    defer(client, claimed(client).fresh[0])
+    claimed(client)
     assert client.zscore(PRODUCTION.due, X) > now_ms(client)
 
-    assert release(client, cursor=after(one), unsent=[X, "settled meanwhile"]) == 1
+    assert release(client, cursor=after(one), unsent=[X, "settled meanwhile"]).has_more
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client)
     assert client.zcard(PRODUCTION.due) == 1
 
@@ -330,15 +330,15 @@ def test_entry_before_the_cursor_that_nobody_has_is_found_again(client: Redis, a
     lease_outbox(client)
     if also_deferred:
         fill(client, X)
-        defer(client, took(client).fresh[0], seconds=LONG_SECONDS)
+        defer(client, claimed(client).fresh[0], seconds=LONG_SECONDS)
     (lost,) = fill(client, Y)
     client.set(PRODUCTION.cursor, after(lost))
 
-    assert release(client, cursor=after(lost)) == 1
+    assert release(client, cursor=after(lost)).has_more
     assert client.exists(PRODUCTION.cursor) == 0
 
     lease_outbox(client)
-    assert ids_of(took(client).fresh) == [lost]
+    assert ids_of(claimed(client).fresh) == [lost]
 
 
 # wake.lua
@@ -406,5 +406,5 @@ def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) ->
 
     lease_outbox(client)
     fill(client, X)
-    assert release(client) == 1
+    assert release(client).has_more
     assert counted(client)["wakeup:work"] == 2

@@ -205,24 +205,6 @@ def test_a_letter_without_a_time_is_redriven_without_one(runtime: Runtime, api: 
     assert delivered_digests(api) == digests("a", "c")
 
 
-def test_an_entry_that_an_older_version_accepted_sets_no_time_back(runtime: Runtime, api: Sandbox) -> None:
-    """Its outbox entry says nothing of the newest time that was known."""
-    client = runtime.client
-    told(runtime, "a", **at("08:00"))
-    report(client, "b")
-    run_intake(runtime)
-    [(entry_id, fields)] = client.xrange(PRODUCTION.outbox)
-    client.xdel(PRODUCTION.outbox, entry_id)
-    client.xadd(PRODUCTION.outbox, {name: value for name, value in fields.items() if name != b"newest"})
-    run_delivery(runtime, ["production"])
-    refused(runtime, api, "c")
-    told(runtime, "o", **at("07:00"))
-    assert delivered_digests(api) == digests("a", "b")
-
-
-# Clocks that are ahead
-
-
 def iso(client: Redis, seconds: float) -> str:
     """Return the time so many seconds after Redis's, as `date -u +%FT%TZ` writes it."""
     return datetime.fromtimestamp(now_ms(client) // 1000 + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

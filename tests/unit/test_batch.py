@@ -14,13 +14,13 @@ from relay.queue.keys import Keys
 from relay.queue.outbox import (
     BEGINNING,
     NO_TRIALS,
-    Death,
-    Due,
+    Claimed,
+    DeadEntry,
+    DeferredEntry,
     OutboxEntry,
-    Parking,
-    Settlement,
+    Outcomes,
+    Retry,
     Superseded,
-    Taken,
     Trials,
     after,
 )
@@ -31,46 +31,48 @@ X, Y, Z = "x", "y", "z"
 
 
 def entry(number: int, instance: str = X, *, trials: Trials = NO_TRIALS, deferred: bool = False) -> OutboxEntry:
-    return OutboxEntry(f"{number}-0", b"{}", f"e{number}", instance, f"sha256:{number}", "", number, trials, deferred)
+    return OutboxEntry(
+        f"{number}-0", b"{}", f"e{number}", instance, f"sha256:{number}", "", "", number, trials, deferred
+    )
 
 
 def tried(times: int) -> Trials:
     return Trials(attempts=times, answers=times, first=1)
 
 
-def taken(*fresh: OutboxEntry, due: tuple[OutboxEntry | Due, ...] = ()) -> Taken:
-    return Taken(
-        now=0,
+def claimed(*fresh: OutboxEntry, due: tuple[OutboxEntry | Retry, ...] = ()) -> Claimed:
+    return Claimed(
+        now_ms=0,
         cursor=after(fresh[-1].entry_id) if fresh else None,
         fresh=list(fresh),
-        due=[one if isinstance(one, Due) else Due(one, ()) for one in due],
+        retries=[one if isinstance(one, Retry) else Retry(one) for one in due],
         health=Health(),
-        paused=False,
+        is_paused=False,
     )
 
 
-def batch_of(*fresh: OutboxEntry, due: tuple[OutboxEntry | Due, ...] = (), latest_only: bool = False) -> Batch:
-    batch = Batch(KEYS, "token", "", latest_only=latest_only)
-    batch.add(taken(*fresh, due=due))
+def batch_of(*fresh: OutboxEntry, due: tuple[OutboxEntry | Retry, ...] = (), latest_only: bool = False) -> Batch:
+    batch = Batch("", latest_only=latest_only)
+    batch.add(claimed(*fresh, due=due))
     return batch
 
 
 def sent(batch: Batch) -> list[OutboxEntry]:
     """Send all that may be sent."""
     result = []
-    while batch.is_ready:
+    while batch.ready:
         result.append(batch.send_next())
     return result
 
 
-def settle(batch: Batch) -> Settlement:
-    settlement = batch.begin_settling()
-    batch.settled(settlement)
-    return settlement
+def commit(batch: Batch) -> Outcomes:
+    outcomes = batch.begin_commit()
+    batch.committed(outcomes)
+    return outcomes
 
 
-def death(dead: OutboxEntry) -> Death:
-    return Death(dead, "refused", "HTTP 400", 400)
+def dead(dead: OutboxEntry) -> DeadEntry:
+    return DeadEntry(dead, "refused", "HTTP 400", 400)
 
 
 # Who may go
@@ -81,13 +83,13 @@ def test_of_each_instance_the_first_goes_and_the_others_wait_behind() -> None:
 
     assert sent(batch) == [entry(1, X), entry(2, Y), entry(5, Z)]
     assert batch.in_flight == 3
-    assert batch.in_hand == 5
+    assert batch.size == 5
 
 
 def test_what_comes_later_waits_behind_as_well() -> None:
     batch = batch_of(entry(1, X))
     sent(batch)
-    batch.add(taken(entry(2, X), entry(3, Y)))
+    batch.add(claimed(entry(2, X), entry(3, Y)))
 
     assert sent(batch) == [entry(3, Y)]
 
@@ -100,21 +102,21 @@ def test_the_next_goes_once_what_became_of_the_first_is_settled_not_answered(fat
     if fate == "delivered":
         batch.deliver(first, 0)
     else:
-        batch.bury(death(first))
-    assert not batch.is_ready
-    settlement = batch.begin_settling()
-    assert not batch.is_ready
-    batch.settled(settlement)
+        batch.bury(dead(first))
+    assert not batch.ready
+    outcomes = batch.begin_commit()
+    assert not batch.ready
+    batch.committed(outcomes)
 
     assert sent(batch) == [entry(2)]
-    assert batch.in_hand == 2
+    assert batch.size == 2
 
 
 def test_instance_that_is_done_starts_afresh() -> None:
     batch = batch_of(entry(1))
     batch.deliver(sent(batch)[0], 0)
-    settle(batch)
-    batch.add(taken(entry(2)))
+    commit(batch)
+    batch.add(claimed(entry(2)))
 
     assert sent(batch) == [entry(2)]
 
@@ -127,18 +129,18 @@ def test_retry_parks_the_followers_behind_it_in_order() -> None:
     first, _ = sent(batch)
     batch.defer(first, 2.5)
 
-    settlement = settle(batch)
+    outcomes = commit(batch)
 
-    assert settlement.deferred == [Parking(first, 2.5, (entry(2, X), entry(4, X)))]
-    assert not batch.is_ready
-    assert batch.in_hand == 1
+    assert outcomes.deferred == [DeferredEntry(first, 2.5, (entry(2, X), entry(4, X)))]
+    assert not batch.ready
+    assert batch.size == 1
 
 
 def test_nothing_overtakes_a_retry_that_is_noted_and_not_yet_settled() -> None:
     """Redis does not know of the retry yet, so a take in between brings the next one as fresh."""
     batch = batch_of(entry(1))
     batch.defer(sent(batch)[0], 1.0)
-    batch.add(taken(entry(2)))
+    batch.add(claimed(entry(2)))
 
     assert sent(batch) == []
 
@@ -146,14 +148,14 @@ def test_nothing_overtakes_a_retry_that_is_noted_and_not_yet_settled() -> None:
 def test_retry_that_is_due_goes_again_and_parks_no_followers() -> None:
     due = entry(1, trials=tried(3), deferred=True)
     batch = batch_of(due=(due,))
-    assert batch.due_in_hand == [X]
+    assert batch.retried == [X]
     assert sent(batch) == [due]
 
     batch.defer(due, 4.0)
 
-    assert settle(batch).deferred == [Parking(due, 4.0, ())]
-    assert batch.due_in_hand == []
-    assert batch.in_hand == 0
+    assert commit(batch).deferred == [DeferredEntry(due, 4.0)]
+    assert batch.retried == []
+    assert batch.size == 0
 
 
 @pytest.mark.parametrize("fate", ["delivered", "dead"])
@@ -164,20 +166,20 @@ def test_due_entry_is_in_hand_until_it_is_settled(fate: str) -> None:
     if fate == "delivered":
         batch.deliver(due, 0)
     else:
-        batch.bury(death(due))
-    assert batch.due_in_hand == [X]
+        batch.bury(dead(due))
+    assert batch.retried == [X]
 
-    settle(batch)
+    commit(batch)
 
-    assert batch.due_in_hand == []
-    assert batch.in_hand == 0
+    assert batch.retried == []
+    assert batch.size == 0
 
 
 def test_due_entry_that_is_in_hand_is_not_sent_twice() -> None:
     """It is marked as taken for one lease only; a drain that is at it for longer is given it again."""
     due = entry(1, trials=tried(1), deferred=True)
     batch = batch_of(due=(due,))
-    batch.add(taken(due=(due,)))
+    batch.add(claimed(due=(due,)))
 
     assert sent(batch) == [due]
 
@@ -189,32 +191,36 @@ def superseded(*entries: OutboxEntry) -> list[Superseded]:
     return [Superseded(one.entry_id, one.instance, one.deferred) for one in entries]
 
 
+def retry(latest: OutboxEntry, *earlier: OutboxEntry) -> Retry:
+    return Retry(latest, superseded(*earlier))
+
+
 def test_every_event_is_sent_unless_only_the_latest_counts() -> None:
     batch = batch_of(entry(1), entry(2), due=(entry(3, Y, deferred=True),))
 
     assert sent(batch) == [entry(3, Y, deferred=True), entry(1)]
-    assert settle(batch).superseded == []
+    assert commit(batch).superseded == []
 
 
 def test_the_latest_of_an_instance_is_sent_and_the_earlier_ones_are_superseded() -> None:
     batch = batch_of(entry(1, X), entry(2, Y), entry(3, X), entry(4, X), latest_only=True)
 
     assert sent(batch) == [entry(4, X), entry(2, Y)]
-    assert settle(batch).superseded == superseded(entry(3, X), entry(1, X))
-    assert batch.in_hand == 2
+    assert commit(batch).superseded == superseded(entry(3, X), entry(1, X))
+    assert batch.size == 2
     assert batch.cursor == "2-0"
 
 
 def test_what_is_in_flight_is_never_superseded_and_the_latest_behind_it_goes_next() -> None:
     batch = batch_of(entry(1), latest_only=True)
     (first,) = sent(batch)
-    batch.add(taken(entry(2), entry(3)))
-    batch.add(taken(entry(4)))
-    assert not batch.is_ready, "two of one instance would be in flight"
-    assert settle(batch).superseded == superseded(entry(2), entry(3))
+    batch.add(claimed(entry(2), entry(3)))
+    batch.add(claimed(entry(4)))
+    assert not batch.ready, "two of one instance would be in flight"
+    assert commit(batch).superseded == superseded(entry(2), entry(3))
 
     batch.deliver(first, 0)
-    settle(batch)
+    commit(batch)
 
     assert sent(batch) == [entry(4)]
 
@@ -223,35 +229,35 @@ def test_an_entry_is_superseded_until_the_moment_it_is_sent() -> None:
     """It became ready when the one before it was settled, and a later one came before it went."""
     batch = batch_of(entry(1), entry(2), latest_only=True)
     assert sent(batch) == [entry(2)]
-    batch.add(taken(entry(3)))
+    batch.add(claimed(entry(3)))
     batch.deliver(entry(2), 0)
-    settle(batch)
-    batch.add(taken(entry(4)))
+    commit(batch)
+    batch.add(claimed(entry(4)))
 
     assert sent(batch) == [entry(4)]
-    assert settle(batch).superseded == superseded(entry(3))
+    assert commit(batch).superseded == superseded(entry(3))
 
 
 def test_a_retry_parks_the_one_that_will_replace_it_behind_it() -> None:
     """Redis finds the latest by itself when the retry is due."""
     batch = batch_of(entry(1), latest_only=True)
     (first,) = sent(batch)
-    batch.add(taken(entry(2), entry(3)))
+    batch.add(claimed(entry(2), entry(3)))
     batch.defer(first, 1.0)
-    settlement = settle(batch)
+    outcomes = commit(batch)
 
-    assert settlement.deferred == [Parking(first, 1.0, (entry(3),))]
-    assert settlement.superseded == superseded(entry(2))
-    assert batch.in_hand == 0
+    assert outcomes.deferred == [DeferredEntry(first, 1.0, (entry(3),))]
+    assert outcomes.superseded == superseded(entry(2))
+    assert batch.size == 0
 
 
 def test_a_due_entry_comes_with_those_that_it_supersedes() -> None:
     latest = entry(3, deferred=True)
-    batch = batch_of(due=(Due(latest, ("1-0", "2-0")),), latest_only=True)
+    batch = batch_of(due=(retry(latest, entry(1, deferred=True), entry(2, deferred=True)),), latest_only=True)
 
     assert sent(batch) == [latest]
-    assert settle(batch).superseded == superseded(entry(1, deferred=True), entry(2, deferred=True))
-    assert batch.due_in_hand == [X], "what it supersedes is done, not it"
+    assert commit(batch).superseded == superseded(entry(1, deferred=True), entry(2, deferred=True))
+    assert batch.retried == [X], "what it supersedes is done, not it"
 
 
 def test_a_due_entry_that_is_in_flight_is_not_superseded_when_it_is_given_again() -> None:
@@ -259,10 +265,10 @@ def test_a_due_entry_that_is_in_flight_is_not_superseded_when_it_is_given_again(
     first = entry(1, deferred=True)
     batch = batch_of(due=(first,), latest_only=True)
     sent(batch)
-    batch.add(taken(due=(Due(entry(2, deferred=True), ("1-0",)),)))
+    batch.add(claimed(due=(retry(entry(2, deferred=True), first),)))
 
-    assert not batch.is_ready
-    assert not batch.settlement
+    assert not batch.ready
+    assert not batch.uncommitted
 
 
 def test_a_due_entry_is_not_replaced_by_what_is_fresh() -> None:
@@ -270,43 +276,7 @@ def test_a_due_entry_is_not_replaced_by_what_is_fresh() -> None:
     batch = batch_of(entry(5, Y), due=(entry(1, X, deferred=True),), latest_only=True)
 
     assert sent(batch) == [entry(1, X, deferred=True), entry(5, Y)]
-    assert settle(batch).superseded == []
-
-
-# One at a time, after a drain died at this outbox
-
-
-def test_one_at_a_time_the_next_goes_when_the_last_is_settled() -> None:
-    batch = batch_of(entry(1, X), entry(2, Y), entry(3, Z))
-    batch.one_at_a_time = True
-    assert batch.ready == 1
-    assert sent(batch) == [entry(1, X)]
-    assert batch.ready == 0
-
-    batch.in_flight -= 1
-    batch.deliver(entry(1, X), 0)
-    assert not batch.is_ready, "were the next one deadly, what became of this one would be forgotten"
-    settle(batch)
-
-    assert batch.ready == 1
-    assert sent(batch) == [entry(2, Y)]
-
-
-def test_otherwise_all_that_are_ready_may_go() -> None:
-    assert batch_of(entry(1, X), entry(2, Y), entry(3, Y)).ready == 2
-
-
-# Paused
-
-
-def test_nothing_of_a_paused_environment_goes() -> None:
-    batch = batch_of(entry(1, X), entry(2, Y))
-    batch.send_next()
-    batch.paused = True
-    assert (batch.is_ready, batch.ready) == (False, 0)
-
-    batch.paused = False
-    assert batch.ready == 1
+    assert commit(batch).superseded == []
 
 
 # Probing
@@ -319,7 +289,7 @@ def test_a_probe_is_the_entry_that_was_tried_least() -> None:
     assert batch.send_next(least_tried=True) == due[1]
     assert batch.send_next(least_tried=True) == due[2]
     assert batch.send_next() == due[0]
-    assert not batch.is_ready
+    assert not batch.ready
 
 
 def test_what_was_tried_is_all_that_was_answered_not_only_what_used_up_an_attempt() -> None:
@@ -346,7 +316,7 @@ def test_a_probe_is_the_latest_of_its_instance() -> None:
 
 @pytest.mark.parametrize(("given", "cursor"), [("", BEGINNING), ("(7-0", "(7-0"), ("5-0", "5-0")])
 def test_cursor_is_the_one_given_until_something_is_in_hand(given: str, cursor: str) -> None:
-    assert Batch(KEYS, "token", given).cursor == cursor
+    assert Batch(given).cursor == cursor
 
 
 def test_cursor_points_at_the_oldest_fresh_entry_in_hand() -> None:
@@ -355,15 +325,15 @@ def test_cursor_points_at_the_oldest_fresh_entry_in_hand() -> None:
     assert batch.cursor == "1-0"
 
     batch.deliver(second, 0)
-    settle(batch)
+    commit(batch)
     assert batch.cursor == "1-0"
 
     batch.deliver(first, 0)
-    settle(batch)
+    commit(batch)
     assert batch.cursor == "3-0"
 
     batch.defer(third, 1.0)
-    settle(batch)
+    commit(batch)
     assert batch.cursor == "(3-0"
 
 
@@ -373,7 +343,7 @@ def test_cursor_passes_what_is_being_settled() -> None:
     batch.deliver(first, 0)
     batch.defer(second, 1.0)
 
-    batch.begin_settling()
+    batch.begin_commit()
 
     assert batch.cursor == "(2-0"
 
@@ -386,7 +356,7 @@ def test_due_entries_do_not_hold_the_cursor_back() -> None:
 
 def test_take_that_found_nothing_leaves_the_cursor() -> None:
     batch = batch_of(entry(1))
-    batch.add(taken())
+    batch.add(claimed())
 
     assert batch.read_cursor == "(1-0"
 
@@ -399,17 +369,17 @@ def test_latencies_are_counted_by_bucket() -> None:
     for one, milliseconds in zip(sent(batch), [1.9, 2.3, 1.8], strict=True):
         batch.deliver(one, milliseconds)
 
-    settlement = batch.begin_settling()
-    assert settlement.latency == {7: 2, 9: 1}
-    assert settlement.latency_ms == pytest.approx(6.0)
+    outcomes = batch.begin_commit()
+    assert outcomes.latency == {7: 2, 9: 1}
+    assert outcomes.latency_ms == pytest.approx(6.0)
 
 
-def test_attempts_are_counted_with_what_became_of_their_entries() -> None:
+def test_attempts_are_counted_with_the_outcomes_of_their_entries() -> None:
     batch = batch_of(entry(1, X), entry(2, Y), entry(3, Z))
     for seconds, code in ((0.004, "202"), (0.006, "202"), (0.006, "503")):
-        batch.count_attempt("delivered" if code == "202" else "retry", code, seconds)
+        batch.uncommitted.attempts.note("delivered" if code == "202" else "retry", code, seconds)
 
-    assert batch.begin_settling().attempts.counts() == {
+    assert batch.begin_commit().attempts.counts() == {
         "attempt:delivered:202": 2,
         "duration:delivered:0.005": 1,
         "duration:delivered:0.01": 1,
@@ -418,17 +388,17 @@ def test_attempts_are_counted_with_what_became_of_their_entries() -> None:
         "duration:retry:0.01": 1,
         "duration_us:retry": 6_000,
     }
-    assert not batch.begin_settling().attempts.counts()
+    assert not batch.begin_commit().attempts.counts()
 
 
 def test_what_was_settled_is_not_settled_again() -> None:
     batch = batch_of(entry(1, X), entry(2, Y))
     first, second = sent(batch)
     batch.deliver(first, 0)
-    assert batch.begin_settling().delivered == [first]
+    assert batch.begin_commit().delivered == [first]
     batch.deliver(second, 0)
 
-    assert batch.begin_settling().delivered == [second]
+    assert batch.begin_commit().delivered == [second]
 
 
 # Any interleaving, against an outbox as Redis keeps it
@@ -441,7 +411,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batch = Batch(KEYS, "token", "", latest_only=self.latest_only)
+        self.batch = Batch("", latest_only=self.latest_only)
         self.numbers = count(1)
         self.stream: list[OutboxEntry] = []
         self.deferred: dict[str, list[str]] = {}
@@ -471,24 +441,25 @@ class Interleavings(RuleBasedStateMachine):
                 self.deferred[one.instance].append(one.entry_id)
             else:
                 fresh.append(one)
-        self.batch.add(taken(*fresh, due=tuple(due)))
+        self.batch.add(claimed(*fresh, due=tuple(due)))
         if looked_at:
             self.batch.read_cursor = after(looked_at[-1].entry_id)
 
-    def head(self, name: str) -> Due:
+    def head(self, name: str) -> Retry:
         """What is due of an instance: its first deferred entry, or its last one with those that it supersedes."""
         by_id = {one.entry_id: one for one in self.stream}
         first, *rest = self.deferred[name]
         if not self.latest_only or not rest:
-            return Due(by_id[first]._replace(trials=self.trials.get(name, NO_TRIALS), deferred=True), ())
-        return Due(by_id[rest[-1]]._replace(deferred=True), (first, *rest[:-1]))
+            return Retry(by_id[first]._replace(trials=self.trials.get(name, NO_TRIALS), deferred=True))
+        earlier = [by_id[entry_id]._replace(deferred=True) for entry_id in (first, *rest[:-1])]
+        return retry(by_id[rest[-1]]._replace(deferred=True), *earlier)
 
-    @precondition(lambda self: self.batch.is_ready)
+    @precondition(lambda self: self.batch.ready)
     @rule(least_tried=st.booleans())
     def send(self, least_tried: bool) -> None:  # noqa: FBT001
         one = self.batch.send_next(least_tried=least_tried)
         assert one.instance not in [other.instance for other in self.flying], "two of one instance in flight"
-        given_up = {each.entry_id for each in self.batch.settlement.superseded}
+        given_up = {each.entry_id for each in self.batch.uncommitted.superseded}
         oldest = next(
             other for other in self.stream if other.instance == one.instance and other.entry_id not in given_up
         )
@@ -499,7 +470,6 @@ class Interleavings(RuleBasedStateMachine):
         self.flying.append(one)
 
     def answered(self, data: st.DataObject) -> OutboxEntry:
-        self.batch.in_flight -= 1
         return self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
 
     @precondition(lambda self: self.flying)
@@ -510,26 +480,26 @@ class Interleavings(RuleBasedStateMachine):
             case "deliver":
                 self.batch.deliver(one, 0)
             case "bury":
-                self.batch.bury(death(one))
+                self.batch.bury(dead(one))
             case "defer":
                 tried_again = one.trials._replace(answers=one.trials.answers + 1)
                 self.batch.defer(one._replace(trials=tried_again), 1.0)
 
-    @precondition(lambda self: self.batch.settlement)
+    @precondition(lambda self: self.batch.uncommitted)
     @rule()
-    def settle(self) -> None:
-        settlement = self.batch.begin_settling()
-        self.supersede(settlement.superseded)
-        gone = [*settlement.delivered, *(dead.entry for dead in settlement.dead)]
+    def commit(self) -> None:
+        outcomes = self.batch.begin_commit()
+        self.supersede(outcomes.superseded)
+        gone = [*outcomes.delivered, *(dead.entry for dead in outcomes.dead)]
         ids = {one.entry_id for one in gone}
         self.stream = [one for one in self.stream if one.entry_id not in ids]
         for one in gone:
             if one.deferred:
                 self.undefer(one)
-        for parking in settlement.deferred:
+        for parking in outcomes.deferred:
             self.defer(parking)
         self.nothing_is_left_behind(self.batch.cursor)
-        self.batch.settled(settlement)
+        self.batch.committed(outcomes)
 
     def supersede(self, given_up: list[Superseded]) -> None:
         assert self.latest_only or not given_up
@@ -559,16 +529,16 @@ class Interleavings(RuleBasedStateMachine):
         else:
             del self.deferred[one.instance]
 
-    def defer(self, parking: Parking) -> None:
+    def defer(self, parking: DeferredEntry) -> None:
         waiting = self.deferred.setdefault(parking.entry.instance, [])
-        waiting += [one.entry_id for one in (parking.entry, *parking.followers) if one.entry_id not in waiting]
+        waiting += [one.entry_id for one in (parking.entry, *parking.blocked) if one.entry_id not in waiting]
         assert waiting == sorted(waiting, key=self.numbered), "deferred out of order"
         self.trials[parking.entry.instance] = parking.entry.trials
 
     @rule()
     def time_passes(self) -> None:
         """All pauses are over; what is marked as taken stays so."""
-        self.due |= set(self.deferred) - set(self.batch.due_in_hand)
+        self.due |= set(self.deferred) - set(self.batch.retried)
 
     @rule()
     def a_lease_passes(self) -> None:
@@ -590,17 +560,16 @@ class Interleavings(RuleBasedStateMachine):
         """Whatever happened before, all of it can be delivered, and the last of each instance is the last sent."""
         last = {one.instance: self.numbered(one.entry_id) for one in self.stream}
         for _ in range(10 * (len(self.stream) + 1)):
-            if self.batch.settlement:
-                self.settle()
+            if self.batch.uncommitted:
+                self.commit()
             self.time_passes()
             self.take(100, 3)
-            while self.batch.is_ready:
+            while self.batch.ready:
                 self.send(least_tried=False)
             while self.flying:
-                self.batch.in_flight -= 1
                 self.batch.deliver(self.flying.pop(), 0)
         assert self.stream == []
-        assert self.batch.in_hand == 0
+        assert self.batch.size == 0
         assert last.items() <= self.last_sent.items()
 
 

@@ -17,7 +17,8 @@ ENTRY = OutboxEntry(
     instance="docker.io/library/nginx linux/amd64 ",
     digest="sha256:a",
     time="",
-    arrived=5,
+    newest_time="",
+    enqueued_at_ms=5,
 )
 
 
@@ -33,13 +34,15 @@ def test_whatever_tells_two_events_apart_tells_their_keys_apart() -> None:
         key(ENTRY._replace(event_id="1750000000000-1")),
         key(ENTRY._replace(instance="docker.io/library/nginx linux/amd64 sidecar")),
         key(ENTRY._replace(digest="sha256:b")),
-        key(ENTRY._replace(came="5-1")),
+        key(ENTRY._replace(arrival="5-1")),
     ]
     assert all(one != other for one, other in combinations(keys, 2))
 
 
 def test_no_attempt_of_an_event_has_another_key() -> None:
-    again = ENTRY._replace(entry_id="9-9", trials=Trials(3, 4), deferred=True, time="7", arrived=9, receipt=True)
+    again = ENTRY._replace(
+        entry_id="9-9", trials=Trials(3, 4), deferred=True, time="7", enqueued_at_ms=9, has_receipt=True
+    )
     assert key(again) == key()
 
 

@@ -1,22 +1,12 @@
-"""The state of an instance is read back as it was written, by Python and by Lua."""
+"""The state of an instance is read back as it was written."""
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.queue.state import Accepted, Delivered
-
-#: Splits as settle.lua does.
-LUA_LINES = r"""
-local lines = {}
-for line in string.gmatch(ARGV[1] .. '\n', '([^\n]*)\n') do
-  lines[#lines + 1] = line
-end
-return lines
-"""
 
 times = st.integers(0, 4_102_444_800_000)
 ids = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=20)
@@ -34,28 +24,9 @@ states = st.builds(
 )
 
 
-@pytest.fixture(scope="module")
-def lua() -> fakeredis.FakeRedis:
-    return fakeredis.FakeRedis(server=fakeredis.FakeServer())
-
-
 @given(states)
 def test_state_is_read_back_as_it_was_written(state: Accepted) -> None:
     assert Accepted.decode(state.encode()) == state
-
-
-@given(state=states)
-def test_lua_reads_the_same_lines(lua: fakeredis.FakeRedis, state: Accepted) -> None:
-    lines = [line.decode() for line in lua.eval(LUA_LINES, 0, state.encode())]
-
-    time = "" if state.time is None else str(state.time)
-    at = f"{state.at}-{state.sequence}" if state.sequence else str(state.at)
-    numbers = [state.seen, state.resynced, state.confirmed]
-    while len(numbers) > 1 and not numbers[-1]:
-        numbers.pop()
-    seen = " ".join(map(str, numbers))
-    repeated = [f"\t{state.repeat_time}"] if state.repeat_time else []
-    assert lines == [state.digest, time, at, seen, *repeated, *state.ids]
 
 
 @pytest.mark.parametrize(

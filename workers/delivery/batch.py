@@ -1,102 +1,78 @@
-"""What may be sent next of what a drain has in hand of one outbox?
+"""The claimed entries of one outbox, in the order of each instance.
 
-The rule is order for each instance: of its entries one is in flight, the others wait *behind* it until what
-became of it is committed. Committed, not answered: were the next one sent before, a crash in between would
-repeat the older after the newer.
+Of an instance's entries one is ready or in flight; the later ones are *blocked* until its outcome is committed.
+Committed, not answered: if the next one were sent before, a crash in between would repeat the older after the newer.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from relay.queue import latency
-from relay.queue.outbox import BEGINNING, Death, OutboxEntry, Parking, Settlement, Superseded, Taken
+from relay.queue.outbox import BEGINNING, Claimed, DeadEntry, DeferredEntry, OutboxEntry, Outcomes, Superseded
 
 if TYPE_CHECKING:
-    from relay.queue.keys import OutboxKeys
+    from collections.abc import Iterable
 
 
 class Batch:
-    """A window of one outbox. Touches nothing; the drain carries out what it says, and notes its times here."""
+    """A window of one outbox: what may be sent, what is in flight, and the outcomes that are not committed yet."""
 
-    def __init__(self, keys: OutboxKeys, token: str, cursor: str, *, latest_only: bool = False) -> None:
-        #: When the lease was last renewed, when the outbox was last found to have no more, and when the batch got
-        #: its first entry: by relay/clock.py. Another drain has it once `lost`.
-        self.renewed_at = 0.0
-        self.found_empty_at = 0.0
-        self.opened_at: float | None = None
-        self.lost = False
-        #: Nothing is sent of a paused environment. One entry at a time after a drain died at this outbox.
-        self.paused = False
-        self.one_at_a_time = False
-        self.keys = keys
-        self.token = token
+    def __init__(self, cursor: str, *, latest_only: bool = False) -> None:
         self.read_cursor = cursor or BEGINNING
-        self.settlement = Settlement()
+        self.uncommitted = Outcomes()
         self.in_flight = 0
         self._ready: deque[OutboxEntry] = deque()
-        #: Fresh entries in hand, oldest first; what is deferred already is not among them.
+        #: Fresh entries, oldest first; those that were deferred before are not among them.
         self._fresh: dict[str, OutboxEntry] = {}
-        #: Instance whose fresh entry is in hand → its later entries, in order.
-        self._behind: dict[str, deque[OutboxEntry]] = {}
-        self._due: set[str] = set()
+        #: Instance with a fresh entry that is ready, in flight or uncommitted → its later entries, in order.
+        self._blocked: dict[str, deque[OutboxEntry]] = {}
+        #: Instances with a claimed retry.
+        self._retried: set[str] = set()
         self._latest_only = latest_only
 
     @property
-    def in_hand(self) -> int:
-        """Entries taken and not settled."""
-        return len(self._fresh) + len(self._due)
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether there is something to send.
-
-        One at a time, what became of the last must be settled: the next may kill this process.
-        """
-        must_wait = self.paused or (self.one_at_a_time and (self.in_flight or self.settlement))
-        return bool(self._ready) and not must_wait
+    def size(self) -> int:
+        """Entries that are claimed and not committed."""
+        return len(self._fresh) + len(self._retried)
 
     @property
     def ready(self) -> int:
-        """How many entries may be sent now, were there room for all."""
-        if not self.is_ready:
-            return 0
-        return 1 if self.one_at_a_time else len(self._ready)
+        """Entries that may be sent now."""
+        return len(self._ready)
 
     @property
     def cursor(self) -> str:
-        """Where another drain must begin reading: at the oldest fresh entry in hand, if there is any."""
+        """Where the next run must begin: at the oldest fresh entry, if there is any."""
         return next(iter(self._fresh), self.read_cursor)
 
     @property
-    def due_in_hand(self) -> list[str]:
-        """Instances whose retry was taken and is not settled."""
-        return list(self._due)
+    def retried(self) -> list[str]:
+        """Instances whose retry is claimed and not committed."""
+        return list(self._retried)
 
-    def add(self, taken: Taken) -> None:
-        """Take entries in hand. One that was due for longer than a lease is given again, and is in hand already."""
-        for entry, superseded in taken.due:
-            if entry.instance not in self._due:
-                self._due.add(entry.instance)
+    def add(self, claimed: Claimed) -> None:
+        """Add entries. A retry that is claimed again, because it took longer than a lease, is there already."""
+        for entry, superseded in claimed.retries:
+            if entry.instance not in self._retried:
+                self._retried.add(entry.instance)
                 self._ready.append(entry)
-                earlier = (Superseded(entry_id, entry.instance, deferred=True) for entry_id in superseded)
-                self.settlement.superseded.extend(earlier)
-        for entry in taken.fresh:
+                self.uncommitted.superseded.extend(superseded)
+        for entry in claimed.fresh:
             self._fresh[entry.entry_id] = entry
-            if entry.instance in self._behind:
-                self._put_behind(entry)
+            if entry.instance in self._blocked:
+                self._block(entry)
             else:
-                self._behind[entry.instance] = deque()
+                self._blocked[entry.instance] = deque()
                 self._ready.append(entry)
-        if taken.cursor is not None:
-            self.read_cursor = taken.cursor
+        if claimed.cursor is not None:
+            self.read_cursor = claimed.cursor
 
     def send_next(self, *, least_tried: bool = False) -> OutboxEntry:
-        """Return the entry to send now, which then counts as in flight.
+        """Return the entry to send now; it counts as in flight until its outcome is noted.
 
-        With `least_tried` it is one that was tried least: what failed before is no good probe of the destination.
+        With `least_tried` it is the one with the fewest answers: an entry that failed before is no good probe.
         """
         self.in_flight += 1
         if least_tried:
@@ -107,72 +83,77 @@ class Batch:
         return self._latest(entry) if self._latest_only and not entry.deferred else entry
 
     def put_back(self, entry: OutboxEntry) -> None:
-        """Take back an entry that was to be sent and was not: it is the next."""
+        """Take back an entry that was not sent after all: it is the next."""
         self.in_flight -= 1
         self._ready.appendleft(entry)
 
-    def count_attempt(self, outcome: str, code: str, seconds: float) -> None:
-        """Note an answer, to be counted with what became of its entry."""
-        self.settlement.attempts.note(outcome, code, seconds)
+    def deliver(self, entry: OutboxEntry, latency_ms: float) -> None:
+        """Note a delivery, and how long after its event was enqueued."""
+        self.in_flight -= 1
+        outcomes = self.uncommitted
+        outcomes.delivered.append(entry)
+        bucket = latency.bucket(latency_ms)
+        outcomes.latency[bucket] = outcomes.latency.get(bucket, 0) + 1
+        outcomes.latency_ms += max(0.0, latency_ms)
 
-    def deliver(self, entry: OutboxEntry, milliseconds: float) -> None:
-        """Note a delivery and its latency, to be settled."""
-        settlement = self.settlement
-        settlement.delivered.append(entry)
-        number = latency.bucket(milliseconds)
-        settlement.latency[number] = settlement.latency.get(number, 0) + 1
-        settlement.latency_ms += max(0.0, milliseconds)
-
-    def bury(self, death: Death) -> None:
-        """Note a dead letter, to be settled."""
-        self.settlement.dead.append(death)
+    def bury(self, dead: DeadEntry) -> None:
+        """Note a dead letter."""
+        self.in_flight -= 1
+        self.uncommitted.dead.append(dead)
 
     def defer(self, entry: OutboxEntry, pause_seconds: float) -> None:
-        """Note a retry, to be settled; its instance's later entries stay behind it."""
-        self.settlement.deferred.append(Parking(entry, pause_seconds, ()))
+        """Note a retry; its instance's later entries stay blocked."""
+        self.in_flight -= 1
+        self.uncommitted.deferred.append(DeferredEntry(entry, pause_seconds))
 
-    def begin_settling(self) -> Settlement:
-        """Return what is to be committed now; `cursor` then no longer counts it.
+    def begin_commit(self) -> Outcomes:
+        """Return the outcomes to commit now; `cursor` then no longer counts their entries.
 
-        What is behind an entry to be deferred by now is deferred with it.
+        The entries that a deferred one blocks by now are deferred with it.
         """
-        settlement, self.settlement = self.settlement, Settlement()
-        settlement.deferred = [self._with_followers(parking) for parking in settlement.deferred]
-        for entry_id in settlement.entry_ids():
+        outcomes, self.uncommitted = self.uncommitted, Outcomes()
+        outcomes.deferred = [
+            deferred._replace(blocked=tuple(self._blocked.get(deferred.entry.instance, ())))
+            for deferred in outcomes.deferred
+        ]
+        for entry_id in outcomes.entry_ids():
             self._fresh.pop(entry_id, None)
-        return settlement
+        return outcomes
 
-    def settled(self, settlement: Settlement) -> None:
-        """Let what waits behind the committed entries go; what was deferred is no longer in hand."""
-        for entry in settlement.done():
+    def committed(self, outcomes: Outcomes) -> None:
+        """Unblock the next entry of each instance that is done; forget the deferred ones."""
+        self._unblock(outcomes.delivered)
+        self._unblock(dead.entry for dead in outcomes.dead)
+        for deferred in outcomes.deferred:
+            self._retried.discard(deferred.entry.instance)
+            self._blocked.pop(deferred.entry.instance, None)
+
+    def _unblock(self, done: Iterable[OutboxEntry]) -> None:
+        for entry in done:
             if entry.deferred:
-                self._due.discard(entry.instance)
+                self._retried.discard(entry.instance)
                 continue
-            behind = self._behind[entry.instance]
-            if behind:
-                self._ready.append(behind.popleft())
+            blocked = self._blocked[entry.instance]
+            if blocked:
+                self._ready.append(blocked.popleft())
             else:
-                del self._behind[entry.instance]
-        for parking in settlement.deferred:
-            self._due.discard(parking.entry.instance)
-            self._behind.pop(parking.entry.instance, None)
+                del self._blocked[entry.instance]
 
-    def _put_behind(self, entry: OutboxEntry) -> None:
-        behind = self._behind[entry.instance]
-        if self._latest_only and behind:
-            self._supersede(behind.pop())
-        behind.append(entry)
+    def _block(self, entry: OutboxEntry) -> None:
+        blocked = self._blocked[entry.instance]
+        if self._latest_only and blocked:
+            self._supersede(blocked.pop())
+        blocked.append(entry)
 
-    def _latest(self, head: OutboxEntry) -> OutboxEntry:
-        """Return what replaces an entry that was not sent yet: the one behind it, if there is one."""
-        behind = self._behind[head.instance]
-        if not behind:
-            return head
-        self._supersede(head)
-        return behind.popleft()
+    def _latest(self, entry: OutboxEntry) -> OutboxEntry:
+        """Return the entry that replaces an unsent one: the one that it blocks, if there is any."""
+        blocked = self._blocked[entry.instance]
+        if not blocked:
+            return entry
+        self._supersede(entry)
+        return blocked.popleft()
 
     def _supersede(self, entry: OutboxEntry) -> None:
-        self.settlement.superseded.append(Superseded(entry.entry_id, entry.instance, deferred=False))
-
-    def _with_followers(self, parking: Parking) -> Parking:
-        return replace(parking, followers=tuple(self._behind.get(parking.entry.instance, ())))
+        self.uncommitted.superseded.append(
+            Superseded(entry.entry_id, entry.instance, deferred=False, receipt=entry.receipt)
+        )

@@ -34,6 +34,6 @@ class IdempotencyKeys:
         """Return the key of an event, the same for each attempt."""
         event_id = entry.event_id
         hashed = self._begun.copy()
-        hashed.update(f"\n{event_id}\n{environment}\n{entry.instance}\n{entry.digest}\n{entry.came}".encode())
+        hashed.update(f"\n{event_id}\n{environment}\n{entry.instance}\n{entry.digest}\n{entry.arrival}".encode())
         readable = event_id[:READABLE_CHARACTERS] if event_id.isascii() else "event"
         return f"{readable}.{hashed.hexdigest()}"

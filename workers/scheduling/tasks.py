@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from celery import Celery, Task
 
-    from workers.delivery.run import DeliveryReport
+    from workers.delivery.report import DeliveryReport
     from workers.delivery.runtime import DeliveryRuntime
 
 #: Maximum environments that a log line names; of more it only has the number.

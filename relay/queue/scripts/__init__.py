@@ -74,6 +74,10 @@ class Script:
         return Call(self, [*(keys[name] for name in self.keys), *more_keys], args)
 
 
+#: All scripts that were declared in this process, by name.
+DECLARED: dict[str, Script] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One run of a script: with these keys and arguments."""
@@ -105,7 +109,8 @@ def declare(
     text = "\n".join((_text("prelude"), *_names(keys, arguments, lists), text_before, _text(name)))
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     sizes = tuple((each, max(1, len(columns))) for each, columns in lists.items())
-    return Script(name, text, sha, keys, arguments, sizes)
+    DECLARED[name] = Script(name, text, sha, keys, arguments, sizes)
+    return DECLARED[name]
 
 
 def _text(name: str) -> str:

@@ -16,27 +16,28 @@ from outboxes import (
     X,
     Y,
     acquire,
+    all_fresh,
+    claimed,
+    claimed_retries,
+    commit,
     counted,
-    death,
+    dead,
     defer,
     everything,
     fill,
-    gives_way,
     ids_of,
     lease_outbox,
     now_ms,
     put,
     release,
-    settle,
-    took,
-    took_due,
+    supersede,
     totals,
     tried_again,
 )
 
 from relay.queue import counters
 from relay.queue.attempts import Tally
-from relay.queue.outbox import NO_TRIALS, Death, OutboxEntry, Parking, Superseded, Trials, after
+from relay.queue.outbox import NO_TRIALS, DeadEntry, DeferredEntry, OutboxEntry, Superseded, Trials, after
 from relay.queue.state import Accepted, Delivered
 from relay.settings import DEFAULT_DESTINATION
 
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
 def test_delivered_entry_leaves_and_is_the_state(client: Redis) -> None:
     lease_outbox(client)
     _, two = fill(client, X, Y)
-    first, second = took(client).fresh
-    delivered = [first._replace(time="7", came="5-2"), second]
+    first, second = claimed(client).fresh
+    delivered = [first._replace(newest_time="7", arrival="5-2"), second]
 
-    assert settle(client, delivered=delivered, latency={3: 1, 5: 1}, cursor=after(two)) == RECORDED
+    assert commit(client, delivered=delivered, latency={3: 1, 5: 1}, cursor=after(two)) == RECORDED
 
     assert client.exists(PRODUCTION.outbox) == 0 or client.xlen(PRODUCTION.outbox) == 0
     state = {
@@ -69,12 +70,12 @@ def test_delivered_entry_leaves_and_is_the_state(client: Redis) -> None:
 
 def everything_of(client: Redis) -> dict[str, Any]:
     """Take four entries and say of each something else."""
-    first, second, third, fourth = took(client).fresh
+    first, second, third, fourth = claimed(client).fresh
     return {
         "delivered": [first],
-        "superseded": [gives_way(fourth)],
-        "dead": [death(third)],
-        "deferred": [Parking(tried_again(second), 1.0, ())],
+        "superseded": [supersede(fourth)],
+        "dead": [dead(third)],
+        "deferred": [DeferredEntry(tried_again(second), 1.0)],
         "latency": {1: 1},
     }
 
@@ -87,12 +88,12 @@ def test_settle_of_who_lost_the_lease_to_another_does_nothing(client: Redis) -> 
     acquire(client, "successor")
     before = everything(client)
 
-    assert settle(client, **what) == NOT_RECORDED
+    assert commit(client, **what) == NOT_RECORDED
     assert everything(client) == before
 
     client.delete(PRODUCTION.lease)
     before = everything(client)
-    assert settle(client, **what) == NOT_RECORDED, "the successor's lease ran out too, and it may have sent them"
+    assert commit(client, **what) == NOT_RECORDED, "the successor's lease ran out too, and it may have sent them"
     assert everything(client) == before
 
 
@@ -103,17 +104,17 @@ def test_settle_of_who_never_had_the_lease_does_nothing(client: Redis) -> None:
     client.delete(PRODUCTION.lease)
     before = everything(client)
 
-    assert settle(client, **what) == NOT_RECORDED
+    assert commit(client, **what) == NOT_RECORDED
     assert everything(client) == before
 
 
-def test_settle_is_taken_after_the_lease_ran_out_while_nobody_took_over(client: Redis) -> None:
+def test_commit_is_recorded_after_the_lease_ran_out_if_no_other_run_acquired_it(client: Redis) -> None:
     acquire(client)
     fill(client, X, X, Y, "z")
     what = everything_of(client)
     client.delete(PRODUCTION.lease)
 
-    assert settle(client, **what) == RECORDED
+    assert commit(client, **what) == RECORDED
     assert totals(client)["delivered"] == 1
     assert client.get(PRODUCTION.lease) == b"token", "it goes on sending, and nobody else may meanwhile"
     assert client.pttl(PRODUCTION.lease) > 0
@@ -129,7 +130,7 @@ def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> Non
     release(client, token="successor")
     before = everything(client)
 
-    assert settle(client, **what) == NOT_RECORDED
+    assert commit(client, **what) == NOT_RECORDED
     assert everything(client) == before
 
 
@@ -137,35 +138,35 @@ def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> Non
 def test_settle_tells_that_the_environment_is_paused(client: Redis, nothing: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
     fill(client, X)
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     client.hset(PAUSED, "production", 1)
     if nothing:
         client.xdel(PRODUCTION.outbox, entry.entry_id)
 
-    assert settle(client, delivered=[entry]) == RECORDED_AND_PAUSED
+    assert commit(client, delivered=[entry]) == RECORDED_AND_PAUSED
     assert totals(client).get("delivered", 0) == (not nothing), "what was in flight is recorded all the same"
 
 
 @pytest.mark.parametrize("with_retry", [False, True], ids=["alone", "with a retry"])
 @pytest.mark.parametrize("fate", ["delivered", "superseded", "dead", "nothing else"])
-def test_settle_applied_twice_does_nothing_more(client: Redis, fate: str, with_retry: bool) -> None:  # noqa: FBT001
+def test_commit_applied_twice_does_nothing_more(client: Redis, fate: str, with_retry: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
     fill(client, X, Y, Y, X)
     client.hset(PRODUCTION.accepted, X, Accepted("sha256:0", None, 1, 1, ("e0",)).encode())
-    first, second, follower, _ = took(client).fresh
+    first, second, follower, _ = claimed(client).fresh
     what: dict[str, Any] = {
         "delivered": {"delivered": [first], "latency": {4: 1}},
-        "superseded": {"superseded": [gives_way(first)]},
-        "dead": {"dead": [death(first)]},
+        "superseded": {"superseded": [supersede(first)]},
+        "dead": {"dead": [dead(first)]},
         "nothing else": {},
     }[fate]
     if with_retry:
-        what["deferred"] = [Parking(tried_again(second), LONG_SECONDS, (follower,))]
-    settle(client, **what)
+        what["deferred"] = [DeferredEntry(tried_again(second), LONG_SECONDS, (follower,))]
+    commit(client, **what)
     before = everything(client)
     due = client.zrange(PRODUCTION.due, 0, -1, withscores=True)
 
-    assert settle(client, **what) == RECORDED
+    assert commit(client, **what) == RECORDED
 
     if due:  # that its pause begins anew is harmless
         client.zadd(PRODUCTION.due, dict(due))
@@ -176,10 +177,10 @@ def test_settle_applied_twice_does_nothing_more(client: Redis, fate: str, with_r
 def test_dead_letter_has_the_event_and_why_and_what_was_tried(client: Redis) -> None:
     lease_outbox(client)
     (one,) = fill(client, X)
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     trials = Trials(attempts=3, answers=5, first=1_750_000_000_000, forbidden=1, successes=2)
 
-    settle(client, dead=[Death(entry._replace(trials=trials), "exhausted", "HTTP 503: later", 503)])
+    commit(client, dead=[DeadEntry(entry._replace(trials=trials), "exhausted", "HTTP 503: later", 503)])
 
     ((_, dead),) = client.xrange(KEYS.dead)
     found = {name.decode(): value.decode() for name, value in dead.items()}
@@ -208,7 +209,7 @@ def test_dead_letter_has_the_event_and_why_and_what_was_tried(client: Redis) -> 
 def test_death_of_what_was_never_tried_says_so(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    settle(client, dead=[Death(took(client).fresh[0], "expired", "not delivered within 1 s")])
+    commit(client, dead=[DeadEntry(claimed(client).fresh[0], "expired", "not delivered within 1 s")])
 
     ((_, dead),) = client.xrange(KEYS.dead)
     assert {name: dead[name] for name in (b"status", b"attempts", b"first", b"last")} == {
@@ -222,7 +223,7 @@ def test_death_of_what_was_never_tried_says_so(client: Redis) -> None:
 def test_death_without_a_status_has_an_empty_one(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
-    settle(client, dead=[Death(took(client).fresh[0], "exhausted", "timeout", None)])
+    commit(client, dead=[DeadEntry(claimed(client).fresh[0], "exhausted", "timeout", None)])
 
     ((_, dead),) = client.xrange(KEYS.dead)
     assert dead[b"status"] == b""
@@ -237,8 +238,8 @@ def state_after_death(
         client.hset(PRODUCTION.accepted, X, accepted.encode())
     if delivered:
         client.hset(PRODUCTION.delivered, X, delivered)
-    (entry,) = took(client).fresh
-    settle(client, dead=[death(entry._replace(event_id=event_id))])
+    (entry,) = claimed(client).fresh
+    commit(client, dead=[dead(entry._replace(event_id=event_id))])
     value = client.hget(PRODUCTION.accepted, X)
     return Accepted.decode(value.decode()) if value else None
 
@@ -326,15 +327,15 @@ def test_any_id_is_given_back_literally(client: Redis, event_id: str) -> None:
 def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Redis, fate: str) -> None:
     lease_outbox(client)
     _, two, _ = fill(client, X, X, Y)
-    first, second, other = took(client).fresh
+    first, second, other = claimed(client).fresh
     defer(client, first, second)
     defer(client, other, seconds=LONG_SECONDS)
-    (head,) = took_due(client)
+    (head,) = claimed_retries(client)
 
-    settle(client, **{fate: [head if fate == "delivered" else death(head)]})
+    commit(client, **{fate: [head if fate == "delivered" else dead(head)]})
 
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client)
-    (due,) = took_due(client)
+    (due,) = claimed_retries(client)
     assert (due.entry_id, due.trials) == (two, NO_TRIALS)
     assert client.hkeys(PRODUCTION.attempts) == [Y.encode()]
 
@@ -342,8 +343,8 @@ def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Re
 def test_retries_are_counted(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
-    first, second = took(client).fresh
-    settle(client, deferred=[Parking(tried_again(one), 1.0, ()) for one in (first, second)])
+    first, second = claimed(client).fresh
+    commit(client, deferred=[DeferredEntry(tried_again(one), 1.0) for one in (first, second)])
 
     assert totals(client) == {"taken": 2, "new": 2, "outbox": 2, "retries": 2}
     assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 2, "retries": 2}
@@ -352,9 +353,9 @@ def test_retries_are_counted(client: Redis) -> None:
 def test_largest_settlement_is_recorded_whole(client: Redis) -> None:
     lease_outbox(client)
     fill(client, *[f"i{number}" for number in range(5000)])
-    entries = took(client, fresh=5000).fresh
+    entries = all_fresh(client)
 
-    assert settle(client, delivered=entries, latency={1: 5000}) == RECORDED
+    assert commit(client, delivered=entries, latency={1: 5000}) == RECORDED
     assert client.hlen(PRODUCTION.delivered) == 5000
     assert totals(client)["delivered"] == 5000
 
@@ -362,7 +363,7 @@ def test_largest_settlement_is_recorded_whole(client: Redis) -> None:
 def test_largest_following_is_parked_whole(client: Redis) -> None:
     lease_outbox(client)
     fill(client, *[X] * 5000)
-    first, *followers = took(client, fresh=5000).fresh
+    first, *followers = all_fresh(client)
     defer(client, first, *followers)
 
     assert client.zcard(PRODUCTION.deferred) == 5000
@@ -372,15 +373,15 @@ def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
     lease_outbox(client)
     put(client, {}, {})
     fill(client, "a", "b", "c", "d", "d", "b", "d")
-    one, two, three, four, five, six, seven = took(client).fresh
+    one, two, three, four, five, six, seven = claimed(client).fresh
     defer(client, four, five, seven)
-    ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
-    settle(
+    ((latest, superseded),) = claimed(client, latest_only=True).retries
+    commit(
         client,
         delivered=[one, six],
-        dead=[death(three)],
-        superseded=[gives_way(two), *(Superseded(entry_id, "d", deferred=True) for entry_id in superseded)],
-        deferred=[Parking(tried_again(latest), 1.0, ())],
+        dead=[dead(three)],
+        superseded=[supersede(two), *superseded],
+        deferred=[DeferredEntry(tried_again(latest), 1.0)],
     )
     totals = counters.read_counters(client, KEYS)
 
@@ -399,36 +400,36 @@ def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
 def test_superseded_entry_leaves_and_is_no_state(client: Redis) -> None:
     lease_outbox(client)
     _, two = fill(client, X, X)
-    first, second = took(client).fresh
+    first, second = claimed(client).fresh
     client.hset(PRODUCTION.accepted, X, "as it was")
 
-    assert settle(client, superseded=[gives_way(first)], cursor=two) == RECORDED
+    assert commit(client, superseded=[supersede(first)], cursor=two) == RECORDED
 
-    assert ids_of(took(client).fresh) == [two]
+    assert ids_of(claimed(client).fresh) == [two]
     assert client.exists(PRODUCTION.delivered, KEYS.dead) == 0
     assert client.hget(PRODUCTION.accepted, X) == b"as it was", "it speaks of the later one"
     assert client.get(PRODUCTION.cursor) == two.encode()
     assert totals(client) == {"taken": 2, "new": 2, "outbox": 1, "superseded": 1}
     assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 1, "superseded": 1}
-    settle(client, delivered=[second])
+    commit(client, delivered=[second])
 
 
 def with_one_due(client: Redis) -> tuple[OutboxEntry, list[Superseded]]:
     """Park three entries of X, and take the latest with those that it supersedes."""
     lease_outbox(client)
     fill(client, X, X, X, Y)
-    one, two, three, other = took(client).fresh
-    settle(client, delivered=[other])
+    one, two, three, other = claimed(client).fresh
+    commit(client, delivered=[other])
     defer(client, one, two, three)
-    ((latest, superseded),) = took(client, fresh=0, latest_only=True).due
-    return latest, [Superseded(entry_id, X, deferred=True) for entry_id in superseded]
+    ((latest, superseded),) = claimed(client, latest_only=True).retries
+    return latest, list(superseded)
 
 
 def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_stays_taken(client: Redis) -> None:
     latest, superseded = with_one_due(client)
     taken_until = client.zscore(PRODUCTION.due, X)
 
-    assert settle(client, superseded=superseded) == RECORDED
+    assert commit(client, superseded=superseded) == RECORDED
 
     assert client.zcard(PRODUCTION.deferred) == 1
     assert client.exists(PRODUCTION.attempts) == 0, "the latest was never tried"
@@ -444,12 +445,12 @@ def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
     together: bool,  # noqa: FBT001
 ) -> None:
     latest, superseded = with_one_due(client)
-    last = {fate: [latest if fate == "delivered" else death(latest)]}
+    last = {fate: [latest if fate == "delivered" else dead(latest)]}
     if together:
-        settle(client, superseded=superseded, **last)
+        commit(client, superseded=superseded, **last)
     else:
-        settle(client, superseded=superseded)
-        settle(client, **last)
+        commit(client, superseded=superseded)
+        commit(client, **last)
 
     assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
     assert client.xlen(PRODUCTION.outbox) == 0
@@ -458,14 +459,14 @@ def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
 @pytest.mark.parametrize("together", [False, True], ids=["first", "together"])
 def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together: bool) -> None:  # noqa: FBT001
     latest, superseded = with_one_due(client)
-    retry = Parking(tried_again(latest), 0.0, ())
+    retry = DeferredEntry(tried_again(latest), 0.0)
     if together:
-        settle(client, superseded=superseded, deferred=[retry])
+        commit(client, superseded=superseded, deferred=[retry])
     else:
-        settle(client, superseded=superseded)
-        settle(client, deferred=[retry])
+        commit(client, superseded=superseded)
+        commit(client, deferred=[retry])
 
-    assert took_due(client) == [tried_again(latest)]
+    assert claimed_retries(client) == [tried_again(latest)]
     assert totals(client)["retries"] == 2
     assert client.zcard(PRODUCTION.deferred) == 1
 
@@ -473,11 +474,11 @@ def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together
 def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, X, X)
-    one, two, three = took(client).fresh
+    one, two, three = claimed(client).fresh
 
-    settle(client, superseded=[gives_way(two)], deferred=[Parking(tried_again(one), 0.0, (three,))])
+    commit(client, superseded=[supersede(two)], deferred=[DeferredEntry(tried_again(one), 0.0, (three,))])
 
-    assert took_due(client) == [tried_again(one)._replace(deferred=True)]
+    assert claimed_retries(client) == [tried_again(one)._replace(deferred=True)]
     assert client.zcard(PRODUCTION.deferred) == 2
 
 
@@ -494,14 +495,16 @@ def tally(*attempts: tuple[str, str, float]) -> Tally:
 def test_attempts_are_counted_with_what_became_of_their_entries(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
-    one, two = took(client).fresh
+    one, two = claimed(client).fresh
     attempts = tally(("delivered", "202", 0.004), ("retry", "503", 0.25))
 
-    settle(client, delivered=[one], deferred=[Parking(tried_again(two), 0.0, ())], attempts=attempts, latency_ms=39.6)
+    commit(
+        client, delivered=[one], deferred=[DeferredEntry(tried_again(two), 0.0)], attempts=attempts, latency_ms=39.6
+    )
     assert counted(client).items() >= {**attempts.counts(), "latency_ms": 40}.items()
 
-    again = Parking(tried_again(tried_again(two)), 0.0, ())
-    settle(client, deferred=[again], attempts=tally(("retry", "503", 9.0)))
+    again = DeferredEntry(tried_again(tried_again(two)), 0.0)
+    commit(client, deferred=[again], attempts=tally(("retry", "503", 9.0)))
     assert counted(client)["attempt:retry:503"] == 2
     assert counted(client)["duration_us:retry"] == 9_250_000
     assert not counted(client, PRODUCTION.counts).keys() & attempts.counts().keys(), (
@@ -513,29 +516,29 @@ def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis
     """The answer to the first was lost."""
     lease_outbox(client)
     fill(client, X, Y)
-    one, two = took(client).fresh
-    retry = Parking(tried_again(two), 0.0, ())
+    one, two = claimed(client).fresh
+    retry = DeferredEntry(tried_again(two), 0.0)
     for what in (
         {"delivered": [one], "attempts": tally(("delivered", "202", 0.004))},
         {"deferred": [retry], "attempts": tally(("retry", "503", 0.25))},
     ):
-        settle(client, **what)
+        commit(client, **what)
         before = everything(client)
-        settle(client, **what)
+        commit(client, **what)
         assert {key: value for key, value in everything(client).items() if before.get(key) != value} == {}
 
 
 def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(client: Redis) -> None:
     lease_outbox(client)
     one, _ = fill(client, X, Y)
-    first, second = took(client).fresh
+    first, second = claimed(client).fresh
     client.xdel(PRODUCTION.outbox, one)
 
-    what = {"delivered": [first], "deferred": [Parking(tried_again(second), 0.0, ())], "latency": {3: 1}}
-    assert settle(client, **what) == RECORDED
-    assert settle(client, **what) == RECORDED, "twice is once"
+    what = {"delivered": [first], "deferred": [DeferredEntry(tried_again(second), 0.0)], "latency": {3: 1}}
+    assert commit(client, **what) == RECORDED
+    assert commit(client, **what) == RECORDED, "twice is once"
 
-    assert ids_of(took_due(client)) == [second.entry_id]
+    assert ids_of(claimed_retries(client)) == [second.entry_id]
     assert counted(client)["retries"] == 1
     assert "delivered" not in counted(client)
     assert client.exists(KEYS.latency) == 0
@@ -546,34 +549,34 @@ def test_settled_entry_is_no_longer_the_one_in_hand_alone(client: Redis, fate: s
     """The next death of its drain is another entry's."""
     lease_outbox(client)
     fill(client, X)
-    (entry,) = took(client).fresh
+    (entry,) = claimed(client).fresh
     client.hset(PRODUCTION.run, mapping={"entry": entry.entry_id, "deaths": 1})
 
-    what = {"delivered": entry, "dead": death(entry), "deferred": Parking(tried_again(entry), 0.0, ())}
-    settle(client, **{fate: [what[fate]]})
+    what = {"delivered": entry, "dead": dead(entry), "deferred": DeferredEntry(tried_again(entry), 0.0)}
+    commit(client, **{fate: [what[fate]]})
 
     assert client.hmget(PRODUCTION.run, "entry", "deaths") == [None, None]
     client.hset(PRODUCTION.run, mapping={"entry": "7-0", "deaths": 2})
-    settle(client)
+    commit(client)
     assert client.hget(PRODUCTION.run, "deaths") == b"2"
 
 
 def test_counted_attempts_are_fenced_too(client: Redis) -> None:
     acquire(client, "another")
     fill(client, X)
-    entry = OutboxEntry("5-0", b"", "e", X, "sha256:0", "", 5)
+    entry = OutboxEntry("5-0", b"", "e", X, "sha256:0", "", "", 5)
 
-    assert settle(client, delivered=[entry], attempts=tally(("delivered", "202", 0.1))) == NOT_RECORDED
+    assert commit(client, delivered=[entry], attempts=tally(("delivered", "202", 0.1))) == NOT_RECORDED
     assert "attempt:delivered:202" not in counted(client)
 
 
 def test_deliveries_are_counted_in_the_index_of_environments(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y, "z")
-    first, second, third = took(client).fresh
+    first, second, third = claimed(client).fresh
 
-    settle(client, delivered=[first, second])
-    settle(client, dead=[death(third)])
+    commit(client, delivered=[first, second])
+    commit(client, dead=[dead(third)])
 
     index = KEYS.environments(DEFAULT_DESTINATION)
     assert client.zrange(index, 0, -1, withscores=True) == [(b"production", 2.0)]
@@ -583,12 +586,12 @@ def test_newest_that_was_delivered_and_the_last_success_are_noted(client: Redis)
     lease_outbox(client)
     fill(client, X, Y, "z")
     first, second, third = (
-        entry._replace(arrived=at) for entry, at in zip(took(client).fresh, (7, 9, 8), strict=True)
+        entry._replace(enqueued_at_ms=at) for entry, at in zip(claimed(client).fresh, (7, 9, 8), strict=True)
     )
 
-    settle(client, delivered=[first, second])
+    commit(client, delivered=[first, second])
     assert counted(client)["newest:delivered"] == 9
     assert counted(client)["delivered_at"] == pytest.approx(now_ms(client), abs=10_000)
 
-    settle(client, delivered=[third])
+    commit(client, delivered=[third])
     assert counted(client)["newest:delivered"] == 9, "an older one that had to wait does not set it back"
