@@ -1,6 +1,6 @@
-"""Report which image, by digest, now runs in which environment; the relay owes the delivery.
+"""Deployment relay: accepts which image, by digest, runs in which environment, and delivers it.
 
-A name is imported when it is first asked for: who parses events, or reports through a gateway, pays for no Redis.
+Names are imported on first use, so that parsing events or reporting through a gateway does not import redis.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ __all__ = [
     "SpoolUnavailable",
 ]
 
-#: Public name → the module that has it; the errors' is the default.
+#: Public name → its module; the default is relay.errors.
 _MODULES = {
     "AsyncProducer": "relay.producer.queue_producer",
     "DeploymentEvent": "relay.events.event",

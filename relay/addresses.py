@@ -1,8 +1,8 @@
 """URLs of Redis and of Celery's broker: the options that they may have, and the TLS options of every client.
 
-Each client library reads options from a URL by rules of its own, and prefers them to what it is given: redis-py takes
-`?decode_responses=true`, kombu takes a `rediss://` without options for "do not verify". Therefore no library gets a
-URL with options. They are read here, against a list, and each library is given what it calls them.
+Each client library reads options from a URL by rules of its own, and prefers them to its arguments: redis-py accepts
+`?decode_responses=true`, kombu reads `rediss://` without options as "do not verify". Therefore no library gets a URL
+with options. They are parsed here, against a list, and passed to each library as arguments.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from urllib.parse import SplitResult
 
-#: Options of TLS, by the names that redis-py and Celery give them. The settings `ca_file`, `cert_file` and `key_file`
-#: are the other way to name the files.
+#: TLS options, with the names that redis-py and Celery use. The settings `ca_file`, `cert_file` and `key_file` are an
+#: alternative for the files.
 TLS_OPTIONS = ("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
-#: Scheme → the options that a URL of it may have. Brokers of other schemes have options of their own.
+#: Scheme → its permitted options. Those of other schemes are not checked.
 OPTIONS = {
     "redis": ("db", "username", "password"),
     "rediss": ("db", "username", "password", *TLS_OPTIONS),
@@ -34,13 +34,13 @@ OPTIONS = {
     "amqps": ("heartbeat", "login_method", *TLS_OPTIONS),
 }
 
-#: Schemes with TLS that the relay makes the options of.
+#: Schemes with TLS whose options the relay builds.
 TLS_SCHEMES = ("rediss", "amqps")
 
 #: Port of RabbitMQ's management plugin with TLS.
 MANAGEMENT_PORT = 15671
 
-#: Option → the setting that says it; all clients get that.
+#: Option → the setting that replaces it for all clients.
 _BY_SETTING = {
     "socket_timeout": "redis.timeout",
     "timeout": "redis.timeout",
@@ -48,8 +48,8 @@ _BY_SETTING = {
     "connect_timeout": "redis.connect_timeout",
 }
 
-#: What `ssl_cert_reqs` may be, as redis-py and as Celery write it → whether the certificate is verified. Python's
-#: `optional` is `required`, for a client.
+#: Values of `ssl_cert_reqs`, in the spellings of redis-py and Celery → whether the certificate is verified. For a
+#: client, Python's `optional` is `required`.
 _CERT_REQS = {
     "required": True,
     "cert_required": True,
@@ -61,11 +61,11 @@ _CERT_REQS = {
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-#: An option's name as a message may repeat it: what is none may be a part of a password.
+#: Option names that a message may repeat; other text may be a part of a password.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
 
-#: What is said of a URL that cannot be read. Nothing of it is repeated: any part may be one of a password.
+#: Message about a URL that cannot be parsed. It repeats nothing, because any part may belong to a password.
 UNREADABLE = "cannot be read as a URL; a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)"
 
 
@@ -84,7 +84,7 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What a client requires of a server's certificate, and the certificate that it presents itself."""
+    """How a client verifies a server's certificate, and its own client certificate."""
 
     is_verified: bool = True
     is_name_checked: bool = True
@@ -93,7 +93,7 @@ class Trust:
     key_file: str | None = None
 
     def for_redis(self) -> dict[str, Any]:
-        """Return the options as redis-py, kombu's Redis transport and Flower take them, defaults included."""
+        """Return the options of redis-py, kombu's Redis transport and Flower, defaults included."""
         return {
             "ssl_cert_reqs": "required" if self.is_verified else "none",
             "ssl_check_hostname": self.is_name_checked,
@@ -103,8 +103,8 @@ class Trust:
         }
 
     def for_amqp(self, host: str | None) -> dict[str, Any]:
-        """Return the options as py-amqp takes them; without a host, kombu fills in the one that it connects to."""
-        import ssl  # noqa: PLC0415 - producers start often, and few need it here
+        """Return the options of py-amqp; without a host, kombu fills in the one that it connects to."""
+        import ssl  # noqa: PLC0415 - most producers do without it, and start often
 
         kind = dict if host or not self.is_name_checked else _OfEachHost
         options = kind(
@@ -118,7 +118,7 @@ class Trust:
         return options
 
     def check_files(self, section: str) -> None:
-        """Raise `ConfigurationError` if a file cannot be read or is none of its kind: the libraries name no file."""
+        """Raise `ConfigurationError` if a file cannot be read or parsed; the libraries' own errors name no file."""
         if not (self.ca_file or self.cert_file):
             return
         import ssl  # noqa: PLC0415 - the same
@@ -145,8 +145,8 @@ class Trust:
 class _OfEachHost(dict[str, Any]):
     """py-amqp's options for a broker of several hosts.
 
-    kombu writes the name of a host into them where there is none, and would compare the certificate of the next host
-    with the name of the first. Read through `[]`, as kombu does, there is never one.
+    kombu fills in `server_hostname` if it is missing, and would then compare the certificate of the next host with
+    the name of the first. Read through `[]`, as kombu does, it is always missing.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -154,16 +154,16 @@ class _OfEachHost(dict[str, Any]):
 
 
 class ForRedis(NamedTuple):
-    """A URL without options, and the options as redis-py takes them."""
+    """A URL without options, and the options as arguments of redis-py."""
 
     url: str
     options: dict[str, Any]
 
 
 class ForKombu(NamedTuple):
-    """A URL without options that kombu would take for TLS, and its `ssl`: False where there is no TLS.
+    """A URL without TLS options, and kombu's argument `ssl`: False without TLS.
 
-    `for_flower` is for Flower's own clients, of Redis and of RabbitMQ's management plugin: they take the same names.
+    `for_flower` is for Flower's own clients of Redis and of RabbitMQ's management plugin.
     """
 
     url: str
@@ -172,16 +172,16 @@ class ForKombu(NamedTuple):
 
 
 def check(url: str) -> None:
-    """Raise `ValueError` about a URL's options or database; values are not repeated, they may be secret."""
+    """Raise `ValueError` if a URL's options or database are wrong; values are not repeated, as they may be secret."""
     _options(url)
 
 
 def check_list(urls: str) -> None:
-    """Do the same for a broker's URL, or a list of them: kombu has the same TLS options for all."""
+    """Check a broker's URL, or a list of them, for which kombu has only one set of TLS options."""
     ones = urls.split(";")
     for one in ones:
         check(one)
-    schemes = {_scheme(one) for one in ones} - {""}  # kombu takes a host alone, too
+    schemes = {_scheme(one) for one in ones} - {""}  # kombu also accepts a host alone
     if len(schemes) > 1 and not schemes.isdisjoint(TLS_SCHEMES):
         raise ValueError("the brokers of a list must all be rediss://, or all amqps://, or none of them")
     if len({tuple(sorted(_tls(_options(one)).items())) for one in ones if "://" in one}) > 1:
@@ -189,16 +189,16 @@ def check_list(urls: str) -> None:
 
 
 def unused(url: str, section: Section) -> list[str]:
-    """Return the settings of TLS that are set although the URL has no TLS: its connections are in the clear."""
+    """Return the TLS settings that are set although the URL has no TLS."""
     if _scheme(url) in TLS_SCHEMES:
         return []
     return [name for name in ("ca_file", "cert_file", "key_file") if getattr(section, name) is not None]
 
 
 def trust(url: str, section: Section, variable: str = "allow_insecure") -> Trust:
-    """Return what is required of the server of a URL; raise `ValueError` if that is unsafe and not permitted.
+    """Return the trust of a URL's server; raise `ValueError` if it is unsafe and not allowed.
 
-    `variable` is the name of the setting that permits it, for the message.
+    `variable` is the name of the setting that allows it, for the message.
     """
     options = _tls(_options(url.partition(";")[0]))
     is_verified = _CERT_REQS[options.get("ssl_cert_reqs", "required").lower()]
@@ -208,7 +208,7 @@ def trust(url: str, section: Section, variable: str = "allow_insecure") -> Trust
             if not is_safe:
                 value = "none" if name == "ssl_cert_reqs" else "false"
                 raise ValueError(
-                    f"url has {name}={value}, so the password would be sent to any server that answers: take it out "
+                    f"url has {name}={value}, so the password would be sent to any server that answers: remove it "
                     f"and name the server's authority in ca_file, or set {variable} = true on a trusted network"
                 )
     cert_file = _one_of(section.cert_file, options, "cert_file", "ssl_certfile")
@@ -220,18 +220,18 @@ def trust(url: str, section: Section, variable: str = "allow_insecure") -> Trust
         is_name_checked=is_verified and is_name_checked,
         ca_file=_one_of(section.ca_file, options, "ca_file", "ssl_ca_certs"),
         cert_file=cert_file,
-        key_file=key_file or cert_file,  # redis-py before 8 shows no certificate for asyncio without a key's file
+        key_file=key_file or cert_file,  # redis-py before 8 presents none for asyncio without it
     )
 
 
 def check_files(url: str, section: Section, name: str) -> None:
-    """Raise `ConfigurationError` if a file that a URL with TLS takes cannot be read; `name` is the section's."""
+    """Raise `ConfigurationError` if a TLS file of a URL with TLS cannot be read; `name` is the section's."""
     if _scheme(url) in TLS_SCHEMES:
         trust(url, section).check_files(name)
 
 
 def for_redis(url: str, section: Section) -> ForRedis:
-    """Return what redis-py is to be given for a `redis://`, `rediss://` or `unix://` URL."""
+    """Return the arguments of redis-py for a `redis://`, `rediss://` or `unix://` URL."""
     options = _options(url)
     own: dict[str, Any] = {name: options[name] for name in ("username", "password") if name in options}
     if "db" in options:
@@ -242,7 +242,7 @@ def for_redis(url: str, section: Section) -> ForRedis:
 
 
 def for_kombu(url: str, section: Section) -> ForKombu:
-    """Return what kombu is to be given for a broker's URL, whatever its scheme, or a list of them."""
+    """Return the arguments of kombu for a broker's URL of any scheme, or a list of them."""
     ones = url.split(";")
     scheme = _scheme(ones[0])
     bare = ";".join(map(_kombu_url, ones))
@@ -266,7 +266,7 @@ def management_api(urls: str) -> str:
 
 
 def _kombu_url(url: str) -> str:
-    """Write a URL as kombu reads it: it has a name of its own for a Unix socket, and takes a user before the host."""
+    """Return a URL in kombu's form, which has its own scheme for Unix sockets and the user before the host."""
     scheme = _scheme(url)
     if scheme not in OPTIONS or "?" not in url:
         return re.sub("^unix://", "redis+socket://", url)
@@ -298,12 +298,12 @@ def _without_options(url: str) -> str:
 
 
 def _scheme(url: str) -> str:
-    """Return the scheme as the libraries read it, which care for neither case nor blanks before it."""
+    """Return the scheme as the libraries read it: in lower case, without leading blanks."""
     return _split(url).scheme
 
 
 def _options(url: str) -> dict[str, str]:
-    """Return a URL's options; raise `ValueError` for one that is not on the list, cannot be read, or comes twice."""
+    """Return a URL's options; raise `ValueError` for an option that is unknown, malformed or repeated."""
     parts = _split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
@@ -343,7 +343,7 @@ def _with_tls(scheme: str) -> str:
 
 
 def _fault(name: str, value: str) -> str:
-    """Return what an option must be, if it is not."""
+    """Return the value that an option must have, "" if it has it."""
     if not value:
         return "given a value, or left out"
     match name:
@@ -357,7 +357,7 @@ def _fault(name: str, value: str) -> str:
 
 
 def _check_database(path: str, options: Mapping[str, str]) -> None:
-    """Refuse a path that redis-py and kombu read as different databases."""
+    """Check that redis-py and kombu read the same database from the URL."""
     if not re.fullmatch(r"(/[0-9]{0,9})?", path):
         raise ValueError("the part after the host must be a database's number, as in redis://host:6379/0")
     if "db" in options and path.strip("/") and int(path.strip("/")) != int(options["db"]):
@@ -383,5 +383,5 @@ def _reason(error: Exception) -> str:
 
 
 def _no_password() -> str:
-    """Stand in for OpenSSL's own prompt, which would wait at the terminal."""
+    """Replace OpenSSL's prompt, which would wait at the terminal."""
     raise ValueError("the key has a password")

@@ -1,17 +1,17 @@
-"""The clock that leases are reckoned with on this machine.
+"""The clock for leases on this machine.
 
-`time.monotonic` stands still on Linux while the machine is suspended; Redis, on another machine, does not. A worker
-that woke up would take a lease that ran out hours ago for a fresh one, and send what another has long delivered.
+On Linux `time.monotonic` stops while the machine is suspended, and Redis on another machine does not. After a
+suspend, a worker would take an expired lease for a valid one, and send events that another run has delivered.
 """
 
 from __future__ import annotations
 
 import time
 
-#: The clock that counts time in suspend, where there is one (Linux).
+#: The clock that includes time in suspend (Linux only).
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def uptime() -> float:
-    """Return seconds that never go back, time in suspend included where the system can tell."""
+    """Return monotonic seconds, including time in suspend where the system supports it."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)

@@ -1,11 +1,11 @@
-"""Text as other programs hand it over: byte order marks, other encodings, and bytes that Python could not decode."""
+"""Text of other programs: byte order marks, other encodings, and bytes that Python could not decode."""
 
 from __future__ import annotations
 
 import codecs
 import re
 
-#: Byte order marks of encodings that are not taken. UTF-32 first: its little-endian mark begins with that of UTF-16.
+#: Byte order marks of refused encodings. UTF-32 first: its little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -13,17 +13,17 @@ _OTHER_MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 
-#: The bytes that Python decodes to a lone surrogate each (PEP 383) where they do not fit the locale's encoding.
+#: Lone surrogates to which Python decodes bytes that do not fit the locale's encoding (PEP 383).
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def without_mark(body: bytes) -> bytes:
-    """Return a body without the byte order mark of UTF-8 that some programs write before it."""
+    """Return a body without a byte order mark of UTF-8."""
     return body[3:] if body.startswith(codecs.BOM_UTF8) else body
 
 
 def other_encoding(body: bytes) -> str | None:
-    """Return the name of the encoding of a JSON text that is not UTF-8, None if nothing says that it is another.
+    """Return the encoding of a JSON text if it is recognisably not UTF-8, otherwise None.
 
     A JSON text begins with an ASCII character: a NUL among its first two bytes is half of a character of UTF-16
     (RFC 4627, section 3).
@@ -38,7 +38,7 @@ def other_encoding(body: bytes) -> str | None:
 
 
 def is_utf8(body: bytes | str) -> bool:
-    """Return whether a body is UTF-8, or text that UTF-8 can carry."""
+    """Return whether a body is UTF-8, or text that can be encoded as UTF-8."""
     try:
         _ = body.encode() if isinstance(body, str) else body.decode()
     except UnicodeError:
@@ -47,10 +47,10 @@ def is_utf8(body: bytes | str) -> bool:
 
 
 def restored(text: str) -> str:
-    """Return text of the command line or the environment as the UTF-8 that it was given in.
+    """Return text of the command line or the environment, decoded as UTF-8 regardless of the locale.
 
-    Where the locale is ASCII (LC_ALL=POSIX) and UTF-8 mode is off, Python escapes every byte above it. A `ValueError`
-    if the bytes are not UTF-8.
+    With an ASCII locale (LC_ALL=POSIX) and without UTF-8 mode, Python escapes every byte above 127. Raises
+    `ValueError` if the bytes are not UTF-8.
     """
     if not _ESCAPED.search(text):
         return text
@@ -58,5 +58,5 @@ def restored(text: str) -> str:
         return text.encode(errors="surrogateescape").decode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
-    except UnicodeEncodeError:  # surrogates that stand for no byte
+    except UnicodeEncodeError:  # surrogates that are no escaped bytes
         return text

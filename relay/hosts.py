@@ -1,4 +1,4 @@
-"""Addresses to listen on, in both families, and the addresses of this machine and of clients."""
+"""Addresses: listening on IPv4 and IPv6, loopback, and clients behind proxies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: Each of these is every address of the machine, IPv6 and IPv4.
+#: Hosts that stand for every address of the machine, IPv6 and IPv4.
 EVERY_ADDRESS = ("*", "::")
 
-#: What the system answers where IPv6 is switched off.
+#: Errors of a system without IPv6.
 _NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.EPFNOSUPPORT}
 
 
@@ -30,9 +30,9 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int, *, backlog: int) -> socket.socket:
-    """Listen on an address, or on the first one that a name has, IPv4 before IPv6; raise `OSError`.
+    """Listen on an address, or on the first one of a name, IPv4 before IPv6; raise `OSError`.
 
-    `*` and `::` are one socket for both families, and for IPv4 alone on a machine without IPv6.
+    `*` and `::` give one socket for both families, or for IPv4 alone on a machine without IPv6.
     """
     host = host.strip("[]")
     if host in EVERY_ADDRESS:
@@ -58,19 +58,19 @@ def _listen_everywhere(port: int, backlog: int) -> socket.socket:
         except OSError as error:
             if error.errno not in _NO_IPV6:
                 raise
-    return socket.create_server(("0.0.0.0", port), backlog=backlog)  # noqa: S104 - that is what was asked for
+    return socket.create_server(("0.0.0.0", port), backlog=backlog)  # noqa: S104 - as configured
 
 
 def url_of(listening: socket.socket, *, scheme: str = "http") -> str:
-    """Return the URL of a listening socket, with the port that it got."""
+    """Return the URL of a listening socket, with its actual port."""
     host, port = listening.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def parse(text: str) -> Address | None:
-    """Parse an address, with a port, brackets or a zone or without; None for anything else.
+    """Parse an address, optionally with port, brackets or zone; return None for any other text.
 
-    An IPv4 address mapped into IPv6, as sockets for both families have it, is the IPv4 address.
+    An IPv4 address mapped into IPv6, as on sockets for both families, is returned as IPv4.
     """
     text = text.strip()
     if text.startswith("["):
@@ -85,10 +85,10 @@ def parse(text: str) -> Address | None:
 
 
 def client_address(peer: str, forwarded_for: Iterable[str], proxies: Iterable[Network]) -> str:
-    """Return the client's address: the rightmost one of `X-Forwarded-For` that is none of the configured proxies.
+    """Return the client's address: the rightmost one of `X-Forwarded-For` that is not a configured proxy.
 
-    Each proxy appends the address of its own client. The header counts only as far as proxies wrote it, because
-    any client may send one: with another peer, it is ignored; an entry that is no address ends the search.
+    Each proxy appends the address of its client. Only entries written by proxies count, because any client may send
+    the header: it is ignored from another peer, and an entry that is no address ends the search.
     """
     address = parse(peer)
     if address is None:

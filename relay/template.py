@@ -1,7 +1,7 @@
-"""Which text does a template give for these values? The look of `str.format`, without its reach.
+"""Templates with the syntax of `str.format`, without its access to attributes.
 
-`{namespace}/{container}` and `{namespace_labels[team]}`: a placeholder is looked up by what stands between its braces
-and nothing else, so that no attribute, index, conversion or format is ever evaluated. `{{` and `}}` are braces.
+`{namespace}/{container}` and `{namespace_labels[team]}`: a placeholder is looked up by the text between its braces.
+No attribute, index, conversion or format is evaluated. `{{` and `}}` are braces.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Literal texts, each with the placeholder after it, "" for none."""
+    """Literal texts, each with the placeholder after it or ""."""
 
     parts: tuple[tuple[str, str], ...]
 
     @classmethod
     def parse(cls, text: str, *, known: Collection[str], maps: Collection[str] = ()) -> Self:
-        """Read a template of `known` placeholders and entries of `maps`; else a `ValueError` that names them."""
+        """Parse a template of `known` placeholders and entries of `maps`, or raise a `ValueError` that names them."""
         try:
             fields = list(Formatter().parse(text))
         except ValueError as error:
-            raise ValueError(f"{text!r} is no template: {error}; a brace that is meant is written twice") from None
+            raise ValueError(f"{text!r} is no template: {error}; write a literal brace twice") from None
         parts = []
         for literal, field, spec, conversion in fields:
             if field is not None and (spec or conversion or not _is_known(field, known, maps)):
@@ -38,11 +38,11 @@ class Template:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """What it asks for: `namespace`, `namespace_labels[team]`."""
+        """Its placeholders, such as `namespace` and `namespace_labels[team]`."""
         return frozenset(field for _, field in self.parts if field)
 
     def fill(self, values: Mapping[str, str]) -> str | None:
-        """Fill in the values by placeholder; None if one that is asked for is missing or empty."""
+        """Return the text with the values filled in, or None if one of them is missing or empty."""
         if not all(values.get(field) for field in self.placeholders):
             return None
         return "".join(literal + (values[field] if field else "") for literal, field in self.parts)

@@ -1,4 +1,4 @@
-"""How does a message name many? The first few, and how many more."""
+"""Lists in messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: As many as one reads at a glance.
+#: Items named before the rest are counted.
 NAMED = 3
 
 
 def some_of(names: Sequence[object]) -> str:
-    """Return "a, b, c and 4 more"; all of them if there are no more than `NAMED`."""
+    """Return "a, b, c and 4 more": the first `NAMED` items and a count of the rest."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(map(str, names[:NAMED])) + more

@@ -1,4 +1,4 @@
-"""Redis clients from settings: with a time-out on everything, and bytes for answers."""
+"""Redis clients from settings: every operation has a time-out, and replies are bytes."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 
     from relay.settings import RedisSettings
 
-#: Tries after the first on a lost connection. All that the relay sends may be applied twice: scripts find
-#: their entry gone, and reports carry an id.
+#: Retries on a lost connection. Every command of the relay may be applied twice: scripts find their entry gone, and
+#: reports have an id.
 RETRIES = 3
 
-#: Bounds of the pause between such tries, in seconds.
+#: Bounds of the pause before a retry, in seconds.
 RETRY_PAUSE_SECONDS = (0.02, 0.5)
 
-#: Connections of a client for asyncio: redis-py's own pool refuses who comes when all are at work.
+#: Maximum connections of an asyncio client.
 CONNECTIONS = 16
 
-#: What `CLIENT LIST` calls our connections.
+#: Name of the connections in `CLIENT LIST`.
 CLIENT_NAME = "relay"
 
 Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
 
 
 def connect(settings: RedisSettings, *, retries: int = RETRIES) -> redis.Redis:
-    """Return a client that has not connected yet; its pool belongs to this process alone."""
+    """Return a client that connects at its first command; its pool must not be used across a fork."""
     return client_of(redis.Redis, settings, options(settings, _Retry(_backoff(), retries)))
 
 
 def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) -> redis.asyncio.Redis:
-    """Return a client for asyncio; like `connect`. Who finds all its connections at work waits for one.
+    """Return an asyncio client; like `connect`. Commands wait for a free connection, unlike in redis-py's own pool.
 
-    A client with one `connection` keeps it, and does without the pool's part of each command.
+    A client with `connections=1` keeps its connection, which saves the pool's work for each command.
     """
     own = options(settings, _AsyncRetry(_backoff(), RETRIES))
-    client_of(redis.asyncio.Redis, settings, own)  # for what it refuses
+    client_of(redis.asyncio.Redis, settings, own)  # raises for wrong options
     url, of_url = address(settings)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url, **own, **of_url, max_connections=connections, timeout=settings.timeout
     )
     of_ours = type(pool.connection_class.__name__, (_AsyncNamed, pool.connection_class), {})
     pool.connection_class = follow_role_async(of_ours)
-    if HIREDIS_AVAILABLE:  # the bare install does without
+    if HIREDIS_AVAILABLE:  # not in a bare install
         pool.connection_class = _packing_in_c(pool.connection_class)
     client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=connections == 1)
     client.auto_close_connection_pool = True
@@ -67,10 +67,10 @@ def connect_async(settings: RedisSettings, *, connections: int = CONNECTIONS) ->
 
 
 def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any]) -> Client:
-    """Make a client of redis-py, or turn its fault of a URL into ours and drop its words: they may repeat a password.
+    """Return a client of redis-py, or raise `ConfigurationError` without its message, which may repeat a password.
 
-    The settings refuse what cannot be split, and options that are not on their list. redis-py looks at the rest when
-    it makes a connection, so one is made here, and connects to nothing.
+    The settings check the URL and its option names. redis-py checks the values when it creates a connection, so one
+    is created here without connecting.
     """
     url, of_url = address(settings)
     try:
@@ -80,13 +80,13 @@ def client_of(kind: type[Client], settings: RedisSettings, own: Mapping[str, Any
             client.connection_pool.connection_class = follow_role(named(client.connection_pool.connection_class))
     except (AttributeError, TypeError, ValueError, redis.RedisError):
         raise ConfigurationError(
-            "redis.url (RELAY_REDIS_URL): has an option that is unknown or cannot be read: see what stands after ?"
+            "redis.url (RELAY_REDIS_URL): has an option that is unknown or malformed: check the part after ?"
         ) from None
     return client
 
 
 def address(settings: RedisSettings) -> addresses.ForRedis:
-    """Return the URL without its options, and these with those of TLS; check that the files of TLS can be read."""
+    """Return the URL without its options, and the options with those of TLS; check that the TLS files can be read."""
     try:
         found = addresses.for_redis(settings.url, settings)
         addresses.check_files(settings.url, settings, "redis")
@@ -96,16 +96,16 @@ def address(settings: RedisSettings) -> addresses.ForRedis:
 
 
 class _Retry(Retry):
-    """Tries again at one place only: redis-py retries a command, and within each try of it the connecting.
+    """Retries at one level only: redis-py retries a command, and within each attempt the connecting too.
 
-    A Redis that takes connections and never answers would be waited for 16 times instead of 4. Each connection has
-    a copy of its own, and one caller at a time.
+    With both, a Redis that accepts connections and never answers would cost 16 time-outs instead of 4. Each
+    connection has its own copy, with one caller at a time.
     """
 
     _within = False
 
     def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        """Call as redis-py does, but without retries within a retried call."""
         if self._within:
             return Retry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
         self._within = True
@@ -125,7 +125,7 @@ class _AsyncRetry(AsyncRetry):
     _within = False
 
     async def call_with_retry(self, do: Any, fail: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do it as redis-py does; once, if this is part of what is tried again already."""
+        """Call as redis-py does, but without retries within a retried call."""
         if self._within:
             return await AsyncRetry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
         self._within = True
@@ -136,15 +136,12 @@ class _AsyncRetry(AsyncRetry):
 
 
 class _Named:
-    """Names connections where Redis permits that.
-
-    redis-py's own `client_name` makes a connection fail if CLIENT is renamed or forbidden.
-    """
+    """Names connections if Redis permits it; redis-py's `client_name` fails where CLIENT is renamed or forbidden."""
 
     our_name = CLIENT_NAME
 
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
-        """Authenticate and select the database as redis-py does, then give the name."""
+        """Authenticate and select the database as redis-py does, then set the name."""
         super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's, beside which this is mixed in
         with contextlib.suppress(redis.ResponseError):
             self.send_command("CLIENT", "SETNAME", self.our_name, check_health=False)  # type: ignore[attr-defined]  # the same
@@ -155,7 +152,7 @@ class _AsyncNamed:
     """`_Named`, for asyncio."""
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
-        """Authenticate and select the database as redis-py does, then give the name."""
+        """Authenticate and select the database as redis-py does, then set the name."""
         await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]  # redis-py's
         with contextlib.suppress(redis.ResponseError):
             await self.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)  # type: ignore[attr-defined]  # the same
@@ -170,7 +167,7 @@ def named(kind: type[SyncConnection], name: str = CLIENT_NAME) -> type[SyncConne
 class _PackingInC:
     """Packs commands as redis-py's synchronous connections do.
 
-    Those for asyncio copy what is packed so far once more for each argument, of which a report of many has thousands.
+    Its asyncio connections copy the packed command for each argument, of which a report of many has thousands.
     """
 
     _packer = HiredisRespSerializer()
@@ -186,14 +183,14 @@ def _packing_in_c(kind: type[AbstractConnection]) -> type[AbstractConnection]:
 
 
 def options(settings: RedisSettings, retry: Any) -> dict[str, Any]:
-    """Return what every client of ours is made with; `retry` is redis-py's, synchronous or not."""
+    """Return the options of every client; `retry` is redis-py's, synchronous or not."""
     return {
         "socket_timeout": settings.timeout,
         "socket_connect_timeout": settings.connect_timeout,
         **({} if settings.url.startswith("unix://") else {"socket_keepalive": True}),
         "health_check_interval": 15,
         "retry": retry,
-        # Answers have one form, whichever release of redis-py; and HELLO, which a proxy may not know, is not needed.
+        # Replies have the same form in every release of redis-py, and HELLO, which proxies may not know, is not sent.
         "protocol": 2,
     }
 
@@ -204,8 +201,8 @@ def _backoff() -> ExponentialWithJitterBackoff:
 
 
 def unavailable(url: str, error: Exception, what: str = "did not answer") -> QueueUnavailable:
-    """Turn an error of Redis's into ours; its words may repeat the command that failed, which may have been AUTH."""
-    from relay.redaction import redact_password, redact_url  # noqa: PLC0415 - only an error needs it, and producers start often
+    """Return `QueueUnavailable` for an error of Redis, without passwords: the failed command may have been AUTH."""
+    from relay.redaction import redact_password, redact_url  # noqa: PLC0415 - for errors only: producers start often
 
     do = about_certificate(error, "redis.ca_file (RELAY_REDIS__CA_FILE)")
     said = f"Redis at {redact_url(url)} {what}: {redact_password(str(error), url)}"
@@ -213,14 +210,14 @@ def unavailable(url: str, error: Exception, what: str = "did not answer") -> Que
 
 
 def about_certificate(error: Exception, setting: str) -> str:
-    """Return what to do about a certificate that was refused; empty if the error is about none."""
+    """Return what to do about a refused certificate; "" for other errors."""
     said = str(error)
     if "WRONG_VERSION_NUMBER" in said:
-        return "that port speaks no TLS: name the one that does, or write redis:// (amqp://)"
+        return "that port has no TLS: set the port with TLS, or write redis:// (amqp://)"
     if "CERTIFICATE_VERIFY_FAILED" not in said:
         return ""
     if "ostname mismatch" in said or "IP address mismatch" in said:
-        return "its certificate is for another name: use a name of the certificate in the URL, or have it issued anew"
+        return "its certificate is for another name: use a name of the certificate in the URL, or reissue it"
     if "expired" in said:
         return "its certificate has expired: renew it, or set this machine's clock"
-    return f"no authority that is known made its certificate: name the file with that authority in {setting}"
+    return f"its certificate is from an unknown authority: name the file with that authority in {setting}"

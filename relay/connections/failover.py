@@ -1,15 +1,14 @@
 """Connections that follow a failover behind one address.
 
-A client keeps its connections. After a failover by name or by a proxy, new connections reach the new primary, and the
-kept ones stay on the demoted node: it refuses writes (`READONLY`) and answers reads with what it has. redis-py keeps
-such a connection, and each later command meets the same answer. So the connection classes of all clients get two
-abilities here:
+After a failover by name or by a proxy, new connections reach the new primary, and open ones stay on the demoted node.
+It refuses writes (`READONLY`) and answers reads with its old data. redis-py keeps such a connection, and every later
+command gets the same reply. Two mixins of the connection classes prevent that:
 
-- `follow_refusals` closes a connection whose server says that it is the wrong one, and raises `WrongServer`. That is
-  a `ConnectionError`, so it gets every retry that a lost connection gets: on a new connection.
-- `follow_role` asks for the server's role now and then, for connections that only read: a demoted node refuses no
-  read. A replica's connection is made anew before the next command; a client that reads from a replica on purpose
-  pays a connect each time and nothing else.
+- `follow_refusals` closes a connection whose server refuses a command because it is the wrong one, and raises
+  `WrongServer`. This is a `ConnectionError`, and so is retried like one, on a new connection.
+- `follow_role` reads the server's role at intervals, for connections that only read: a demoted node refuses no read.
+  The connection to a replica is replaced before the next command. A client that reads from a replica on purpose pays
+  a connect each time, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
 
-#: How often a connection in use asks for its server's role, in seconds.
+#: Interval at which a connection in use reads its server's role, in seconds.
 ROLE_SECONDS = 5.0
 
-#: Refusals that redis-py has no class for, by their first word.
+#: First words of refusals.
 _REFUSALS = ("UNBLOCKED ", "NOREPLICAS ", "MASTERDOWN ", "READONLY ", "CLUSTERDOWN ", "MOVED ")
 
-#: How Redis before 7 words an error inside of a script.
+#: The form of an error within a script before Redis 7.
 _IN_SCRIPT = re.compile(r"Error running script .*[ -](READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|MOVED) ", re.DOTALL)
 
 
 class WrongServer(redis.ConnectionError):
-    """The server that this connection leads to does not serve the data any more: another one does, or will."""
+    """The connection's server no longer serves the data: another one does, or will."""
 
 
 def wrong_server(error: ResponseError) -> WrongServer | None:
-    """Return what to raise instead of a server's answer that calls for a new connection; None for any other answer.
+    """Return the error to raise for a reply that calls for a new connection; None for any other reply.
 
     `READONLY` and `MASTERDOWN` come from a demoted node, `UNBLOCKED` from one that is demoted during a blocking read,
     `NOREPLICAS` from a primary that lost its replicas, maybe to another primary, `CLUSTERDOWN` and `MOVED` from a
-    node without the slot. redis-py closes the connection at `LOADING` by itself. `MISCONF`, `OOM` and `BUSY` are
-    troubles of the right server.
+    node without the slot. redis-py closes the connection at `LOADING` itself. `MISCONF`, `OOM` and `BUSY` are errors
+    of the right server.
     """
     message = str(error)
     code = str(getattr(error, "status_code", None) or "")
@@ -61,7 +60,7 @@ class _FollowsRefusals:
     """Mixed into a connection class of redis-py."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read as redis-py does; close the connection at the refusal of a wrong server."""
+        """Read a reply as redis-py does; close the connection if a wrong server refuses."""
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]  # redis-py's, beside which this is mixed in
         except ResponseError as error:
@@ -72,13 +71,13 @@ class _FollowsRefusals:
 
 
 class _FollowsRole:
-    """Mixed into a connection class of redis-py; `check_health` is its hook before each command."""
+    """Mixed into a connection class of redis-py, which calls `check_health` before each command."""
 
-    #: When to ask for the role, on the monotonic clock; None before the first command.
+    #: Next time to read the role, on the monotonic clock; None before the first command.
     _ask_role_at: float | None = None
 
     def check_health(self) -> None:
-        """Check the health as redis-py does, and the role if it is time: what asks for one shows the other."""
+        """Check the health as redis-py does or, at its interval, the role, which shows the health too."""
         now = time.monotonic()
         if self._ask_role_at is None:
             self._ask_role_at = now + ROLE_SECONDS
@@ -94,7 +93,7 @@ class _FollowsRole:
         try:
             self.send_command("INFO", "replication", check_health=False)  # type: ignore[attr-defined]  # the same
             return _says_replica(self.read_response())  # type: ignore[attr-defined]  # the same
-        except ResponseError:  # this user may not ask, or the command does not exist here
+        except ResponseError:  # the user may not, or the command does not exist
             self._ask_role_at = math.inf
             return False
 
@@ -103,7 +102,7 @@ class _AsyncFollowsRefusals:
     """`_FollowsRefusals`, for asyncio."""
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read as redis-py does; close the connection at the refusal of a wrong server."""
+        """Read a reply as redis-py does; close the connection if a wrong server refuses."""
         try:
             return await super().read_response(*args, **kwargs)  # type: ignore[misc]  # redis-py's
         except ResponseError as error:
@@ -119,7 +118,7 @@ class _AsyncFollowsRole:
     _ask_role_at: float | None = None
 
     async def check_health(self) -> None:
-        """Check the health as redis-py does, and the role if it is time."""
+        """Check the health as redis-py does or, at its interval, the role."""
         now = time.monotonic()
         if self._ask_role_at is None:
             self._ask_role_at = now + ROLE_SECONDS
@@ -135,7 +134,7 @@ class _AsyncFollowsRole:
         try:
             await self.send_command("INFO", "replication", check_health=False)  # type: ignore[attr-defined]  # the same
             return _says_replica(await self.read_response())  # type: ignore[attr-defined]  # the same
-        except ResponseError:  # this user may not ask, or the command does not exist here
+        except ResponseError:  # the user may not, or the command does not exist
             self._ask_role_at = math.inf
             return False
 
@@ -145,15 +144,15 @@ def _says_replica(info: Any) -> bool:
 
 
 def follow_refusals(kind: type[AbstractConnection]) -> type[AbstractConnection]:
-    """Return the connection class with `follow_refusals`' ability alone: for a client that only writes and blocks."""
+    """Return the connection class that closes at refusals: for a client that only writes and blocks."""
     return type(kind.__name__, (_FollowsRefusals, kind), {})
 
 
 def follow_role(kind: type[AbstractConnection]) -> type[AbstractConnection]:
-    """Return the connection class with both abilities."""
+    """Return the connection class that closes at refusals and at a replica."""
     return type(kind.__name__, (_FollowsRefusals, _FollowsRole, kind), {})
 
 
 def follow_role_async(kind: type[AsyncConnection]) -> type[AsyncConnection]:
-    """Return the connection class with both abilities, for asyncio."""
+    """Return the asyncio connection class that closes at refusals and at a replica."""
     return type(kind.__name__, (_AsyncFollowsRefusals, _AsyncFollowsRole, kind), {})

@@ -1,12 +1,12 @@
 """A deployment event: this image, by digest, now runs in that environment.
 
-An event is what a producer reports, in the shape of the reporting API's JSON body, with an envelope around it
-(`id`, `source`, `time`, named as CloudEvents names them) that the API never sees:
+An event has the shape of the deployment API's JSON body, with an envelope around it (`id`, `source`, `time`, named as
+in CloudEvents) that the API never gets:
 
-    bytes ──parse──▶ DeploymentEvent ──completed──▶ the same with every default in place ──body──▶ bytes
+    bytes ──parse──▶ DeploymentEvent ──completed──▶ the same with every default ──body──▶ bytes
                                                         └──instance──▶ Instance: whose digest it changes
 
-What is valid is also canonical: two events that mean the same image, platform and environment are equal.
+A valid event is canonical: two events of the same image, platform and environment are equal.
 """
 
 from __future__ import annotations
@@ -31,45 +31,46 @@ if TYPE_CHECKING:
 
 __all__ = ["Defaults", "DeploymentEvent", "Environment", "Image", "Instance", "Platform"]
 
-#: Longest `image.name`, `environment.name` and `source`, in bytes of UTF-8.
+#: Maximum bytes of `image.name`, `environment.name` and `source` in UTF-8.
 MAX_NAME_BYTES = 255
 
-#: Longest `id`, in bytes of UTF-8.
+#: Maximum bytes of `id` in UTF-8.
 MAX_ID_BYTES = 128
 
-#: Faults that one message names before it only counts the rest.
+#: Maximum faults in one message; the rest are counted.
 MAX_FAULTS_NAMED = 5
 
-#: Characters of an unknown field's name that a message repeats.
+#: Maximum characters of an unknown field's name in a message.
 MAX_FIELD_CHARACTERS = 60
 
-#: What the reporting API takes an event for that names no platform.
+#: The deployment API's default platform.
 LINUX_AMD64 = Platform(os="linux", architecture="amd64")
 
 #: Control characters, line separators, and lone surrogates, which UTF-8 cannot carry.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-#: RFC 3339, section 5.6, and what is as unambiguous: the space between date and time (its note), ISO 8601's comma
-#: before fractions (`date -Ins`), the offset as `date +%z` writes it (+0100), to the hour only (PostgreSQL, +01),
-#: after a space (GitLab's web hooks, `git log --format=%ci`) or as UTC or GMT, and a zone's name after it (Go, Helm).
+#: RFC 3339, section 5.6, and spellings that are as unambiguous: the space between date and time (its note), ISO
+#: 8601's comma before fractions (`date -Ins`), the offset as `date +%z` writes it (+0100), to the hour only
+#: (PostgreSQL, +01), after a space (GitLab's web hooks, `git log --format=%ci`) or as UTC or GMT, and a zone's name
+#: after it (Go, Helm).
 _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]+))?"
     r"(?: ?(?:([Zz]|[Uu][Tt][Cc]|GMT)|([+-][0-9]{2})(?::?([0-5][0-9]))?(?: [A-Z]{1,5}| [+-][0-9]{2,4})?))?"
 )
-#: More fraction digits than this are no clock's.
+#: Maximum characters of a time; no clock has more fraction digits.
 _MAX_TIME_CHARACTERS = 64
 
 
 def _text(given: object, max_bytes: int) -> str | None:
-    """Trim free text and check it; nothing but white space counts as missing."""
+    """Return free text, trimmed and checked; None if it is missing or only white space."""
     if given is None:
         return None
     if not isinstance(given, str):
         raise ValueError("must be a string")  # noqa: TRY004 - pydantic turns only a ValueError into a fault
     text = given.strip()
     if text.isascii() and len(text) <= max_bytes and text.isprintable():
-        return text or None  # as nearly all are
-    if len(text) <= max_bytes:  # more is too long in any encoding, and may be megabytes
+        return text or None  # the usual case, without the checks below
+    if len(text) <= max_bytes:  # a longer one is refused below, and may have megabytes
         text = restored(text).strip()
     if len(text) > max_bytes:
         raise _too_long(text, max_bytes)
@@ -102,7 +103,7 @@ def _image_url(given: object) -> str:
 
 
 def _utc(given: object) -> datetime | None:
-    """Read an aware `datetime`, or text as `_MOMENT` has it, into UTC; digits beyond microseconds are cut off."""
+    """Return an aware `datetime`, or text of the form `_MOMENT`, in UTC; cut digits beyond microseconds."""
     if given is None or given == "":
         return None
     moment = given if isinstance(given, datetime) else _moment(given)
@@ -138,7 +139,7 @@ UtcTime = Annotated[datetime | None, PlainValidator(_utc, json_schema_input_type
 
 
 class Image(BaseModel):
-    """What was deployed; `url` is `ImageReference.url`, whichever spelling was given."""
+    """The deployed image; `url` is `ImageReference.url`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -157,7 +158,7 @@ class Image(BaseModel):
 
 
 class Environment(BaseModel):
-    """Where it was deployed."""
+    """The environment of a deployment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -165,10 +166,9 @@ class Environment(BaseModel):
 
 
 class DeploymentEvent(BaseModel):
-    """One report. Made by `of` and `parse`, which raise `InvalidEvent`; frozen, hashable, equal by value.
+    """A report, created by `of` and `parse`, which raise `InvalidEvent`; frozen, hashable, equal by value.
 
-    Construction as of any pydantic model, `DeploymentEvent(image={"url": …})`, works too and then raises
-    pydantic's `ValidationError`.
+    The constructor of the pydantic model, `DeploymentEvent(image={"url": …})`, raises pydantic's `ValidationError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -176,11 +176,11 @@ class DeploymentEvent(BaseModel):
     image: Image
     environment: Annotated[Environment, BeforeValidator(_null_is_missing)] = Environment()
     platform: Annotated[Platform, BeforeValidator(_null_is_missing)] = Platform()
-    #: The producer's idempotency key: what is reported again under it is a duplicate.
+    #: The producer's idempotency key: another event with it is a duplicate.
     id: Id = None
     #: The cluster or pipeline that reports.
     source: Name = None
-    #: When the deployment happened, if the producer knows; in UTC.
+    #: Time of the deployment in UTC, if known.
     time: UtcTime = None
 
     @classmethod
@@ -195,7 +195,7 @@ class DeploymentEvent(BaseModel):
         source: str | None = None,
         time: str | datetime | None = None,
     ) -> Self:
-        """Make an event of its parts (platform: `os/architecture[/variant]`); else raise `InvalidEvent`."""
+        """Return an event of these parts (platform: `os/architecture[/variant]`), or raise `InvalidEvent`."""
         return cls._checked(
             {
                 "image": {"url": image_url, "name": name},
@@ -216,10 +216,10 @@ class DeploymentEvent(BaseModel):
         source: str | None = None,
         time: str | datetime | None = None,
     ) -> Self:
-        """Read the reporting API's JSON body; else raise `InvalidEvent`, whatever the bytes.
+        """Parse the deployment API's JSON body, or raise `InvalidEvent`.
 
-        The envelope stands beside the body, or in it where there is no beside (a line of a file, an element
-        of an array); what stands beside wins. The body's size is the caller's to bound.
+        The envelope is given beside the body or, as in a line of a file, in it; the one beside takes precedence. The
+        caller bounds the body's size.
         """
         try:
             content = body.encode() if isinstance(body, str) else body
@@ -235,7 +235,7 @@ class DeploymentEvent(BaseModel):
 
     @classmethod
     def from_body(cls, document: Mapping[str, Any]) -> Self:
-        """Read the reporting API's body as a mapping, the envelope in it; else raise `InvalidEvent`."""
+        """Return the event of an API's body that is a mapping, with the envelope in it, or raise `InvalidEvent`."""
         if not isinstance(document, Mapping):
             raise InvalidEvent("", "the event must be an object")
         return cls._checked(dict(document))
@@ -248,8 +248,8 @@ class DeploymentEvent(BaseModel):
             raise _refusal(error) from None
 
     def body(self) -> bytes:
-        """Give the reporting API's JSON body: compact, in its order of fields, with only what is present."""
-        # Plain values where that is easy: of a model's, pydantic has each written by a function in Python.
+        """Return the deployment API's JSON body: compact, in the API's order of fields, without missing ones."""
+        # Plain values are faster: pydantic serialises each field of a model through a function in Python.
         image = {"url": self.image.url}
         if self.image.name is not None:
             image["name"] = self.image.name
@@ -261,7 +261,7 @@ class DeploymentEvent(BaseModel):
         return to_json(parts, exclude_none=True)
 
     def completed(self, defaults: Defaults) -> Self:
-        """Fill in what is missing, and change nothing that was given."""
+        """Return the event with the defaults of its missing fields."""
         environment = self.environment
         if environment.name is None:
             environment = Environment(name=defaults.environment)
@@ -272,15 +272,15 @@ class DeploymentEvent(BaseModel):
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """What stands beside the body, as far as it is given."""
+        """The fields beside the body, without missing ones."""
         given = {"id": self.id, "source": self.source, "time": self.time}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def instance(self) -> Instance:
-        """Whose digest this event reports; a `ValueError` unless the event is `completed`."""
+        """The instance whose digest the event reports; raises `ValueError` unless the event is `completed`."""
         if self.environment.name is None or not self.platform.is_complete:
-            raise ValueError("an event belongs to an instance only once it is completed with its defaults")
+            raise ValueError("only an event that is completed with its defaults has an instance")
         return Instance(
             environment=self.environment.name,
             repository=self.image.repository,
@@ -291,12 +291,12 @@ class DeploymentEvent(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What an event means that does not say; a `ValueError` if no event could have that environment."""
+    """Defaults of an event's fields; raises `ValueError` if no event could have that environment."""
 
     #: The environment of an event that names none.
     environment: str = "deployed"
-    #: The platform of an event that names none: that of the first glob which its environment's name matches
-    #: (`fnmatch.fnmatchcase`), else linux/amd64.
+    #: Globs of environments (`fnmatch.fnmatchcase`) and the platform of events there that name none; the first glob
+    #: that matches counts, otherwise linux/amd64.
     platforms: tuple[tuple[str, Platform], ...] = ()
 
     def __post_init__(self) -> None:
@@ -304,12 +304,11 @@ class Defaults:
             raise ValueError("the default environment must be a name, without white space around it")
 
     def complete(self, given: Platform, *, in_environment: str) -> Platform:
-        """Fill in a platform.
+        """Return the platform with its defaults.
 
-        Without operating system and architecture, both (and the variant, unless one is given) are those of
-        the environment's rule, else linux/amd64. With one of them, the other is linux or amd64, as the
-        reporting API has it, whatever the rule. A variant that is given stays, and belongs to the
-        architecture so found.
+        If operating system and architecture are both missing, they (and the variant, unless given) are those of the
+        environment's glob, otherwise linux/amd64. If one is missing, it is linux or amd64, the deployment API's
+        default, regardless of the glob. A given variant is kept, for the resulting architecture.
         """
         if given.is_complete:
             return given
@@ -331,7 +330,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """Of what the API believes one digest, the last it was told."""
+    """A running container, of which a destination keeps the last digest that it was told."""
 
     environment: str
     #: Fully qualified: `docker.io/library/nginx`.
@@ -343,12 +342,12 @@ class Instance:
 
     @property
     def key(self) -> str:
-        """Its name in the environment: repository, platform, name; only the last may have spaces."""
+        """Its key in the environment: repository, platform, name; only the last may have spaces."""
         return f"{self.repository} {self.platform} {self.name}"
 
     @classmethod
     def from_key(cls, environment: str, key: str) -> Self:
-        """Read `key` back; a `ValueError` if it is none."""
+        """Return the instance of a `key`, or raise `ValueError`."""
         parts = key.split(" ", 2)
         if len(parts) != 3:  # noqa: PLR2004 - as `key` writes them
             raise ValueError(f"{key!a} is no instance's key")
@@ -356,7 +355,7 @@ class Instance:
         return cls(environment=environment, repository=repository, name=name, platform=platform)
 
 
-#: What each of pydantic's faults means to who reports an event, which need not know of pydantic.
+#: Pydantic's faults in words that need no knowledge of pydantic.
 _REASONS = {
     "missing": "is missing",
     "extra_forbidden": "is not a field of a deployment event",
@@ -366,7 +365,7 @@ _REASONS = {
 
 
 def _refusal(error: ValidationError) -> InvalidEvent:
-    """Name every fault in one line: the first one's field apart, the others' before their reasons."""
+    """Return all faults in one line: the first one's field apart, the other fields before their reasons."""
     first, *others = [_fault(fault) for fault in error.errors(include_url=False, include_input=False)]
     if not others:
         return first
@@ -386,7 +385,7 @@ def _fault(fault: ErrorDetails) -> InvalidEvent:
 
 
 def _shown_field(field: str) -> str:
-    """Give an unknown field's name on one line, however it was chosen."""
+    """Return an unknown field's name on one line, shortened."""
     shown = field if len(field) <= MAX_FIELD_CHARACTERS else f"{field[:MAX_FIELD_CHARACTERS]}..."
     return _UNPRINTABLE.sub("?", shown)
 

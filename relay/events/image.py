@@ -1,4 +1,4 @@
-"""Which image does a text name? Read once, written in one form only.
+"""Image references: parsed into one canonical form.
 
 The grammar and the fully qualified form are those of distribution/reference
 (https://github.com/distribution/reference: `regexp.go`, `reference.go`, `normalize.go`), which Docker,
@@ -14,9 +14,8 @@ Stricter than that source, each time so that one image has one spelling:
 
 Not promised: that two spellings of one IPv6 address, or a host with and without `:443`, are one repository.
 
-Written here because docker-image-py 0.2, the library that follows the same source, is untyped, does not
-lower-case hosts, and says no more of most faults than "invalid reference format", where whoever reports an
-image must read what to do.
+docker-image-py 0.2, a library that follows the same source, is not used: it is untyped, does not lower-case hosts,
+and reports most faults as "invalid reference format", where users need to read what to do.
 """
 
 from __future__ import annotations
@@ -28,25 +27,26 @@ from ipaddress import IPv6Address
 
 from relay.errors import InvalidImage
 
-#: Longest text looked at, in characters: host, port, path, tag and digest at their longest need under 850.
+#: Maximum characters of a reference: the longest host, port, path, tag and digest have less than 850.
 MAX_REFERENCE_CHARACTERS = 1024
 
-#: Longest path of a repository, without its host: `RepositoryNameTotalLengthMax` in distribution/reference.
+#: Maximum characters of a repository's path, without its host: `RepositoryNameTotalLengthMax` in
+#: distribution/reference.
 MAX_PATH_CHARACTERS = 255
 
-#: Longest registry host, without its port (RFC 1035, section 2.3.4, less the final dot).
+#: Maximum characters of a registry host, without its port (RFC 1035, section 2.3.4, without the final dot).
 MAX_HOST_CHARACTERS = 253
 
-#: References remembered for each process: about 5 MB when full, and a miss costs a few microseconds.
+#: References cached by each process: about 5 MB; a miss costs a few microseconds.
 REFERENCES_REMEMBERED = 8_192
 
-#: Hex digits in a digest of each algorithm that is taken.
+#: Hex digits of a digest, by its algorithm.
 HEX_DIGITS = {"sha256": 64, "sha512": 128}
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_LEGACY = "index.docker.io"
 _OFFICIAL_NAMESPACE = "library/"
-#: What Kubernetes puts before `imageID` on nodes that ran dockershim.
+#: Prefix of Kubernetes' `imageID` on nodes with dockershim.
 _PULLABLE = "docker-pullable://"
 _EXAMPLE = "registry.example.com/team/app@sha256:<64 hex digits>"
 
@@ -58,25 +58,25 @@ _PATH = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _LOWER_HEX = re.compile(r"[0-9a-f]+")
 
-#: A digest that has digits, as nearly all have.
+#: Beginning of a digest that is not unset; checked first because it is cheap.
 _BEGINS_WHOLE = re.compile(r"sha(?:256|512):[0-9a-f]{32}")
-#: What a digest begins with, alone or before what stands for its digits.
+#: Beginning of a digest, alone or before a placeholder of its digits.
 _ALGORITHM = re.compile(r"sha(?:256|512)(?::|$)")
-#: How shells, JavaScript, Go, Python, Ruby and Helm write what has no value, in lower case.
+#: Values that shells, JavaScript, Go, Python, Ruby and Helm write for no value, in lower case.
 _NOTHING = frozenset(
     {
         *("", "null", "undefined", "none", "nil", "false", "n/a", "~", "-"),
         *("(null)", "<nil>", "<no value>", "<none>", "<null>", "[object object]"),
     }
 )
-#: How a variable begins that was not replaced: shell, Tekton, Argo, GitHub, Helm, Octopus, Windows, a placeholder,
-#: Harness, Concourse, Go templates of other delimiters, Azure's replacement task.
+#: Beginnings of variables that were not replaced: shell, Tekton, Argo, GitHub, Helm, Octopus, Windows, placeholders,
+#: Harness, Concourse, Go templates with other delimiters, Azure's replacement task.
 _VARIABLE = re.compile(r"\$|\{\{|#\{|%[A-Za-z_{]|<\+?[A-Za-z]|\(\(|\[\[|__[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReference:
-    """A repository and the manifest in it, as `parse_image` reads them."""
+    """A repository and the digest of a manifest in it."""
 
     #: Fully qualified, without tag: `docker.io/library/nginx`, `registry.example.com:5000/team/app`.
     repository: str
@@ -85,14 +85,14 @@ class ImageReference:
 
     @property
     def url(self) -> str:
-        """The one spelling: `repository@digest`; `parse_image` of it gives this reference again."""
+        """The canonical form, `repository@digest`."""
         return f"{self.repository}@{self.digest}"
 
 
 def parse_image(text: str) -> ImageReference:
-    """Read a reference by digest, familiar (`nginx@sha256:…`) or fully qualified; else raise `InvalidImage`.
+    """Parse a reference by digest, familiar (`nginx@sha256:…`) or fully qualified, or raise `InvalidImage`.
 
-    White space around it (a line's end, say) and a leading `docker-pullable://` do not count.
+    White space around it, such as a line break, and a leading `docker-pullable://` are ignored.
     """
     reference = text.strip()
     if len(reference) > MAX_REFERENCE_CHARACTERS:
@@ -112,9 +112,9 @@ def _parsed(text: str) -> ImageReference:
 
 
 def is_unset(digest: str) -> bool:
-    """Return whether what stands for a digest is none because the variable that it comes from had no value.
+    """Return whether a digest is missing because the variable that it comes from had no value.
 
-    That is nothing at all, what programs write for nothing (`null`, `<no value>`), or the variable itself
+    That is the empty string, a value that programs write for no value (`null`, `<no value>`), or the variable itself
     (`$(tasks.build.results.DIGEST)`, `${DIGEST}`, `{{ .Digest }}`), each with or without `sha256:` before it.
     """
     value = _ALGORITHM.sub("", digest.strip().strip("\"'"), count=1).strip().strip("\"'")
@@ -122,7 +122,7 @@ def is_unset(digest: str) -> bool:
 
 
 def unset_digest(digest: str) -> str:
-    """Say what is wrong with a digest that `is_unset`."""
+    """Return the message for a digest that `is_unset`."""
     written = f" It reads {_shown(digest.strip())}" if digest.strip() else ""
     return f"the digest is empty: was the output it comes from set?{written}"
 
@@ -161,7 +161,7 @@ def _refuse_without_digest(reference: str) -> None:
 
 @lru_cache(maxsize=REFERENCES_REMEMBERED)
 def _repository(name: str) -> str:
-    """Qualify a name as `splitDockerDomain` in `normalize.go` does, and check its parts."""
+    """Return the qualified name, as `splitDockerDomain` in `normalize.go` does, with its parts checked."""
     host, slash, path = name.partition("/")
     host = host.lower()
     if not slash or not (host == "localhost" or "." in host or ":" in host):
@@ -187,7 +187,7 @@ def _refuse_malformed_host(host: str) -> None:
         raise InvalidImage(f"has a registry host of {len(domain)} characters, more than {MAX_HOST_CHARACTERS}")
     if ipv6 is not None and not _is_ipv6(ipv6):
         raise InvalidImage(f"has a malformed IPv6 registry host {_shown(domain)}")
-    if port is not None and int(port) > 65_535:  # noqa: PLR2004 - the highest port there is
+    if port is not None and int(port) > 65_535:  # noqa: PLR2004 - the highest port
         raise InvalidImage(f"has the port {port}, and the highest is 65535")
 
 
@@ -218,7 +218,7 @@ def _digest(text: str) -> str:
     algorithm, _, encoded = text.partition(":")
     digits = HEX_DIGITS.get(algorithm)
     if digits is None:
-        raise InvalidImage(f"has a digest of the algorithm {_shown(algorithm)}: only sha256 and sha512 are taken")
+        raise InvalidImage(f"has a digest of the algorithm {_shown(algorithm)}: only sha256 and sha512 are accepted")
     if len(encoded) != digits:
         raise InvalidImage(f"has a {algorithm} digest of {len(encoded)} hex digits, not {digits}")
     if not _LOWER_HEX.fullmatch(encoded):
@@ -229,6 +229,6 @@ def _digest(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Quote a part for a message on one line, shortened to what a reader needs to find it."""
+    """Return a part quoted for a message on one line, shortened."""
     longest = 60
     return ascii(text if len(text) <= longest else f"{text[:longest]}...")

@@ -1,9 +1,9 @@
-"""Which platform does an image run on? One spelling for each, as containerd writes it.
+"""Platforms: operating system, architecture and variant, in containerd's spelling.
 
 The rules are containerd's (https://github.com/containerd/platforms: `normalizeOS` and `normalizeArch` in
-`database.go`, the characters from `specifierRe` in `platforms.go`), with one difference: containerd infers
-what is missing from the machine it runs on, the relay never does. Operating systems and architectures that
-containerd does not know pass.
+`database.go`, the characters from `specifierRe` in `platforms.go`), with one difference: containerd infers missing
+parts from the machine that it runs on, the relay does not. Operating systems and architectures that containerd does
+not know are accepted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, StrictStr, model_validator
 
 from relay.errors import InvalidEvent
 
-#: Longest operating system, architecture or variant, in characters; those known have at most eleven.
+#: Maximum characters of an operating system, architecture or variant; known ones have at most eleven.
 MAX_COMPONENT_CHARACTERS = 64
 
-#: Spellings remembered for each process; an estate has a handful.
+#: Spellings cached by each process; an estate has a handful.
 PLATFORMS_REMEMBERED = 256
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.-]+")
 _OS_ALIASES = {"macos": "darwin"}
 _ARCHITECTURE_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
-#: Architectures whose name says their variant too, whatever variant stands beside them.
+#: Architectures whose name includes the variant; a variant beside them is ignored.
 _ARCHITECTURES_WITH_VARIANT = {"i386": ("386", None), "armhf": ("arm", "v7"), "armel": ("arm", "v6")}
 _VARIANT_ALIASES = {
     ("amd64", "v1"): None,
@@ -40,9 +40,9 @@ _VARIANT_ALIASES = {
 
 
 class Platform(BaseModel):
-    """A platform as reported or completed: canonical in what is given, `None` where nothing was.
+    """A platform as reported or completed; missing parts are `None`.
 
-    A variant without an architecture waits for the architecture that completes it.
+    A variant without an architecture is kept for the architecture that completes it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,11 +64,11 @@ class Platform(BaseModel):
 
     @property
     def is_complete(self) -> bool:
-        """Whether it names one platform: an operating system and an architecture."""
+        """Whether operating system and architecture are given."""
         return self.os is not None and self.architecture is not None
 
     def __str__(self) -> str:
-        """Write it as containerd does: `linux/arm64`, `linux/arm/v6`."""
+        """Return containerd's form: `linux/arm64`, `linux/arm/v6`."""
         if self.is_complete:
             text = f"{self.os}/{self.architecture}"
             return text if self.variant is None else f"{text}/{self.variant}"
@@ -76,16 +76,16 @@ class Platform(BaseModel):
 
 
 def parse_platform(text: str) -> Platform:
-    """Read `os/architecture` or `os/architecture/variant`; else raise `InvalidEvent`."""
+    """Parse `os/architecture` or `os/architecture/variant`, or raise `InvalidEvent`."""
     parts = [part.strip() for part in text.split("/")]
-    if not 2 <= len(parts) <= 3 or not all(parts):  # noqa: PLR2004 - as the message counts them
+    if not 2 <= len(parts) <= 3 or not all(parts):  # noqa: PLR2004 - see the message
         raise InvalidEvent("platform", "must be os/architecture or os/architecture/variant, such as linux/arm64")
     return platform_of(*normalise(*parts))
 
 
 @lru_cache(maxsize=PLATFORMS_REMEMBERED)
 def platform_of(os: str | None, architecture: str | None, variant: str | None) -> Platform:
-    """Give the platform of parts that are valid each, the same object each time."""
+    """Return the platform of valid parts, cached."""
     return Platform(os=os, architecture=architecture, variant=variant)
 
 
@@ -93,7 +93,7 @@ def platform_of(os: str | None, architecture: str | None, variant: str | None) -
 def normalise(
     os: str | None = None, architecture: str | None = None, variant: str | None = None
 ) -> tuple[str | None, str | None, str | None]:
-    """Give operating system, architecture and variant in their one spelling; an empty one is `None`.
+    """Return operating system, architecture and variant in their canonical spelling; an empty one is `None`.
 
     Raises `InvalidEvent` with the field `platform.os`, `platform.architecture` or `platform.variant`.
     """

@@ -1,4 +1,4 @@
-"""`GatewayProducer`: `Producer` for places that cannot reach Redis."""
+"""`GatewayProducer`: reports through a gateway, where Redis is not reachable."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from relay.producer.base import Checked
     from relay.queue.receipts import Receipt
 
-#: How long one attempt may take in all, so that a gateway that hangs leaves time for another.
+#: Maximum duration of an attempt, so that a gateway that hangs leaves time for another one.
 ATTEMPT_SECONDS = 10.0
 
-#: The pause before the next attempt: the bound that it begins with and the longest; and the longest `Retry-After`.
+#: Upper bounds of the first pause before a retry and of any pause; and the maximum `Retry-After` that is respected.
 PAUSE_SECONDS = (0.2, 5.0)
 RETRY_AFTER_MAX_SECONDS = 15.0
 
-#: Bytes of an answer that are read at most: a thousand ids, or a thousand reasons why not.
+#: Maximum bytes of a response: a thousand ids, or a thousand reasons.
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 
 _READ_BYTES = 65_536
 _CA_FILE = "producer.gateway_ca_file (RELAY_PRODUCER__GATEWAY_CA_FILE)"
 _RANDOM = random.Random()  # noqa: S311 - jitter is no secret
 
-#: What may stand in a header behind "Bearer".
+#: Characters of a token in a header.
 _TOKEN = re.compile(r"[\x21-\x7e]*")
 
-#: What may be another time: the connection, not the request. Not the certificate, which `_lasts` tells apart.
+#: Errors of the connection, which may pass; `_is_permanent` excludes those about the certificate.
 _PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TimeoutError)
 
 
@@ -57,14 +57,13 @@ class GatewayProducer(BaseProducer):
         with GatewayProducer("https://relay.example.com", token="…") as producer:
             producer.report("ghcr.io/acme/api@sha256:…", environment="production")
 
-    URL and token are those of the settings unless given: RELAY_GATEWAY_URL, and RELAY_GATEWAY_TOKEN or
-    RELAY_GATEWAY_TOKEN_FILE. For https:// proxies and certificates follow the environment as `requests` has it; http://
-    goes through no proxy, which would see the token. A netrc file does not replace the token, and no redirect is
-    followed with it.
+    URL and token default to the settings: RELAY_GATEWAY_URL, and RELAY_GATEWAY_TOKEN or RELAY_GATEWAY_TOKEN_FILE. For
+    https:// proxies and certificates follow the environment, as in `requests`. http:// uses no proxy, which would see
+    the token. A netrc file does not replace the token, and no redirect is followed with it.
 
-    What fails for now is repeated with the same ids for `producer.gateway_timeout` in all. Then raises `QueueFull` or
-    `QueueUnavailable`; after the last, events may be enqueued or not: report them again with the same `id`, and they
-    count once. Raises `InvalidEvent` for what can never be delivered, and `GatewayRefused` for a wrong token or URL.
+    Temporary failures are retried with the same ids for `producer.gateway_timeout`. Then `QueueFull` or
+    `QueueUnavailable` is raised. After the latter, events may be enqueued or not: report them again with the same
+    `id`, and they count once. Raises `GatewayRefused` for a wrong token or URL.
     """
 
     chunk_size = gateway_requests.MAX_EVENTS
@@ -81,7 +80,7 @@ class GatewayProducer(BaseProducer):
             raise ConfigurationError("no gateway to report to: set RELAY_GATEWAY_URL")
         found = token if token is not None else self._settings.read_gateway_token()
         if not _TOKEN.fullmatch(found):
-            raise ConfigurationError("the gateway's token has characters that no token has; is it another file?")
+            raise ConfigurationError("the gateway's token has characters that no token has: check the file")
         self._bearer = _Bearer(found)
         self._ca_file = str(self._settings.gateway_ca_file) if self._settings.gateway_ca_file else None
         self._authorities_from = _CA_FILE if self._ca_file else "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
@@ -110,7 +109,7 @@ class GatewayProducer(BaseProducer):
         return outcomes
 
     def _report(self, lines: Sequence[bytes]) -> list[Outcome]:
-        """Send lines until the gateway has dealt with each."""
+        """Send lines until each has an outcome."""
         outcomes: list[Outcome | None] = [None] * len(lines)
 
         def attempt(seconds: float) -> TryAgain | None:
@@ -142,13 +141,13 @@ class GatewayProducer(BaseProducer):
         return found
 
     def _until_done(self, attempt: Callable[[float], TryAgain | None], within_seconds: float) -> None:
-        """Make attempts, each with its seconds, until one returns None; when time is over, raise the last's error."""
+        """Make attempts, each with its seconds, until one returns None; at the deadline raise the last error."""
         give_up_at = time.monotonic() + within_seconds
         initial, maximum = PAUSE_SECONDS
-        again = TryAgain(error=self._unreachable(TimeoutError("there was no time to ask it")))
+        again = TryAgain(error=self._unreachable(TimeoutError("no time was left for a request")))
         for attempts in itertools.count(1):
             left = give_up_at - time.monotonic()
-            if left <= 0:  # as well if the pause took longer than it was to
+            if left <= 0:  # also if the pause took longer than planned
                 raise again.error
             try:
                 answered = attempt(min(ATTEMPT_SECONDS, left))
@@ -156,8 +155,8 @@ class GatewayProducer(BaseProducer):
                 answered = TryAgain(error=self._unreachable(error))
             except requests.RequestException as error:
                 raise self._unreachable(error) from None
-            except OSError as error:  # requests' own, for certificates that are not where they are said to be
-                raise ConfigurationError(f"{error}: mend {self._authorities_from}") from error
+            except OSError as error:  # raised by requests if certificate files are missing
+                raise ConfigurationError(f"{error}: correct {self._authorities_from}") from error
             if answered is None:
                 return
             again = answered
@@ -168,24 +167,24 @@ class GatewayProducer(BaseProducer):
             time.sleep(pause)
 
     def _ask(self, method: str, url: str, seconds: float, content: bytes | None = None) -> Answer:
-        """Make one attempt, which ends within that many seconds whatever the other side does."""
+        """Make one attempt, bounded by that many seconds: requests' own time-out starts again with each byte."""
         session = self._session
         outcome: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
 
         def ask() -> None:
             try:
                 outcome.put(_exchange(session, method, url, seconds=seconds, content=content, ca_file=self._ca_file))
-            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            except Exception as error:  # noqa: BLE001 - raised in the waiting thread
                 outcome.put(error)
 
         threading.Thread(target=ask, name="gateway", daemon=True).start()
         try:
             got = outcome.get(timeout=seconds)
         except queue.Empty:
-            self._session = self._new_session()  # the old one is that thread's, which its next time-out ends
+            self._session = self._new_session()  # the old one belongs to that thread until its time-out
             raise TimeoutError(f"no whole answer within {seconds:.0f} s") from None
         if isinstance(got, Exception):
-            if _lasts(got):
+            if _is_permanent(got):
                 raise self._unreachable(got) from None
             raise got
         return got
@@ -195,7 +194,7 @@ class GatewayProducer(BaseProducer):
         session.auth = self._bearer
         session.headers["Accept-Encoding"] = "identity"
         if urlsplit(self._settings.gateway_url).scheme == "http":
-            session.trust_env = False  # a proxy of the environment would see the token
+            session.trust_env = False  # a proxy would see the token
         return session
 
     def _unreachable(self, error: Exception) -> QueueUnavailable:
@@ -209,7 +208,7 @@ class GatewayProducer(BaseProducer):
 
 
 class _Bearer(AuthBase):
-    """Puts the token on requests; that there is an `auth` keeps requests from taking a netrc file's."""
+    """Adds the token to requests; an `auth` also keeps requests from using a netrc file."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -238,19 +237,19 @@ def _exchange(
         for part in response.iter_content(_READ_BYTES):
             answered += part
             if len(answered) > MAX_ANSWER_BYTES:
-                raise GatewayRefused(f"its answer has over {MAX_ANSWER_BYTES} bytes; is the gateway's URL right?")
+                raise GatewayRefused(f"its answer has over {MAX_ANSWER_BYTES} bytes: check the gateway's URL")
         answer_headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(status=response.status_code, headers=answer_headers, content=bytes(answered))
 
 
-def _lasts(error: Exception) -> bool:
-    """Tell a certificate that is not trusted from what passes: waiting makes it no better."""
+def _is_permanent(error: Exception) -> bool:
+    """Return whether the certificate is not trusted, which waiting does not change."""
     return isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _because(error: Exception) -> str:
-    """Say in a few words why a request failed: the end of the chain that requests and urllib3 wrap it in."""
-    if _lasts(error):
+    """Return in a few words why a request failed: the innermost error that requests and urllib3 wrap."""
+    if _is_permanent(error):
         return f"its certificate is not trusted: name its authority with {_CA_FILE} or REQUESTS_CA_BUNDLE"
     inner = error.args[0] if error.args else error
     reason = str(getattr(inner, "reason", None) or inner)

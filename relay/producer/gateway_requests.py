@@ -1,10 +1,10 @@
-"""What is sent to a gateway, and what does its answer mean? Pure; relay/gateway/report_parsing.py is the other side.
+"""Requests to a gateway and the meaning of its answers; pure. relay/gateway/report_parsing.py is the other side.
 
-    202, and 422 with `errors`              each event is taken, or refused for a reason of its own
-    408, 425, 429, 5xx                      try again; what the answer says was taken stays taken
+    202, and 422 with `errors`              each event is enqueued, or refused for a reason of its own
+    408, 425, 429, 5xx                      try again; events that the answer names as enqueued stay so
     401, 403, 3xx, any other                refused: trying again changes nothing
 
-Events always go as JSON lines, one or many, with their ids in them: what is sent again counts once.
+Events are always sent as JSON lines with their ids in them, so an event that is sent again counts once.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
     from relay.events.event import DeploymentEvent
 
-#: Events, and bytes, of one request at most; one event that is larger goes alone.
+#: Maximum events and bytes of a request; a larger event is sent alone.
 MAX_EVENTS, MAX_BYTES = 1_000, 1_048_576
 
-#: What the gateway's own paths look like, should the URL be given with one of them.
+#: Paths of the gateway, which the URL may include.
 _PATHS = ("/v1/deployments",)
 
-#: Characters of the gateway's own words that a message repeats.
+#: Maximum characters of the gateway's text in a message.
 _MAX_QUOTED_CHARACTERS = 300
 
 _TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 _TOKEN_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
-#: What became of one event of a request: its id if it was taken, why it was not, or None if that is not known yet.
-Outcome = str | InvalidEvent | None
+#: The outcome of an event; None if it is not known yet.
+MaybeOutcome = str | InvalidEvent | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An HTTP answer; header names are in lower case."""
+    """An HTTP response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -51,38 +51,38 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """The gateway has dealt with all events."""
+class Reported:
+    """All events have an outcome."""
 
     outcomes: tuple[str | InvalidEvent, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryAgain:
-    """Not now: what `outcomes` leaves open is to be sent again after `after_seconds`, or `error` is the end."""
+    """Events without an outcome are to be sent again after `after_seconds`; at the deadline `error` is raised."""
 
     error: QueueFull | QueueUnavailable
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[MaybeOutcome, ...] = ()
     after_seconds: float = 0.0
 
 
 def reports_url(gateway_url: str) -> str:
-    """Return where reports are POSTed to."""
+    """Return the URL for reports."""
     return f"{_base(gateway_url)}/"
 
 
 def receipt_url(gateway_url: str, event_id: str) -> str:
-    """Return where an event's receipt is."""
+    """Return the URL of an event's receipt."""
     return f"{_base(gateway_url)}/events/{quote(event_id, safe='')}"
 
 
 def line_of(event: DeploymentEvent) -> bytes:
-    """Write an event, its envelope in it, as a line."""
+    """Return an event as a line, with its envelope in it."""
     return to_json(from_json(event.body()) | event.envelope)
 
 
 def requests_of(lines: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Divide lines into what one request may have."""
+    """Split lines into requests."""
     first, size = 0, 0
     for place, line in enumerate(lines):
         if place > first and (place - first == MAX_EVENTS or size + len(line) + 1 > MAX_BYTES):
@@ -93,19 +93,19 @@ def requests_of(lines: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield lines[first:]
 
 
-def read_report(answer: Answer, events: int) -> Taken | TryAgain:
-    """Read the answer to a report of that many events; `GatewayRefused` if it will not change."""
+def read_report(answer: Answer, events: int) -> Reported | TryAgain:
+    """Return the outcomes of a report of that many events; raise `GatewayRefused` if a retry is of no use."""
     outcomes = _outcomes(answer, events)
     if answer.status in {HTTPStatus.ACCEPTED, HTTPStatus.UNPROCESSABLE_ENTITY}:
         known = tuple(outcome for outcome in outcomes if outcome is not None)
         if len(known) == events:
-            return Taken(outcomes=known)
-        raise GatewayRefused(f"{_quoted(answer)}: this is not how a gateway answers; is its URL right?")
+            return Reported(outcomes=known)
+        raise GatewayRefused(f"{_quoted(answer)}: this is no answer of a gateway: check its URL")
     return _not_now(answer, outcomes)
 
 
 def read_receipt(answer: Answer) -> Receipt | TryAgain | None:
-    """Read the answer to the question for a receipt; None if there is none."""
+    """Return the receipt in an answer, None if there is none; raise `GatewayRefused` if a retry is of no use."""
     document = _document(answer)
     if answer.status == HTTPStatus.NOT_FOUND and "error" in document:
         return None
@@ -120,7 +120,7 @@ def read_receipt(answer: Answer) -> Receipt | TryAgain | None:
             detail=_shown(document.get("detail")),
         )
     except (KeyError, ValueError):
-        raise GatewayRefused(f"{_quoted(answer)}: this is no receipt; is the gateway's URL right?") from None
+        raise GatewayRefused(f"{_quoted(answer)}: this is no receipt: check the gateway's URL") from None
 
 
 def _base(gateway_url: str) -> str:
@@ -130,8 +130,8 @@ def _base(gateway_url: str) -> str:
     return base.rstrip("/")
 
 
-def _not_now(answer: Answer, outcomes: tuple[Outcome, ...]) -> TryAgain:
-    """Tell a refusal for now from one for good, which is raised."""
+def _not_now(answer: Answer, outcomes: tuple[MaybeOutcome, ...]) -> TryAgain:
+    """Return when to try again after a temporary refusal; raise `GatewayRefused` for a permanent one."""
     quoted = _quoted(answer)
     if answer.status in _TRY_AGAIN or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         is_full = answer.status == HTTPStatus.TOO_MANY_REQUESTS
@@ -139,19 +139,19 @@ def _not_now(answer: Answer, outcomes: tuple[Outcome, ...]) -> TryAgain:
         return TryAgain(error=error, outcomes=outcomes, after_seconds=_retry_after(answer))
     if answer.status in _TOKEN_REFUSED:
         raise GatewayRefused(
-            f"the gateway refuses our token ({quoted}): set RELAY_GATEWAY_TOKEN_FILE or RELAY_GATEWAY_TOKEN to one "
+            f"the gateway refuses the token ({quoted}): set RELAY_GATEWAY_TOKEN_FILE or RELAY_GATEWAY_TOKEN to one "
             "that it knows (its gateway.token or gateway.tokens_file)"
         )
     if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
         raise GatewayRefused(
-            f"the gateway's URL redirects ({quoted}), which our token does not follow: give the last URL"
+            f"the gateway's URL redirects ({quoted}), and the token is not sent elsewhere: set the final URL"
         )
-    raise GatewayRefused(f"the gateway refuses the request ({quoted}); is its URL right?")
+    raise GatewayRefused(f"the gateway refuses the request ({quoted}): check its URL")
 
 
-def _outcomes(answer: Answer, events: int) -> tuple[Outcome, ...]:
-    """Read what is said of each event, as far as it is said: an answer may come from something on the way."""
-    outcomes: list[Outcome] = [None] * events
+def _outcomes(answer: Answer, events: int) -> tuple[MaybeOutcome, ...]:
+    """Return the outcomes that the answer has: it may come from a proxy, and have none."""
+    outcomes: list[MaybeOutcome] = [None] * events
     document = _document(answer)
     ids, errors = document.get("ids"), document.get("errors")
     if isinstance(ids, list) and len(ids) == events:
@@ -172,18 +172,18 @@ def _document(answer: Answer) -> dict[str, Any]:
 
 
 def _retry_after(answer: Answer) -> float:
-    """Read `Retry-After` in seconds, as the gateway gives it; 0 for a date, which only others give."""
+    """Return `Retry-After` in seconds, the gateway's form; 0 for a date, which only proxies send."""
     given = answer.headers.get("retry-after", "").strip()
     return float(given) if given.isascii() and given.isdigit() and len(given) < 10 else 0.0  # noqa: PLR2004 - 30 years
 
 
 def _quoted(answer: Answer) -> str:
-    """Give an answer's status, and the reason in it if it is a gateway's."""
+    """Return an answer's status, with its reason if it is a gateway's."""
     reason = _shown(_document(answer).get("error"))
     return f"HTTP {answer.status}: {reason}" if reason else f"HTTP {answer.status}"
 
 
 def _shown(given: object) -> str:
-    """Give another program's words on one line, and not too many of them."""
+    """Return another program's text on one line, shortened."""
     text = given if isinstance(given, str) else ""
     return "".join(each if each.isprintable() else "?" for each in text[:_MAX_QUOTED_CHARACTERS])

@@ -193,7 +193,7 @@ def test_an_authority_is_trusted_only_if_it_is_named(
     ("case", "says"),
     [
         (Case.OTHER_NAME, "its certificate is for another name"),
-        (Case.UNKNOWN_AUTHORITY, "no authority that is known made its certificate"),
+        (Case.UNKNOWN_AUTHORITY, "its certificate is from an unknown authority"),
         (Case.EXPIRED, "its certificate has expired"),
     ],
 )

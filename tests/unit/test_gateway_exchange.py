@@ -11,7 +11,7 @@ import pytest
 from relay.errors import GatewayRefused, InvalidEvent, QueueFull, QueueUnavailable
 from relay.events.event import DeploymentEvent
 from relay.producer import gateway_requests
-from relay.producer.gateway_requests import Answer, Taken, TryAgain
+from relay.producer.gateway_requests import Answer, Reported, TryAgain
 from relay.queue.receipts import Receipt, Status
 
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
@@ -46,7 +46,7 @@ def test_what_each_status_means_without_a_word_of_a_gateways(status: int) -> Non
 def test_each_event_of_a_request_has_its_outcome() -> None:
     fault = {"index": 1, "field": "environment.name", "reason": "not for this token"}
     read = gateway_requests.read_report(answer(202, {"ids": ["a", None, "c"], "errors": [fault]}), 3)
-    assert isinstance(read, Taken)
+    assert isinstance(read, Reported)
     first, second, third = read.outcomes
     assert (first, third) == ("a", "c")
     assert isinstance(second, InvalidEvent)
@@ -56,7 +56,7 @@ def test_each_event_of_a_request_has_its_outcome() -> None:
 def test_none_valid_is_an_answer_too() -> None:
     document = {"error": "none", "field": "", "ids": [None], "errors": [{"index": 0, "field": "x", "reason": "y"}]}
     read = gateway_requests.read_report(answer(422, document), 1)
-    assert isinstance(read, Taken)
+    assert isinstance(read, Reported)
     assert isinstance(read.outcomes[0], InvalidEvent)
 
 
@@ -85,7 +85,7 @@ def test_what_a_full_gateway_took_is_taken() -> None:
     ],
 )
 def test_a_202_that_leaves_an_event_open_is_no_gateways(document: Any) -> None:
-    with pytest.raises(GatewayRefused, match="is its URL right"):
+    with pytest.raises(GatewayRefused, match="check its URL"):
         gateway_requests.read_report(answer(202, document), 2)
 
 
