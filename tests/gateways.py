@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import os
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,16 +16,22 @@ import requests
 
 from relay.gateway import server
 from relay.hosts import url_of
+from relay.processes.supervisor import Child, await_ready
+from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from redis import Redis
 
 IMAGE = "registry.example.com/app@sha256:" + "0123456789abcdef" * 4
 BODY = json.dumps({"image": {"url": IMAGE}, "environment": {"name": "production"}}, separators=(",", ":")).encode()
 TOKEN = "the-producers-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 DEADLINE_SECONDS = 10.0
+READY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +72,32 @@ def running(redis_url: str, *, token: str = TOKEN, **sections: dict[str, Any]) -
             serving.should_exit = True
             thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
+
+
+def environment(redis_url: str) -> dict[str, str]:
+    """Return this process's environment, with that Redis as the only setting of the relay."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ATOMIST_"))}
+    return others | {"RELAY_REDIS_URL": redis_url}
+
+
+@contextlib.contextmanager
+def process(redis_url: str, log: Path) -> Iterator[tuple[Running, Child]]:
+    """Run `relay gateway` as a process, without a token."""
+    command = [sys.executable, "-m", "relay", "gateway", "--port", "0"]
+    child = Child("gateway", command, env=environment(redis_url), log_path=log)
+    try:
+        await_ready(child, lambda: b"\n" in log.read_bytes(), READY_SECONDS)
+        yield Running(url=log.read_text().strip().removeprefix("Gateway on ")), child
+    finally:
+        child.kill()
+
+
+def inbox(client: Redis) -> list[dict[bytes, bytes]]:
+    return [fields for _, fields in client.xrange(Keys().inbox)]  # type: ignore[misc]
+
+
+def status_of(connection: socket.socket) -> int:
+    with http.client.HTTPResponse(connection) as response:
+        response.begin()
+        response.read()
+        return response.status

@@ -66,7 +66,7 @@ def paused(estate: Estate) -> list[str]:
     return list(pausing.paused(estate.client, estate.keys, DEFAULT_DESTINATION))
 
 
-def test_a_page_stays_true_while_events_flow(estate: Estate, open_page: OpenPage) -> None:
+def test_a_live_page_follows_the_events(estate: Estate, open_page: OpenPage) -> None:
     page = open_page(estate.stack.gateway_url)
     sign_in(page)
     expect(page.get_by_role("status")).to_have_text("Live")
@@ -85,7 +85,7 @@ def test_a_page_stays_true_while_events_flow(estate: Estate, open_page: OpenPage
     assert page.evaluate("window.loadedOnce") is True
 
 
-def test_the_cause_of_a_standstill_is_on_the_first_page(estate: Estate, open_page: OpenPage) -> None:
+def test_the_cause_of_an_outage_is_on_the_overview(estate: Estate, open_page: OpenPage) -> None:
     estate.start_worker()
     estate.api.faults = [{"kind": "status", "status": 401}]
     page = open_page(estate.stack.gateway_url)
@@ -119,7 +119,7 @@ def test_a_dead_letter_is_redriven_and_arrives(estate: Estate, open_page: OpenPa
     assert arrived.event["image"]["url"] == json.loads(body("1"))["image"]["url"]
 
 
-def test_a_set_is_dropped_after_a_question(estate: Estate, open_page: OpenPage) -> None:
+def test_a_set_is_dropped_after_a_confirmation(estate: Estate, open_page: OpenPage) -> None:
     bury(estate.client, *(refused(str(number)) for number in range(7)), refused("kept", environment="staging"))
     page = open_page(estate.stack.gateway_url)
     sign_in(page, "/console/dead")
@@ -135,7 +135,7 @@ def test_a_set_is_dropped_after_a_question(estate: Estate, open_page: OpenPage) 
     assert estate.client.xlen(estate.keys.dead) == 1
 
 
-def test_a_form_that_was_touched_is_refused(estate: Estate, open_page: OpenPage, complaints: list[str]) -> None:
+def test_a_tampered_form_is_refused(estate: Estate, open_page: OpenPage, complaints: list[str]) -> None:
     report(estate, "1")
     pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, ["production"])
     page = open_page(estate.stack.gateway_url)
@@ -153,7 +153,7 @@ def test_a_form_that_was_touched_is_refused(estate: Estate, open_page: OpenPage,
     assert paused(estate) == ["production"]
 
 
-def test_another_site_can_send_no_form_but_may_link_here(estate: Estate, open_page: OpenPage) -> None:
+def test_another_site_can_link_here_but_send_no_form(estate: Estate, open_page: OpenPage) -> None:
     gateway = f"{estate.stack.gateway_url}/console"
     page = open_page(estate.stack.gateway_url)
     sign_in(page)
@@ -173,7 +173,7 @@ def test_another_site_can_send_no_form_but_may_link_here(estate: Estate, open_pa
     expect(page.get_by_label("Reason")).to_have_value("refused")
 
 
-def test_without_scripts_all_is_read_and_done(estate: Estate, open_page: OpenPage) -> None:
+def test_everything_works_without_scripts(estate: Estate, open_page: OpenPage) -> None:
     estate.start_worker()
     report(estate, "1")
     estate.wait_until_done(1)
@@ -199,7 +199,7 @@ def test_without_scripts_all_is_read_and_done(estate: Estate, open_page: OpenPag
     expect(page.get_by_label("Operator token")).to_be_visible()
 
 
-def test_a_keyboard_is_enough(estate: Estate, open_page: OpenPage) -> None:
+def test_everything_works_with_the_keyboard(estate: Estate, open_page: OpenPage) -> None:
     estate.start_worker()
     report(estate, "1")
     estate.wait_until_done(1)
@@ -231,7 +231,7 @@ def walk_to(page: Page, label: str) -> None:
     pytest.fail(f"{label} is not reached with Tab")
 
 
-def test_every_window_can_be_read(estate: Estate, open_page: OpenPage, shots: Path) -> None:
+def test_every_page_is_readable_in_every_window(estate: Estate, open_page: OpenPage, shots: Path) -> None:
     estate.start_worker()
     report(estate, *(f"v{number}" for number in range(5)))
     report(estate, "1", environment=LONG)
@@ -302,7 +302,7 @@ PALE = """() => {
 }"""
 
 
-def test_a_page_says_when_redis_is_away_and_when_it_is_back(estate: Estate, open_page: OpenPage) -> None:
+def test_a_page_shows_when_redis_is_unavailable_and_when_it_returns(estate: Estate, open_page: OpenPage) -> None:
     redis = estate.stack._embedded
     assert redis is not None
     report(estate, "1")

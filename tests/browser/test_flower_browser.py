@@ -58,7 +58,7 @@ def report(estate: Estate, version: str, environment: str) -> None:
         )
 
 
-def test_the_tasks_page_tells_an_outage_from_a_success(estate: Estate, page: Page, tmp_path: Path) -> None:
+def test_the_tasks_page_distinguishes_an_outage_from_a_success(estate: Estate, page: Page, tmp_path: Path) -> None:
     estate.api.faults = [{"kind": "status", "status": 503}]
     report(estate, "one", "production")
     url = estate.stack.flower_url

@@ -12,6 +12,8 @@ from relay.processes.embedded_redis import EmbeddedRedis
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateways import Running
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedRedis]:
@@ -24,3 +26,16 @@ def client(redis_server: EmbeddedRedis) -> Iterator[Redis]:
     with Redis.from_url(redis_server.url, socket_timeout=10) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="module")
+def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
+    from gateways import running  # noqa: PLC0415 - needs the extra
+
+    with running(redis_server.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(serving: Running, client: Redis) -> Running:
+    return serving

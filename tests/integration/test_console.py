@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import gateways
 import pytest
 import requests
 from letters import KEYS, bury, digest, invalid, refused
@@ -33,7 +34,6 @@ from relay.console.sign_in import COOKIE
 from relay.errors import QueueUnavailable
 from relay.events.event import Instance
 from relay.gateway import server
-from relay.hosts import url_of
 from relay.operations.diagnosis import diagnose
 from relay.operations.status import describe
 from relay.processes.embedded_redis import free_port
@@ -117,29 +117,20 @@ def running(redis_url: str, *, operator_token: str = TOKEN, **sections: dict[str
         "api": {"token": API_TOKEN},
         **sections,
     }
-    settings = Settings.load(**sections)
-    serving = server.create_server(settings)
-    with server.listen(settings.gateway) as listening:
-        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield Visitor(url=url_of(listening))
-        finally:
-            serving.should_exit = True
-            thread.join(DEADLINE_SECONDS)
-    assert not thread.is_alive()
+    with gateways.running(redis_url, **sections) as gateway:
+        yield Visitor(url=gateway.url)
 
 
 @pytest.fixture
-def stranger(redis_server: EmbeddedRedis, client: Redis) -> Iterator[Visitor]:
-    """Somebody who is not signed in, at a gateway of their own: it has looked at no other test's Redis."""
+def anonymous(redis_server: EmbeddedRedis, client: Redis) -> Iterator[Visitor]:
+    """A visitor who is not signed in, at a gateway without a status cached by another test."""
     with running(redis_server.url) as visitor:
         yield visitor
 
 
 @pytest.fixture
-def operator(stranger: Visitor) -> Visitor:
-    return stranger.signed_in()
+def operator(anonymous: Visitor) -> Visitor:
+    return anonymous.signed_in()
 
 
 def until(visitor: Visitor, said: str, path: str = "") -> str:
@@ -203,37 +194,37 @@ def test_without_an_operator_token_there_is_no_console(redis_server: EmbeddedRed
     assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
 
 
-def test_signing_in_gives_a_cookie_with_all_its_flags(stranger: Visitor) -> None:
-    answer = stranger.sign_in(to="/console/dead?reason=refused")
+def test_signing_in_sets_a_cookie_with_all_its_flags(anonymous: Visitor) -> None:
+    answer = anonymous.sign_in(to="/console/dead?reason=refused")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/dead?reason=refused")
     flags = {part.strip().lower() for part in answer.headers["Set-Cookie"].split(";")[1:]}
     assert flags == {"httponly", "samesite=strict", "path=/console", f"max-age={session.SESSION_SECONDS}"}
     assert TOKEN not in answer.headers["Set-Cookie"]
 
 
-def test_behind_tls_the_cookie_is_secure(stranger: Visitor) -> None:
-    answer = stranger.ask("POST", "sign-in", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
+def test_behind_tls_the_cookie_is_secure(anonymous: Visitor) -> None:
+    answer = anonymous.ask("POST", "sign-in", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
     assert "; secure" in answer.headers["Set-Cookie"].lower()
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], PRODUCERS, "é"])
-def test_a_wrong_token_opens_nothing(stranger: Visitor, token: str) -> None:
-    answer = stranger.sign_in(token)
+def test_a_wrong_token_is_refused(anonymous: Visitor, token: str) -> None:
+    answer = anonymous.sign_in(token)
     assert answer.status_code == 403
     assert "Set-Cookie" not in answer.headers
     assert "not the operator token" in answer.text
 
 
-def test_wrong_tokens_are_slowed_down_and_then_even_the_right_one(stranger: Visitor) -> None:
+def test_after_wrong_tokens_even_the_right_one_must_wait(anonymous: Visitor) -> None:
     for _ in range(AT_ONCE):
-        assert stranger.sign_in("wrong").status_code == 403
-    answer = stranger.sign_in()
+        assert anonymous.sign_in("wrong").status_code == 403
+    answer = anonymous.sign_in()
     assert answer.status_code == 429
     assert 0 < int(answer.headers["Retry-After"]) <= 12
     assert "Set-Cookie" not in answer.headers
 
 
-def test_behind_a_configured_proxy_each_client_is_slowed_down_alone(redis_server: EmbeddedRedis) -> None:
+def test_behind_a_configured_proxy_each_client_has_its_own_lock_out(redis_server: EmbeddedRedis) -> None:
     def status_of(visitor: Visitor, token: str, forwarded_for: str) -> int:
         headers = {"X-Forwarded-For": forwarded_for}
         return visitor.ask("POST", "sign-in", data={"token": token}, headers=headers).status_code
@@ -270,7 +261,7 @@ def test_behind_a_configured_proxy_each_client_is_slowed_down_alone(redis_server
         ("pause", {"environment": "x" * 255}, {"action": "pause", "environment": "x" * 255}),
     ],
 )
-def test_an_action_leaves_a_line_with_who_and_what(
+def test_an_action_is_logged_with_its_session(
     operator: Visitor,
     client: Redis,
     caplog: pytest.LogCaptureFixture,
@@ -291,12 +282,12 @@ def test_an_action_leaves_a_line_with_who_and_what(
     assert not [secret for secret in (TOKEN, operator.csrf, operator.cookies[COOKIE]) if secret in told]
 
 
-def test_a_session_is_found_in_the_log_from_its_sign_in(
-    stranger: Visitor, client: Redis, caplog: pytest.LogCaptureFixture
+def test_a_session_is_logged_from_its_sign_in_on(
+    anonymous: Visitor, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "relay.console"):
-        stranger.sign_in("wrong")
-        stranger.signed_in().send("pause", environment="production")
+        anonymous.sign_in("wrong")
+        anonymous.signed_in().send("pause", environment="production")
     lines = [record.msg for record in caplog.records]
     assert [line["event"] for line in lines] == ["wrong operator tokens", "console sign-in", "console action"]
     assert lines[0]["count"] == 1
@@ -311,38 +302,38 @@ def test_a_session_is_found_in_the_log_from_its_sign_in(
         "/console/\r\nSet-Cookie: a=b", "/console", "/consolex/", "", "/console/é",
     ],
 )  # fmt: skip
-def test_signing_in_leads_nowhere_else(stranger: Visitor, elsewhere: str) -> None:
-    answer = stranger.sign_in(to=elsewhere)
+def test_signing_in_leads_to_no_other_site(anonymous: Visitor, elsewhere: str) -> None:
+    answer = anonymous.sign_in(to=elsewhere)
     assert answer.headers["Location"] == "/console/"
     assert "a" not in answer.cookies
 
 
 @pytest.mark.parametrize("path", ["", "dead?reason=refused", "dead/letter?id=1-1", "inventory"])
-def test_a_stranger_is_led_to_the_door_and_on_from_there(stranger: Visitor, path: str) -> None:
-    answer = stranger.get(path)
+def test_a_visitor_is_led_to_the_sign_in_page_and_back(anonymous: Visitor, path: str) -> None:
+    answer = anonymous.get(path)
     assert answer.status_code == 303
     assert answer.headers["Location"] == f"/console/sign-in?{urlencode({'next': f'/console/{path}'})}"
-    door = stranger.get(answer.headers["Location"])
+    door = anonymous.get(answer.headers["Location"])
     assert f'name="next" value="/console/{html.escape(path)}"' in door.text
 
 
-def test_the_path_without_its_slash_leads_to_the_first_page(stranger: Visitor) -> None:
-    answer = stranger.get("/console")
+def test_the_path_without_its_slash_leads_to_the_overview(anonymous: Visitor) -> None:
+    answer = anonymous.get("/console")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/")
 
 
-def test_a_link_from_elsewhere_knocks_again_so_that_the_cookie_comes_along(stranger: Visitor) -> None:
-    answer = stranger.get("dead?image=a%22b", headers={"Sec-Fetch-Site": "cross-site"})
+def test_a_link_from_another_site_is_bounced_to_get_the_cookie(anonymous: Visitor) -> None:
+    answer = anonymous.get("dead?image=a%22b", headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 200
     assert 'http-equiv="refresh" content="0; url=/console/dead?image=a%22b"' in answer.text
-    assert stranger.get("dead", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 303
+    assert anonymous.get("dead", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 303
 
 
 @pytest.mark.parametrize("is_signed_in", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_has_the_headers(stranger: Visitor, path: str, method: str, is_signed_in: bool) -> None:  # noqa: FBT001 - a parameter
-    visitor = stranger.signed_in() if is_signed_in else stranger
+def test_every_page_has_the_headers(anonymous: Visitor, path: str, method: str, is_signed_in: bool) -> None:  # noqa: FBT001 - a parameter
+    visitor = anonymous.signed_in() if is_signed_in else anonymous
     answer = visitor.ask(method, path)
     assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
     policy = answer.headers["Content-Security-Policy"]
@@ -351,7 +342,7 @@ def test_every_page_has_the_headers(stranger: Visitor, path: str, method: str, i
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_pages_have_nothing_inline_for_the_policy_to_forbid(operator: Visitor, client: Redis) -> None:
+def test_pages_have_nothing_inline(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=2)
     (letter,) = bury(client, refused("1"))
     for path in ["", "dead", f"dead/letter?id={letter}", f"dead/drop?id={letter}", "inventory"]:
@@ -371,14 +362,14 @@ def test_no_page_has_a_token(operator: Visitor, client: Redis) -> None:
     assert "***" in operator.see("dead")
 
 
-def test_a_session_is_over_at_its_end(stranger: Visitor) -> None:
-    stranger.cookies[COOKIE] = session.begin(TOKEN, time.time() - session.SESSION_SECONDS - 1)
-    assert stranger.get().headers["Location"].startswith("/console/sign-in")
-    stranger.cookies[COOKIE] = session.begin(TOKEN, time.time() - session.SESSION_SECONDS + 60)
-    assert stranger.get().status_code == 200
+def test_a_session_is_over_at_its_end(anonymous: Visitor) -> None:
+    anonymous.cookies[COOKIE] = session.begin(TOKEN, time.time() - session.SESSION_SECONDS - 1)
+    assert anonymous.get().headers["Location"].startswith("/console/sign-in")
+    anonymous.cookies[COOKIE] = session.begin(TOKEN, time.time() - session.SESSION_SECONDS + 60)
+    assert anonymous.get().status_code == 200
 
 
-def test_signing_out_takes_the_cookie_away(operator: Visitor) -> None:
+def test_signing_out_deletes_the_cookie(operator: Visitor) -> None:
     answer = operator.send("sign-out")
     assert answer.headers["Location"] == "/console/sign-in"
     assert re.match(rf'{COOKIE}="?"?; .*Max-Age=0; Path=/console', answer.headers["Set-Cookie"])
@@ -396,7 +387,7 @@ FORMS: list[tuple[str, dict[str, str]]] = [
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
 @pytest.mark.parametrize("given", ["", "nothing", "another session's", "from another site", "of another origin"])
-def test_a_form_that_is_not_ours_does_nothing(
+def test_a_foreign_form_does_nothing(
     operator: Visitor, client: Redis, path: str, form: dict[str, str], given: str
 ) -> None:
     bury(client, refused("1"))
@@ -417,21 +408,23 @@ def test_a_form_that_is_not_ours_does_nothing(
 
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
-def test_a_form_of_a_stranger_does_nothing(stranger: Visitor, client: Redis, path: str, form: dict[str, str]) -> None:
+def test_a_form_without_a_session_does_nothing(
+    anonymous: Visitor, client: Redis, path: str, form: dict[str, str]
+) -> None:
     bury(client, refused("1"))
-    answer = stranger.ask("POST", path, data=form)
+    answer = anonymous.ask("POST", path, data=form)
     assert (answer.status_code, answer.headers["Location"]) == (303, "/console/sign-in")
     assert client.xlen(KEYS.dead) == 1
     assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
 
 
-def test_signing_in_from_another_site_is_refused(stranger: Visitor) -> None:
-    answer = stranger.ask("POST", "sign-in", data={"token": TOKEN}, headers={"Sec-Fetch-Site": "same-site"})
+def test_signing_in_from_another_site_is_refused(anonymous: Visitor) -> None:
+    answer = anonymous.ask("POST", "sign-in", data={"token": TOKEN}, headers={"Sec-Fetch-Site": "same-site"})
     assert answer.status_code == 403
     assert "Set-Cookie" not in answer.headers
 
 
-def test_a_page_is_never_an_action(operator: Visitor, client: Redis) -> None:
+def test_a_get_changes_nothing(operator: Visitor, client: Redis) -> None:
     for path in ("pause?environment=production", "dead/drop?until=9999999999999", "sign-out", "dead/redrive"):
         operator.get(path)
     assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
@@ -448,25 +441,25 @@ def test_a_page_is_never_an_action(operator: Visitor, client: Redis) -> None:
         (b"&".join([b"a=1"] * 100), "application/x-www-form-urlencoded", 400),
     ],
 )
-def test_what_is_no_form_is_refused(operator: Visitor, body: bytes, media: str, status: int) -> None:
+def test_bodies_that_are_not_forms_are_refused(operator: Visitor, body: bytes, media: str, status: int) -> None:
     for path in ("sign-in", "pause"):
         assert operator.ask("POST", path, data=body, headers={"Content-Type": media}).status_code == status
 
 
-def test_assets_are_served_to_anybody_and_kept(stranger: Visitor) -> None:
-    (href,) = re.findall(r'href="(/console/assets/console.css\?v=[0-9a-f]+)"', stranger.get("sign-in").text)
-    answer = stranger.get(href)
+def test_assets_need_no_session_and_are_cached(anonymous: Visitor) -> None:
+    (href,) = re.findall(r'href="(/console/assets/console.css\?v=[0-9a-f]+)"', anonymous.get("sign-in").text)
+    answer = anonymous.get(href)
     assert answer.headers["Content-Type"].startswith("text/css")
     assert "immutable" in answer.headers["Cache-Control"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert stranger.get("assets/../site.py").status_code == 404
-    assert stranger.get("assets/base.html").status_code == 404
+    assert anonymous.get("assets/../site.py").status_code == 404
+    assert anonymous.get("assets/base.html").status_code == 404
 
 
 # --- environments
 
 
-def test_environments_with_what_waits(operator: Visitor, client: Redis) -> None:
+def test_environments_are_listed_with_their_backlog(operator: Visitor, client: Redis) -> None:
     seed(client, "quiet", delivered=7)
     seed(client, "production", waiting=3, delivered=1234, dead=2)
     page = until(operator, "2 environments")
@@ -476,7 +469,7 @@ def test_environments_with_what_waits(operator: Visitor, client: Redis) -> None:
     assert link(page, "2") == "/console/dead?environment=production"
 
 
-def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis) -> None:
+def test_an_unhealthy_destination_is_described(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=1)
     health = {
         "until": now_ms() + 60_000,
@@ -495,7 +488,7 @@ def test_what_holds_deliveries_is_said_in_words(operator: Visitor, client: Redis
     assert "Warning: no worker is alive" in said
 
 
-def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: Redis) -> None:
+def test_the_overview_has_the_words_of_relay_status(operator: Visitor, client: Redis) -> None:
     seed(client, "production", waiting=3)
     seed(client, "staging", waiting=2)
     client.hset(KEYS.counts, mapping={"outbox": 5, "taken": 8})
@@ -519,7 +512,7 @@ def test_the_first_page_says_what_relay_status_says(operator: Visitor, client: R
 
 
 @pytest.mark.usefixtures("client")
-def test_what_a_form_did_is_on_the_next_page(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_page_shows_the_effect_of_a_form(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_cache, "PAUSE_FACTOR", 1_000_000)  # else a look is too soon old to be seen again
     operator.see()
     operator.send("pause", environment="production")
@@ -528,10 +521,10 @@ def test_what_a_form_did_is_on_the_next_page(operator: Visitor, monkeypatch: pyt
     assert "production is paused by an operator" not in operator.see()
 
 
-def test_who_leaves_in_the_middle_of_a_form_is_no_failure(
-    stranger: Visitor, caplog: pytest.LogCaptureFixture
+def test_a_disconnect_within_a_form_is_not_logged_as_an_error(
+    anonymous: Visitor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host, _, port = stranger.url.removeprefix("http://").rpartition(":")
+    host, _, port = anonymous.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS) as connection:
         connection.sendall(
             b"POST /console/sign-in HTTP/1.1\r\nHost: relay\r\nContent-Length: 100\r\n"
@@ -539,7 +532,7 @@ def test_who_leaves_in_the_middle_of_a_form_is_no_failure(
         )
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)  # it has noticed
-    assert stranger.sign_in().status_code == 303
+    assert anonymous.sign_in().status_code == 303
     assert caplog.text == ""
 
 
@@ -570,7 +563,7 @@ def test_a_form_has_to_name_an_environment(operator: Visitor, client: Redis, nam
     assert not pausing.paused(client, KEYS, DEFAULT_DESTINATION)
 
 
-def test_many_environments_are_paged_and_found(operator: Visitor, client: Redis) -> None:
+def test_environments_are_paged_and_searched(operator: Visitor, client: Redis) -> None:
     for number in range(120):
         seed(client, f"edge-{number:03}", waiting=int(number == 77))
     until(operator, "edge-077", "?q=edge-077")
@@ -629,7 +622,7 @@ def test_dead_letters_are_paged_the_newest_first(operator: Visitor, client: Redi
     assert 'id="feed"' not in second  # what was gone back to stays
 
 
-def test_a_page_looks_at_a_bounded_number_of_letters(
+def test_a_page_scans_a_bounded_number_of_letters(
     operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters, "MAX_SCANNED", 100)
@@ -643,7 +636,7 @@ def test_a_page_looks_at_a_bounded_number_of_letters(
     assert wanted in page
 
 
-def test_a_letter_is_shown_whole(operator: Visitor, client: Redis) -> None:
+def test_a_letter_is_shown_with_all_its_details(operator: Visitor, client: Redis) -> None:
     (letter,) = bury(client, refused("1", redriven="2 1700000000000-0", detail="HTTP 422: no such image"))
     said = text_of(operator.see("dead/letter", id=letter))
     for part in (
@@ -690,7 +683,7 @@ def test_one_letter_is_dropped(operator: Visitor, client: Redis) -> None:
 
 
 @pytest.mark.parametrize("action", ["redrive", "drop"])
-def test_a_set_is_what_was_confirmed_and_no_later_death(operator: Visitor, client: Redis, action: str) -> None:
+def test_a_set_excludes_letters_newer_than_its_confirmation(operator: Visitor, client: Redis, action: str) -> None:
     bury(client, refused("1"), refused("2"), refused("3", environment="staging"), died=now_ms() - 10_000)
     confirm = operator.see(f"dead/{action}", environment="prod*")
     assert "2 dead letters?" in confirm
@@ -716,7 +709,7 @@ def test_a_set_without_its_end_or_with_a_fault_is_refused(operator: Visitor, cli
     assert client.xlen(KEYS.dead) == 1
 
 
-def test_one_form_does_a_bounded_number(operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_form_handles_a_bounded_number(operator: Visitor, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters, "MAX_PER_FORM", 30)
     bury(client, *(refused(str(number)) for number in range(100)), died=now_ms() - 10_000)
     for action in ("redrive", "drop"):
@@ -735,7 +728,7 @@ def test_a_redrive_waits_for_another(operator: Visitor, client: Redis) -> None:
     assert client.xlen(KEYS.dead) == 1
 
 
-def test_a_full_queue_takes_no_redrive(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_a_full_queue_stops_a_redrive(redis_server: EmbeddedRedis, client: Redis) -> None:
     bury(client, refused("1"), refused("2"), died=now_ms() - 10_000)
     with running(redis_server.url, queue={"max_backlog": 1}) as visitor:
         operator = visitor.signed_in()
@@ -746,14 +739,14 @@ def test_a_full_queue_takes_no_redrive(redis_server: EmbeddedRedis, client: Redi
 
 
 @pytest.mark.parametrize("query", ["done=redrive&letters=<b>", "done=<b>&letters=1", "done=drop&letters=1&why=<b>"])
-def test_a_notice_is_of_fixed_words(operator: Visitor, query: str) -> None:
+def test_a_notice_has_fixed_words(operator: Visitor, query: str) -> None:
     assert "<b>" not in operator.see(f"dead?{query}")
 
 
 # --- what is shown is from outside
 
 
-def test_what_came_from_outside_is_text(operator: Visitor, client: Redis) -> None:
+def test_values_from_outside_are_escaped(operator: Visitor, client: Redis) -> None:
     seed(client, EVIL, waiting=1, dead=1)
     install(client, EVIL, EVIL, "1", told="2")
     event = '{"image": {"url": "%s"}, "environment": {"name": "%s"}}' % ((EVIL.replace('"', '\\"'),) * 2)
@@ -775,14 +768,14 @@ def test_what_came_from_outside_is_text(operator: Visitor, client: Redis) -> Non
         assert not re.search(r'value="[^"]*<', page), path
 
 
-def test_half_a_character_breaks_no_page(operator: Visitor, client: Redis) -> None:
+def test_half_a_surrogate_pair_breaks_no_page(operator: Visitor, client: Redis) -> None:
     event = '{"image": {"url": "a\\ud800b"}, "environment": {"name": "\\udfff"}}'
     (letter,) = bury(client, invalid({"event": event, b"\xff\x00": b"\xfe"}))
     for path in ("", "dead", f"dead/letter?id={letter}", f"dead/redrive?id={letter}"):
         operator.see(path)
 
 
-def test_an_environments_name_that_is_a_pattern_means_it_alone(operator: Visitor, client: Redis) -> None:
+def test_an_environments_name_with_wildcards_matches_it_alone(operator: Visitor, client: Redis) -> None:
     seed(client, "[p]rod*", dead=1)
     (meant, _) = bury(client, refused("1", environment="[p]rod*"), refused("2", environment="production"))
     page = operator.see(link(until(operator, "[p]rod*"), "1"))
@@ -792,7 +785,7 @@ def test_an_environments_name_that_is_a_pattern_means_it_alone(operator: Visitor
 # --- what runs where
 
 
-def test_the_inventory_shows_what_runs_and_what_the_api_knows(operator: Visitor, client: Redis) -> None:
+def test_the_inventory_shows_what_runs_and_what_was_delivered(operator: Visitor, client: Redis) -> None:
     install(client, "production", "web", "new", told="old", when=1_750_000_000_000)
     install(client, "production", "worker", "new", told="new")
     install(client, "staging", "first", "new")
@@ -848,7 +841,7 @@ def test_the_inventory_is_paged_across_environments(operator: Visitor, client: R
 # --- Redis away, and staying true
 
 
-def test_without_redis_the_page_says_so(stranger: Visitor) -> None:
+def test_pages_are_503_without_redis(anonymous: Visitor) -> None:
     with running(f"redis://:a-password@127.0.0.1:{free_port()}/0") as visitor:
         operator = visitor.signed_in()
         for path in ("", "dead", "inventory"):
@@ -860,7 +853,7 @@ def test_without_redis_the_page_says_so(stranger: Visitor) -> None:
         assert operator.send("pause", environment="production").status_code == 503
 
 
-def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_ends_by_its_deadline(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_client, "DEADLINE_SECONDS", 0.05)
     enough = threading.Event()
 
@@ -876,7 +869,7 @@ def test_a_question_ends_in_time_whatever_it_does(client: Redis, monkeypatch: py
     asyncio.run(ask())
 
 
-def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_concurrent_pages_share_one_reading(redis_server: EmbeddedRedis, client: Redis) -> None:
     async def look() -> list[status_cache.CachedStatus]:
         asked = queue_client.QueueClient(settings)
         status = status_cache.StatusCache(asked, settings)
@@ -889,7 +882,7 @@ def test_all_who_ask_at_once_share_one_look(redis_server: EmbeddedRedis, client:
     assert len({id(sample) for sample in asyncio.run(look())}) == 1
 
 
-def test_a_look_that_began_before_a_change_does_not_count_after_it(
+def test_a_reading_from_before_a_change_is_not_used_after_it(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings.load(redis={"url": redis_server.url})
@@ -921,7 +914,7 @@ def test_a_look_that_began_before_a_change_does_not_count_after_it(
     assert [each.environment for each in asyncio.run(look()).status.paused] == ["production"]
 
 
-def test_a_redis_that_hangs_hangs_no_page() -> None:
+def test_a_redis_that_hangs_blocks_no_page() -> None:
     answers: list[int] = []
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -953,7 +946,7 @@ def read_event(lines: Iterator[str]) -> tuple[str, str]:
     raise AssertionError("the stream ended")
 
 
-def test_a_page_stays_true(operator: Visitor, client: Redis) -> None:
+def test_a_live_page_is_updated(operator: Visitor, client: Redis) -> None:
     seed(client, "production")
     until(operator, "1 environment")
     with requests.Session() as asking:
@@ -971,9 +964,9 @@ def test_a_page_stays_true(operator: Visitor, client: Redis) -> None:
             assert "production is paused by an operator" in second
 
 
-def test_a_stranger_gets_no_stream(stranger: Visitor) -> None:
-    assert stranger.get("live/overview").status_code == 401
-    assert stranger.get("live/dead").status_code == 401
+def test_a_stream_needs_a_session(anonymous: Visitor) -> None:
+    assert anonymous.get("live/overview").status_code == 401
+    assert anonymous.get("live/dead").status_code == 401
 
 
 def test_streams_are_bounded(operator: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -981,7 +974,7 @@ def test_streams_are_bounded(operator: Visitor, monkeypatch: pytest.MonkeyPatch)
     assert operator.get("live/overview").status_code == 503
 
 
-def test_open_streams_hold_up_no_stop(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_open_streams_delay_no_shutdown(redis_server: EmbeddedRedis, client: Redis) -> None:
     with contextlib.ExitStack() as streams:
         with running(redis_server.url) as visitor:
             operator = visitor.signed_in()

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -14,67 +13,42 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-import redis
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from gateways import BODY, DEADLINE_SECONDS, HEADERS, IMAGE, TOKEN, Running, running
+from gateways import (
+    BODY,
+    DEADLINE_SECONDS,
+    HEADERS,
+    IMAGE,
+    TOKEN,
+    Running,
+    environment,
+    inbox,
+    process,
+    running,
+    status_of,
+)
+from rig import wait_for
 
 from relay.errors import ConfigurationError
 from relay.gateway import app, asgi, report_parsing, server
 from relay.processes.embedded_redis import EmbeddedRedis, free_port
-from relay.processes.supervisor import Child, await_ready
 from relay.producer.queue_producer import CHUNK
 from relay.queue import scripts
-from relay.queue.keys import Keys
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import redis
 
 LINES = {"Content-Type": "application/x-ndjson"}
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(append_only=False) as embedded:
-        yield embedded
-
-
-@pytest.fixture
-def client(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(embedded.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture(scope="module")
-def shared(embedded: EmbeddedRedis) -> Iterator[Running]:
-    with running(embedded.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def gateway(shared: Running, client: redis.Redis) -> Running:
-    """One whose Redis is empty."""
-    return shared
-
-
-def inbox(client: redis.Redis) -> list[dict[bytes, bytes]]:
-    return [fields for _, fields in client.xrange(Keys().inbox)]  # type: ignore[misc]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("path", ["/", "/v1/deployments", "/?unheeded=1"])
-def test_the_reporting_apis_request_is_taken(gateway: Running, client: redis.Redis, path: str) -> None:
+def test_the_deployment_apis_request_is_accepted(gateway: Running, client: redis.Redis, path: str) -> None:
     answer = gateway.post(path=path, Content_Type="application/json")
     assert answer.status_code == 202
     assert answer.headers["Content-Type"] == "application/json"
@@ -112,7 +86,7 @@ def test_lines_are_many_and_have_ids_of_the_requests_key(gateway: Running, clien
     assert len(inbox(client)) == 2
 
 
-def test_the_valid_ones_of_many_are_enqueued(gateway: Running, client: redis.Redis) -> None:
+def test_valid_events_of_many_are_enqueued(gateway: Running, client: redis.Redis) -> None:
     answer = gateway.post(BODY + b'\n{"image": {"url": "app:latest"}}\n' + BODY, **LINES, ce_id="b")
     assert answer.status_code == 202
     assert answer.json()["ids"] == ["b:0", None, "b:2"]
@@ -121,7 +95,7 @@ def test_the_valid_ones_of_many_are_enqueued(gateway: Running, client: redis.Red
     assert [fields[b"id"] for fields in inbox(client)] == [b"b:0", b"b:2"]
 
 
-def test_none_valid_of_many_is_422(gateway: Running, client: redis.Redis) -> None:
+def test_many_without_a_valid_event_are_422(gateway: Running, client: redis.Redis) -> None:
     answer = gateway.post("[1, {}]")
     assert answer.status_code == 422
     assert [each["index"] for each in answer.json()["errors"]] == [0, 1]
@@ -164,13 +138,13 @@ def test_tokens(gateway: Running, client: redis.Redis) -> None:
     assert inbox(client) == []
 
 
-def test_without_a_token_all_may_report(embedded: EmbeddedRedis, client: redis.Redis) -> None:
-    with running(embedded.url, token="") as gateway:
+def test_a_gateway_without_tokens_accepts_all_reports(redis_server: EmbeddedRedis, client: redis.Redis) -> None:
+    with running(redis_server.url, token="") as gateway:
         json_type = {"Content-Type": "application/json"}
         assert gateway.ask("POST", "/", data=BODY, headers=json_type).status_code == 202
 
 
-def test_an_open_door_beyond_loopback_is_refused() -> None:
+def test_a_gateway_without_tokens_must_listen_on_loopback() -> None:
     with pytest.raises(ConfigurationError, match="set a token"):
         Settings.load(gateway={"host": "0.0.0.0"})
 
@@ -219,7 +193,7 @@ def test_health(gateway: Running) -> None:
     assert gateway.ask("GET", "/readyz").status_code == 200
 
 
-def test_redis_away_is_503_until_it_is_back() -> None:
+def test_an_unavailable_redis_is_503_until_it_returns() -> None:
     with (
         EmbeddedRedis(append_fsync="always") as redis_server,
         running(redis_server.url.replace("://", "://default:hunter2@")) as gateway,
@@ -240,8 +214,8 @@ def test_redis_away_is_503_until_it_is_back() -> None:
         assert gateway.post().status_code == 202
 
 
-def test_a_redis_that_hangs_is_503_in_time(client: redis.Redis, embedded: EmbeddedRedis) -> None:
-    with running(embedded.url) as gateway:
+def test_a_redis_that_hangs_is_503_in_time(client: redis.Redis, redis_server: EmbeddedRedis) -> None:
+    with running(redis_server.url) as gateway:
         client.execute_command("CLIENT", "PAUSE", "3000", "ALL")
         started = time.monotonic()
         answers = [gateway.post(), gateway.ask("GET", "/readyz")]
@@ -251,10 +225,12 @@ def test_a_redis_that_hangs_is_503_in_time(client: redis.Redis, embedded: Embedd
     assert answers[0].json()["error"] == "Redis did not answer in time"
 
 
-def test_what_the_end_cuts_off_is_503(embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_cut_off_by_the_shutdown_is_503(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "STOP_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
-        with running(embedded.url) as gateway:
+        with running(redis_server.url) as gateway:
             connection = stack.enter_context(gateway.connect())
             connection.sendall(head("Content-Length: 100", "Expect: 100-continue"))
             assert b" 100 Continue" in connection.recv(1000)
@@ -264,9 +240,11 @@ def test_what_the_end_cuts_off_is_503(embedded: EmbeddedRedis, monkeypatch: pyte
         assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_a_full_queue_is_429(embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_is_429(
+    redis_server: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RELAY_QUEUE__MAX_BACKLOG", "1")
-    with running(embedded.url) as gateway:
+    with running(redis_server.url) as gateway:
         assert gateway.post().status_code == 202
         full = gateway.post()
         assert (full.status_code, full.headers["Retry-After"]) == (429, "5")
@@ -290,28 +268,21 @@ def test_a_redis_short_of_memory_is_429(gateway: Running, client: redis.Redis) -
     assert gateway.post().status_code == 202
 
 
-def test_redis_learns_the_script_again(gateway: Running, client: redis.Redis) -> None:
+def test_a_flushed_script_is_loaded_again(gateway: Running, client: redis.Redis) -> None:
     client.script_flush()
     assert gateway.post().status_code == 202
 
 
-def test_more_requests_at_once_than_redis_has_connections(embedded: EmbeddedRedis, client: redis.Redis) -> None:
+def test_more_requests_at_once_than_redis_has_connections(redis_server: EmbeddedRedis, client: redis.Redis) -> None:
     number = 200
     request = head(f"Content-Length: {len(BODY)}") + BODY
     with contextlib.ExitStack() as stack:
-        gateway = stack.enter_context(running(embedded.url, redis={"url": embedded.url}))
+        gateway = stack.enter_context(running(redis_server.url, redis={"url": redis_server.url}))
         sockets = [stack.enter_context(gateway.connect()) for _ in range(number)]
         for each in sockets:
             each.sendall(request)
         assert [status_of(each) for each in sockets] == [202] * number
     assert len(inbox(client)) == number
-
-
-def status_of(connection: socket.socket) -> int:
-    with http.client.HTTPResponse(connection) as answer:
-        answer.begin()
-        answer.read()
-        return answer.status
 
 
 def head(*lines: str) -> bytes:
@@ -345,12 +316,12 @@ def test_an_endless_body_is_refused_without_reading_it(gateway: Running) -> None
     assert sent < 10 * report_parsing.MAX_MANY_BYTES
 
 
-def test_a_body_a_little_too_large_gets_its_answer(gateway: Running) -> None:
+def test_a_slightly_too_large_body_gets_its_response(gateway: Running) -> None:
     answer = gateway.post(b" " * (report_parsing.MAX_MANY_BYTES + 100_000))
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
 
 
-def test_a_client_that_leaves_in_its_body_enqueues_nothing(
+def test_a_disconnect_within_the_body_enqueues_nothing(
     gateway: Running, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     with gateway.connect() as connection:
@@ -376,7 +347,7 @@ def test_expect_100_continue_is_answered(gateway: Running) -> None:
         assert status_of(connection) == 202
 
 
-def test_what_nobody_foresaw_is_500_and_one_line_of_log(
+def test_an_unexpected_error_is_500_and_one_log_line(
     gateway: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(*_: object) -> None:
@@ -391,50 +362,32 @@ def test_what_nobody_foresaw_is_500_and_one_line_of_log(
     assert "Traceback" not in answer.text + caplog.text
 
 
-@pytest.fixture
-def environment(embedded: EmbeddedRedis) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ATOMIST_"))}
-    return ours | {"RELAY_REDIS_URL": embedded.url}
-
-
-def test_the_command_serves_until_sigterm(environment: dict[str, str], client: redis.Redis, tmp_path: Path) -> None:
+def test_the_command_serves_until_sigterm(redis_server: EmbeddedRedis, client: redis.Redis, tmp_path: Path) -> None:
     log = tmp_path / "gateway.log"
-    child = Child("gateway", [sys.executable, "-m", "relay", "gateway", "--port", "0"], env=environment, log_path=log)
-    try:
-        await_ready(child, lambda: b"\n" in log.read_bytes(), DEADLINE_SECONDS)
-        (line,) = log.read_text().splitlines()
-        gateway = Running(url=line.removeprefix("Gateway on "))
+    with process(redis_server.url, log) as (gateway, child):
         answer = gateway.post(Authorization="Bearer in-no-log", path="/?token=in-no-log")
         assert answer.status_code == 202
-        with gateway.connect():  # an idle connection does not hold it up
+        with gateway.connect():  # an idle connection does not delay the end
             assert child.stop()
-    finally:
-        child.kill()
     ended = child.poll()
     assert ended is not None
     assert ended.code == 0
-    assert log.read_text() == line + "\n"
+    assert log.read_text() == f"Gateway on {gateway.url}\n"
     assert len(inbox(client)) == 1
 
 
 def test_sigterm_lets_a_request_under_way_end(
-    environment: dict[str, str], client: redis.Redis, tmp_path: Path
+    redis_server: EmbeddedRedis, client: redis.Redis, tmp_path: Path
 ) -> None:
-    log = tmp_path / "gateway.log"
-    child = Child("gateway", [sys.executable, "-m", "relay", "gateway", "--port", "0"], env=environment, log_path=log)
-    try:
-        await_ready(child, lambda: b"\n" in log.read_bytes(), DEADLINE_SECONDS)
-        gateway = Running(url=log.read_text().strip().removeprefix("Gateway on "))
+    with process(redis_server.url, tmp_path / "gateway.log") as (gateway, child):
         with gateway.connect() as connection:
             connection.sendall(head(f"Content-Length: {len(BODY)}", "Expect: 100-continue"))
             assert connection.recv(1000).startswith(b"HTTP/1.1 100")
             child.signal(15)
-            eventually(lambda: refuses(gateway))
+            wait_for(lambda: refuses(gateway), DEADLINE_SECONDS)
             connection.sendall(BODY)
             assert status_of(connection) == 202
         ended = child.wait(DEADLINE_SECONDS)
-    finally:
-        child.kill()
     assert ended is not None
     assert ended.code == 0
     assert len(inbox(client)) == 1
@@ -448,21 +401,21 @@ def refuses(gateway: Running) -> bool:
     return False
 
 
-def relay(environment: dict[str, str], *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+def relay(redis_url: str, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"import sys; {before}\nfrom relay.cli import main\nmain(sys.argv[1:])"
     return subprocess.run(
         [sys.executable, "-c", code, "gateway", *arguments],
-        env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False,
+        env=environment(redis_url), capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False,
     )  # fmt: skip
 
 
-def test_the_command_says_what_is_wrong(environment: dict[str, str]) -> None:
+def test_the_command_reports_configuration_errors(redis_server: EmbeddedRedis) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        taken = relay(environment, "--port", str(port))
-    beyond = relay(environment, "--host", "0.0.0.0")
-    lacking = relay(environment, before="sys.modules['uvicorn'] = None")
-    url = relay(environment | {"RELAY_REDIS_URL": "nonsense://"})
+        taken = relay(redis_server.url, "--port", str(port))
+    beyond = relay(redis_server.url, "--host", "0.0.0.0")
+    lacking = relay(redis_server.url, before="sys.modules['uvicorn'] = None")
+    url = relay("nonsense://")
     for ended, says in [
         (taken, f"port {port}"),
         (beyond, "set a token"),
@@ -474,7 +427,7 @@ def test_the_command_says_what_is_wrong(environment: dict[str, str]) -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_the_command_has_examples(environment: dict[str, str]) -> None:
-    helped = relay(environment, "--help")
+def test_the_command_has_examples() -> None:
+    helped = relay("", "--help")
     assert helped.returncode == 0
     assert "  relay gateway\n" in helped.stdout

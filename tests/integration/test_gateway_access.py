@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import redis
 import requests
 from gateways import BODY, HEADERS, IMAGE, Running, running
 from rig import wait_for
@@ -22,27 +21,15 @@ from relay.queue.receipts import Status
 from relay.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    import redis
 
 TWO = '[one]\ntoken = "of-one"\nenvironments = ["production"]\n[two]\ntoken = "of-two"\nenvironments = ["edge-*"]\n'
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(append_only=False) as embedded:
-        yield embedded
-
-
-@pytest.fixture
-def client(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(embedded.url) as client:
-        client.flushall()
-        yield client
-
-
-def opened(embedded: EmbeddedRedis, **gateway: Any) -> Any:
-    return running(embedded.url, gateway={"port": 0, **gateway})
+def opened(redis_server: EmbeddedRedis, **gateway: Any) -> Any:
+    return running(redis_server.url, gateway={"port": 0, **gateway})
 
 
 def status_of(gateway: Running, token: str, body: bytes = BODY, **headers: str) -> int:
@@ -53,10 +40,10 @@ def event(environment: str | None, **more: Any) -> dict[str, Any]:
     return {"image": {"url": IMAGE}, "environment": {"name": environment}, **more}
 
 
-def test_token_reports_for_its_environments(embedded: EmbeddedRedis, client: redis.Redis, tmp_path: Path) -> None:
+def test_token_reports_for_its_environments(redis_server: EmbeddedRedis, client: redis.Redis, tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     file.write_text(TWO)
-    with opened(embedded, token="of-all", tokens_file=file) as gateway:
+    with opened(redis_server, token="of-all", tokens_file=file) as gateway:
         answers = {token: status_of(gateway, token) for token in ("of-one", "of-two", "of-all", "guessed")}
         refused = gateway.post(Authorization="Bearer of-two")
         many = gateway.post(
@@ -76,12 +63,12 @@ def test_token_reports_for_its_environments(embedded: EmbeddedRedis, client: red
 
 
 def test_tokens_change_without_a_restart(
-    embedded: EmbeddedRedis, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: EmbeddedRedis, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "CHECK_SECONDS", 0.0)
     file = tmp_path / "tokens.toml"
     file.write_text(TWO)
-    with opened(embedded, tokens_file=file) as gateway:
+    with opened(redis_server, tokens_file=file) as gateway:
         assert status_of(gateway, "of-one") == 202
         file.write_text("[one] this is no TOML")
         assert status_of(gateway, "of-one") == 202, "what cannot be read changes nothing"
@@ -103,8 +90,8 @@ def test_tokens_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path,
         server.create_server(Settings.load(gateway={"tokens_file": file}))
 
 
-def test_receipt_tells_what_became_of_an_event(embedded: EmbeddedRedis, client: redis.Redis) -> None:
-    with running(embedded.url) as gateway:
+def test_a_receipt_has_the_status_of_an_event(redis_server: EmbeddedRedis, client: redis.Redis) -> None:
+    with running(redis_server.url) as gateway:
         assert gateway.post(ce_id="deploy/7 ü").status_code == 422, "headers are percent-encoded"
         assert gateway.post(ce_id="deploy/7%20%C3%BC").json() == {"id": "deploy/7 ü"}
         answer = asked(gateway, "deploy/7%20%C3%BC")
@@ -124,8 +111,8 @@ def test_receipt_tells_what_became_of_an_event(embedded: EmbeddedRedis, client: 
         assert gateway.ask("GET", "/events/another").status_code == 401
 
 
-def test_event_without_an_id_costs_no_receipt(embedded: EmbeddedRedis, client: redis.Redis) -> None:
-    with running(embedded.url) as gateway:
+def test_event_without_an_id_costs_no_receipt(redis_server: EmbeddedRedis, client: redis.Redis) -> None:
+    with running(redis_server.url) as gateway:
         gateway.post()
         gateway.post(json.dumps([event("a"), event("b", id="given")]))
     assert client.keys(f"{Keys().receipts}*") == [Keys().receipt("given").encode()]
@@ -134,7 +121,7 @@ def test_event_without_an_id_costs_no_receipt(embedded: EmbeddedRedis, client: r
     assert found.status is Status.QUEUED
 
 
-def test_receipts_are_503_while_redis_is_away() -> None:
+def test_receipts_are_503_while_redis_is_unavailable() -> None:
     with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
         away.kill()
         answer = asked(gateway, "any")
@@ -147,7 +134,7 @@ def asked(gateway: Running, event_id: str) -> requests.Response:
 
 
 def test_https_with_a_certificate_that_is_renewed(
-    embedded: EmbeddedRedis,
+    redis_server: EmbeddedRedis,
     client: redis.Redis,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -159,7 +146,7 @@ def test_https_with_a_certificate_that_is_renewed(
         authority.server("tls")
     for suffix in (".crt", ".key"):
         (tmp_path / f"tls{suffix}").write_bytes((first.file.parent / f"tls{suffix}").read_bytes())
-    with opened(embedded, tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key") as gateway:
+    with opened(redis_server, tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key") as gateway:
         url = gateway.url.replace("http://", "https://")
         assert trusts(url, first)
         assert not trusts(url, second)
@@ -197,20 +184,20 @@ def test_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path)
         Settings.load(gateway={"tls_cert": tmp_path / "no.crt"})
 
 
-def test_plain_http_to_the_https_port_harms_nobody(embedded: EmbeddedRedis, tmp_path: Path) -> None:
+def test_plain_http_to_the_https_port_affects_no_other_client(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     authority.server("tls")
-    with opened(embedded, tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key") as gateway:
+    with opened(redis_server, tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key") as gateway:
         with pytest.raises(requests.exceptions.ConnectionError):
             gateway.ask("POST", "/", data=BODY)
         assert trusts(gateway.url.replace("http://", "https://"), authority)
 
 
-def test_metrics_are_open_or_for_those_with_a_token_or_off(embedded: EmbeddedRedis, client: redis.Redis) -> None:
+def test_metrics_are_open_or_need_a_token_or_are_off(redis_server: EmbeddedRedis, client: redis.Redis) -> None:
     bearer = {"Authorization": "Bearer of-all"}
     answers = {}
     for door in ("open", "token", "off"):
-        with opened(embedded, token="of-all", metrics=door) as gateway:
+        with opened(redis_server, token="of-all", metrics=door) as gateway:
             gateway.post(Authorization="Bearer of-all")
             answers[door] = [gateway.ask("GET", "/metrics", headers=headers) for headers in ({}, bearer)]
     assert {door: [each.status_code for each in asked] for door, asked in answers.items()} == {
@@ -222,7 +209,7 @@ def test_metrics_are_open_or_for_those_with_a_token_or_off(embedded: EmbeddedRed
     assert answers["open"][0].headers["Content-Type"].startswith("text/plain; version=")
 
 
-def test_metrics_say_so_while_redis_is_away() -> None:
+def test_metrics_show_that_redis_is_unavailable() -> None:
     with EmbeddedRedis(append_only=False) as away, running(away.url) as gateway:
         away.kill()
         answer = gateway.ask("GET", "/metrics", headers=HEADERS)

@@ -63,12 +63,6 @@ def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
 
 
 @pytest.fixture
-def gateway(serving: Running, client: Redis) -> Running:
-    """One whose Redis is empty."""
-    return serving
-
-
-@pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A review has as long as a loaded machine needs, where a test is about what is reported and not about time."""
     monkeypatch.setattr(admission_endpoint, "BODY_SECONDS", DEADLINE_SECONDS)
@@ -82,9 +76,7 @@ def inbox(client: Redis) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["create", "status", "ephemeral"])
-def test_what_a_review_deploys_is_in_the_inbox_before_it_is_answered(
-    gateway: Running, client: Redis, name: str
-) -> None:
+def test_a_reviews_events_are_enqueued_before_the_response(gateway: Running, client: Redis, name: str) -> None:
     asked = review(name)
     assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     events = inbox(client)
@@ -101,13 +93,15 @@ def test_what_a_review_deploys_is_in_the_inbox_before_it_is_answered(
         b'{"request": {"uid": "", "object": []}}', b" " * 3_000_000,
     ],
 )  # fmt: skip
-def test_nonsense_is_allowed(gateway: Running, client: Redis, body: bytes) -> None:
+def test_malformed_reviews_are_allowed(gateway: Running, client: Redis, body: bytes) -> None:
     assert is_allowed(ask(gateway, body), "")
     assert inbox(client) == []
 
 
 @pytest.mark.parametrize("asked", [review("dry-run"), review("delete"), review("create", resource={"resource": "x"})])
-def test_what_deploys_nothing_is_allowed_and_counted(gateway: Running, client: Redis, asked: dict[str, Any]) -> None:
+def test_reviews_without_events_are_allowed_and_counted(
+    gateway: Running, client: Redis, asked: dict[str, Any]
+) -> None:
     assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     assert inbox(client) == []
     wait_for(lambda: any(name.startswith(b"skipped:") for name in client.hgetall(Keys().counts)), 20)
@@ -128,7 +122,7 @@ def test_review_too_large_is_allowed_and_not_read(gateway: Running, client: Redi
         assert bool(inbox(client)) is taken
 
 
-def test_review_that_does_not_come_is_allowed_with_its_uid(gateway: Running, client: Redis) -> None:
+def test_a_review_that_does_not_arrive_is_allowed_with_its_uid(gateway: Running, client: Redis) -> None:
     body = json.dumps(asked := review("create")).encode()
     with gateway.connect() as connection, HTTPResponse(connection) as answer:
         connection.sendall(BEGIN + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
@@ -137,7 +131,7 @@ def test_review_that_does_not_come_is_allowed_with_its_uid(gateway: Running, cli
     assert inbox(client) == []
 
 
-def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
+def test_a_body_that_does_not_arrive_is_allowed_in_time(gateway: Running) -> None:
     with gateway.connect() as connection:
         began = time.monotonic()
         connection.sendall(BEGIN + b"Content-Length: 100\r\n\r\n{")
@@ -148,7 +142,7 @@ def test_body_that_does_not_come_is_allowed_in_time(gateway: Running) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
+def test_an_unavailable_redis_delays_no_review(number: signal.Signals) -> None:
     with EmbeddedRedis(append_only=False) as away, running(away.url, kubernetes=NAMED, gateway=OPEN) as gateway:
         asked = review("create")
         assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
@@ -166,7 +160,7 @@ def test_redis_away_holds_up_no_review(number: signal.Signals) -> None:
                 kill(away.pid, signal.SIGCONT)
 
 
-def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_server: EmbeddedRedis) -> None:
+def test_a_late_report_is_enqueued_after_the_response(client: Redis, redis_server: EmbeddedRedis) -> None:
     redis = {"url": redis_server.url, "timeout": 20}
     with running(redis_server.url, redis=redis, kubernetes=NAMED, gateway=OPEN) as gateway:
         client.execute_command("CLIENT", "PAUSE", "700", "ALL")
@@ -176,7 +170,7 @@ def test_report_that_is_late_arrives_after_the_answer(client: Redis, redis_serve
         wait_for(lambda: bool(inbox(client)), 20)
 
 
-def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
+def test_an_unexpected_error_allows_the_review_and_is_one_log_line(
     gateway: Running, client: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -190,7 +184,7 @@ def test_fault_of_ours_is_allowed_too_and_is_one_line_of_log(
 
 
 @pytest.mark.usefixtures("patient")
-def test_no_more_reports_than_allowed_are_behind(
+def test_reports_beyond_the_maximum_are_dropped_and_counted(
     redis_server: EmbeddedRedis, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission_endpoint, "MAX_BEHIND", 0)
@@ -202,7 +196,7 @@ def test_no_more_reports_than_allowed_are_behind(
 
 
 @pytest.mark.usefixtures("patient")
-def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_admission_may_require_a_token_or_be_off(redis_server: EmbeddedRedis, client: Redis) -> None:
     asked = review("create")
     uid = asked["request"]["uid"]
     for admission, taken in (("token", True), ("off", False)):
@@ -217,7 +211,7 @@ def test_door_may_ask_for_a_token_or_be_shut(redis_server: EmbeddedRedis, client
 
 
 @pytest.mark.parametrize("admission", ["token", "off"])
-def test_what_comes_to_a_shut_door_is_not_read_to_its_end(
+def test_a_refused_review_is_not_read_to_its_end(
     redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, admission: str
 ) -> None:
     monkeypatch.setattr(admission_endpoint, "BODY_SECONDS", 60)
@@ -305,7 +299,7 @@ def platforms(client: Redis) -> list[str | None]:
         ({}, "create", [None]),  # no watcher: as the specification says, else the environment's rule
     ],
 )
-def test_while_a_watcher_publishes_platforms_none_is_guessed(
+def test_no_platform_is_guessed_while_a_watcher_publishes_them(
     redis_server: EmbeddedRedis,
     client: Redis,
     maps: dict[str, dict[str, Platform]],
@@ -343,7 +337,7 @@ def test_platforms_are_read_again_and_not_for_each_review(
         assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= asked_before + under_way
 
 
-def test_platforms_stay_known_while_redis_is_away() -> None:
+def test_platforms_stay_known_while_redis_is_unavailable() -> None:
     """And what was never known is not guessed."""
     with EmbeddedRedis(append_only=False) as away:
         with Redis.from_url(away.url) as client:

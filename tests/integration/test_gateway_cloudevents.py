@@ -11,35 +11,17 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from gateways import IMAGE, TOKEN, Running, running
+from gateways import IMAGE, TOKEN, Running, inbox, running
 
 from relay.queue.counters import read_counters
 from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
 
 CDEVENTS = Path(__file__).parents[1] / "data" / "cdevents"
-
-
-@pytest.fixture(scope="module")
-def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
-    with running(redis_server.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def gateway(serving: Running, client: Redis) -> Running:
-    """One whose Redis is empty."""
-    return serving
-
-
-def inbox(client: Redis) -> list[dict[bytes, bytes]]:
-    return [fields for _, fields in client.xrange(Keys().inbox)]  # type: ignore[misc]
 
 
 def cdevent(name: str) -> dict[str, Any]:

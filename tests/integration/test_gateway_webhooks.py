@@ -15,17 +15,13 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from gateways import BODY, IMAGE, TOKEN, Running, running
+from gateways import BODY, IMAGE, TOKEN, Running, inbox
 
 from relay.gateway.report_parsing import MAX_MANY_BYTES
-from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from redis import Redis
 
-    from relay.processes.embedded_redis import EmbeddedRedis
 
 PATHS = ("/", "/v1/deployments")
 CLOUDEVENT = {
@@ -46,22 +42,6 @@ BINARY = {
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
-    with running(redis_server.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def gateway(serving: Running, client: Redis) -> Running:
-    """One whose Redis is empty."""
-    return serving
-
-
-def inbox(client: Redis) -> list[dict[bytes, bytes]]:
-    return [fields for _, fields in client.xrange(Keys().inbox)]  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("prefer", [{}, {"Prefer": "reply"}])
 def test_cloudevent_in_binary_mode_is_answered_without_a_body(
     gateway: Running, client: Redis, prefer: dict[str, str]
@@ -76,7 +56,7 @@ def test_cloudevent_in_binary_mode_is_answered_without_a_body(
     assert (entry[b"id"], entry[b"time"]) == (b"q-2", b"2026-04-05T03:56:24+00:00")
 
 
-def test_preferences_may_stand_in_several_headers(gateway: Running) -> None:
+def test_preferences_may_be_in_several_headers(gateway: Running) -> None:
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     preferences = b"Prefer: respond-async, wait=10\r\nPrefer: reply\r\n"
     token = f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
@@ -88,7 +68,7 @@ def test_preferences_may_stand_in_several_headers(gateway: Running) -> None:
     assert answer.endswith(b"\r\n\r\n")
 
 
-def test_cloudevents_in_a_document_are_answered_without_a_body(gateway: Running, client: Redis) -> None:
+def test_structured_cloudevents_are_answered_without_a_body(gateway: Running, client: Redis) -> None:
     one = gateway.post(json.dumps(CLOUDEVENT), **{"Content-Type": "application/cloudevents+json; charset=UTF-8"})
     batch = [{**CLOUDEVENT, "id": str(number)} for number in range(3)]
     many = gateway.post(json.dumps(batch), **{"Content-Type": "application/cloudevents-batch+json"})
@@ -129,7 +109,7 @@ def test_plain_report_is_answered_with_its_id(gateway: Running, headers: dict[st
         ({"Authorization": "Bearer guessed"}, f"?access_token={TOKEN}", 403),
     ],
 )
-def test_token_may_stand_elsewhere(
+def test_a_token_may_be_in_other_places(
     gateway: Running, client: Redis, *, path: str, headers: dict[str, str], query: str, status: int
 ) -> None:
     answer = gateway.ask("POST", f"{path}{query}", data=BODY, headers={**JSON, **headers})
@@ -269,7 +249,7 @@ def test_utf_16_is_refused_by_name(gateway: Running, headers: dict[str, str], st
     assert "UTF-8" in answer.json()["error"]
 
 
-def test_latin_1_is_said_to_be_no_utf_8(gateway: Running) -> None:
+def test_latin_1_is_refused_as_not_utf_8(gateway: Running) -> None:
     body = '{"environment": {"name": "produktion-ö"}}'.encode("latin-1")
     said = gateway.post(body, **{"Content-Type": "application/json; charset=iso-8859-1"}).json()["error"]
     assert said == "the body is not valid JSON: it is not UTF-8, send it in UTF-8"
@@ -278,7 +258,7 @@ def test_latin_1_is_said_to_be_no_utf_8(gateway: Running) -> None:
 @pytest.mark.parametrize(
     "digest", ["", "null", "undefined", "<no value>", "$(tasks.build.results.DIGEST)", "${DIGEST}", "sha256:"]
 )
-def test_digest_that_never_came_is_said_to_be_empty(gateway: Running, digest: str) -> None:
+def test_an_unset_digest_is_refused_as_empty(gateway: Running, digest: str) -> None:
     said: Any = gateway.post(json.dumps({"image": {"url": f"ghcr.io/acme/api@{digest}"}}), **JSON).json()
     assert said["field"] == "image.url"
     assert said["error"].startswith("the digest is empty: was the output it comes from set?")

@@ -50,7 +50,7 @@ def test_without_a_token_there_is_no_session() -> None:
 
 
 @pytest.mark.parametrize("place", ["nonce", "end", "mac"])
-def test_a_cookie_that_was_touched_is_none(place: str) -> None:
+def test_a_tampered_cookie_is_no_session(place: str) -> None:
     nonce, end, mac = session.begin(TOKEN, NOW).split(".")
     touched = {
         "nonce": f"{'A' * 22}.{end}.{mac}",
@@ -61,11 +61,11 @@ def test_a_cookie_that_was_touched_is_none(place: str) -> None:
 
 
 @pytest.mark.parametrize("cookie", ["", "a.b.c", "é" * 22 + ".1." + "0" * 64, "." * 3, "x" * 10_000])
-def test_what_is_no_cookie_of_ours_is_none(cookie: str) -> None:
+def test_a_malformed_cookie_is_no_session(cookie: str) -> None:
     assert session.read(cookie, TOKEN, NOW) is None
 
 
-def test_a_forms_token_is_of_one_session_alone() -> None:
+def test_a_csrf_token_belongs_to_one_session() -> None:
     one, other = (session.read(session.begin(TOKEN, NOW), TOKEN, NOW) for _ in range(2))
     assert one is not None
     assert other is not None
@@ -81,7 +81,7 @@ def test_the_operators_token_is_compared_whole() -> None:
         assert not session.is_operator(wrong, TOKEN)
 
 
-def test_a_few_wrong_tokens_at_once_then_one_now_and_then() -> None:
+def test_a_few_wrong_tokens_at_once_then_one_each_pause() -> None:
     attempts = Attempts()
     for _ in range(AT_ONCE):
         assert attempts.wait_seconds("a", 100.0) == 0
@@ -101,7 +101,7 @@ def test_addresses_are_remembered_within_bounds() -> None:
     assert "0" not in attempts._until
 
 
-def test_rates_are_what_was_delivered_in_each_step() -> None:
+def test_rates_are_the_deliveries_of_each_step() -> None:
     history = History()
     history.note({"a": 100, "b": 0}, 0.0)
     assert history.rates("a") == []
@@ -121,7 +121,7 @@ def test_a_counter_that_was_reset_is_no_rate() -> None:
     assert history.rates("a") == [0]
 
 
-def test_what_was_delivered_before_the_first_look_is_no_rate() -> None:
+def test_deliveries_before_the_first_reading_are_no_rate() -> None:
     history = History()
     history.note({"a": 5}, 0.0)
     history.note({"a": 5, "old": 1000}, STEP_SECONDS)
@@ -140,7 +140,7 @@ def test_history_is_bounded() -> None:
     assert len(history._rates) == ENVIRONMENTS
 
 
-def test_a_drawing_stays_in_its_box() -> None:
+def test_a_chart_stays_in_its_box() -> None:
     drawn = draw([0.0, 5.0, 10.0])
     assert drawn is not None
     points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
@@ -150,17 +150,17 @@ def test_a_drawing_stays_in_its_box() -> None:
     assert draw([]) is draw([1.0]) is draw([0.0, 0.0]) is None
 
 
-def test_whatever_came_as_a_time_can_be_said() -> None:
+def test_any_time_can_be_formatted() -> None:
     assert filters.moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
     assert filters.moment(10**16 - 1) == "?"
 
 
-def test_a_digest_is_short_and_anything_else_stays() -> None:
+def test_a_digest_is_shortened_and_other_text_is_not() -> None:
     assert filters.short_digest("sha256:" + "ab" * 32) == "sha256:abababababab…"
     assert filters.short_digest("latest") == "latest"
 
 
-def test_what_stands_between_backticks_is_code_and_all_is_escaped() -> None:
+def test_text_between_backticks_is_code_and_all_is_escaped() -> None:
     said = filters.with_code("<b> is paused; `relay resume <b>` when it is time, ` or `")
     assert said == "&lt;b&gt; is paused; <code>relay resume &lt;b&gt;</code> when it is time, <code> or </code>"
     assert filters.with_code("one ` alone") == "one ` alone"
@@ -199,7 +199,7 @@ def test_nothing_needs_attention_when_all_is_well() -> None:
 
 @pytest.mark.parametrize("level", list(Severity)[1:])
 @pytest.mark.parametrize("cause", list(Cause))
-def test_each_cause_is_on_the_page_with_what_to_do(cause: Cause, level: Severity) -> None:
+def test_each_finding_is_on_the_page_with_its_advice(cause: Cause, level: Severity) -> None:
     other = Finding(check=Cause.PAUSED, severity=Severity.NOTE, what="another thing", do="wait")
     page = first_page(Finding(check=cause, severity=level, what=f"<b>{cause}", do="`do` this"), other)
     assert f'<li class="{level}"' in page
@@ -228,25 +228,25 @@ def test_health_has_the_words_of_relay_status(health: Health, state: str, level:
     assert f">{'delivering' if state == 'healthy' else state}</span>" in page.partition('id="environments"')[2]
 
 
-def test_environments_with_the_most_that_waits_come_first() -> None:
+def test_environments_with_the_most_waiting_events_come_first() -> None:
     some = [environment("a", 0, 5), environment("b", 7), environment("Prod-B", 3), environment("prod-a", 3)]
     assert [each.environment for each in ordered(some, "")] == ["b", "Prod-B", "prod-a", "a"]
     assert [each.environment for each in ordered(some, "PROD")] == ["Prod-B", "prod-a"]
 
 
-def test_an_environments_whole_name_means_it_alone() -> None:
+def test_an_environments_whole_name_matches_it_alone() -> None:
     assert matching(["prod", "prod-eu", "qa"], "prod") == ["prod"]
     assert matching(["prod", "prod-eu", "qa"], "pro") == ["prod", "prod-eu"]
     assert matching(["prod", "qa"], "") == ["prod", "qa"]
 
 
-def test_a_filter_that_cannot_be_read_says_so() -> None:
+def test_an_unreadable_filter_is_a_fault() -> None:
     selection = Selection.of({"newer": "soon", "older": "2h", "reason": "bored", "until": "12"})
     assert selection.faults == ("'soon' is no duration: write 90s, 12h or 30d", "there is no reason 'bored'")
     assert (selection.filters.older_than_seconds, selection.filters.died_until) == (7200, 12)
 
 
-def test_an_event_of_many_lines_stays_one() -> None:
+def test_an_event_of_many_lines_stays_one_event() -> None:
     assert event("page", "<p>\r\n\n</p>") == b"event: page\ndata: <p>\ndata: \ndata: </p>\n\n"
     assert event("away", "") == b"event: away\ndata: \n\n"
 
@@ -264,7 +264,7 @@ def test_operator_tokens_that_are_refused(gateway: dict[str, Any], fault: str) -
     assert gateway["operator_token"] not in str(refused.value)
 
 
-def test_a_letter_that_would_be_endless_is_written_as_far_as_it_is_shown() -> None:
+def test_a_deeply_nested_letter_is_formatted_as_far_as_it_is_shown() -> None:
     body = json.loads("[" * 900 + ",".join("0" * 20_000) + "]" * 900)
     assert len(_indented(body)) < 60_000
     assert _indented({"a": [1, "ä"]}) == '{\n  "a": [\n    1,\n    "ä"\n  ]\n}'

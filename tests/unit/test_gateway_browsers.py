@@ -33,7 +33,7 @@ ELSEWHERE = hosts(host="*", token="of-producers")
         {"host": "[::1]:8080", "origin": "http://[::1]:8080"},
     ],
 )
-def test_a_program_and_our_own_pages_pass(headers: dict[str, str]) -> None:
+def test_programs_and_the_consoles_pages_pass(headers: dict[str, str]) -> None:
     LOCAL.check_page(headers)
 
 
@@ -93,7 +93,7 @@ def test_names_of_this_machine_and_of_its_proxy_pass_on_loopback(host: str) -> N
         *("localhost@evil.example", "evil.example/localhost", "2130706433", "relay"),
     ],
 )
-def test_a_name_that_was_turned_to_loopback_is_refused_there(host: str) -> None:
+def test_a_rebound_name_is_refused_on_loopback(host: str) -> None:
     with pytest.raises(Refused) as refused:
         LOCAL.check_host({"host": host})
     assert refused.value.status == HTTPStatus.MISDIRECTED_REQUEST

@@ -18,7 +18,7 @@ def name_of(tokens: Tokens, token: str) -> str | Rejection:
     return found.name if isinstance(found, Principal) else found
 
 
-def test_each_token_is_somebodys() -> None:
+def test_each_token_has_its_principal() -> None:
     hashed = sha256(b"of-two").hexdigest()
     tokens = Tokens.single("of-all") + parse_tokens(f'[one]\ntoken = "of-one"\n[two]\ntoken_sha256 = "{hashed}"')
     assert name_of(tokens, "of-all") == "gateway.token"
@@ -58,7 +58,7 @@ def test_environments_are_globs(environments: tuple[str, ...], environment: str,
         ("[a]\ntoken = canary", "not valid TOML"),
     ],
 )
-def test_fault_of_a_file_is_named_and_repeats_no_token(text: str, says: str) -> None:
+def test_a_files_fault_is_named_without_repeating_a_token(text: str, says: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse_tokens(text)
     assert says in str(refused.value)

@@ -34,9 +34,7 @@ TEXT = b'{"image": {}}' * 10
         ({}, b"access_token=%C3%A9", "Bearer \xc3\xa9"),
     ],
 )
-def test_token_may_stand_where_a_sender_can_put_it(
-    headers: dict[str, str], query: bytes, authorization: str | None
-) -> None:
+def test_the_places_of_a_token(headers: dict[str, str], query: bytes, authorization: str | None) -> None:
     assert webhook.authorization_of(headers, query) == authorization
 
 
@@ -52,7 +50,7 @@ def test_token_may_stand_where_a_sender_can_put_it(
         {"prefer": 'wait=10, reply=""'},
     ],
 )
-def test_cloudevents_and_who_takes_replies_get_no_body(headers: dict[str, str]) -> None:
+def test_cloudevents_and_prefer_reply_get_no_body(headers: dict[str, str]) -> None:
     assert webhook.wants_no_body(headers)
 
 
@@ -148,7 +146,7 @@ def test_body_that_is_damaged_is_400(body: bytes) -> None:
     assert refused.value.status == HTTPStatus.BAD_REQUEST
 
 
-def test_bomb_takes_no_more_memory_than_is_allowed() -> None:
+def test_a_compression_bomb_takes_bounded_memory() -> None:
     allowed = 100_000
     bomb = gzip.compress(bytes(50_000_000))
     tracemalloc.start()
@@ -166,7 +164,7 @@ def test_bomb_takes_no_more_memory_than_is_allowed() -> None:
     ("headers", "status"),
     [({}, 405), ({"webhook-request-origin": " "}, 405), ({"webhook-request-origin": "a" * 254}, 400)],
 )
-def test_handshakes_that_are_none(headers: dict[str, Any], status: int) -> None:
+def test_other_options_requests_are_refused(headers: dict[str, Any], status: int) -> None:
     with pytest.raises(Refused) as refused:
         webhook.consent(headers)
     assert refused.value.status == status

@@ -6,26 +6,24 @@ import contextlib
 import json
 import os
 import resource
-import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import requests
-from gateways import BODY, Running
+from gateways import BODY, Running, process
 from rig import wait_for
 
-from relay.processes.supervisor import Child, await_ready
 from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
-    from pathlib import Path
 
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
+    from relay.processes.supervisor import Child
 
 IDLE = 10_000
 HEAD = b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\n"
@@ -36,15 +34,8 @@ SPARE_DESCRIPTORS = 500
 
 @pytest.fixture(scope="module")
 def gateway(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Child]]:
-    log: Path = tmp_path_factory.mktemp("gateway") / "gateway.log"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ATOMIST_"))}
-    environment = {**kept, "RELAY_REDIS_URL": redis_server.url}
-    child = Child("gateway", [sys.executable, "-m", "relay", "gateway", "--port", "0"], env=environment, log_path=log)
-    try:
-        await_ready(child, lambda: b"\n" in log.read_bytes(), 60)
-        yield Running(url=log.read_text().split()[-1]), child
-    finally:
-        child.kill()
+    with process(redis_server.url, tmp_path_factory.mktemp("gateway") / "gateway.log") as started:
+        yield started
 
 
 @contextlib.contextmanager
@@ -64,7 +55,7 @@ def is_taken(gateway: Running) -> bool:
         return session.post(gateway.url, json=json.loads(BODY), timeout=30).status_code == 202
 
 
-def test_ten_thousand_idle_connections_do_not_stop_it(gateway: tuple[Running, Child], client: Redis) -> None:
+def test_ten_thousand_idle_connections_do_not_block_it(gateway: tuple[Running, Child], client: Redis) -> None:
     running, child = gateway
     with many_descriptors() as most, contextlib.ExitStack() as exits:
         if most < IDLE:
@@ -77,7 +68,7 @@ def test_ten_thousand_idle_connections_do_not_stop_it(gateway: tuple[Running, Ch
     wait_for(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) < 100, 60)  # noqa: PTH208 - the same
 
 
-def test_slow_clients_do_not_stop_it(gateway: tuple[Running, Child], client: Redis) -> None:
+def test_slow_clients_do_not_block_it(gateway: tuple[Running, Child], client: Redis) -> None:
     """A hundred in the middle of their request lines, headers and bodies, each a byte now and then."""
     running, _ = gateway
     starts = [b"PO", HEAD[:40], HEAD + b"Content-Length: 100\r\n\r\n{"]
@@ -102,7 +93,7 @@ def drip(connections: list[socket.socket], over: threading.Event) -> None:
             connection.sendall(b" ")
 
 
-def test_huge_bodies_do_not_stop_it_nor_fill_its_memory(gateway: tuple[Running, Child], client: Redis) -> None:
+def test_huge_bodies_neither_block_it_nor_fill_its_memory(gateway: tuple[Running, Child], client: Redis) -> None:
     running, child = gateway
     before = megabytes(child.pid)
     over = threading.Event()

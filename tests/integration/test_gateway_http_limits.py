@@ -10,64 +10,35 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-import redis
-from gateways import BODY, TOKEN, Running, running
+from gateways import BODY, TOKEN, Running, running, status_of
 from rig import wait_for
 
 from relay.gateway import http_limits
-from relay.processes.embedded_redis import EmbeddedRedis
 from relay.queue.keys import Keys
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Iterator
 
+    import redis
+
+    from relay.processes.embedded_redis import EmbeddedRedis
+
 BEGIN = f"POST / HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
 START = BEGIN + b"Content-Type: application/json\r\n"
 MOST = http_limits.MAX_HEAD_BYTES + http_limits.PIECE_BYTES
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(append_only=False) as embedded:
-        yield embedded
-
-
 @pytest.fixture
-def client(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(embedded.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture(scope="module")
-def shared(embedded: EmbeddedRedis) -> Iterator[Running]:
-    with running(embedded.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def gateway(shared: Running, client: redis.Redis) -> Running:
-    return shared
-
-
-@pytest.fixture
-def hasty(embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+def hasty(redis_server: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """One that waits a moment for a head."""
     monkeypatch.setattr(http_limits, "HEAD_SECONDS", 0.3)
-    with running(embedded.url) as gateway:
+    with running(redis_server.url) as gateway:
         yield gateway
 
 
 def request(*lines: bytes, body: bytes = BODY, start: bytes = START) -> bytes:
     return b"".join([start, *(line + b"\r\n" for line in lines), b"Content-Length: %d\r\n\r\n" % len(body), body])
-
-
-def status_of(connection: socket.socket) -> int:
-    with http.client.HTTPResponse(connection) as answer:
-        answer.begin()
-        answer.read()
-        return answer.status
 
 
 def sent(connection: socket.socket, pieces: Iterable[bytes]) -> int:
@@ -202,20 +173,20 @@ def test_a_head_that_comes_byte_for_byte_is_not_waited_for(hasty: Running) -> No
 
 @pytest.mark.parametrize("begun", [b"", b"\r\n"])
 def test_a_connection_that_sends_nothing_is_closed(
-    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, begun: bytes
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     monkeypatch.setattr(http_limits, "IDLE_SECONDS", 0.3)
-    with running(embedded.url) as gateway, gateway.connect() as connection:
+    with running(redis_server.url) as gateway, gateway.connect() as connection:
         connection.sendall(begun)
         assert connection.recv(1) == b""
 
 
 def test_a_connection_that_waits_for_its_answer_is_not_closed(
-    embedded: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_server: EmbeddedRedis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_limits, "IDLE_SECONDS", 0.2)
-    patient = {"url": embedded.url, "timeout": 20}
-    with running(embedded.url, redis=patient) as gateway, gateway.connect() as connection:
+    patient = {"url": redis_server.url, "timeout": 20}
+    with running(redis_server.url, redis=patient) as gateway, gateway.connect() as connection:
         client.execute_command("CLIENT", "PAUSE", "1000", "ALL")
         connection.sendall(request())
         assert status_of(connection) == 202
@@ -266,9 +237,9 @@ def test_unreadable_requests_are_one_line_a_second_with_their_number(
 
 
 def test_the_end_of_the_gateway_leaves_no_unreadable_request_uncounted(
-    embedded: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+    redis_server: EmbeddedRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"), running(embedded.url) as gateway:
+    with caplog.at_level("INFO"), running(redis_server.url) as gateway:
         for _ in range(3):
             with gateway.connect() as connection:
                 connection.sendall(b"nonsense\r\n\r\n")

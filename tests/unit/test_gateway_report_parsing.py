@@ -51,7 +51,7 @@ def event(**more: object) -> bytes:
         ("Bearer \xff", "secret", Rejection.WRONG_TOKEN),
     ],
 )
-def test_who_may_report(authorization: str | None, token: str, who: str | Rejection) -> None:
+def test_tokens_are_identified(authorization: str | None, token: str, who: str | Rejection) -> None:
     found = Tokens.single(token).identify(authorization)
     assert (found.name if isinstance(found, Principal) else found) == who
 
@@ -79,7 +79,7 @@ def test_who_may_report(authorization: str | None, token: str, who: str | Reject
         ({"content-type": "application/cloudevents+json", "ce-type": "com.acme.deployed"}, Media.CLOUDEVENT),
     ],
 )
-def test_content_types_that_are_taken(headers: dict[str, str], media: Media) -> None:
+def test_accepted_content_types(headers: dict[str, str], media: Media) -> None:
     assert report_parsing.media_of(headers) is media
 
 
@@ -107,7 +107,7 @@ def test_other_content_types_are_415(headers: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"content-type": "application/x-www-form-urlencoded"}])
-def test_a_client_without_a_json_content_type_is_told_which_header_to_add(given: dict[str, str]) -> None:
+def test_a_missing_json_content_type_is_refused_with_the_header_to_add(given: dict[str, str]) -> None:
     with pytest.raises(Refused, match="add the header 'Content-Type: application/json'"):
         report_parsing.media_of(given)
 
@@ -200,7 +200,7 @@ def test_one_event_with_its_envelope() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"image=app", b'{"image": {}} {}', b"\xff", b'"\\ud800"'])
-def test_what_is_not_json_is_400(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
         report_parsing.parse(Media.JSON, body, Envelope())
     assert refused.value.status == HTTPStatus.BAD_REQUEST
@@ -248,7 +248,7 @@ def test_many_are_split(media: Media, body: bytes, texts: list[bytes]) -> None:
     ],
     ids=["cut short", "too deep", "too many elements", "too many lines"],
 )
-def test_many_that_are_refused_whole(media: Media, body: bytes, status: HTTPStatus) -> None:
+def test_bodies_of_many_that_are_refused_as_a_whole(media: Media, body: bytes, status: HTTPStatus) -> None:
     with pytest.raises(Refused) as refused:
         report_parsing.split(media, body)
     assert refused.value.status == status
@@ -273,7 +273,7 @@ def test_one_of_many_that_is_no_event(text: bytes, envelope: Envelope, field: st
     assert (fault.index, fault.field) == (6, field)
 
 
-def test_headers_fill_in_what_each_of_many_leaves_out() -> None:
+def test_headers_fill_in_missing_fields_of_many() -> None:
     envelope = Envelope(id="key", source="east", time="2025-01-31T12:00:00Z")
     own, filled = report_parsing.parse_many(
         Media.LINES, [event(id="own", source="west", time="2024-01-31T12:00:00Z"), event()], 8, envelope, LIMITS
@@ -286,14 +286,14 @@ FAULT = Fault(index=1, field="image.url", reason="is missing")
 TOLD = {"index": 1, "field": "image.url", "reason": "is missing"}
 
 
-def test_answers_for_many_tell_of_each() -> None:
+def test_responses_to_many_have_a_place_for_each() -> None:
     assert responses.accepted_many([], []).document == {"ids": []}
     assert responses.accepted_many(["a", "b"], []).document == {"ids": ["a", "b"]}
     partly = responses.accepted_many(["a", None], [FAULT])
     assert (partly.status, partly.document) == (202, {"ids": ["a", None], "errors": [TOLD]})
 
 
-def test_none_valid_of_many_is_422() -> None:
+def test_many_without_a_valid_event_are_422() -> None:
     answer = responses.accepted_many([None, None], [Fault(index=0, field="", reason="no"), FAULT])
     assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
     assert answer.document["field"] == ""
@@ -301,7 +301,7 @@ def test_none_valid_of_many_is_422() -> None:
     assert answer.document["errors"][1] == TOLD
 
 
-def test_many_that_stopped_tell_what_is_enqueued() -> None:
+def test_a_response_to_many_that_stopped_names_the_enqueued() -> None:
     answer = responses.accepted_many(["a", None, None], [FAULT], QueueFull("the queue is full"))
     assert (answer.status, answer.headers) == (429, {"Retry-After": "5"})
     assert answer.document == {
@@ -335,7 +335,7 @@ def caused_by(cause: BaseException | None) -> QueueUnavailable:
     ],
     ids=repr,
 )
-def test_every_error_has_its_answer_without_secrets(
+def test_every_error_has_its_response_without_secrets(
     error: RelayError, status: int, says: str, headers: dict[str, str]
 ) -> None:
     answer = responses.of_error(error)
@@ -345,19 +345,19 @@ def test_every_error_has_its_answer_without_secrets(
     assert "hunter2" not in str(answer)
 
 
-@pytest.mark.parametrize(("stranger", "status"), [(Rejection.MISSING_TOKEN, 401), (Rejection.WRONG_TOKEN, 403)])
-def test_strangers_are_refused(stranger: Rejection, status: int) -> None:
+@pytest.mark.parametrize(("rejection", "status"), [(Rejection.MISSING_TOKEN, 401), (Rejection.WRONG_TOKEN, 403)])
+def test_unauthenticated_requests_are_refused(rejection: Rejection, status: int) -> None:
     with pytest.raises(Refused) as refused:
-        report_parsing.admitted(stranger)
+        report_parsing.admitted(rejection)
     assert refused.value.status == status
 
 
-def test_caller_that_is_known_is_let_in() -> None:
+def test_a_known_principal_is_admitted() -> None:
     caller = Principal(name="x")
     assert report_parsing.admitted(caller) is caller
 
 
-def test_environment_that_a_token_is_not_for_is_403_with_the_field() -> None:
+def test_an_environment_of_other_tokens_is_403_with_the_field() -> None:
     caller = Principal(name="payments", environments=("payments-*",))
     report_parsing.check_environment(DeploymentEvent.of(URL, environment="payments-eu"), caller, "deployed")
     for given in (DeploymentEvent.of(URL, environment="production"), DeploymentEvent.of(URL)):

@@ -100,7 +100,7 @@ def test_a_web_page_reports_nothing_to_a_gateway_on_loopback(
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]:8080"])
-def test_a_program_of_this_machine_reports(without_tokens: Running, client: Redis, host: str) -> None:
+def test_a_local_program_reports(without_tokens: Running, client: Redis, host: str) -> None:
     assert without_tokens.ask("POST", "/", data=BODY, headers={**JSON, "Host": host}).status_code == 202
     assert reported(client) == 1
 
@@ -109,12 +109,12 @@ def test_a_program_of_this_machine_reports(without_tokens: Running, client: Redi
     ("path", "status"),
     [("/events/x", 421), ("/metrics", 421), ("/openapi.json", 421), ("/healthz", 200), ("/readyz", 200)],
 )
-def test_a_rebound_name_reads_nothing_on_loopback(without_tokens: Running, path: str, status: int) -> None:
+def test_a_rebound_name_gets_nothing_on_loopback(without_tokens: Running, path: str, status: int) -> None:
     assert without_tokens.ask("GET", path, headers={"Host": "evil.example"}).status_code == status
     assert without_tokens.ask("GET", path).status_code in {200, 404}
 
 
-def test_a_right_token_needs_no_name(with_token: Running, client: Redis) -> None:
+def test_a_token_makes_the_host_name_irrelevant(with_token: Running, client: Redis) -> None:
     """As behind a proxy on the same machine, which passes on the name that it was asked for."""
     named = {**HEADERS, "Host": "relay.example.com"}
     assert with_token.ask("POST", "/", data=BODY, headers=named).status_code == 202
@@ -122,7 +122,7 @@ def test_a_right_token_needs_no_name(with_token: Running, client: Redis) -> None
     assert with_token.ask("GET", "/metrics", headers=named).status_code == 200
 
 
-def test_an_open_door_on_loopback_asks_for_the_name_too(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_open_admission_on_loopback_checks_the_host_name(redis_server: EmbeddedRedis, client: Redis) -> None:
     opened = {"port": 0, "token": TOKEN, "admission": "open", "metrics": "open", "hosts": ["relay.example.com"]}
     with running(redis_server.url, gateway=opened, kubernetes=NAMED) as gateway:
         assert gateway.ask("GET", "/metrics", headers={"Host": "evil.example"}).status_code == 421
