@@ -1,4 +1,4 @@
-"""`relay config`: what is configured, where it comes from, and what is wrong with it."""
+"""`relay config`: checks and shows the settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ config = typer.Typer(
     no_args_is_help=True,
     help="""Check and show the configuration: defaults, the file that RELAY_CONFIG names, and the environment.
 
-    Exit codes: 0 done, 2 something is wrong.
+    Exit codes: 0 done, 2 the configuration is not valid.
 
     \b
     Examples:
@@ -41,9 +41,9 @@ config = typer.Typer(
 
 @config.command()
 def check(*, as_json: Json = False) -> None:
-    """Say whether the configuration is valid, and else name each fault on a line: where it is, and what to do.
+    """Check the configuration, and print each fault on a line: where it is, and what to do.
 
-    Variables that begin with RELAY_ and are no settings are faults too. Nothing is connected to.
+    A variable that begins with RELAY_ and is no setting is a fault too. Connects to nothing.
 
     Exit codes: 0 it is valid, 2 it is not.
 
@@ -72,12 +72,13 @@ def show(
     *,
     as_json: Json = False,
     as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print a file that RELAY_CONFIG could name, but for the secrets.")
+        bool, typer.Option("--toml", help="Print a TOML file for RELAY_CONFIG, without secrets.")
     ] = False,
 ) -> None:
-    """Show every setting as it is in effect, and where it comes from; secrets are masked.
+    """Show the value and the source of every setting; secrets are masked.
 
-    A table on a terminal; piped, a line each with tabs between: setting, value, source, variable or file.
+    Prints a table to a terminal, otherwise a line for each setting with tabs between: setting, value, source,
+    variable or file.
 
     Exit codes: 0 done, 2 the configuration is not valid.
 
@@ -88,7 +89,7 @@ def show(
       relay config show --json | jq '.[] | select(.source != "default")'
     """  # noqa: D301 - \b keeps typer from joining the lines
     if as_json and as_toml:
-        raise ConfigurationError("choose one of --json and --toml")
+        raise ConfigurationError("--json and --toml cannot be combined")
     settings = settings_report.effective(Settings.load())
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in settings], indent=2))
@@ -108,7 +109,7 @@ def _as_json(setting: Setting) -> dict[str, Any]:
 
 
 def _as_toml(settings: Sequence[Setting]) -> str:
-    """Write a TOML file; what is masked or unset stands in it as a comment."""
+    """Return a TOML file; masked and unset settings are comments in it."""
     lines = []
     for section, members in groupby(settings, key=lambda each: each.section):
         lines.append(f"[{section}]")
@@ -121,7 +122,7 @@ def _as_toml(settings: Sequence[Setting]) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Write a value as TOML, of which JSON is a part for text, numbers, truth and lists of text."""
+    """Return a value as TOML, which is JSON for strings, numbers, booleans and lists of strings."""
     return '""' if value is None else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Which events are in a file of JSON lines, and which lines are none? In bounded memory."""
+"""Reads a file of JSON lines as events, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-#: What a file of events may be called; an image's name never ends like this without a digest.
+#: Suffixes of files of events; no image without a digest ends like this.
 FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".txt"}
 
-#: Bytes of a line that are read at most; a longer one is refused, and skipped to its end.
+#: Maximum bytes of a line; a longer one is refused and skipped.
 MAX_LINE_BYTES = 1_048_576
 
 
 class Line(NamedTuple):
-    """A line's number, from 1, and its event, or why it is none."""
+    """A line's number, from 1, and its event or fault."""
 
     number: int
     event: DeploymentEvent | InvalidEvent
 
 
 def means_file(image: str) -> bool:
-    """Tell a file, or standard input, from an image; what only looks like a file is meant as one too.
+    """Return whether the argument means a file or standard input, not an image; also if the file does not exist.
 
-    A directory is not meant: an image may be called like one, and an image that came out empty is `Path("")`.
+    A directory is no file here: an image may have its name, and an empty image is `Path("")`.
     """
     if image == "-":
         return True
@@ -43,7 +43,7 @@ def means_file(image: str) -> bool:
 
 @contextmanager
 def open_lines(image: str) -> Iterator[BinaryIO]:
-    """Open a file, or standard input; `ConfigurationError` if there is none."""
+    """Open a file or standard input, or raise `ConfigurationError`."""
     if image == "-":
         if sys.stdin is None:
             raise ConfigurationError("standard input is closed")
@@ -65,9 +65,9 @@ def read_lines(
     advance: Callable[[int], object],
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Line]:
-    """Read each line that is not blank, and tell `advance` how many bytes went by.
+    """Yield the lines that are not blank; call `advance` with the bytes of each line.
 
-    The wait for a line is in the context `waiting`.
+    Each wait for a line is in the context `waiting`.
     """
     number = 0
     while True:
@@ -83,7 +83,7 @@ def read_lines(
         elif without_mark(line).strip():
             yield Line(number, _event(line))
             if number == 1 and other_encoding(line):
-                return  # its line ends are not where they seem to be
+                return  # line breaks are different there
 
 
 def _event(line: bytes) -> DeploymentEvent | InvalidEvent:

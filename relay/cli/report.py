@@ -111,7 +111,7 @@ def report(
 
 
 def _event(image: str, fields: dict[str, str | None]) -> DeploymentEvent:
-    """Return the event; an empty image is most often a pipeline's variable that was never set."""
+    """Return the event; an empty image is usually a pipeline's variable that was never set."""
     if not image.strip():
         raise InvalidImage("the image is empty; check whether the variable that it comes from is set")
     return DeploymentEvent.of(image, **fields)

@@ -1,4 +1,4 @@
-"""Which setting has which value, where it comes from, and what is wrong with any: for people, without secrets."""
+"""The settings' values, sources and faults for people, without secrets."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 _UNKNOWN = "is not a setting"
 
-#: Settings that are URLs: whatever in them may be a password is not shown.
+#: Settings that are URLs, shown without the parts that may be passwords.
 _URLS = frozenset({("redis", "url"), ("broker", "url"), ("api", "url")})
 
-#: The setting that names a file to be written; all others name files to be read.
+#: The only setting of a file that is written; the others are read.
 _WRITTEN = ("kubernetes", "heartbeat_file")
 
-#: Variables that are the relay's and no settings.
+#: Variables of the relay that are no settings.
 _OTHERS = frozenset({"RELAY_CONFIG", "RELAY_REDIS_SERVER"})
 
-#: What Kubernetes puts into each container for a service called `relay` or `relay-…`.
+#: Variables that Kubernetes sets in each container for a service named `relay` or `relay-…`.
 _SERVICE_LINK = re.compile(
     r"RELAY_(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
 )
 
-#: How variables begin of which there is no list: the rules for environments, and what the relay's own tests set.
+#: Prefixes of variables without a list: settings of environments, and variables of the relay's tests.
 _FAMILIES = ("RELAY_ENVIRONMENTS__", "RELAY_TEST_")
 
 
 class Source(StrEnum):
-    """Where a value comes from; the later wins."""
+    """Where a value comes from; the later takes precedence."""
 
     DEFAULT = "default"
     FILE = "file"
@@ -57,20 +57,20 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One setting as it is in effect; `name` says which variable or file it comes from, '' for a default."""
+    """A setting's effective value; `name` is its variable or file, "" for a default."""
 
     section: str
     key: str
     value: Any
     source: Source
     name: str = ""
-    #: Whether the value has a secret in it that is not shown.
+    #: Whether a secret in the value is masked.
     is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is wrong, and in which variable or file, '' if in none; what to do about it, '' if that says it all."""
+    """A fault, its variable or file ("" for none), and what to do ("" if the fault says it)."""
 
     where: str
     what: str
@@ -78,13 +78,13 @@ class Fault:
     is_unknown: bool = False
 
     def __str__(self) -> str:
-        """Write it on a line."""
+        """Return the fault on a line."""
         line = f"{self.where}: {self.what}" if self.where else self.what
         return f"{line}; {self.do}" if self.do else line
 
 
 def effective(settings: Settings) -> list[Setting]:
-    """Return every setting with its value as it may be shown, in the order of the reference."""
+    """Return every setting with its masked value, in the order of docs/settings.md."""
     variables, file = _variables(), _file()
     shown = []
     for section, path, given in _all(settings):
@@ -97,7 +97,7 @@ def effective(settings: Settings) -> list[Setting]:
 
 
 def _all(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Yield each setting's section as a file has it, its path, and its value."""
+    """Yield each setting's section in the file, its path, and its value."""
     for section in Settings.model_fields:
         part = getattr(settings, section)
         if isinstance(part, dict):
@@ -110,20 +110,20 @@ def _all(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], Any]]:
 
 
 def check() -> list[Fault]:
-    """Return every fault of the configuration; nothing is raised."""
+    """Return the faults of the configuration."""
     found = list(_unknown_variables())
     path = os.environ.get("RELAY_CONFIG")
     try:
         if path and not Path(path).is_file():
             what = f"names {path}, which is no file"
-            return [*found, Fault(where="RELAY_CONFIG", what=what, do="mend the path, or unset it")]
+            return [*found, Fault(where="RELAY_CONFIG", what=what, do="correct the path, or unset it")]
         settings = Settings()
     except OSError as error:
         what = f"names {path}, which cannot be read: {error.strerror}"
-        return [*found, Fault(where="RELAY_CONFIG", what=what, do="mend the path or its mode")]
+        return [*found, Fault(where="RELAY_CONFIG", what=what, do="correct the path or its mode")]
     except ValidationError as error:
-        told = {fault.where for fault in found}
-        return [*found, *(fault for fault in map(_placed, faults(error)) if fault.where not in told)]
+        named = {fault.where for fault in found}
+        return [*found, *(fault for fault in map(_located, faults(error)) if fault.where not in named)]
     except ValueError as error:  # TOML that does not parse, JSON in a variable that does not
         return [*found, Fault(where=path or "environment", what=f"cannot be read: {_parse_fault(error)}")]
     files = list(_files(settings))
@@ -131,7 +131,7 @@ def check() -> list[Fault]:
 
 
 def hints(settings: Settings) -> Iterator[str]:
-    """Yield what is no fault of its own, and keeps something from running."""
+    """Yield notes about a valid configuration with which a part of the relay does not start."""
     if not settings.api.url:
         yield "no API to deliver to is set (RELAY_API_URL): a worker does not start without one"
     elif not (settings.api.token_file or settings.api.token.get_secret_value()):
@@ -142,7 +142,7 @@ def hints(settings: Settings) -> Iterator[str]:
 
 
 def _tls_hints(settings: Settings) -> Iterator[str]:
-    """Yield what a URL leaves in the clear, or to any server that answers."""
+    """Yield notes about URLs without TLS or without verification."""
     for section, url, part in (
         ("redis", settings.redis.url, settings.redis),
         ("broker", settings.broker.url or settings.redis.url, settings.broker),
@@ -153,11 +153,11 @@ def _tls_hints(settings: Settings) -> Iterator[str]:
             continue
         if not (trust := addresses.trust(url, part)).is_verified or not trust.is_name_checked:
             option = "ssl_check_hostname" if trust.is_verified else "ssl_cert_reqs"
-            yield f"{section}.url verifies no server ({option}): any that answers gets the password"
+            yield f"{section}.url verifies no server ({option}): any server that answers gets the password"
 
 
 def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:
-    """Return a value as it may be shown, and whether that masks something."""
+    """Return a value without secrets, and whether any was masked."""
     if isinstance(value, SecretStr):
         is_set = bool(value.get_secret_value())
         return MASK if is_set else "", is_set
@@ -170,7 +170,7 @@ def _shown(path: tuple[str, ...], value: Any) -> tuple[Any, bool]:
 
 
 def _variables() -> dict[str, str]:
-    """Return the variables that stand for settings, by the name that is compared: in capitals."""
+    """Return the names of variables that are set, by their upper-case form."""
     return {name.upper(): name for name, value in os.environ.items() if value or "__" in name}
 
 
@@ -198,7 +198,7 @@ def _source(path: tuple[str, ...], variables: Mapping[str, str], file: Mapping[s
 
 
 def _unknown_variables() -> Iterator[Fault]:
-    """Yield what begins like a variable of the relay and is none, with the one that was meant."""
+    """Yield variables that begin with RELAY_ and are unknown, with the closest known one."""
     known = {*SHORT_NAMES, *_OTHERS}
     for section in Settings.model_fields:
         known.add(f"RELAY_{section}".upper())
@@ -210,12 +210,12 @@ def _unknown_variables() -> Iterator[Fault]:
         if _SERVICE_LINK.fullmatch(upper):
             continue
         near = difflib.get_close_matches(upper, sorted(known), n=1, cutoff=0.75)
-        meant = f"did you mean {near[0]}?" if near else "unset it; docs/settings.md has all there are"
+        meant = f"did you mean {near[0]}?" if near else "unset it; docs/settings.md lists all settings"
         yield Fault(where=name, what=_UNKNOWN, do=meant, is_unknown=True)
 
 
-def _placed(fault: settings.Fault) -> Fault:
-    """Tell where a fault is to be mended: in the variable or the file that the value comes from."""
+def _located(fault: settings.Fault) -> Fault:
+    """Return the fault with the variable or file that its value comes from."""
     path = fault.path
     if len(path) < 2:  # noqa: PLR2004 - a section and a key
         where = os.environ.get("RELAY_CONFIG", "") if path and path[0] in _file() else ""
@@ -242,14 +242,14 @@ def _keys(section: str) -> Iterable[str]:
 
 
 def _parse_fault(error: ValueError) -> str:
-    """Say what could not be parsed without repeating it: it may be a secret."""
+    """Return what could not be parsed, without the text, which may be a secret."""
     if isinstance(error, tomllib.TOMLDecodeError):
         return str(error)
     return str(error).partition("\n")[0]
 
 
 def _urls(settings: Settings) -> Iterator[Fault]:
-    """Yield a Redis URL that is none, and files of TLS that are none."""
+    """Yield faults of the Redis URL and of TLS files."""
     try:
         connect(settings.redis).close()
         settings.check_broker_files()
@@ -258,7 +258,7 @@ def _urls(settings: Settings) -> Iterator[Fault]:
 
 
 def _cluster_name(settings: Settings) -> Iterator[Fault]:
-    """Yield that a gateway which expects reviews does not start, because the cluster has no name."""
+    """Yield a fault if admission reviews are expected and the cluster has no name."""
     if not settings.expects_reviews:
         return
     try:
@@ -268,7 +268,7 @@ def _cluster_name(settings: Settings) -> Iterator[Fault]:
 
 
 def _files(settings: Settings) -> Iterator[Fault]:
-    """Yield the files that are named and cannot be read."""
+    """Yield faults of files that cannot be read or have no usable content."""
     for _, path, file in _all(settings):
         if not isinstance(file, Path) or path == _WRITTEN:
             continue
@@ -278,7 +278,9 @@ def _files(settings: Settings) -> Iterator[Fault]:
             with file.open("rb") as opened:
                 opened.read(1)
         except OSError as error:
-            yield Fault(where=name, what=f"{what} cannot be read: {error.strerror}", do="mend the path or its mode")
+            yield Fault(
+                where=name, what=f"{what} cannot be read: {error.strerror}", do="correct the path or its mode"
+            )
             continue
         if path == ("api", "token_file"):
             yield from _empty_token(settings, name, what)
@@ -305,7 +307,7 @@ def _empty_token(settings: Settings, name: str, what: str) -> Iterator[Fault]:
 
 
 def defaults_of(settings: Settings) -> Defaults:
-    """Return what events mean that do not say, from the configuration."""
+    """Return the defaults of events' fields."""
     try:
         rules = [(glob, rule.platform) for glob, rule in settings.environments.items() if rule.platform]
         rules.append(("*", settings.defaults.platform))

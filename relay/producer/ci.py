@@ -1,6 +1,6 @@
-"""Which pipeline runs this process? Read from the variables that its system documents; pure.
+"""Detects the CI pipeline that runs this process, from the variables that its system documents; pure.
 
-    system           told by               a run's step is
+    system           detected by           step of a run
     GitHub Actions   GITHUB_ACTIONS=true   GITHUB_RUN_ID, its attempt, the job and the step
     GitLab CI        GITLAB_CI=true        CI_JOB_ID, which is new for a job that is run again
     CircleCI         CIRCLECI=true         CIRCLE_WORKFLOW_JOB_ID, new for a rerun, and the parallel node
@@ -10,13 +10,13 @@
 
 Gitea and Forgejo Actions set GitHub's variables, depending on the version without the attempt.
 
-An *origin* fills in what a report does not say of itself: its `source`, and an idempotency key. That is the same when
-one step of a run reports the same event once more (a retry in the step's script, an answer that was lost), and
-another in another run, attempt or job: what those deploy is news again, be it the image of last week.
+An *origin* fills in an event's `source` and idempotency key. The key is the same if one step of a run reports an
+event again (a retry in the step's script, a lost answer). It differs in another run, attempt or job, because their
+deployments are new, even of last week's image.
 
-A key that is the same for two deployments drops the second one. So there is a key only if each variable that it is
-built from is set: without the attempt, for example, a rerun of a GitHub run cannot be told from a retry. Then an
-event gets the source alone, and the producer gives it a new id.
+Two deployments with one key would be one. So there is a key only if each variable that it is built from is set:
+without the attempt, for example, a rerun of a GitHub run is not distinguishable from a retry. Then the event gets
+only the source, and the producer gives it a new id.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _HASH_DIGITS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The step of a run that reports."""
+    """The step of a pipeline's run that reports."""
 
-    #: Our name for the system: "github", "gitlab".
+    #: Name of the system: "github", "gitlab".
     system: str
-    #: Where a person finds the run: a URL if the system tells one.
+    #: Where the run is found: a URL if the system has one.
     source: str
-    #: What tells this step of this run, in this attempt, from every other of its system; None if a variable of those
-    #: is missing, or known to be the same for every run.
+    #: Identifies this step of this run and attempt among all of its system; None if a variable for it is missing, or
+    #: known to be the same for every run.
     step: tuple[str, ...] | None
 
     def credit(self, event: DeploymentEvent, line: int = 0) -> DeploymentEvent:
@@ -58,21 +58,21 @@ class Origin:
         return event.model_copy(update=update)
 
     def id_for(self, event: DeploymentEvent, line: int = 0) -> str:
-        """Return the idempotency key of an event that this step reports, as that line of a file if it is in one.
+        """Return the idempotency key of an event of this step, and of a line if it is in a file.
 
-        Raises `ValueError` for a step that is not known.
+        Raises `ValueError` if the step is unknown.
         """
         if self.step is None:
-            raise ValueError("a step that is not known gives no idempotency key")
+            raise ValueError("an unknown step has no idempotency key")
         what = (event.image.url, event.image.name or "", event.environment.name or "", str(event.platform), str(line))
         parts = "\0".join((self.source, *self.step, *what)).encode(errors="replace")
         return f"{self.system}-{sha256(parts).hexdigest()[:_HASH_DIGITS]}"
 
 
 def detect(environ: Mapping[str, str]) -> Origin | None:
-    """Return the step of a pipeline that a process with these variables runs in; None if none is told whole.
+    """Return the step of a pipeline that a process with these variables runs in; None if there is none.
 
-    What our own templates set comes first: their containers may inherit another system's variables.
+    The variables of config/pipelines' templates come first: their containers may inherit another system's variables.
     """
     environ = {name: _restored(value) for name, value in environ.items()}
     for recognise in (_argo, _tekton, _github, _gitlab, _circleci, _jenkins):
@@ -84,7 +84,7 @@ def detect(environ: Mapping[str, str]) -> Origin | None:
 
 def _argo(environ: Mapping[str, str]) -> Origin | None:
     # One workflow may report A, B and A again from three of its steps, and `argo retry` keeps the workflow's uid:
-    # only the pod is new for each of these.
+    # only the pod is new for each of them.
     pod = "RELAY_ARGO_POD"
     return _templated("argo", "RELAY_ARGO_NAMESPACE", "RELAY_ARGO_WORKFLOW", "RELAY_ARGO_RUN", environ, pod)
 
@@ -96,7 +96,7 @@ def _tekton(environ: Mapping[str, str]) -> Origin | None:
 def _templated(
     system: str, namespace: str, name: str, run: str, environ: Mapping[str, str], *others: str
 ) -> Origin | None:
-    # A template whose variables its engine does not know leaves them as they are, the same for every run.
+    # An engine that does not know a template's variables leaves them unreplaced, the same for every run.
     environ = {key: "" if is_unset(environ.get(key, "")) else environ[key] for key in (namespace, name, run, *others)}
     if not (environ[name] and environ[run]):
         return None
@@ -111,10 +111,10 @@ def _github(environ: Mapping[str, str]) -> Origin | None:
     repository = environ.get("GITHUB_REPOSITORY", "")
     # GITHUB_ACTION is the step: its id, or __run, __run_2 and so on.
     step = _all_of(environ, "GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT", "GITHUB_JOB", "GITHUB_ACTION")
-    # act gives each run on a person's machine the number 1; Gitea's and Forgejo's runners, made of act, count them.
+    # act numbers each local run 1; the runners of Gitea and Forgejo, which are built on act, count their runs.
     is_counted = environ.get("ACT") != "true" or environ.get("GITEA_ACTIONS") or environ.get("FORGEJO_ACTIONS")
-    # The path of a file that is each step's own: it tells steps of one name apart, such as those of two calls of one
-    # reusable workflow, of a matrix, or of one composite action that is used twice.
+    # The path of a file of each step distinguishes steps of one name: of two calls of one reusable workflow, of a
+    # matrix, or of a composite action that is used twice.
     file = environ.get("GITHUB_OUTPUT", "")
     step = (*step, file) if step is not None and repository and is_counted else None
     return _origin("github", f"{server}/{repository}/actions/runs/{environ['GITHUB_RUN_ID']}", step)
@@ -130,7 +130,7 @@ def _gitlab(environ: Mapping[str, str]) -> Origin | None:
 
 
 def _circleci(environ: Mapping[str, str]) -> Origin | None:
-    # CIRCLE_WORKFLOW_JOB_ID is the younger of the two; servers of one's own may only have the number.
+    # CIRCLE_WORKFLOW_JOB_ID is newer; self-hosted servers may only have the number.
     unique, number = environ.get("CIRCLE_WORKFLOW_JOB_ID", ""), environ.get("CIRCLE_BUILD_NUM", "")
     if environ.get("CIRCLECI") != "true" or not (unique or number):
         return None
@@ -145,8 +145,8 @@ def _jenkins(environ: Mapping[str, str]) -> Origin | None:
     tag, job = environ.get("BUILD_TAG", ""), environ.get("JOB_NAME")
     if not tag.startswith("jenkins-") or not job:
         return None
-    # BUILD_URL is there only if the server knows its own address: without it, builds of two servers may be one.
-    # STAGE_NAME is there in a pipeline's stage: without it, all steps of a build are alike.
+    # BUILD_URL is set only if the server knows its own address: without it, builds of two servers may be equal.
+    # STAGE_NAME is set in a pipeline's stage: without it, all steps of a build are equal.
     url = environ.get("BUILD_URL", "")
     step = _all_of(environ, "BUILD_TAG", "STAGE_NAME") if url else None
     return _origin("jenkins", url or f"jenkins:{job}/{environ.get('BUILD_NUMBER', '')}", step)
@@ -159,7 +159,7 @@ def _all_of(environ: Mapping[str, str], *names: str) -> tuple[str, ...] | None:
 
 
 def _restored(value: str) -> str:
-    """Return a variable's value as the UTF-8 that it was set in; one that is not UTF-8 as it is."""
+    """Return a variable's value decoded as UTF-8, or unchanged if it is not UTF-8."""
     try:
         return restored(value)
     except ValueError:
@@ -167,9 +167,9 @@ def _restored(value: str) -> str:
 
 
 def _origin(system: str, source: str, step: tuple[str, ...] | None) -> Origin:
-    """Make an origin; a source that no event may have gives way to the system's name, or the report would fail.
+    """Return an origin; a source that is invalid in an event is replaced by the system's name.
 
-    What such a source would have told of the run goes to the step, which a key is built from.
+    The step, of which the key is built, then includes the source.
     """
     if source.isprintable() and len(source.encode(errors="replace")) <= MAX_NAME_BYTES:
         return Origin(system=system, source=source, step=step)

@@ -1,7 +1,7 @@
-"""Sending a stream of items in chunks, none of which waits long for the next item.
+"""Sends a stream of items in chunks that do not wait for a source that pauses.
 
 A source may pause: a pipe between two lines, a generator between two pages. It is read in the caller's thread, where
-its code expects to run. When it pauses, a thread that lives as long as the stream sends the items read before.
+its code expects to run. While it pauses, a thread that lives as long as the stream sends the items read before.
 Chunks are sent one at a time and in the order of the items.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: How long an item waits for others to be sent with it, in seconds: while they come, and once the source pauses.
+#: Maximum wait of an item for others to be sent with it, in seconds: while more arrive, and after the last one.
 LINGER_SECONDS, PAUSE_SECONDS = 0.5, 0.05
 
 _Item = TypeVar("_Item")
@@ -32,12 +32,11 @@ def in_chunks(
     """Send items in chunks of `size` at most, and yield their outcomes in order.
 
     A chunk is sent once it is full, `PAUSE_SECONDS` after its last item, `LINGER_SECONDS` after its first, or when
-    the source ends. If the source raises, what was read before is sent, its outcomes are yielded, and then the
-    source's error is raised. An error of `send` is raised when the source gives its next item or ends; until then
-    nothing more is sent.
-    `on_error`, called in another thread, may end a wait for the next item.
+    the source ends. If the source raises, the items before are sent and their outcomes yielded first. An error of
+    `send` ends the sending, and is raised when the source gives its next item or ends. `on_error` is then called in
+    the other thread; it may interrupt the wait for the next item.
 
-    Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are held.
+    Lazy: the source is read as outcomes are asked for. At most `size` items and their outcomes are in memory.
     """
     stream = _Stream(send, size, on_error)
     items, add, outcomes = iter(source), stream.add, stream.outcomes
@@ -63,7 +62,7 @@ def in_chunks(
 
 
 class _Stream(Generic[_Item, _Outcome]):
-    """The chunk that is being filled, and the thread that sends it when the source pauses."""
+    """The chunk that is being filled, and the thread that sends it if the source pauses."""
 
     def __init__(
         self,
@@ -76,7 +75,7 @@ class _Stream(Generic[_Item, _Outcome]):
         self._size = size
         self._on_error = on_error
         self._pending: deque[_Item] = deque()
-        #: When the first of the pending items was read, by the monotonic clock.
+        #: When the first pending item was read, on the monotonic clock.
         self._begun = 0.0
         self._error: BaseException | None = None
         self._sending = threading.Lock()
@@ -85,7 +84,7 @@ class _Stream(Generic[_Item, _Outcome]):
         self._thread: threading.Thread | None = None
 
     def add(self, item: _Item) -> None:
-        """Take an item; send the chunk if that makes it full."""
+        """Add an item, and send the chunk if it is full."""
         if self._error is not None:
             raise self._error
         pending = self._pending
@@ -94,9 +93,9 @@ class _Stream(Generic[_Item, _Outcome]):
         else:
             self._begun = time.monotonic()
             pending.append(item)
-            self._has_begun.set()  # only now: the thread must find the item
+            self._has_begun.set()  # after the item is added, because the thread reads it
             if self._thread is None:
-                self._thread = threading.Thread(target=self._send_what_waits, name="stream", daemon=True)
+                self._thread = threading.Thread(target=self._send_pauses, name="stream", daemon=True)
                 self._thread.start()
         if len(pending) >= self._size:
             self._send_pending()
@@ -108,7 +107,7 @@ class _Stream(Generic[_Item, _Outcome]):
         self._raise_error()
 
     def stop(self) -> None:
-        """End the thread, after what it may be sending."""
+        """End the thread after the chunk that it may be sending."""
         self._stopped.set()
         self._has_begun.set()
         if self._thread is not None:
@@ -129,16 +128,16 @@ class _Stream(Generic[_Item, _Outcome]):
                 except BaseException as error:  # noqa: BLE001 - raised in the thread that reads the source
                     self._error = error
 
-    def _send_what_waits(self) -> None:
-        """Send each chunk that is not full when its time is over."""
+    def _send_pauses(self) -> None:
+        """Send each chunk whose wait is over before it is full."""
         while self._has_begun.wait() and not self._stopped.is_set():
             self._has_begun.clear()
             while self._pending and not self._stopped.is_set():
-                seen = self._begun, len(self._pending)
+                before = self._begun, len(self._pending)
                 if self._stopped.wait(PAUSE_SECONDS):
                     return
-                goes_on = seen != (self._begun, len(self._pending))
-                if goes_on and time.monotonic() - self._begun < LINGER_SECONDS:
+                has_more = before != (self._begun, len(self._pending))
+                if has_more and time.monotonic() - self._begun < LINGER_SECONDS:
                     continue
                 self._send_pending()
                 if self._error is not None:
