@@ -127,7 +127,7 @@ def stepping(ground: Ground) -> Iterator[Step]:
     """Return what does a step in a process of its own, and how that ended."""
     with subprocess.Popen(
         [sys.executable, str(STEPS)],
-        env={**os.environ, **ground.environment, **SWIFT},
+        env={**os.environ, **ground.environment, **SWIFT, "PYTHONPATH": str(STEPS.parents[1])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
