@@ -334,7 +334,7 @@ MUTANTS = (
     Mutant(
         "stale-guard-lost",
         "an event without a time does not carry the newest time that is known of its instance",
-        edits=(Edit("relay/queue/outbox.py", 'fields.get(b"newest", b"").decode() or time', "time"),),
+        edits=(Edit("relay/queue/outbox.py", 'fields[b"newest"].decode() if b"newest" in fields else time', "time"),),
         tests=(f"{STALE_GUARD}::test_a_superseded_event_leaves_its_time",),
     ),
     Mutant(

@@ -31,7 +31,7 @@ from outboxes import (
     tried_again,
 )
 
-from relay.queue import health
+from relay.queue import health, outbox
 from relay.queue.outbox import NO_TRIALS, DeferredEntry, OutboxEntry, Retry, Trials, after
 
 if TYPE_CHECKING:
@@ -212,6 +212,17 @@ def test_no_more_due_instances_are_taken_than_wanted(client: Redis) -> None:
     assert len(claimed(client, wanted=5).retries) == 1
 
 
+def test_one_claim_is_bounded(client: Redis) -> None:
+    lease_outbox(client)
+    fill(client, *(f"i{number}" for number in range(2 * outbox.CLAIM_ENTRIES)))
+    first = claimed(client, wanted=5000)
+    assert (len(first.fresh), first.has_more) == (outbox.CLAIM_ENTRIES, True)
+
+    commit(client, deferred=[DeferredEntry(tried_again(entry), 0.0) for entry in first.fresh])
+    second = claimed(client, wanted=5000, cursor=first.cursor or "")
+    assert (len(second.retries), len(second.fresh)) == (outbox.CLAIM_RETRIES, outbox.CLAIM_ENTRIES)
+
+
 def test_all_of_an_entrys_trials_are_kept(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
@@ -347,7 +358,7 @@ def test_fresh_entries_are_all_returned_even_if_only_the_latest_counts(client: R
 
 def test_latest_of_very_many_parked_entries_is_found_in_steps(client: Redis) -> None:
     lease_outbox(client)
-    ids = fill(client, *[X] * 300)
+    ids = fill(client, *[X] * 150)
     first, *followers = all_fresh(client)
     defer(client, first, *followers)
 

@@ -13,6 +13,8 @@ from relay.queue.health import Health
 from relay.queue.keys import Keys
 from relay.queue.outbox import (
     BEGINNING,
+    COMMIT_DEAD,
+    COMMIT_ENTRIES,
     NO_TRIALS,
     Claimed,
     DeadEntry,
@@ -399,6 +401,37 @@ def test_what_was_settled_is_not_settled_again() -> None:
     batch.deliver(second, 0)
 
     assert batch.begin_commit().delivered == [second]
+
+
+def test_a_commit_is_bounded_and_the_cursor_stays_before_what_it_leaves() -> None:
+    numbers = range(1, 2 * COMMIT_DEAD + 2)
+    batch = batch_of(*(entry(number, f"i{number}") for number in numbers))
+    for one in sent(batch):
+        batch.bury(dead(one))
+
+    sizes = []
+    while batch.uncommitted:
+        outcomes = batch.begin_commit()
+        sizes.append(len(outcomes.dead))
+        assert batch.cursor == (f"{sum(sizes) + 1}-0" if batch.uncommitted else after(f"{numbers[-1]}-0"))
+        batch.committed(outcomes)
+    assert sizes == [COMMIT_DEAD, COMMIT_DEAD, 1]
+
+
+def test_each_kind_of_outcome_is_bounded_and_superseded_entries_are_committed_first() -> None:
+    batch = batch_of(*(entry(number, f"i{number}") for number in range(2 * COMMIT_ENTRIES + 2)))
+    for number, one in enumerate(sent(batch)):
+        if number % 2:
+            batch.deliver(one, 0)
+        else:
+            batch.defer(one, 1.0)
+    batch.uncommitted.superseded += superseded(*(entry(number, Z) for number in range(2 * COMMIT_ENTRIES)))
+
+    parts = [commit(batch) for _ in range(2)]
+    assert [len(part.delivered) for part in parts] == [COMMIT_ENTRIES, 1]
+    assert [len(part.deferred) for part in parts] == [COMMIT_ENTRIES, 1]
+    assert [len(part.superseded) for part in parts] == [2 * COMMIT_ENTRIES, 0]
+    assert not batch.uncommitted
 
 
 # Any interleaving, against an outbox as Redis keeps it

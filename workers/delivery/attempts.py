@@ -104,7 +104,8 @@ class Attempts:
         seen = []
         for (outbox, entry, successes, sent_at), answer in answers:
             outcome = outcome_of(answer)
-            self._health.heard(outcome)
+            if not isinstance(outcome, Delivered):
+                self._health.heard(outcome)
             if log_each:
                 _log_attempt(outbox, entry, outcome)
             own_fault = False

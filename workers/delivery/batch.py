@@ -7,13 +7,25 @@ Committed, not answered: if the next one were sent before, a crash in between wo
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from relay.queue import latency
-from relay.queue.outbox import BEGINNING, Claimed, DeadEntry, DeferredEntry, OutboxEntry, Outcomes, Superseded
+from relay.queue.outbox import (
+    BEGINNING,
+    COMMIT_DEAD,
+    COMMIT_ENTRIES,
+    Claimed,
+    DeadEntry,
+    DeferredEntry,
+    OutboxEntry,
+    Outcomes,
+    Superseded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+T = TypeVar("T")
 
 
 class Batch:
@@ -107,11 +119,16 @@ class Batch:
         self.uncommitted.deferred.append(DeferredEntry(entry, pause_seconds))
 
     def begin_commit(self) -> Outcomes:
-        """Return the outcomes to commit now; `cursor` then no longer counts their entries.
+        """Return the outcomes to commit now, at most as many as one commit records; the others are the next.
 
-        The entries that a deferred one blocks by now are deferred with it.
+        `cursor` then no longer counts their entries. The entries that a deferred one blocks by now are deferred with
+        it. All superseded entries are among the first: the ones that replaced them may not be committed before.
         """
-        outcomes, self.uncommitted = self.uncommitted, Outcomes()
+        outcomes, rest = self.uncommitted, Outcomes()
+        outcomes.delivered, rest.delivered = _split(outcomes.delivered, COMMIT_ENTRIES)
+        outcomes.deferred, rest.deferred = _split(outcomes.deferred, COMMIT_ENTRIES)
+        outcomes.dead, rest.dead = _split(outcomes.dead, COMMIT_DEAD)
+        self.uncommitted = rest
         outcomes.deferred = [
             deferred._replace(blocked=tuple(self._blocked.get(deferred.entry.instance, ())))
             for deferred in outcomes.deferred
@@ -157,3 +174,7 @@ class Batch:
         self.uncommitted.superseded.append(
             Superseded(entry.entry_id, entry.instance, deferred=False, receipt=entry.receipt)
         )
+
+
+def _split(values: list[T], number: int) -> tuple[list[T], list[T]]:
+    return values[:number], values[number:]

@@ -226,8 +226,15 @@ class LeasedOutboxes:
         return True
 
     def commit(self) -> None:
-        """Commit all outcomes. Those whose reply a lost connection swallowed are committed again, harmlessly."""
+        """Commit all outcomes, in as many steps as the bounds of one commit need."""
+        self._commit()
+        while any(one.batch.uncommitted for one in self.held):
+            self._commit()
         self._uncommitted_since = None
+        self._release_paused()
+
+    def _commit(self) -> None:
+        """Commit outcomes of each outbox. Those whose reply a lost connection swallowed are committed again."""
         asked_at = clock.uptime()
         self._committing += [
             (one, one.batch.begin_commit(), one.batch.cursor) for one in self.held if one.batch.uncommitted
@@ -249,13 +256,12 @@ class LeasedOutboxes:
         if observation:
             self._health.learn(Health.decode(observed), self.now_ms)
         for (one, outcomes, _), committed in zip(committing, replies, strict=True):
-            if not committed.is_recorded:
+            if committed.is_recorded:
+                one.batch.committed(outcomes)
+                one.renewed_at = asked_at
+                one.is_paused = committed.is_paused
+            else:
                 self.lose(one)
-                continue
-            one.batch.committed(outcomes)
-            one.renewed_at = asked_at
-            one.is_paused = committed.is_paused
-        self._release_paused()
 
     def wait_for_more(self, seconds: float) -> bool:
         """Wait a moment for new entries before the release; return whether any came."""

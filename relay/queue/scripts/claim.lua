@@ -5,9 +5,9 @@
 --       1 if the environment is paused, 1 if the destination lets nothing be sent, 1 if any instance is deferred,
 --       retries as {trials, entry, for each superseded entry its id and, if it has a receipt, its event's id, else ''}}
 local MAX_THROTTLE_MS = 600000 -- a longer throttle was set by a clock that was set back since
-local MAX_DELETED = 250        -- deferred entries of one instance without a stream entry that are dropped at once
-local MAX_SUPERSEDED = 200     -- entries of one instance that one retry supersedes
-local MAX_READ = 250           -- entries after which no other instance is looked at
+local MAX_DELETED = 100        -- deferred entries of one instance without a stream entry that are dropped at once
+local MAX_SUPERSEDED = 100     -- entries of one instance that one retry supersedes
+local MAX_READ = 100           -- entries after which no other instance is looked at
 
 if not holds_lease(lease_key, run_key, token) then
   return nil
