@@ -1,9 +1,9 @@
-"""How a process logs: a line of JSON for machines, of text for a terminal, and no secret in either.
+"""Logging: lines of JSON, or of text on a terminal, without secrets.
 
-Everything goes through the standard library's loggers, ours and those of Celery, kombu and uvicorn alike, so that
-one handler on the root is all there is. `get_logger` adds fields to a line: `_log.info("intake run", taken=480)`.
+All loggers, also those of Celery, kombu and uvicorn, are the standard library's, with one handler on the root.
+`get_logger` adds fields to a line: `_log.info("intake run", taken=480)`.
 
-A log that cannot be written stops nothing: the line is lost, and nobody is told.
+A line that cannot be written is dropped without an error.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from relay.settings import LogSettings, Settings
 
-#: These have a format of their own, and cannot hold a secret.
-_OURS = frozenset({"timestamp", "level", "role", "pid"})
+#: Fields that cannot hold a secret.
+_SAFE = frozenset({"timestamp", "level", "role", "pid"})
 
 _STDERR = 2
 
@@ -50,7 +50,7 @@ def get_logger(name: str) -> BoundLogger:
 
 
 class LineLimit:
-    """Let a line through once in so many seconds, and count those that were left out."""
+    """Allows one line in so many seconds, and counts those between."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds
@@ -58,7 +58,7 @@ class LineLimit:
         self._counted = 0
 
     def add(self, number: int) -> int:
-        """Count; return the number to log now, with all that was counted since the last line, or 0 for no line."""
+        """Count; return the number since the last line if a line is due, otherwise 0."""
         self._counted += number
         now = time.monotonic()
         if not self._counted or now < self._next_at:
@@ -72,17 +72,17 @@ def configure(
     settings: Settings, *, role: str, worker: str = "", level: int | None = None,
     handler: logging.StreamHandler[Any] | None = None,
 ) -> None:  # fmt: skip
-    """Have this process log as the settings say, in place of whatever was set up before.
+    """Configure the logging of this process, in place of any earlier configuration.
 
-    Each line says which `role` wrote it, and which `worker` if it has a name. `level` wins over the settings, and
-    `handler` over standard error.
+    Each line has the `role` of its process, and the name of its `worker` if given. `level` overrides the settings,
+    and `handler` standard error.
     """
     logging.raiseExceptions = False
     handler = handler or logging.StreamHandler()
     is_terminal = _is_terminal(handler.stream)
-    who = {"role": role, **({"worker": worker} if worker else {}), "pid": os.getpid()}
+    origin = {"role": role, **({"worker": worker} if worker else {}), "pid": os.getpid()}
     renderers = _as_json() if is_json(settings.log, is_terminal=is_terminal) else _as_text(colours=is_terminal)
-    handler.setFormatter(_formatter(who, Secrets.of(settings), renderers))
+    handler.setFormatter(_formatter(origin, Secrets.of(settings), renderers))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.getLevelName(settings.log.level) if level is None else level)
@@ -90,32 +90,39 @@ def configure(
 
 
 def is_json(settings: LogSettings, *, is_terminal: bool) -> bool:
-    """Tell whether lines are JSON."""
+    """Return whether lines are JSON."""
     return settings.format == "json" or (settings.format == "auto" and not is_terminal)
 
 
-def say(settings: LogSettings, event: str, **who: str) -> None:
-    """Write a line to standard error at once, past all locks and buffers: for signal handlers."""
+def say(settings: LogSettings, event: str, **origin: str) -> None:
+    """Write a line to standard error without locks and buffers, for signal handlers."""
     with contextlib.suppress(OSError):
         text = event
         if is_json(settings, is_terminal=os.isatty(_STDERR)):
-            line = {"timestamp": _now(), "level": "warning", "event": event, **who, "pid": os.getpid()}
+            line = {"timestamp": _now(), "level": "warning", "event": event, **origin, "pid": os.getpid()}
             text = json.dumps(line, ensure_ascii=False)
         os.write(_STDERR, f"{text}\n".encode())
 
 
-def _formatter(who: dict[str, object], secrets: Secrets, renderers: Sequence[Processor]) -> logging.Formatter:
+def open_closed_descriptors() -> None:
+    """Open the null device as each closed standard descriptor: otherwise a file or socket gets its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - takes no keyword
+    os.close(descriptor)
+
+
+def _formatter(origin: dict[str, object], secrets: Secrets, renderers: Sequence[Processor]) -> logging.Formatter:
     def framed(_: Any, method: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
-        """Put first what everybody looks for first, and last what is the same on all lines of a process."""
+        """Put time, level and event first, and the fields that all lines of a process share last."""
         record: logging.LogRecord = line.pop("_record")
         line.pop("_from_structlog")
         first = {"timestamp": _now(record.created), "level": method, "event": line.pop("event")}
-        return {**first, **line, **who, "logger": record.name}
+        return {**first, **line, **origin, "logger": record.name}
 
-    def without_secrets(_: Any, __: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
-        return {name: value if name in _OURS else secrets.mask_in(value) for name, value in line.items()}
+    def redacted(_: Any, __: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
+        return {name: value if name in _SAFE else secrets.mask_in(value) for name, value in line.items()}
 
-    return ProcessorFormatter(processors=[framed, structlog.processors.format_exc_info, without_secrets, *renderers])
+    return ProcessorFormatter(processors=[framed, structlog.processors.format_exc_info, redacted, *renderers])
 
 
 def _as_json() -> list[Processor]:
@@ -123,7 +130,7 @@ def _as_json() -> list[Processor]:
 
 
 def _as_text(*, colours: bool) -> list[Processor]:
-    plain = structlog.dev.plain_traceback  # a rich one shows the values of variables
+    plain = structlog.dev.plain_traceback  # a rich traceback shows the values of variables
     return [
         _in_one_line,
         structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, exception_formatter=plain),
@@ -131,7 +138,7 @@ def _as_text(*, colours: bool) -> list[Processor]:
 
 
 def _in_one_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Show what would break the line, or move the cursor, as its escape: a name in an event must not forge lines."""
+    """Escape line breaks and cursor movements: a name in an event must not forge lines."""
     event = str(line["event"]).rstrip()
     line["event"] = "".join(each if each.isprintable() else repr(each)[1:-1] for each in event)
     return line
@@ -140,7 +147,7 @@ def _in_one_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapp
 def _is_terminal(stream: Any) -> bool:
     try:
         return bool(stream.isatty())
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # no stream, or a closed one
         return False
 
 
@@ -150,5 +157,5 @@ def _now(seconds: float | None = None) -> str:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    """Log what ends the process, without secrets as all else."""
+    """Log the error that ends the process."""
     logging.getLogger("relay").critical("this process ends by an error", exc_info=(kind, error, traceback))

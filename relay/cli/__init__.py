@@ -1,4 +1,4 @@
-"""The command line: one file a command, imported when it is called for."""
+"""The command line: one module a command, imported on demand."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from relay.errors import ConfigurationError, GatewayRefused, InvalidEvent, Queue
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Command → what it does, in the order of `relay --help`. The file of the same name has the function, or the group.
+#: Command → its help, in the order of `relay --help`. The module of the same name has the function or the group.
 COMMANDS = {
     "report": "Enqueue deployment events.",
-    "spool": "Look at what waits on disk because Redis was away, and send it.",
-    "worker": "Run a Celery worker that takes in and delivers.",
-    "gateway": "Run the HTTP side: reports, admission, console, metrics.",
-    "metrics": "Serve what Prometheus scrapes.",
-    "watch": "Report what runs in a cluster, and follow its changes.",
+    "spool": "Show and send the events that were spooled to disk while Redis was away.",
+    "worker": "Run a Celery worker for intake and delivery.",
+    "gateway": "Run the HTTP gateway: reports, admission, console, metrics.",
+    "metrics": "Serve metrics for Prometheus.",
+    "watch": "Report the deployments of a cluster, and follow its changes.",
     "up": "Run everything on this machine.",
-    "demo": "Show the relay at work, then account for every event.",
-    "sandbox": "Run a stand-in for the reporting API.",
-    "doctor": "Look for what is wrong with the installation, and say what to do.",
-    "status": "Show what waits and what became of the rest.",
-    "inventory": "Show what runs where, as far as it was reported.",
-    "trace": "Tell what became of an event.",
-    "dead": "Work with dead letters: list, show, redrive, drop, export.",
-    "pause": "Hold environments' deliveries; events keep queueing.",
-    "resume": "Release what was paused.",
-    "resync": "Deliver an environment's whole current state again.",
+    "demo": "Demonstrate the relay, and account for every event.",
+    "sandbox": "Run a stand-in for the deployment API.",
+    "doctor": "Check the installation, and print what to do.",
+    "status": "Show the backlog, the counters, and the health of the destination.",
+    "inventory": "Show the reported instances of each environment.",
+    "trace": "Show the history of an event.",
+    "dead": "List, show, redrive, drop and export dead letters.",
+    "pause": "Pause the deliveries of environments; events stay queued.",
+    "resume": "Resume paused deliveries.",
+    "resync": "Deliver the whole current state of an environment again.",
     "forget": "Forget instances that no longer run.",
     "config": "Check and show the configuration.",
 }
 
-#: Exit codes, as sysexits.h has them where it has them.
+#: Exit codes, those of sysexits.h where it has one.
 EX_REFUSED, EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL = 1, 2, 69, 75
 
 
 class _Commands(TyperGroup):
-    """Finds a command's file by its name: `relay report` must not pay for importing the demo."""
+    """Imports the module of the command that is run, so that `relay report` does not import the demo."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
         return list(COMMANDS)
@@ -72,20 +72,20 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode=None, pr
 def relay(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),  # noqa: FBT001, FBT003 - typer's way
 ) -> None:
-    """Report which image, by digest, now runs in which environment; the relay owes the delivery."""
-    gc.freeze()  # the command's file is imported by now, and all that is imported stays
+    """Report which image, by digest, runs in which environment; the relay is responsible for the delivery."""
+    gc.freeze()  # the command's module is imported by now, and modules are never garbage
     gc.enable()
     if version:
-        from importlib.metadata import version as installed_version  # noqa: PLC0415 - rarely wanted
+        from importlib.metadata import version as installed_version  # noqa: PLC0415 - rarely used
 
         typer.echo(installed_version("deployment-relay"))
         raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of ours become one line and an exit code.
+    """Run the command line; turn a `RelayError` into a message and an exit code.
 
-    To look for pydantic's plug-ins among all that is installed would cost each command up to a tenth of a second.
+    Pydantic's plug-ins are disabled: the search for them takes each command up to a tenth of a second.
     """
     if arguments is None:
         _ensure_utf8()
@@ -99,17 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _ensure_utf8() -> None:
-    """Replace this process by one in UTF-8 mode where Python takes the locale for ASCII.
+    """Replace this process by one in UTF-8 mode if Python takes the locale's encoding to be ASCII.
 
-    Under LC_ALL=POSIX with PYTHONUTF8=0, `produktion-ö` on the command line, in a variable or in a file's name is
-    otherwise a text that UTF-8 cannot carry. The process keeps its id and its open files.
+    Otherwise, under LC_ALL=POSIX with PYTHONUTF8=0, `produktion-ö` in an argument, a variable or a file's name
+    becomes text that UTF-8 cannot encode. The process keeps its id and its open files.
     """
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1" and sys.executable:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606 - our own command line
 
 
 def exit_code(error: RelayError) -> int:
-    """Return what a shell is told about an error."""
+    """Return the exit code for an error."""
     if isinstance(error, InvalidEvent | GatewayRefused):
         return EX_REFUSED
     if isinstance(error, ConfigurationError):

@@ -1,4 +1,4 @@
-"""Signals that end a stream of reports; the lines read before are sent first, so that the next one can be named."""
+"""Signals that end a stream of reports: the lines read so far are sent first, so that the next one can be named."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Signals that end a stream. One that is ignored, as nohup does it, stays ignored.
+#: Signals that end a stream. An ignored one (nohup) stays ignored.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-#: The signal by which another thread ends a wait of the main thread; None where threads cannot be sent one.
+#: The signal with which another thread ends a wait of the main thread; None where threads cannot be signalled.
 _WAKING: signal.Signals | None = getattr(signal, "SIGUSR1", None) if hasattr(signal, "pthread_kill") else None
 
 
 class Interrupted(BaseException):
-    """A signal came; no `Exception`, so that nothing takes it for a failure."""
+    """A signal was received. Not an `Exception`, so that no handler takes it for a failure."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -31,19 +31,19 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """Return what a shell has for a process that a signal ended."""
+        """Return the exit code of a shell for a process that a signal ended."""
         return 128 + self.signum
 
 
 class Interrupts:
-    """Raises `Interrupted` in `interruptible` parts only; a signal that comes outside is raised in the next one.
+    """Raises `Interrupted` in `interruptible` parts only; a signal outside of them is raised in the next one.
 
-    A second signal does what it does without this. For the main thread.
+    A second signal has its default effect. For the main thread.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
-        self._came: int | None = None
+        self._received: int | None = None
         self._may_raise = False
 
     def __enter__(self) -> Self:
@@ -59,25 +59,25 @@ class Interrupts:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise `Interrupted` in this part."""
+        """Raise `Interrupted` in this part, also for a signal received before."""
         self._may_raise = True
         try:
-            if self._came is not None:
-                raise Interrupted(self._came)
+            if self._received is not None:
+                raise Interrupted(self._received)
             yield
         finally:
             self._may_raise = False
 
     @property
     def wake(self) -> Callable[[], None] | None:
-        """Return what ends the main thread's `interruptible` part from another thread; None if nothing can."""
+        """Return a function with which another thread ends the `interruptible` part, None if that is impossible."""
         if _WAKING is None or _WAKING not in self._before:
             return None
         waking = _WAKING
         return lambda: signal.pthread_kill(threading.main_thread().ident or 0, waking)
 
     def _note(self, signum: int, _frame: object) -> None:
-        self._came = signum
+        self._received = signum
         if signum != _WAKING:
             self._restore(but=_WAKING)
         if self._may_raise:

@@ -1,4 +1,4 @@
-"""`relay up`: everything on this machine, until told to stop."""
+"""`relay up`: all parts of the relay on this machine, until stopped."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from relay.processes.stack import Stack
     from relay.processes.supervisor import Ended
 
-#: How often to look for a signal while waiting for a child to end.
+#: Time between two checks for a signal while waiting for the end of a child, in seconds.
 LOOK_SECONDS = 0.5
 
 
 def up(
     *,
-    data: Annotated[Path, typer.Option(help="Directory of the private Redis's data, and of the logs.")] = Path(
+    data: Annotated[Path, typer.Option(help="Directory of the private Redis's data and of the logs.")] = Path(
         "relay-data"
     ),
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The gateway's port on 127.0.0.1; default: gateway.port.")
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="The worker's processes.")] = None,
-    flower: Annotated[bool, typer.Option("--flower", help="Flower too, on 127.0.0.1, with a password.")] = False,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Number of the worker's processes.")] = None,
+    flower: Annotated[bool, typer.Option("--flower", help="Run Flower too, on 127.0.0.1, with a password.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Flower's port; 0 picks a free one.")] = 5555,
 ) -> None:
-    """Run everything on this machine: Redis, a worker, the gateway, and an API to deliver to.
+    """Run all parts of the relay on this machine: Redis, a worker, the gateway, and a destination.
 
     Redis is a private one with its data in --data, unless RELAY_REDIS_URL (or redis.url in RELAY_CONFIG's file) is
-    set. The API is a sandbox that checks and records what it gets, unless RELAY_API_URL is set; with a Redis of your
-    own it must be. Ctrl-C stops all of it, and so does SIGTERM; what was accepted stays in --data and goes on at the
-    next start.
+    set. The destination is a sandbox that checks and records events, unless RELAY_API_URL is set; with a Redis of
+    your own it must be set. Ctrl-C and SIGTERM stop all of it. Accepted events stay in --data and are delivered after
+    the next start.
 
     Flower's password is that of FLOWER_BASIC_AUTH (user:password), or a new one that is printed.
 
@@ -56,13 +56,13 @@ def up(
     settings = Settings.load()
     if _is_set(settings, "redis") and not settings.api.url:
         raise ConfigurationError(
-            "redis.url (RELAY_REDIS_URL) is set and api.url (RELAY_API_URL) is not: what waits there would go to a "
+            "redis.url (RELAY_REDIS_URL) is set and api.url (RELAY_API_URL) is not: events there would go to a "
             "sandbox, and count as delivered. Set RELAY_API_URL too, or unset RELAY_REDIS_URL"
         )
     if settings.broker.url and not _is_set(settings, "redis"):
         raise ConfigurationError(
-            "broker.url (RELAY_BROKER_URL) is set and redis.url (RELAY_REDIS_URL) is not: what others report through "
-            "that broker would go to a private Redis. Set RELAY_REDIS_URL too, or unset RELAY_BROKER_URL"
+            "broker.url (RELAY_BROKER_URL) is set and redis.url (RELAY_REDIS_URL) is not: reports to that broker "
+            "would go to a private Redis. Set RELAY_REDIS_URL too, or unset RELAY_BROKER_URL"
         )
     stack = Stack(
         data,
@@ -84,18 +84,18 @@ def up(
 
 
 def _is_set(settings: Settings, section: str) -> bool:
-    """Tell whether a section's URL was given, not defaulted."""
+    """Return whether a section's URL was set, and is not the default."""
     part: BaseModel = getattr(settings, section)
     return section in settings.model_fields_set and "url" in part.model_fields_set
 
 
 def start_flower(stack: Stack, port: int) -> None:
-    """Start Flower, and print where it is, and its password if nobody gave one."""
-    given = os.environ.get("FLOWER_BASIC_AUTH")
-    basic_auth = given or f"relay:{secrets.token_urlsafe(12)}"
+    """Start Flower, and print its URL, and its password if it is a new one."""
+    configured = os.environ.get("FLOWER_BASIC_AUTH")
+    basic_auth = configured or f"relay:{secrets.token_urlsafe(12)}"
     stack.start_flower(port, basic_auth=basic_auth)
     user, _, password = basic_auth.partition(":")
-    login = "with FLOWER_BASIC_AUTH" if given else f"as {user} with the password {password}"
+    login = "with FLOWER_BASIC_AUTH" if configured else f"as {user} with the password {password}"
     typer.echo(f"Flower    {stack.flower_url} {login}")
 
 
@@ -113,7 +113,7 @@ def _announce(stack: Stack) -> None:
 
 
 def wait_for_end(stack: Stack) -> Ended:
-    """Wait until a process ends that the others need."""
+    """Wait for the end of a process that the others need; that of Flower is only printed."""
     while True:
         ended = stack.wait_any(LOOK_SECONDS)
         if ended is not None and ended.name == "flower":
@@ -123,7 +123,7 @@ def wait_for_end(stack: Stack) -> Ended:
 
 
 def interrupt_on_sigterm() -> None:
-    """Make SIGTERM do what Ctrl-C does, so that children are stopped tidily."""
+    """Have SIGTERM act like Ctrl-C, so that children are stopped one by one."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 

@@ -1,1 +1,1 @@
-"""Processes that the relay starts: `relay up`, the demo, tests."""
+"""Child processes of `relay up`, the demo and the tests."""

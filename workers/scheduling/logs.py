@@ -1,6 +1,6 @@
-"""How a worker logs: Celery's lines go where ours go, and what a drain has a line for needs none of Celery's.
+"""Logging of a worker: Celery's lines have the relay's format, without those that repeat the line of a run.
 
-Celery sets logging up in the main process, and once more in each process of its pool.
+Celery sets up logging in the main process, and again in each process of its pool.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ if TYPE_CHECKING:
 
     from relay.settings import Settings
 
-#: Each says a line for every message, which is at INFO what the drain's own line says better.
-CHATTY = ("celery.worker.strategy", "celery.app.trace")
+#: Loggers with lines for every message, which at INFO only repeat the line of a run.
+VERBOSE = ("celery.worker.strategy", "celery.app.trace")
 
 
 class WorkerLogging(Logging):  # type: ignore[misc]  # Celery ships no types
-    """What Celery calls to set logging up; nobody else needs to."""
+    """Replaces Celery's set-up of logging."""
 
     def setup_logging_subsystem(
         self, loglevel: int | str | None = None, logfile: str | None = None, *_: Any, hostname: str = "", **__: Any
     ) -> bool:
-        """Log as the relay does, with the level and the file that Celery was given; true for having done so."""
-        if not Logging._setup:  # noqa: SLF001 - as the method that this one replaces
+        """Set logging up with the level and file of Celery's command line; return true, as Celery expects."""
+        if not Logging._setup:  # noqa: SLF001 - like the replaced method
             Logging._setup = True  # noqa: SLF001 - the same
             level = mlevel(loglevel or self.app.relay_settings.log.level)
             configure(self.app.relay_settings, hostname, level, self._handler(logfile, hostname))
         return True
 
     def _handler(self, logfile: str | None, hostname: str) -> logging.StreamHandler[Any]:
-        """Return a handler for standard error, or for a file that something else may rotate."""
+        """Return a handler for standard error, or for a file that may be rotated."""
         handler: logging.StreamHandler[Any] = self._detect_handler(logfile and node_format(logfile, hostname))
         return handler
 
 
 def configure(settings: Settings, hostname: str, level: int, handler: logging.StreamHandler[Any]) -> None:
-    """Set up the loggers of this process of a worker."""
+    """Configure the loggers of one process of a worker."""
     logs.configure(settings, role="worker", worker=hostname, level=level, handler=handler)
-    for name in CHATTY:
+    for name in VERBOSE:
         logging.getLogger(name).setLevel(logging.NOTSET if level <= logging.DEBUG else logging.WARNING)
     reset_multiprocessing_logger()
     processes = get_multiprocessing_logger()
     processes.handlers = [handler]
-    processes.setLevel(logging.ERROR)  # how a process ended; below that is how processes are made
+    processes.setLevel(logging.ERROR)  # the ends of processes; lower levels are about their starts
 
 
 def begin_with_worker() -> None:
-    """Have a Celery worker log from its first moment, and print its banner only where somebody may look at it."""
+    """Have Celery workers log in the relay's format from their start, and print a banner only on a terminal."""
     celeryd_init.connect(_begin, weak=False)
 
 
 def _begin(instance: Worker, options: dict[str, Any], **_: Any) -> None:
-    """Set logging up before Celery does, which has things to say by then: they would be no lines of ours."""
+    """Set logging up earlier than Celery does, because it logs before that."""
     instance.app.log.setup(options.get("loglevel"), options.get("logfile"), hostname=instance.hostname)
     instance.quiet = instance.quiet or not sys.stdout.isatty()

@@ -122,7 +122,7 @@ class StoppingStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
         self._signal_children(_STOP_CHILD)
 
     def _on_deadline(self, *_: Any) -> None:
-        self._say("relay: not stopped in time; what is left is cut off")
+        self._say("relay: not stopped in time; unfinished runs are ended")
         with contextlib.suppress(OSError, RuntimeError, ValueError, AttributeError):  # standard error may be closed
             faulthandler.dump_traceback()
         self._exit_now(EX_SOFTWARE)

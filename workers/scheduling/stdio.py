@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: The descriptors of standard input, output and error.
-_STANDARD = 3
+from relay.logs import open_closed_descriptors
 
 
 class ErrorIgnoringStream:
@@ -39,7 +38,7 @@ class ErrorIgnoringStream:
 
 def ignore_write_errors() -> None:
     """Have nothing in this process fail because its output cannot be written."""
-    _fill_closed_descriptors()
+    open_closed_descriptors()
     logging.raiseExceptions = False
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         stream = getattr(sys, name)
@@ -47,10 +46,3 @@ def ignore_write_errors() -> None:
             stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open until the process ends
         if not isinstance(stream, ErrorIgnoringStream):
             setattr(sys, name, ErrorIgnoringStream(stream))
-
-
-def _fill_closed_descriptors() -> None:
-    """Open the null device as each closed standard descriptor: else a socket gets its number, and the output."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
-        os.set_inheritable(descriptor, True)  # noqa: FBT003 - takes no keyword
-    os.close(descriptor)

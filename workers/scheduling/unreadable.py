@@ -1,8 +1,8 @@
-"""Messages on the broker that are no task of ours: what is wrong with one, and the report that takes its place.
+"""Messages on the broker that are not tasks of the relay: their faults, and the report that replaces each.
 
-Celery logs such a message and drops it, or ends the worker. Here it becomes a call of `relay.report` that says what
-is wrong, and so an entry of the inbox that intake refuses: a dead letter `invalid` with the raw message, counted like
-every other. Nothing is decoded but JSON.
+Celery logs such a message and drops it, or the worker exits. Here it is replaced by a call of `relay.report` that
+says what is wrong. Intake makes a dead letter `invalid` of it, with the raw message, and counts it. Only JSON is
+decoded.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from workers.scheduling.wakeups import REPORT
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-#: What is kept of a raw message, in characters; the dead letter names the length of the whole.
+#: Characters of a raw message that are kept; the dead letter has the length of the whole.
 KEPT_CHARACTERS = 16_384
 
-#: What is kept of an error's text, in characters: some repeat what could not be decoded.
+#: Characters of an error's text that are kept: some repeat the undecodable message.
 _ERROR_CHARACTERS = 200
 
 #: The parts of a call in the second version of Celery's message protocol: arguments, keyword arguments, options.
 _PARTS = 3
 
 
-class _Fault(Exception):  # noqa: N818 - no error of ours
-    """What is wrong with a message."""
+class _Fault(Exception):  # noqa: N818 - a fault of a message
+    """A fault of a message."""
 
 
 def fault_of_item(item: bytes, decode_body: Callable[[str, Any], Any]) -> str | None:
-    """Return what keeps an item of a broker's list from being a message of kombu's; None if nothing does."""
+    """Return why an item of a broker's list is not a message of kombu's, None if it is one."""
     try:
         _check_item(item, decode_body)
     except _Fault as fault:
@@ -42,7 +42,7 @@ def fault_of_item(item: bytes, decode_body: Callable[[str, Any], Any]) -> str | 
 
 
 def fault_of(message: Any, tasks: Container[str]) -> str | None:
-    """Return what keeps kombu's message from being a call of one of these tasks; None if nothing does."""
+    """Return why kombu's message is not a call of one of these tasks, None if it is one."""
     try:
         _check_message(message, tasks)
     except _Fault as fault:
@@ -54,7 +54,7 @@ def _check_item(item: bytes, decode_body: Callable[[str, Any], Any]) -> None:
     try:
         payload = json.loads(item)
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"the message is not JSON: {_said(error)}") from None
+        raise _Fault(f"the message is not JSON: {_describe(error)}") from None
     _require(isinstance(payload, dict), "the message is not a JSON object")
     properties, body = payload.get("properties"), payload.get("body")
     _require(isinstance(properties, dict), "the message has no properties")
@@ -68,17 +68,17 @@ def _check_item(item: bytes, decode_body: Callable[[str, Any], Any]) -> None:
     _require(isinstance(body, str), "the message's body is not a string")
     try:
         decode_body(body, properties.get("body_encoding"))
-    except Exception as error:  # noqa: BLE001 - each codec of kombu's raises its own
-        raise _Fault(f"the message's body cannot be decoded: {_said(error)}") from None
+    except Exception as error:  # noqa: BLE001 - each codec raises errors of its own
+        raise _Fault(f"the message's body cannot be decoded: {_describe(error)}") from None
 
 
 def _check_message(message: Any, tasks: Container[str]) -> None:
     if message.errors:
-        raise _Fault(f"the message's body cannot be decompressed: {_said(message.errors[0][1])}")
+        raise _Fault(f"the message's body cannot be decompressed: {_describe(message.errors[0][1])}")
     try:
         payload = message.payload
-    except Exception as error:  # noqa: BLE001 - each serializer of kombu's raises its own
-        raise _Fault(f"the message's body cannot be read ({message.content_type}): {_said(error)}") from None
+    except Exception as error:  # noqa: BLE001 - each serializer raises errors of its own
+        raise _Fault(f"the message's body cannot be read ({message.content_type}): {_describe(error)}") from None
     call = _call_of(message.headers, payload)
     task, task_id, options, limits = call["task"], call.get("id"), call.get("options"), call.get("timelimit")
     is_known = isinstance(task, str) and task in tasks
@@ -90,7 +90,7 @@ def _check_message(message: Any, tasks: Container[str]) -> None:
     )
     _require("self" not in call.get("kwargs", {}), "no argument of a task can have the name `self`")
     _require(options is None or isinstance(options, dict), "the task's options are not an object")
-    # Celery looks at this one after it has given the task a place in the pool.
+    # Celery checks this one only after it has reserved a place in the pool.
     _require(limits is None or _are_limits(limits), "the message's timelimit is not two numbers")
 
 
@@ -99,13 +99,13 @@ def _are_limits(limits: Any) -> bool:
     return numbers == [True, True]
 
 
-def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - a condition
-    if not holds:
-        raise _Fault(otherwise)
+def _require(condition: bool, fault: str) -> None:  # noqa: FBT001 - reads like an assertion
+    if not condition:
+        raise _Fault(fault)
 
 
 def _call_of(headers: dict[str, Any], payload: Any) -> dict[str, Any]:
-    """Return the call that a message describes, in either version of Celery's protocol."""
+    """Return the call in a message, of either version of Celery's protocol."""
     if "task" in headers and isinstance(payload, (list, tuple)) and len(payload) == _PARTS:
         return {**headers, **dict(zip(("args", "kwargs", "options"), payload, strict=True))}
     if not isinstance(payload, dict) or not {"args", "task"} <= {*payload, *headers}:
@@ -114,7 +114,7 @@ def _call_of(headers: dict[str, Any], payload: Any) -> dict[str, Any]:
 
 
 def replace(message: Any, why: str) -> None:
-    """Turn kombu's message into a call of `relay.report` that says why; it is acknowledged as itself."""
+    """Turn kombu's message into a call of `relay.report` with its fault; its acknowledgement is unchanged."""
     task_id = message.headers.get("id")
     whole = {
         "body": _text(message.body),
@@ -129,11 +129,11 @@ def replace(message: Any, why: str) -> None:
     message.content_type, message.content_encoding = "application/json", "utf-8"
     message.properties = {"correlation_id": message.headers["id"]}
     message.errors = []
-    message._decoded_cache = None  # noqa: SLF001 - else the call of before stays in it
+    message._decoded_cache = None  # noqa: SLF001 - it caches the original call
 
 
 def replacement(item: bytes, queue: str, why: str) -> bytes:
-    """Return the message of kombu's that takes the place of an item of a broker's list."""
+    """Return a message of kombu's that replaces an item of a broker's list."""
     task_id = str(uuid.uuid4())
     properties = {
         "correlation_id": task_id,
@@ -165,5 +165,5 @@ def _text(raw: Any) -> str:
     return raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else str(raw)
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:_ERROR_CHARACTERS]}"
