@@ -9,7 +9,7 @@ from relay.connections.clients import connect
 from relay.operations.settings_report import defaults_of
 from relay.queue.keys import Keys
 from workers.delivery.runtime import DeliveryRuntime
-from workers.delivery.transport.curl import CurlTransport
+from workers.delivery.transport import CurlTransport
 
 if TYPE_CHECKING:
     from relay.settings import Settings

@@ -214,8 +214,8 @@ MUTANTS = (
         "what was answered while the drain waited for Redis counts as a time-out",
         edits=(
             Edit(
-                "workers/delivery/transport/curl.py",
-                "        if now > self._late_from:\n            self._hear()\n",
+                "workers/delivery/transport.py",
+                "        if now > self._late_from:\n            self._read_late_answers()\n",
                 "",
             ),
         ),
@@ -226,9 +226,9 @@ MUTANTS = (
         "a request that found its connection closed goes out whenever it is looked at again",
         edits=(
             Edit(
-                "workers/delivery/transport/curl.py",
-                "        if left <= 0:\n",
-                "        left = max(left, 1.0)\n        if left <= 0:\n",
+                "workers/delivery/transport.py",
+                "                left = handle.ends_at - time.monotonic()\n",
+                "                left = max(handle.ends_at - time.monotonic(), 1.0)\n",
             ),
         ),
         tests=(f"{TRANSPORTS}::test_request_whose_kept_connection_had_ended_is_not_sent_after_its_time",),
@@ -257,8 +257,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "workers/delivery/health.py",
-                "if isinstance(outcome, Retry) and outcome.hold_seconds is not None:",
-                "if isinstance(outcome, Retry) and outcome.hold_seconds is ...:",
+                "if isinstance(outcome, Retry) and outcome.throttle_seconds is not None:",
+                "if isinstance(outcome, Retry) and outcome.throttle_seconds is ...:",
             ),
         ),
         tests=(RETRY_AFTER,),
@@ -280,9 +280,9 @@ MUTANTS = (
         "what the API refuses for good is tried again",
         edits=(
             Edit(
-                "workers/delivery/outcome.py",
-                "    return Refused(because, status)\n\n\ndef _failed",
-                "    return _later(status, because, None)\n\n\ndef _failed",
+                "relay/destinations/deployment_api.py",
+                "    (range(400, 500), _Class.REFUSED),\n",
+                "    (range(400, 500), _Class.RETRY),\n",
             ),
         ),
         tests=(REFUSED,),

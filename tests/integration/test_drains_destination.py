@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
-    from workers.delivery.transport.curl import CurlTransport
+    from workers.delivery.transport import CurlTransport
     from workers.runtime import Runtime
 
 

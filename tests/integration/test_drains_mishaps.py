@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relay.queue.outbox import Claimed
-    from workers.delivery.transport import Request
-    from workers.delivery.transport.curl import CurlTransport
+    from workers.delivery.transport import CurlTransport, Request
     from workers.runtime import Runtime
 
 HOUR_MS = 3_600_000

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 
+from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.queue import health as destination
 from relay.queue import scripts
 from relay.queue.health import Health, HealthState
@@ -14,7 +15,6 @@ from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
 from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
-from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from relay.destinations.outcome import Outcome
     from relay.processes.embedded_redis import EmbeddedRedis
-    from workers.delivery.outcome import Outcome
     from workers.runtime import Runtime
 
 NOWHERE = "http://127.0.0.1:9"
@@ -256,9 +256,9 @@ def test_a_probe_that_fails_opens_the_circuit_again_for_longer(runtime: Runtime,
 def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
     for outcome in (
-        Retry("HTTP 429", 429, hold_seconds=5.0, uses_attempt=False),
-        Retry("HTTP 429: again", 429, hold_seconds=100_000.0, uses_attempt=False),
-        Retry("HTTP 429", 429, hold_seconds=1.0, uses_attempt=False),
+        Retry("HTTP 429", 429, throttle_seconds=5.0, uses_attempt=False),
+        Retry("HTTP 429: again", 429, throttle_seconds=100_000.0, uses_attempt=False),
+        Retry("HTTP 429", 429, throttle_seconds=1.0, uses_attempt=False),
     ):
         gate.heard(outcome)
         gate.saw(outcome)
@@ -272,7 +272,7 @@ def throttled(redis_server: EmbeddedRedis) -> AbstractContextManager[Runtime]:
     return running(redis_server, NOWHERE, delivery={"max_in_flight": 8, "retry_after_max": 3600})
 
 
-LONG = Retry("HTTP 429", 429, hold_seconds=3600.0, uses_attempt=False)
+LONG = Retry("HTTP 429", 429, throttle_seconds=3600.0, uses_attempt=False)
 
 
 def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: EmbeddedRedis, client: Redis) -> None:
@@ -331,7 +331,7 @@ def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_betw
 
 def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: Runtime, client: Redis) -> None:
     gate = Gate(runtime)
-    outcome = Retry("HTTP 429", 429, hold_seconds=30.0, uses_attempt=False)
+    outcome = Retry("HTTP 429", 429, throttle_seconds=30.0, uses_attempt=False)
     gate.is_over = True
     gate.heard(outcome)
     gate.saw(outcome)

@@ -33,6 +33,7 @@ from redis.client import Pipeline
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
+from relay.destinations.answer import Answer, Failure
 from relay.errors import LeaseLost
 from relay.operations.settings_report import defaults_of
 from relay.queue import dead_letters, inbox, pausing, schedule, scripts
@@ -45,7 +46,6 @@ from workers.delivery import health as gate
 from workers.delivery import run as deliver
 from workers.delivery.run import run_delivery
 from workers.delivery.runtime import DeliveryRuntime
-from workers.delivery.transport import Answer, Failure
 from workers.intake import run as intake
 from workers.intake.run import run_intake
 

@@ -34,12 +34,12 @@ from servers import (
     says,
 )
 
+from relay.destinations.answer import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure
 from relay.errors import ConfigurationError
 from relay.processes.embedded_redis import free_port
 from relay.sandbox.response import Hang, Write
 from relay.settings import ApiSettings
-from workers.delivery.transport import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, Failure, Request
-from workers.delivery.transport.curl import CurlTransport
+from workers.delivery.transport import CurlTransport, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -738,7 +738,7 @@ HOSTILE_CLIENT = """
 import resource, sys
 from relay.settings import ApiSettings
 from workers.delivery.transport import Request
-from workers.delivery.transport.curl import CurlTransport
+from workers.delivery.transport import CurlTransport
 
 def post(url):
     transport = CurlTransport(ApiSettings(url=url, token="t", timeout=5), connections=4)

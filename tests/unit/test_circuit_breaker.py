@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.queue.health import UNHEALTHY, HealthState
 from workers.delivery.circuit_breaker import (
     FAILURES,
     LONGEST_PAUSE_SECONDS,
     decide_state,
 )
-from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
-    from workers.delivery.outcome import Outcome
+    from relay.destinations.outcome import Outcome
 
 UNAVAILABLE = HealthState.UNAVAILABLE
 MISCONFIGURED = HealthState.MISCONFIGURED
@@ -27,7 +27,7 @@ OUTCOMES: dict[str, Outcome] = {
     "refused": Refused("HTTP 422", 422),
     "retry": Retry("HTTP 500", 500),
     "retry, no attempt used": Retry("connect", uses_attempt=False, is_pushback=True),
-    "retry, with a hold": Retry("HTTP 429", 429, hold_seconds=5.0, uses_attempt=False),
+    "retry, with a hold": Retry("HTTP 429", 429, throttle_seconds=5.0, uses_attempt=False),
     "retry slowly": Retry("HTTP 404", 404, slowly=True),
     "401": Unauthorized("HTTP 401", 401),
     "403": Unauthorized("HTTP 403", 403),

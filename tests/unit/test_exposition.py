@@ -8,6 +8,7 @@ pytest.importorskip("prometheus_client")
 
 from exposed import Exposed, lint
 
+from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.metrics import catalogue
 from relay.metrics.exposition import _OUTCOMES, Limits, exposition
 from relay.queue import attempts
@@ -16,7 +17,6 @@ from relay.queue.dead_letters import Reason
 from relay.queue.health import HealthState
 from relay.queue.metrics_snapshot import DestinationState, Snapshot, Waiting
 from relay.queue.redis_server import RedisServer
-from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized
 
 LIMITS = Limits(max_backlog=1000, max_in_flight=32)
 

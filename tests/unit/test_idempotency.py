@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 
+from relay.destinations.deployment_api import header_text
 from relay.queue.outbox import OutboxEntry, Trials
 from workers.delivery.idempotency import IdempotencyKeys
-from workers.delivery.transport import header_text
 
 ENTRY = OutboxEntry(
     entry_id="5-0",

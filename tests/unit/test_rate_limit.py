@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from workers.delivery.outcome import Retry, Unauthorized, outcome_of
-from workers.delivery.transport import answer_of
-from workers.delivery.transport.rate_limit import UNSAID_RESET_SECONDS, UNSAID_SECONDS, says_used_up
+from relay.destinations.answer import read_answer
+from relay.destinations.deployment_api import outcome_of
+from relay.destinations.outcome import Retry, Unauthorized
+from relay.destinations.rate_limit import UNSAID_RESET_SECONDS, UNSAID_SECONDS, says_used_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.delivery.outcome import Outcome
+    from relay.destinations.outcome import Outcome
 
 #: The answers' `Date`: the APIs' clock is not ours.
 DATE = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -28,14 +29,14 @@ def outcome(status: int, headers: dict[str, str], body: bytes = b"") -> Outcome:
     def values(name: str) -> Sequence[str]:
         return [lines[name.lower()]] if name.lower() in lines else []
 
-    return outcome_of(answer_of(status, values, body, "Bearer secret"))
+    return outcome_of(read_answer(status, values, body, "secret"))
 
 
 def held_seconds(status: int, headers: dict[str, str], body: bytes = b"") -> float | None:
     found = outcome(status, headers, body)
     assert isinstance(found, Retry)
-    assert found.uses_attempt is False or found.hold_seconds is None
-    return found.hold_seconds
+    assert found.uses_attempt is False or found.throttle_seconds is None
+    return found.throttle_seconds
 
 
 @pytest.mark.parametrize("status", [403, 429, 503])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.delivery.transport.retry_after import MAX_SECONDS, retry_after_seconds
+from relay.destinations.retry_after import MAX_SECONDS, retry_after_seconds
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 

@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relay import clock, failpoints
 from relay.backoff import pause_seconds
+from relay.destinations.deployment_api import code_of, outcome_of
+from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.logs import get_logger
 from relay.queue.dead_letters import Reason
 from relay.queue.outbox import DeadEntry, OutboxEntry
 from workers.delivery.forbidden import suspect
 from workers.delivery.idempotency import IdempotencyKeys
-from workers.delivery.outcome import Delivered, Refused, Retry, Unauthorized, code_of, outcome_of
 from workers.delivery.transport import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from relay.destinations.answer import Answer
+    from relay.destinations.outcome import Outcome
     from workers.delivery.health import Gate
     from workers.delivery.outboxes import LeasedOutbox, LeasedOutboxes
-    from workers.delivery.outcome import Outcome
     from workers.delivery.report import DeliveryReport
     from workers.delivery.runtime import DeliveryRuntime
-    from workers.delivery.transport import Answer
 
 #: The first pause of an entry that may be of an image not known yet.
 SLOW_BACKOFF_SECONDS = 5.0

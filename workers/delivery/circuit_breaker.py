@@ -6,8 +6,8 @@ is open, single events probe the destination; the answer to a probe closes the c
 
 from __future__ import annotations
 
+from relay.destinations.outcome import Delivered, Outcome, Refused, Retry, Unauthorized
 from relay.queue.health import HealthState
-from workers.delivery.outcome import Delivered, Outcome, Refused, Retry, Unauthorized
 
 #: Failures in a row, of all workers together, that open the circuit.
 FAILURES = 20
@@ -49,7 +49,7 @@ def _decide_after_probe(outcome: Outcome, state: HealthState) -> HealthState:
             return HealthState.UNAUTHORIZED
         case Refused() | Retry(slowly=True):  # an answer, which proves neither the token nor the URL
             return HealthState.HEALTHY if state in {HealthState.UNAVAILABLE, HealthState.THROTTLED} else state
-        case Retry(status=status, hold_seconds=asked):
+        case Retry(status=status, throttle_seconds=asked):
             asks_for_pause = status == _TOO_MANY_REQUESTS or asked is not None
             if state is HealthState.MISCONFIGURED or (state is HealthState.THROTTLED and asks_for_pause):
                 return state  # a wrong URL stays wrong while nothing answers there, or a later 404 would close it

@@ -6,19 +6,19 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from relay import clock
+from relay.destinations.outcome import Delivered, Retry
 from relay.queue import health, leases
 from relay.queue.health import Health, HealthState
 from relay.queue.shard import Shard
 from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, decide_state
 from workers.delivery.concurrency_limit import ConcurrencyLimit
-from workers.delivery.outcome import Delivered, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from relay.destinations.outcome import Outcome
     from relay.queue.health import Changed
     from relay.queue.scripts import Call
-    from workers.delivery.outcome import Outcome
     from workers.delivery.runtime import DeliveryRuntime
 
 #: How much longer than `api.timeout` a probe may take before another run may send one.
@@ -123,8 +123,8 @@ class Gate:
 
     def heard(self, outcome: Outcome) -> None:
         """Note a pause that the destination asks for, without Redis: no failure of Redis loses it."""
-        if isinstance(outcome, Retry) and outcome.hold_seconds is not None:
-            seconds = min(outcome.hold_seconds, self._settings.delivery.retry_after_max)
+        if isinstance(outcome, Retry) and outcome.throttle_seconds is not None:
+            seconds = min(outcome.throttle_seconds, self._settings.delivery.retry_after_max)
             self._asked_until = max(self._asked_until or 0.0, clock.uptime() + seconds)
             self.because = outcome.because
 

@@ -15,7 +15,7 @@ from workers.runtime import Runtime
 if TYPE_CHECKING:
     from random import Random
 
-    from workers.delivery.transport.curl import CurlTransport
+    from workers.delivery.transport import CurlTransport
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What one answer means: the table of design.md, whole."""
+"""The deployment API: what each status means, the table of design.md whole."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workers.delivery.outcome import Delivered, Outcome, Refused, Retry, Unauthorized, code_of, outcome_of
-from workers.delivery.transport import Answer, Failure
+from relay.destinations.answer import Answer, Failure
+from relay.destinations.deployment_api import code_of, outcome_of
+from relay.destinations.outcome import Delivered, Outcome, Refused, Retry, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +58,9 @@ MEANING: dict[str, Callable[[int], Outcome]] = {
     "retry, pushed back": lambda status: retry(status, is_pushback=True),
     "retry for nothing, pushed back": lambda status: retry(status, uses_attempt=False, is_pushback=True),
     "retry slowly": lambda status: retry(status, slowly=True),
-    "hold until": lambda status: retry(status, hold_seconds=SECONDS, uses_attempt=False),
+    "hold until": lambda status: retry(status, throttle_seconds=SECONDS, uses_attempt=False),
     "hold until, pushed back": lambda status: retry(
-        status, hold_seconds=SECONDS, uses_attempt=False, is_pushback=True
+        status, throttle_seconds=SECONDS, uses_attempt=False, is_pushback=True
     ),
 }
 

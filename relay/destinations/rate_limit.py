@@ -12,7 +12,7 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from workers.delivery.transport.retry_after import MAX_CHARACTERS, MAX_SECONDS
+from relay.destinations.retry_after import MAX_CHARACTERS, MAX_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
