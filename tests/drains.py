@@ -14,7 +14,8 @@ from rig import wait_for
 
 from relay.queue.counters import Counters, read_counters
 from relay.queue.keys import Keys
-from relay.queue.schedule import look
+from relay.queue.schedule import read_waiting
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery.run import run_delivery
 from workers.wiring import make_runtime
@@ -134,8 +135,11 @@ def deliver_until(
     def step() -> bool:
         if condition():
             return True
-        due = look(
-            runtime.client, KEYS, DEFAULT_DESTINATION, count=len(names), longest_pause=LONGEST_PAUSE_SECONDS
+        due = read_waiting(
+            Shard(client=runtime.client, keys=KEYS),
+            DEFAULT_DESTINATION,
+            count=len(names),
+            longest_pause_seconds=LONGEST_PAUSE_SECONDS,
         ).due
         if due:
             run_delivery(runtime, due)

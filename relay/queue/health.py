@@ -36,8 +36,8 @@ _OBSERVE = scripts.declare(
 PROBE_THROTTLE_SECONDS = 60.0
 _PROBE_THROTTLE_MS = round(PROBE_THROTTLE_SECONDS * 1000)
 
-#: A time farther ahead than this was set by a clock that was set back since, and counts as over. take.lua and
-#: look.lua hold the same number.
+#: A time farther ahead than this was set by a clock that was set back since, and counts as over. claim.lua
+#: and waiting.lua hold the same number.
 MAX_HOLD_MS = 600_000
 
 #: Attempts to change the health while other workers change it too.

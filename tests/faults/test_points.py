@@ -46,7 +46,7 @@ ALONGSIDE = {"observe", "heads", "defer"}
 #: the second delivery's; a redrive's second is that it lets go.
 PASSES = {
     "beat": ("work", 1),
-    "look": ("work", 1),
+    "waiting": ("work", 1),
     "wake": ("work", 1),
     "acquire": ("work", 2),
     "accept": ("work", 1),

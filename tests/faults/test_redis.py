@@ -402,7 +402,7 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
         "claim",
         "commit_delivery",
         "release_outbox",
-        "look",
+        "waiting",
         "wake",
         "beat",
     ):

@@ -40,6 +40,7 @@ from relay.queue import dead_letters, inbox, pausing, schedule, scripts
 from relay.queue import redrive as redriving
 from relay.queue.health import HealthState
 from relay.queue.keys import Keys
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION, Settings
 from workers.delivery import attempts, crash_search, outboxes, recovery
 from workers.delivery import health as gate
@@ -461,14 +462,17 @@ class World:
         pausing.resume(self.client, KEYS, DEFAULT_DESTINATION, ENVIRONMENTS)
         for _ in range(MOST_ROUNDS):
             self.pass_time()
-            sight = schedule.look(
-                self.client, KEYS, DEFAULT_DESTINATION, count=10, longest_pause=LONGEST_PAUSE_SECONDS
+            waiting = schedule.read_waiting(
+                Shard(client=self.client, keys=KEYS),
+                DEFAULT_DESTINATION,
+                count=10,
+                longest_pause_seconds=LONGEST_PAUSE_SECONDS,
             )
-            if sight.inbox:
+            if waiting.inbox:
                 self.finish(self.take_in())
-            if sight.due:
-                self.finish(self.deliver(sight.due))
-            if not sight.inbox and not sight.due:
+            if waiting.due:
+                self.finish(self.deliver(waiting.due))
+            if not waiting.inbox and not waiting.due:
                 break
         self.model.check_end()
         self.finish(self.take_in())  # the mark of a drain that died with nothing to do stays until the next one

@@ -196,7 +196,13 @@ def test_health_is_kept_when_memory_is_full(client: Redis) -> None:
         assert admit("another").granted == 4
         assert throttle(client, 50) == health.read(shard, DEFAULT_DESTINATION)
         assert (
-            schedule.look(client, KEYS, DEFAULT_DESTINATION, count=5, longest_pause=LONGEST_PAUSE_SECONDS).due == []
+            schedule.read_waiting(
+                Shard(client=client, keys=KEYS),
+                DEFAULT_DESTINATION,
+                count=5,
+                longest_pause_seconds=LONGEST_PAUSE_SECONDS,
+            ).due
+            == []
         )
 
 

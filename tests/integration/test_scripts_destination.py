@@ -13,7 +13,7 @@ from rig import wait_for
 from relay.queue import health as destination
 from relay.queue import schedule, scripts
 from relay.queue.health import Admission, Health, HealthState
-from relay.queue.schedule import PROBERS, Sight
+from relay.queue.schedule import PROBE_ENVIRONMENTS, Waiting
 from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
@@ -171,14 +171,14 @@ def test_times_from_before_the_clock_was_set_back_are_over(client: Redis) -> Non
     client.hset(DESTINATION, mapping={"openings": 1, "circuit": "unavailable"})
     assert admit(client, wanted=5) == Admission(1, 0.0, probes=True)
     schedule_many(client, 2)
-    assert look(client).due
+    assert read_waiting(client).due
 
 
 def test_outbox_whose_time_is_from_before_the_clock_was_set_back_is_due(client: Redis) -> None:
     client.zadd(SCHEDULE, {"lost": now_ms(client) + HOUR_MS, "paused": "inf", "later": now_ms(client) + 60_000})
     before = everything(client)
-    assert look(client).due == ["lost"]
-    assert look(client, count=0).due == []
+    assert read_waiting(client).due == ["lost"]
+    assert read_waiting(client, count=0).due == []
     assert everything(client) == before
 
 
@@ -416,12 +416,16 @@ def test_look_at_the_health_changes_nothing(client: Redis) -> None:
     assert everything(client) == before
 
 
-# look.lua
+# waiting.lua
 
 
-def look(client: Redis, *, count: int = 10, skip: int = 0) -> Sight:
-    return schedule.look(
-        client, KEYS, DEFAULT_DESTINATION, count=count, skip=skip, longest_pause=LONGEST_PAUSE_SECONDS
+def read_waiting(client: Redis, *, count: int = 10, skip: int = 0) -> Waiting:
+    return schedule.read_waiting(
+        Shard(client=client, keys=KEYS),
+        DEFAULT_DESTINATION,
+        count=count,
+        skip=skip,
+        longest_pause_seconds=LONGEST_PAUSE_SECONDS,
     )
 
 
@@ -432,26 +436,26 @@ def schedule_many(client: Redis, number: int) -> set[str]:
 
 
 def test_look_sees_what_waits_and_changes_nothing(client: Redis) -> None:
-    assert look(client) == Sight(inbox=0, due=[], next_due_seconds=None)
+    assert read_waiting(client) == Waiting(inbox=0, due=[], next_due_seconds=None)
 
     put(client, {}, {})
     client.zadd(SCHEDULE, {"a": 1, "b": 2, "c": 3, "later": now_ms(client) + 600_000})
     before = everything(client)
-    sight = look(client, count=2, skip=1)
+    waiting = read_waiting(client, count=2, skip=1)
 
-    assert (sight.inbox, sight.due) == (2, ["b", "c"])
-    assert sight.next_due_seconds == pytest.approx(600, abs=1)
+    assert (waiting.inbox, waiting.due) == (2, ["b", "c"])
+    assert waiting.next_due_seconds == pytest.approx(600, abs=1)
     assert everything(client) == before
 
 
 def test_paused_environment_is_neither_due_nor_next(client: Redis) -> None:
     client.zadd(SCHEDULE, {"paused": "inf"})
-    assert look(client) == Sight(inbox=0, due=[], next_due_seconds=None)
+    assert read_waiting(client) == Waiting(inbox=0, due=[], next_due_seconds=None)
 
     client.zadd(SCHEDULE, {"later": now_ms(client) + 600_000, "now": 1})
-    sight = look(client)
-    assert sight.due == ["now"]
-    assert sight.next_due_seconds == pytest.approx(600, abs=1)
+    waiting = read_waiting(client)
+    assert waiting.due == ["now"]
+    assert waiting.next_due_seconds == pytest.approx(600, abs=1)
 
 
 def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis) -> None:
@@ -459,46 +463,46 @@ def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis
     schedule_many(client, 5)
     client.zadd(SCHEDULE, {"soon": now_ms(client) + 1000})
     throttle(client, 50)
-    sight = look(client)
+    waiting = read_waiting(client)
 
-    assert (sight.inbox, sight.due) == (1, []), "the inbox is taken in all the same"
-    assert sight.next_due_seconds == pytest.approx(50, abs=1)
+    assert (waiting.inbox, waiting.due) == (1, []), "the inbox is taken in all the same"
+    assert waiting.next_due_seconds == pytest.approx(50, abs=1)
 
 
 def test_hold_that_is_over_hides_nothing(client: Redis) -> None:
     names = schedule_many(client, 5)
     throttle(client, 0)
 
-    wait_for(lambda: set(look(client).due) == names)
+    wait_for(lambda: set(read_waiting(client).due) == names)
 
 
 def test_few_environments_are_called_to_probe_an_open_circuit(client: Redis) -> None:
     names = schedule_many(client, 20)
     open_circuit(client)
-    seen = [look(client).due for _ in range(200)]
+    seen = [read_waiting(client).due for _ in range(200)]
 
-    assert {len(due) for due in seen} <= set(range(1, PROBERS + 1))
+    assert {len(due) for due in seen} <= set(range(1, PROBE_ENVIRONMENTS + 1))
     assert len({due[0] for due in seen}) > 1, "one environment's event would be the probe each time"
     assert {name for due in seen for name in due} <= names
-    assert look(client, skip=10).due == [], "no second page of them"
+    assert read_waiting(client, skip=10).due == [], "no second page of them"
 
 
 def test_the_only_environment_is_called_to_probe(client: Redis) -> None:
     open_circuit(client)
-    assert look(client).due == []
+    assert read_waiting(client).due == []
 
     schedule_many(client, 1)
-    assert look(client).due == ["env-0"]
+    assert read_waiting(client).due == ["env-0"]
 
 
 def test_no_second_drain_is_called_while_a_probe_is_under_way(client: Redis) -> None:
     schedule_many(client, 20)
     open_circuit(client)
     assert admit(client, probe_seconds=50).probes
-    sight = look(client)
+    waiting = read_waiting(client)
 
-    assert sight.due == []
-    assert sight.next_due_seconds == pytest.approx(50, abs=1)
+    assert waiting.due == []
+    assert waiting.next_due_seconds == pytest.approx(50, abs=1)
 
 
 def test_all_are_called_again_once_the_circuit_is_closed(client: Redis) -> None:
@@ -507,4 +511,4 @@ def test_all_are_called_again_once_the_circuit_is_closed(client: Redis) -> None:
     assert admit(client).probes
     close_circuit(client)
 
-    assert set(look(client).due) == names
+    assert set(read_waiting(client).due) == names

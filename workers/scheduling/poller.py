@@ -24,7 +24,8 @@ from relay.connections.failover import WrongServer
 from relay.queue import forgetting, inbox, leases
 from relay.queue.keys import Keys
 from relay.queue.leases import Why
-from relay.queue.schedule import longest_pause_seconds, look
+from relay.queue.schedule import longest_pause_seconds, read_waiting
+from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 from workers.forgetting import every_seconds
 from workers.scheduling.broker_probe import BrokerProbe
@@ -120,26 +121,25 @@ class Poller:
 
     def _poll(self, *, outboxes: int, skip: int, repeat: bool) -> tuple[int, float | None]:
         """Poll the inbox and one page of due outboxes; return how many are due, and when the next one will be."""
-        sight = look(
-            self._client,
-            self._keys,
+        waiting = read_waiting(
+            Shard(client=self._client, keys=self._keys),
             DEFAULT_DESTINATION,
             count=outboxes,
             skip=skip,
-            longest_pause=self._longest_pause,
+            longest_pause_seconds=self._longest_pause,
         )
         if skip == 0:
             # Wait for a newer entry than all of these; an empty inbox is read from its beginning. An entry that is
             # added before the wait begins is missed only if intake is woken anyway.
-            self._last_seen_id = "$" if sight.inbox else "0-0"
-            intake = [(self._keys.intake_lease, self._keys.intake_wakeup)] if sight.inbox else []
+            self._last_seen_id = "$" if waiting.inbox else "0-0"
+            intake = [(self._keys.intake_lease, self._keys.intake_wakeup)] if waiting.inbox else []
             if self._to_wake(intake, Why.WORK, repeat=repeat):
                 self._wakeups.wake_intake()
-        keys = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in sight.due]
+        keys = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in waiting.due]
         positions = self._to_wake([(each.lease, each.wakeup) for each in keys], Why.DUE, repeat=repeat)
         if positions:
-            self._wakeups.wake_delivery([sight.due[position] for position in positions])
-        return len(sight.due), sight.next_due_seconds
+            self._wakeups.wake_delivery([waiting.due[position] for position in positions])
+        return len(waiting.due), waiting.next_due_seconds
 
     def _to_wake(self, runs: Sequence[tuple[str, str]], why: Why, *, repeat: bool) -> list[int]:
         """Return the positions of the runs, given as (lease, wakeup), for which to send a wake-up."""
