@@ -89,7 +89,7 @@ def show(
       relay config show --json | jq '.[] | select(.source != "default")'
     """  # noqa: D301 - \b keeps typer from joining the lines
     if as_json and as_toml:
-        raise ConfigurationError("--json and --toml cannot be combined")
+        raise ConfigurationError("choose one of --json and --toml")
     settings = settings_report.effective(Settings.load())
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in settings], indent=2))

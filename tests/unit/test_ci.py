@@ -172,7 +172,7 @@ def test_a_step_that_is_not_told_whole_gives_a_source_and_no_id(environ: dict[st
     assert event.id is None
     assert event.source == origin.source
     assert origin.credit(DeploymentEvent.of(IMAGE, id="mine")).id == "mine"
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="unknown step"):
         origin.id_for(event)
 
 
