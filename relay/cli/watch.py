@@ -1,4 +1,4 @@
-"""`relay watch`: producers that look for themselves."""
+"""`relay watch`: producers that watch a system."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def _group() -> None:
 def kubernetes(
     *,
     context: Annotated[str | None, typer.Option(help="The kubeconfig's context; default: its current one.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="Look at this namespace only.")] = None,
-    selector: Annotated[str | None, typer.Option(help="Look at pods with these labels only.")] = None,
-    heartbeat: Annotated[Path | None, typer.Option(help="Touch this file as long as all is well.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Report what runs now, and end.")] = False,
+    namespace: Annotated[str | None, typer.Option(help="Only pods of this namespace.")] = None,
+    selector: Annotated[str | None, typer.Option(help="Only pods with these labels.")] = None,
+    heartbeat: Annotated[Path | None, typer.Option(help="Touch this file at every heartbeat.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Report what runs now, and exit.")] = False,
 ) -> None:
     """Report what the pods of a Kubernetes cluster run, now and as it changes.
 
-    Lists all pods at the start and every hour, and follows their changes in between. Inside the cluster it takes the
-    pod's service account, elsewhere the kubeconfig. Failures of the API server, of Redis and of the queue are waited
-    out, nothing is lost. SIGTERM ends it with 0.
+    Lists all pods at the start and every hour, and follows their changes in between. Inside the cluster it uses the
+    pod's service account, elsewhere the kubeconfig. Failures of the API server, of Redis and of the queue are retried
+    until they end; nothing is lost. SIGTERM ends it with 0.
 
-    CLUSTER_NAME must be set, to a name that no other cluster has: clusters that share one overwrite each other's
-    reports. `none` is for the only cluster that reports to a relay. Without it, it ends with 2.
+    CLUSTER_NAME must be set, to a unique name: clusters that share one overwrite each other's reports. `none` is for
+    the only cluster that reports to a relay. Without a name, the exit code is 2.
 
-    With --once it tries once, and ends with 69 when the API server or Redis is away, 75 when the queue is full.
+    With --once it tries once, and exits with 69 if the API server or Redis is unavailable, 75 if the queue is full.
 
     \b
     Examples:
@@ -87,13 +87,13 @@ def kubernetes(
             is_patient=not once,
         )
         if once:
-            watcher.turn()  # the first is a listing
+            watcher.run_once()  # the first is a listing
         else:
             watcher.run()
 
 
 def _connected(settings: KubernetesSettings, context: str | None) -> Cluster:
-    """Connect to the cluster; without one, say at once what else is missing, a name for it."""
+    """Connect to the cluster; the error also names a missing cluster name."""
     from relay.kubernetes.cluster import Cluster  # noqa: PLC0415 - needs the extra
     from relay.kubernetes.naming import Naming  # noqa: PLC0415 - with it
 

@@ -31,9 +31,9 @@ from relay.gateway.tokens import AdmissionSecrets
 from relay.gateway.webhook import authorization_of
 from relay.http.counted_log import CountedLog
 from relay.http.refused import Refused
-from relay.kubernetes.admission import allow, judge
+from relay.kubernetes.admission import allow, read_review
 from relay.kubernetes.naming import Naming
-from relay.kubernetes.skip_reason import Skipped
+from relay.kubernetes.skip_reason import SkipReason
 from relay.logs import get_logger
 from relay.queue.counters import note_skipped
 from relay.queue.keys import Keys
@@ -156,11 +156,11 @@ class AdmissionEndpoint:
     async def _review(self, principal: Principal | None, content: bytes) -> Mapping[str, Any]:
         """Return the AdmissionReview to respond with; its events are reported by then, or in the background."""
         if principal is not None and self._lacks_name:
-            if not self._skipped.has(Skipped.CLUSTER_UNNAMED):  # one line for each count, not for each review
+            if not self._skipped.has(SkipReason.CLUSTER_UNNAMED):  # one line for each count, not for each review
                 _log.warning(
                     "admission reviews are allowed and not reported: set CLUSTER_NAME, or gateway.admission = off"
                 )
-            self._skipped.add(Counter([Skipped.CLUSTER_UNNAMED]))
+            self._skipped.add(Counter([SkipReason.CLUSTER_UNNAMED]))
         if principal is None or self._naming is None:
             return allow(content[:UID_BYTES])
         is_known = await self._nodes.wait()
@@ -168,7 +168,7 @@ class AdmissionEndpoint:
             self._unread += 1
             self._start(self._review_later(principal, content, self._naming))
             return allow(content[:UID_BYTES])
-        review = judge(content, self._naming, self._nodes.known if is_known else {})
+        review = read_review(content, self._naming, self._nodes.known if is_known else {})
         if events := self._permitted(principal, review):
             await self._report(events)
         return review.response
@@ -179,7 +179,7 @@ class AdmissionEndpoint:
             is_known = await self._nodes.wait(UNREAD_SECONDS)
         finally:
             self._unread -= 1
-        review = judge(content, naming, self._nodes.known if is_known else {})
+        review = read_review(content, naming, self._nodes.known if is_known else {})
         if events := self._permitted(principal, review):
             await self._enqueue(events)
 
@@ -192,13 +192,13 @@ class AdmissionEndpoint:
                 report_parsing.check_environment(event, principal, self._environment)
                 permitted.append(event)
             except NotPermitted:
-                self._skipped.add(Counter([Skipped.NOT_PERMITTED]))
+                self._skipped.add(Counter([SkipReason.NOT_PERMITTED]))
         return permitted
 
     async def _report(self, events: list[DeploymentEvent]) -> None:
         """Start a report, and wait for it up to `ANSWER_SECONDS`, or not at all while earlier ones are late."""
         if len(self._tasks) >= MAX_BEHIND:
-            self._skipped.add(Counter({Skipped.NOT_REPORTED: len(events)}))
+            self._skipped.add(Counter({SkipReason.NOT_REPORTED: len(events)}))
             return
         reporting = self._start(self._enqueue(events))
         reporting.add_done_callback(self._late.discard)
@@ -210,9 +210,9 @@ class AdmissionEndpoint:
         try:
             await self._producer.report_many(events)
         except RelayError as error:
-            if not self._skipped.has(Skipped.NOT_REPORTED):  # one line for each count, not for each review
+            if not self._skipped.has(SkipReason.NOT_REPORTED):  # one line for each count, not for each review
                 _log.warning("events of admission reviews are not reported: %s", type(error).__name__)
-            self._skipped.add(Counter({Skipped.NOT_REPORTED: len(events)}))
+            self._skipped.add(Counter({SkipReason.NOT_REPORTED: len(events)}))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -230,11 +230,11 @@ class _SkipCounts:
         self._counts: Counter[str] = Counter()
         self._timer: asyncio.Task[None] | None = None
 
-    def has(self, reason: Skipped) -> bool:
+    def has(self, reason: SkipReason) -> bool:
         """Return whether the reason was added since the last write."""
         return self._counts[reason] > 0
 
-    def add(self, skipped: Counter[Skipped]) -> None:
+    def add(self, skipped: Counter[SkipReason]) -> None:
         """Add counts, to be written at most `COUNT_SECONDS` later."""
         self._counts.update({str(reason): number for reason, number in skipped.items()})
         if self._counts and self._timer is None:

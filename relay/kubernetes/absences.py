@@ -1,11 +1,11 @@
-"""Instances that the watcher reported and no longer sees, marked for `relay resync` after two listings without them.
+"""Marks for `relay resync` of instances that two complete listings in a row did not have.
 
-A pod's end is reported by nothing. A complete listing shows what is not there, and the second one in a row that it is
-no accident of the moment. Only complete listings of the whole cluster count: not one that failed, is of one namespace
-or selector, or was made with other rights than the one before, on which names and platforms depend.
+No event reports the end of a pod. A second listing without it shows that its absence is not temporary. Only listings
+of the whole cluster count that are complete and made with the same rights as the one before, because names and
+platforms depend on the rights.
 
-Only instances that this process listed are followed. After a restart it begins anew: an instance that ended meanwhile
-gets no mark, and is left to `--seen-within`.
+Only instances listed by this process are followed. An instance that ended during a restart gets no mark, and
+`--seen-within` must handle it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ log = logging.getLogger("relay.watch")
 
 
 class Absences:
-    """Follows the instances of one cluster from listing to listing. Failures of Redis are logged and cost a mark."""
+    """The instances of one cluster from listing to listing. Failures of Redis are logged and cost only a mark."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = connect(settings.redis, retries=0)
         self._keys = Keys(settings.queue.namespace)
         self._defaults = defaults_of(settings)
         self._lifetime_seconds = settings.delivery.forget_after
-        #: Whether a listing is one of the whole cluster.
+        #: Whether listings cover the whole cluster.
         self._is_whole = not settings.kubernetes.namespace and not settings.kubernetes.selector
         self._known: set[Instance] = set()
-        #: What the last listing could read beside pods.
+        #: The rights of the last listing (`NodeCache.basis`).
         self._basis: object = None
-        #: Those that the last listing did not have → when it began, in Redis milliseconds.
+        #: Instances missing in the last listing → its start, in Redis milliseconds.
         self._missing: dict[Instance, int] = {}
-        #: Those that have a mark; None before the first listing, since an earlier process may have left some.
+        #: Marked instances; None before the first listing, because an earlier process may have marked some.
         self._marked: set[Instance] | None = None
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class Absences:
         self._client.close()
 
     def begin(self) -> int | None:
-        """Return the moment at which a listing begins; None if it will not count."""
+        """Return the start of a listing in Redis milliseconds; None if it does not count."""
         if not self._is_whole:
             return None
         try:
@@ -63,7 +63,7 @@ class Absences:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def listed(self, events: Iterable[DeploymentEvent], began: int | None, basis: object) -> None:
-        """Compare with what a complete listing reports, and mark what two did not have."""
+        """Mark the instances that this complete listing and the one before do not have."""
         if began is None:
             self.interrupt()
             return
@@ -79,14 +79,14 @@ class Absences:
             self._marked = (self._marked or set()) - back
             gone.mark(self._client, self._keys, DEFAULT_DESTINATION, lost, lifetime_seconds=self._lifetime_seconds)
         except RedisError as error:
-            log.warning("what the cluster no longer runs is not marked: %s", type(error).__name__)
+            log.warning("instances that the cluster no longer runs are not marked: %s", type(error).__name__)
             lost = {}
         self._marked = (self._marked or set()) | lost.keys()
         self._missing = {each: since for each, since in missing.items() if each not in lost}
         self._known = seen | self._missing.keys()
 
     def reported(self, events: Iterable[DeploymentEvent]) -> None:
-        """Note that instances run which were followed between listings."""
+        """Add instances reported between listings."""
         for instance in self._instances(events):
             self._known.add(instance)
             self._missing.pop(instance, None)
@@ -94,11 +94,11 @@ class Absences:
                 try:
                     gone.unmark(self._client, self._keys, DEFAULT_DESTINATION, [instance])
                 except RedisError:
-                    continue  # the next listing does it, and the report itself voids the mark
+                    continue  # the next listing unmarks it, and the report itself voids the mark
                 self._marked.discard(instance)
 
     def interrupt(self) -> None:
-        """Begin to count listings anew: the last one was not complete."""
+        """Restart the count of listings after an incomplete one."""
         self._missing.clear()
 
     def _instances(self, events: Iterable[DeploymentEvent]) -> Iterable[Instance]:

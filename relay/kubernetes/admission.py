@@ -1,15 +1,14 @@
-"""What is an AdmissionReview answered, and what does it report?
+"""AdmissionReviews: the response, which always allows, and the events.
 
-The answer is always yes: the relay watches what goes by and never stands in its way, whatever it is shown. What is
-read of the request, by resource and operation:
+Events by resource and operation:
 
-    pods                      CREATE, UPDATE    what the specification pins by digest, and did not before
-    pods/ephemeralcontainers  UPDATE            the same: `kubectl debug` adds a container to a pod that runs
-    pods/status               UPDATE            what runs, and did not before
-    anything else                               nothing
+    pods                      CREATE, UPDATE    images that the specification pins by digest, and did not before
+    pods/ephemeralcontainers  UPDATE            the same: `kubectl debug` adds a container to a running pod
+    pods/status               UPDATE            images that run, and did not before
+    anything else                               none
 
-The request's shape is that of https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
-(`admission.k8s.io/v1`; `v1beta1`, which Kubernetes before 1.22 may send, differs in nothing that is read or written).
+The request has the form of https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
+(`admission.k8s.io/v1`; `v1beta1`, which Kubernetes before 1.22 may send, has the same fields here).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pydantic_core import from_json
 
 from relay.kubernetes import json_access
 from relay.kubernetes.pod import PodReading, read_pinned, read_pod
-from relay.kubernetes.skip_reason import Skipped
+from relay.kubernetes.skip_reason import SkipReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from relay.events.platform import Platform
     from relay.kubernetes.naming import Naming
 
-#: The versions that are answered in kind; whatever claims another is answered in the first.
+#: The supported versions; a request of another version is answered in the first.
 _VERSIONS = ("admission.k8s.io/v1", "admission.k8s.io/v1beta1")
 
-#: Subresource and operation → what the request reports.
+#: The reader of the pod by subresource and operation.
 _READERS = {
     ("", "CREATE"): read_pinned,
     ("", "UPDATE"): read_pinned,
@@ -45,19 +44,19 @@ _READERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A review's answer, and what it reports."""
+    """A review's response and events."""
 
     #: An AdmissionReview, to be sent as JSON with HTTP 200.
     response: Mapping[str, Any]
     events: tuple[DeploymentEvent, ...] = ()
-    skipped: Counter[Skipped] = field(default_factory=Counter)
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
 
 
-def judge(body: bytes, naming: Naming, nodes: Mapping[str, Platform] | None = None) -> Review:
-    """Answer a request's body and read what it reports; never raises. The body's size is the caller's to bound.
+def read_review(body: bytes, naming: Naming, nodes: Mapping[str, Platform] | None = None) -> Review:
+    """Return the response to a request's body, and its events; never raise. The caller limits the body's size.
 
-    A review does not carry its namespace's labels: a template that asks for one skips all of it. Nor does it carry
-    its node's platform: `nodes` are those of the cluster's nodes, if a watcher publishes them.
+    A review has no namespace labels, so a template that uses one skips the whole review. Nor has it its node's
+    platform: `nodes` are the platforms of the cluster's nodes, if a watcher publishes them.
     """
     review = _decoded(body)
     reading = _read(review, naming, nodes)
@@ -65,7 +64,7 @@ def judge(body: bytes, naming: Naming, nodes: Mapping[str, Platform] | None = No
 
 
 def allow(body: bytes) -> Mapping[str, Any]:
-    """Answer a request's body, and no more; its beginning is enough, if the uid is in that."""
+    """Return only the response to a request's body; its beginning suffices if it has the uid."""
     return _allow(_decoded(body, may_be_cut=True))
 
 
@@ -89,30 +88,30 @@ def _read(review: object, naming: Naming, nodes: Mapping[str, Platform] | None) 
     request = json_access.part(review, "request")
     if skipped := _skip(request):
         return PodReading(skipped=Counter([skipped]))
-    return _READERS[_asked(request)](
+    return _READERS[_operation(request)](
         _pod(request), naming, before=json_access.part(request, "oldObject"), nodes=nodes
     )
 
 
-def _skip(request: Mapping[str, Any]) -> Skipped | None:
+def _skip(request: Mapping[str, Any]) -> SkipReason | None:
     if not request:
-        return Skipped.NOT_A_REVIEW
+        return SkipReason.NOT_A_REVIEW
     if (json_access.text(request, "resource", "group"), json_access.text(request, "resource", "resource")) != (
         "",
         "pods",
     ):
-        return Skipped.NOT_A_POD
+        return SkipReason.NOT_A_POD
     if request.get("dryRun"):
-        return Skipped.DRY_RUN
-    return None if _asked(request) in _READERS else Skipped.OTHER_OPERATION
+        return SkipReason.DRY_RUN
+    return None if _operation(request) in _READERS else SkipReason.OTHER_OPERATION
 
 
-def _asked(request: Mapping[str, Any]) -> tuple[str, str]:
+def _operation(request: Mapping[str, Any]) -> tuple[str, str]:
     return json_access.text(request, "subResource"), json_access.text(request, "operation")
 
 
 def _pod(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the request's object; the request itself may know better where and what it is."""
+    """Return the request's object, with namespace and name of the request where the object has none."""
     pod = json_access.part(request, "object")
     metadata = json_access.part(pod, "metadata")
     known = {key: json_access.text(metadata, key) or json_access.text(request, key) for key in ("namespace", "name")}

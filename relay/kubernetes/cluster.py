@@ -1,15 +1,15 @@
-"""The cluster's API server, asked through the official client: listings page by page, watches change by change.
+"""Requests to a cluster's API server through the official client: listings by page, watches by change.
 
-Of the client it takes what is tedious to get right: where the cluster is, its credentials and their renewal, TLS,
-proxies, paths and parameters. Two things it leaves:
+The client finds the cluster and handles credentials and their renewal, TLS, proxies, paths and parameters. Two parts
+of it are not used:
 
-- its models. `_preload_content=False` gives the answer as it came, and objects stay the decoded JSON that
-  `relay.kubernetes.pod` reads. That costs a tenth of the time, and no field that this client does not know is lost.
-- `kubernetes.watch.Watch`. It makes a model of each object, for which it encodes it again; it passes over a line
-  that it cannot read, and so over a change; and whether it resumes by itself depends on whether it was told a
-  time-out, without which it never notices a dead link.
+- its models. With `_preload_content=False` objects stay decoded JSON, which `relay.kubernetes.pod` reads. That takes
+  a tenth of the time, and loses no field that this client does not know.
+- `kubernetes.watch.Watch`. It makes a model of each object, and encodes it again for that; it skips a line that it
+  cannot read, and so a change; and whether it resumes by itself depends on a time-out, without which it never notices
+  a dead connection.
 
-All that goes wrong is `ClusterUnavailable`. Nothing here tries again: `next_step` decides that.
+Every failure is `ClusterUnavailable`. Retries are left to the caller (`retry_policy`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
     from relay.settings import KubernetesSettings
 
-#: How long a connection to the API server may take to be made, and a pause within an answer to a listing may last.
+#: Maximum time to connect to the API server, and maximum pause within its response to a listing.
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0
+RESPONSE_SECONDS = 60.0
 
-#: The longest line of a watch: an object is at most 1.5 MiB in etcd, 3 MiB if somebody set the limit so.
+#: Maximum line of a watch. An object is at most 1.5 MiB in etcd by default.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
-#: Characters of the server's explanation that go into an error.
+#: Maximum characters of the server's message in an error.
 _MESSAGE_CHARACTERS = 300
 
 log = logging.getLogger("relay.watch")
@@ -53,22 +53,22 @@ log = logging.getLogger("relay.watch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A part of a listing."""
+    """A page of a listing."""
 
     items: tuple[Mapping[str, Any], ...]
-    #: The listing's resource version, the same for all its pages: where a watch goes on from.
+    #: The listing's resource version, the same for all its pages, from which a watch continues.
     position: str
 
 
 class Cluster:
-    """One cluster as the settings say it is looked at. A context manager; not thread-safe."""
+    """One cluster, as selected by the settings. A context manager; not thread-safe."""
 
     def __init__(self, settings: KubernetesSettings, *, context: str | None = None) -> None:
-        """Read the credentials; `ConfigurationError` if there are none. No request is made."""
+        """Read the credentials, without a request; raise `ConfigurationError` if there are none."""
         self._settings = settings
         self._context = context
         self._client = _connect(context)
-        #: The server's clock at its last answer; ours until there was one.
+        #: The server's clock at its last response; this machine's before the first.
         self.clock = datetime.now(UTC)
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class Cluster:
         self._client.close()
 
     def renew(self) -> None:
-        """Read the credentials again; the old ones stay if there are none just now."""
+        """Read the credentials again; keep the old ones if that fails."""
         try:
             renewed = _connect(self._context)
         except ConfigurationError as error:
@@ -92,7 +92,7 @@ class Cluster:
         self._client = renewed
 
     def pods(self) -> Iterator[Page]:
-        """List the pods, consistently: all pages are of one moment."""
+        """List the pods; all pages are of one moment."""
         return self._pages("pods", *self._pod_call(), label_selector=self._settings.selector)
 
     def nodes(self) -> Iterator[Page]:
@@ -112,15 +112,15 @@ class Cluster:
         return self._object(f"namespace {name}", "read_namespace", name)
 
     def watch_pods(self, position: str, *, seconds: int) -> Generator[Mapping[str, Any]]:
-        """Yield what happens to pods after `position`, for as long; then end.
+        """Yield the changes of pods after `position`, for `seconds`.
 
-        Yields `{"type": …, "object": …}`, as they come, but for an ERROR, which is raised with its code. The server
-        is asked to end it in time. When it does not, or says nothing for `silence`, the link is taken for dead.
+        Each is `{"type": …, "object": …}`; an ERROR is raised with its code. The server is told the time to end. If
+        it does not, or sends nothing for `silence`, the connection is considered dead.
         """
         name, *arguments = self._pod_call()
         silence = self._settings.silence
         deadline = time.monotonic() + seconds + silence
-        with self._asking("watch pods"):
+        with self._translated_errors("watch pods"):
             response = self._call(name)(
                 *arguments,
                 **_given(label_selector=self._settings.selector),
@@ -140,11 +140,11 @@ class Cluster:
         return ("list_namespaced_pod", namespace) if namespace else ("list_pod_for_all_namespaces",)
 
     def _pages(self, what: str, name: str, *arguments: str, **selectors: str) -> Iterator[Page]:
-        """List page by page; 410 if it took so long that the server forgot the moment."""
+        """List by page; raise 410 if it took so long that the server no longer has that moment."""
         token = ""
         while True:
-            with self._asking(f"list {what}"):
-                listing = self._answer(
+            with self._translated_errors(f"list {what}"):
+                listing = self._request(
                     name, *arguments, limit=self._settings.page_size, **_given(_continue=token, **selectors)
                 )
             token, position = (json_access.text(listing, "metadata", key) for key in ("continue", "resourceVersion"))
@@ -155,54 +155,54 @@ class Cluster:
                 return
 
     def _object(self, what: str, name: str, *arguments: str) -> Mapping[str, Any]:
-        with self._asking(f"get {what}"):
-            return self._answer(name, *arguments)
+        with self._translated_errors(f"get {what}"):
+            return self._request(name, *arguments)
 
-    def _answer(self, name: str, *arguments: str, **parameters: object) -> Mapping[str, Any]:
-        """Ask, and decode the whole answer."""
+    def _request(self, name: str, *arguments: str, **parameters: object) -> Mapping[str, Any]:
+        """Return the decoded response to a request."""
         response = self._call(name)(
             *arguments,
             **parameters,
             _preload_content=False,
-            _request_timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+            _request_timeout=(CONNECT_SECONDS, RESPONSE_SECONDS),
         )
-        self._look_at_the_clock(response.headers)
+        self._update_clock(response.headers)
         return _decoded(response.data)
 
     def _call(self, name: str) -> Callable[..., Any]:
         return getattr(client.CoreV1Api(self._client), name)  # type: ignore[no-any-return]  # chosen by its name
 
     @contextlib.contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        """Turn what the client raises into `ClusterUnavailable`."""
+    def _translated_errors(self, what: str) -> Iterator[None]:
+        """Raise `ClusterUnavailable` for the errors of the client."""
         try:
             yield
         except ApiException as error:
-            self._look_at_the_clock(error.headers or {})
+            self._update_clock(error.headers or {})
             raise _refusal(what, error) from error
         except urllib3.exceptions.ReadTimeoutError as error:
             raise ClusterUnavailable(f"{what}: nothing came for too long") from error
         except (urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
             raise ClusterUnavailable(f"{what}: {error}") from error
 
-    def _look_at_the_clock(self, headers: Mapping[str, str]) -> None:
+    def _update_clock(self, headers: Mapping[str, str]) -> None:
         with contextlib.suppress(ValueError):
             date = headers.get("Date")
-            told = parsedate_to_datetime(date) if date else datetime.now(UTC)
-            self.clock = told if told.tzinfo else told.replace(tzinfo=UTC)
+            now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+            self.clock = now if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def _connect(context: str | None) -> client.ApiClient:
-    """Find the cluster: a kubeconfig that is named, else the one that we are in, else the user's own kubeconfig."""
+    """Connect to the cluster of the named kubeconfig, else of this pod, else of the user's kubeconfig."""
     configuration = client.Configuration()
-    configuration.retries = False  # neither at once, three times, behind our back; nor a redirect with the token
+    configuration.retries = False  # urllib3 would retry three times at once, and follow redirects with the token
     named = os.environ.get("KUBECONFIG")
     try:
         if named or context or "KUBERNETES_SERVICE_HOST" not in os.environ:
             config.load_kube_config(config_file=named, context=context, client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
-    except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:  # the last of a file that is no map
+    except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:  # TypeError of a file that is no map
         raise ConfigurationError(
             f"no cluster to watch: {error}\n"
             "in a cluster it takes the pod's service account; elsewhere set KUBECONFIG, and --context if need be"
@@ -215,7 +215,7 @@ def _given(**parameters: str) -> dict[str, str]:
 
 
 def _lines(response: urllib3.HTTPResponse, deadline: float) -> Iterator[bytes]:
-    """Yield the lines that came whole, until the deadline; what is cut off at the end was not told."""
+    """Yield complete lines until the deadline; an incomplete last line is dropped."""
     pending = bytearray()
     for chunk in response.stream(amt=None):
         if time.monotonic() > deadline:
@@ -250,11 +250,11 @@ def _decoded(body: bytes) -> Mapping[str, Any]:
 
 
 def _refusal(what: str, error: ApiException) -> ClusterUnavailable:
-    """Say what the server said; neither its headers nor ours."""
+    """Return the error with the server's message, without headers."""
     message = ""
     with contextlib.suppress(ValueError):
         message = json_access.text(from_json(error.body or ""), "message")
-    status = error.status or None  # 0 is what the client makes of a TLS error
+    status = error.status or None  # the client sets 0 for a TLS error
     explained = f"{status or ''} {message or error.reason or ''}".strip().replace("\n", " ")
     retry_after = (error.headers or {}).get("Retry-After", "")
     return ClusterUnavailable(

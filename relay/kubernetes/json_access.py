@@ -1,7 +1,6 @@
-"""What stands at this path of an object that may have any shape? Nothing here raises.
+"""Access to JSON of any shape by path, without exceptions. Pure.
 
-Objects come from a cluster's API server, but what comes over a socket can be anything: a list where a map should
-be, a null, a number. What has another shape than the one asked for counts as absent.
+A value of another type than the one asked for counts as absent: a client may send a list or null in place of a map.
 """
 
 from __future__ import annotations

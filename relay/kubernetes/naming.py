@@ -1,4 +1,4 @@
-"""How are a container's environment and image name called? As the settings' templates say."""
+"""Environment and image name of a container, by the settings' templates. Pure."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from relay.settings import KubernetesSettings
     from relay.template import Template
 
-#: Hex digits that replace the end of a name over `MAX_NAME_BYTES`: 80 bits of its SHA-256.
+#: Hexadecimal digits that replace the end of a name over `MAX_NAME_BYTES`: 80 bits of its SHA-256.
 HASH_DIGITS = 20
 
-#: Longest label value that a template takes; Kubernetes allows 63 characters. A longer one counts as absent, because
-#: each of a pod's containers would repeat it.
+#: Maximum length of a label value in a template; Kubernetes allows 63 characters. A longer one counts as absent,
+#: because each of a pod's containers would repeat it.
 MAX_LABEL_CHARACTERS = 253
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a container stands, in the words that templates use."""
+    """The placeholders of a container that templates use."""
 
     namespace: str
     workload: str
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """What one cluster's containers are called, made once from the settings."""
+    """The naming of one cluster's containers, made once from the settings."""
 
     #: "" if it has no name.
     cluster: str
@@ -55,9 +55,9 @@ class Naming:
 
     @classmethod
     def of(cls, settings: KubernetesSettings) -> Self:
-        """Read the settings; `ConfigurationError` if the cluster has no name, or a template needs more than `none`.
+        """Return the naming of the settings; raise `ConfigurationError` without a cluster name, or one in a template.
 
-        That is not the settings' own check, because workers share them and need not know which cluster reports.
+        The settings do not check this, because workers share them and need no cluster name.
         """
         naming = cls(
             cluster=settings.cluster_name,
@@ -79,11 +79,11 @@ class Naming:
 
     @property
     def needs_namespace_labels(self) -> bool:
-        """Whether a template asks for labels of the namespace, which pods do not carry."""
+        """Whether a template uses labels of the namespace, which a pod does not have."""
         return any(placeholder.startswith("namespace_labels[") for placeholder in self.placeholders)
 
     def ignores(self, namespace: str) -> bool:
-        """Tell whether nothing of this namespace is reported."""
+        """Return whether nothing of this namespace is reported."""
         return any(fnmatchcase(namespace, glob) for glob in self.ignore_namespaces)
 
     def ignores_kind(self, *kinds: str) -> bool:
@@ -91,7 +91,7 @@ class Naming:
         return bool(self.ignore_kinds) and any(kind.casefold() in self.ignore_kinds for kind in kinds)
 
     def of_container(self, place: Place) -> tuple[str, str] | None:
-        """Return environment and image name; None if a template asks for a label that is missing."""
+        """Return environment and image name; None if a template uses a missing label."""
         values = {
             "cluster": self.cluster,
             "namespace": place.namespace,
@@ -110,11 +110,11 @@ class Naming:
 
 
 def shortened(name: str) -> str:
-    """Return a name of at most `MAX_NAME_BYTES` of UTF-8: a longer one's beginning, `-`, and a hash of the whole.
+    """Return a name of at most `MAX_NAME_BYTES` of UTF-8: of a longer one the beginning, `-`, and its hash.
 
-    The same name is always shortened to the same one, and two names to different ones.
+    The result is deterministic, and different for different names.
     """
-    # A review may say anything, lone surrogates too; the event refuses them where they are left.
+    # A review may have lone surrogates; the event refuses those that remain.
     encoded = name.encode(errors="surrogatepass")
     if len(encoded) <= MAX_NAME_BYTES:
         return name

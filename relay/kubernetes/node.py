@@ -1,4 +1,4 @@
-"""On which platform does a pod run? Its node knows; else its specification may leave no choice."""
+"""The platform of a pod: its node's, or the one that its specification pins. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from relay.kubernetes import json_access
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: A node's label, by its names from new to old.
+#: Names of a node's labels, current and old.
 _OS_LABELS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 _ARCHITECTURE_LABELS = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
 
@@ -19,7 +19,7 @@ _REQUIRED_TERMS = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredD
 
 
 def platform_of_node(node: Mapping[str, Any]) -> Platform | None:
-    """Return what a node says in `status.nodeInfo`, if that is a platform."""
+    """Return the platform in a node's `status.nodeInfo`."""
     info = json_access.part(node, "status", "nodeInfo")
     return _platform(json_access.text(info, "operatingSystem"), json_access.text(info, "architecture"))
 
@@ -27,14 +27,14 @@ def platform_of_node(node: Mapping[str, Any]) -> Platform | None:
 def platform_of_pod(
     pod: Mapping[str, Any], node: Platform | None, nodes: Mapping[str, Platform] | None = None
 ) -> Platform | None:
-    """Return the platform of the pod's node, if it is known, else what the pod's specification pins.
+    """Return the platform of the pod's node, if it is known, else the one that its specification pins.
 
-    Linux alone is left out. It says nothing, since it is what everything means that does not say, and an event
-    that names a part of its platform does not get the rest from its environment's rule (`Defaults.complete`).
+    A pinned `linux` without an architecture is dropped. It is the default anyway, and an event with a part of its
+    platform does not get the rest from its environment's rule (`Defaults.complete`).
 
-    Where the cluster's `nodes` are known, no part is guessed: None means that the pod's node is not among them, and
-    that its specification does not pin its platform either. A part that is pinned (Windows, say) is enough where all
-    nodes that have it are of one platform.
+    If the cluster's `nodes` are known, no part is guessed: None means that the pod's node is not among them, and its
+    specification does not pin its platform. A pinned part (such as Windows) suffices if all nodes that match it have
+    the same platform.
     """
     if node is not None:
         return node
@@ -58,7 +58,7 @@ def platform_of_pod(
 
 
 def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """Return the one value of a label that the pod's nodes must have, "" if there is no such one."""
+    """Return the only value of a label that the pod's nodes may have, else ""."""
     for name in names:
         if value := json_access.text(spec, "nodeSelector", name):
             return value
@@ -69,7 +69,7 @@ def _selected(spec: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _required(spec: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield for each term of the required affinity, any of which suffices, the one value it asks for, or ""."""
+    """Yield the only value, else "", that each term of the required affinity allows; the terms are alternatives."""
     for term in json_access.each(spec, *_REQUIRED_TERMS):
         asked = (
             json_access.texts(expression, "values")

@@ -1,11 +1,10 @@
-"""What do pods not say themselves? Their nodes' platforms, and their namespaces' labels.
+"""Cache of the nodes' platforms and the namespaces' labels, which pods do not have.
 
-The platforms are published for the webhook, which cannot ask for them (relay/queue/nodes.py).
+The platforms are published for the webhook, which cannot read nodes (relay/queue/nodes.py).
 
-Both are listed with each snapshot, and what is new since is asked for one by one. Where that is forbidden it goes on
-without: platforms are what the pods' specifications say, and templates that ask for labels find none. Any other
-failure is the snapshot's own: a platform that is not known just now must not make another instance of each
-container.
+Both are listed with each snapshot, and new ones are read one by one. Without the right to read them, platforms are
+those that pods' specifications pin, and templates find no namespace labels. Any other error fails the snapshot: a
+platform that is temporarily unknown must not create another instance of each container.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("relay.watch")
 
 
-class Surroundings:
-    """What is known of nodes and namespaces. `platforms` and `labels` grow while pods are read."""
+class NodeCache:
+    """Nodes and namespaces by name. `platforms` and `labels` grow while pods are read."""
 
     def __init__(self, cluster: Cluster, *, namespace: str, needs_labels: bool) -> None:
         self.platforms: dict[str, Platform] = {}
@@ -36,21 +35,21 @@ class Surroundings:
         self._cluster = cluster
         self._needs_labels = needs_labels
         self._nodes = _Kind("nodes", cluster.nodes, cluster.node)
-        # Who may look at one namespace only may get it, and not list them.
+        # A user of one namespace may get it, but not list all.
         self._namespaces = _Kind("namespaces", None if namespace else cluster.namespaces, cluster.namespace)
 
     @property
-    def has_listed_nodes(self) -> bool:
-        """Whether the nodes were listed: then `platforms` has all there are, those aside that do not say theirs."""
+    def has_all_nodes(self) -> bool:
+        """Whether the nodes were listed, so that `platforms` has every node with a known platform."""
         return self._nodes.has_listed
 
     @property
     def basis(self) -> tuple[bool, bool]:
-        """Whether nodes and namespaces were listed, after which instances are named and placed."""
+        """Whether nodes and whether namespaces were listed: instances' names and platforms depend on it."""
         return self._nodes.has_listed, self._namespaces.has_listed
 
     def list(self) -> None:
-        """Forget what is known, and list anew."""
+        """Clear the cache, and list all."""
         self.platforms.clear()
         self.labels.clear()
         for node in self._nodes.all():
@@ -59,10 +58,10 @@ class Surroundings:
             for namespace in self._namespaces.all():
                 self._add_namespace(namespace)
 
-    def learn(self, pod: Mapping[str, Any]) -> bool:
-        """Ask for the pod's node and namespace, if they are not known yet; tell whether its node is there.
+    def read_for(self, pod: Mapping[str, Any]) -> bool:
+        """Read a pod's node and namespace, if they are new; return whether its node exists.
 
-        A pod whose node is gone runs nowhere, though it may say so until it is deleted too.
+        A pod whose node is gone does not run, though its status may say so until it is deleted.
         """
         if node := self._nodes.new(json_access.text(pod, "spec", "nodeName")):
             self._add_node(node)
@@ -81,7 +80,7 @@ class Surroundings:
 
 
 class _Kind:
-    """Objects of one kind: which were seen, and whether we may."""
+    """Objects of one kind: those seen, and whether reading them is forbidden."""
 
     def __init__(
         self,
@@ -94,13 +93,13 @@ class _Kind:
         self._read = read
         self._seen: set[str] = set()
         self._gone: set[str] = set()
-        #: Whether we may not see them, as far as is known.
+        #: Whether the last request was forbidden.
         self.is_forbidden = False
-        #: Whether the last listing came to its end.
+        #: Whether the last listing was complete.
         self.has_listed = False
 
     def all(self) -> Iterator[Mapping[str, Any]]:
-        """List them; nothing if that is forbidden."""
+        """List all; none if that is forbidden."""
         self._seen.clear()
         self._gone.clear()
         self.is_forbidden = self.has_listed = False
@@ -114,7 +113,7 @@ class _Kind:
             self.has_listed = True
 
     def new(self, name: str) -> Mapping[str, Any] | None:
-        """Return one that was not seen yet; None if it was, is gone, or may not be seen."""
+        """Return an object that was not seen yet; None if it was, is gone, or is forbidden."""
         if not name or name in self._seen or self.is_forbidden:
             return None
         found = None
@@ -129,11 +128,11 @@ class _Kind:
         return found
 
     def is_gone(self, name: str) -> bool:
-        """Tell whether it was asked for and was not there."""
+        """Return whether a request found that it does not exist."""
         return name in self._gone
 
     def _forbid(self, error: ClusterUnavailable) -> None:
         if error.status != HTTPStatus.FORBIDDEN:
             raise error
         self.is_forbidden = True
-        log.warning("going on without %s until the next snapshot: %s", self._name, error)
+        log.warning("continuing without %s until the next snapshot: %s", self._name, error)

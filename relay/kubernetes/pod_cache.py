@@ -1,7 +1,7 @@
-"""What did each pod run when it was last read? As little as is needed to see what changed. Pure.
+"""Cache of what each pod ran when it was last read, to detect changes. Pure.
 
-A pod's status changes with each probe, and only now and then what it runs. What is kept of a pod is JSON of some two
-hundred bytes for each of its containers, until the pod is gone.
+A pod's status changes with each probe, its images rarely. An entry is JSON of about 200 bytes for each container,
+until the pod is gone.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ if TYPE_CHECKING:
 _KINDS = ("initContainers", "containers", "ephemeralContainers")
 
 
-class _Mark(NamedTuple):
-    """What tells pods of a workload apart."""
+class _Version(NamedTuple):
+    """What distinguishes pods of a workload."""
 
-    #: ISO 8601, as Kubernetes writes it: sorts as time.
+    #: In Kubernetes' ISO 8601, which sorts by time.
     created: str
-    #: Hashes of what its containers run, by their names.
+    #: Hashes of the containers' images by container name.
     images: Mapping[str, int]
 
-    def is_undone(self, left: _Mark) -> bool:
-        """Tell whether a pod that is left is older, and a container that both have runs something else there."""
-        return left.created < self.created and any(
-            self.images.get(name, image) != image for name, image in left.images.items()
+    def was_replaced_in(self, remaining: _Version) -> bool:
+        """Return whether a remaining pod is older, and runs another image in a container that both have."""
+        return remaining.created < self.created and any(
+            self.images.get(name, image) != image for name, image in remaining.images.items()
         )
 
 
-class Memory:
+class PodCache:
     """Pods by uid."""
 
     def __init__(self) -> None:
         self._pods: dict[str, bytes] = {}
-        self._workloads: dict[tuple[str, Workload], dict[str, _Mark]] = {}
+        self._workloads: dict[tuple[str, Workload], dict[str, _Version]] = {}
 
     def __len__(self) -> int:
         return len(self._pods)
 
     def before(self, pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return what `read_pod` takes as `before`."""
+        """Return the `before` of `read_pod`."""
         kept = self._pods.get(_uid(pod))
         return from_json(kept) if kept else None
 
-    def remember(self, pod: Mapping[str, Any]) -> None:
-        """Keep what the pod runs."""
-        self._pods[_uid(pod)] = to_json(_gist(pod))
+    def add(self, pod: Mapping[str, Any]) -> None:
+        """Add or replace a pod."""
+        self._pods[_uid(pod)] = to_json(_entry(pod))
         if images := _images(pod):
-            mark = _Mark(json_access.text(pod, "metadata", "creationTimestamp"), images)
-            self._workloads.setdefault(_workload(pod), {})[_uid(pod)] = mark
+            version = _Version(json_access.text(pod, "metadata", "creationTimestamp"), images)
+            self._workloads.setdefault(_workload(pod), {})[_uid(pod)] = version
 
-    def forget(self, pod: Mapping[str, Any]) -> bool:
-        """Drop a pod that is gone; tell whether it leaves older ones of its workload that run something else instead.
+    def remove(self, pod: Mapping[str, Any]) -> bool:
+        """Remove a deleted pod; return whether older pods of its workload remain that run other images.
 
-        Then its rollout was undone: what it said is not so any more, and those that are left said theirs long ago.
-        Pods that are runs end by themselves: no rollout is undone by that.
+        Then its rollout was undone: its report no longer holds, and the remaining pods were reported before it. The
+        end of a run (a Job's pod) undoes no rollout.
         """
         self._pods.pop(_uid(pod), None)
         workload = self._workloads.get(_workload(pod), {})
         gone = workload.pop(_uid(pod), None)
         if not workload:
             self._workloads.pop(_workload(pod), None)
-        return gone is not None and not workload_of(pod).is_run and any(map(gone.is_undone, workload.values()))
+        return gone is not None and not workload_of(pod).is_run and any(map(gone.was_replaced_in, workload.values()))
 
 
-def _gist(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+def _entry(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "metadata": {"uid": _uid(pod)},
         "spec": {
@@ -98,7 +98,7 @@ def _statuses(kind: str) -> str:
 
 
 def _images(pod: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return what its containers run, by their names, as far as they started; what was added to debug it aside."""
+    """Return the hashes of the started containers' images by name, without ephemeral containers."""
     statuses = (each for kind in _KINDS[:2] for each in json_access.each(pod, "status", _statuses(kind)))
     named = ((json_access.text(each, "name"), json_access.text(each, "imageID")) for each in statuses)
     return {name: hash(image) for name, image in named if image}

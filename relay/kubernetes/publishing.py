@@ -1,4 +1,4 @@
-"""Publishes the platforms of the cluster's nodes for the webhook, as often as they change and once a minute."""
+"""Publication of the nodes' platforms for the webhook, at each change and once a minute."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from relay.events.platform import Platform
     from relay.settings import Settings
 
-#: The shortest pause between two attempts, also when new nodes come one after the other or Redis is away.
+#: Minimum time between two attempts, also while nodes join or Redis is unavailable.
 PAUSE_SECONDS = 5.0
 
 log = logging.getLogger("relay.watch")
 
 
 class NodePublisher:
-    """Writes the node map of one cluster. Failures are logged and cost nothing: the reports do not depend on it."""
+    """Writes the node map of one cluster. Failures are logged; reports do not depend on it."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = connect(settings.redis, retries=0)
         self._keys = Keys(settings.queue.namespace)
         self._settings = settings.kubernetes
         self._published: dict[str, Platform] | None = None
-        #: When it was last tried, by the monotonic clock.
+        #: The last attempt, by the monotonic clock.
         self._tried_at = float("-inf")
         self._is_failing = False
 
@@ -41,7 +41,7 @@ class NodePublisher:
         self._client.close()
 
     def publish(self, platforms: Mapping[str, Platform], *, at_once: bool = False) -> None:
-        """Write the map if it changed or must be refreshed, but not too often unless `at_once`."""
+        """Write the map if it changed or must be refreshed, at most every `PAUSE_SECONDS` unless `at_once`."""
         since = time.monotonic() - self._tried_at
         is_due = since >= nodes.REFRESH_SECONDS or (since >= PAUSE_SECONDS and platforms != self._published)
         if not is_due and not at_once:
@@ -60,10 +60,10 @@ class NodePublisher:
 
     def _fail(self, why: str) -> None:
         self._published = None
-        if not self._is_failing:  # once until it succeeds
+        if not self._is_failing:  # one line until it succeeds
             log.warning(
                 "the nodes' platforms are not published for the webhook: %s; "
-                "where nodes are not linux/amd64 it may report wrong ones (docs/redis-acl.md has the watcher's user)",
+                "for nodes other than linux/amd64 it may report wrong ones (watcher's user: docs/redis-acl.md)",
                 why,
             )
         self._is_failing = True

@@ -1,14 +1,13 @@
-"""What do all pods of a cluster report together? For each instance what its newest pod runs, as of the listing.
+"""The events of all pods of a cluster: for each instance what its newest pod runs, as of the listing. Pure.
 
-Pod by pod, time does not go back: what a pod says is stale once a newer one was heard. So when a rollout fails and
-its new pod is deleted again, no pod that is left can say that it is the old digest that runs. A listing can, since
-what it does not hold is gone: what it reports has the listing's time, later than all pods in it and earlier than
-those to come.
+Events of single pods never go back in time: an older pod's event is stale after a newer one's. So when a rollout
+fails and its new pod is deleted, no remaining pod can report that the old digest runs. A listing can: its events have
+the time of the listing, later than the creation of all its pods and earlier than that of future ones.
 
-Unless a newer pod of the workload has yet to start. It may be about to replace the others, and must be heard then: so
-what the others report has the time of that one's creation, and what it says itself, arriving later, wins. A pod of
-the speaker's own revision with nothing but pinned images has no news, and is not waited for: there may be no room for
-it for months.
+The exception is a newer pod of the workload that has not started yet. It may be about to replace the others, and its
+event must not be stale then. So the others' events have the time of its creation, and its own, arriving later,
+counts. A pending pod of the same revision with only pinned images changes nothing and is ignored: it may lack room
+for months.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.kubernetes import json_access
 from relay.kubernetes.pod import PodReading, read_pod
-from relay.kubernetes.skip_reason import Skipped
+from relay.kubernetes.skip_reason import SkipReason
 from relay.kubernetes.workload import workload_of
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from relay.kubernetes.naming import Naming
     from relay.kubernetes.workload import Workload
 
-#: Labels of pods that name the template which their controller made them from.
+#: Labels of pods that name the template from which their controller made them.
 _REVISIONS = ("pod-template-hash", "rollouts-pod-template-hash", "controller-revision-hash")
 
-#: Where the containers stand that have to start.
+#: Fields of the containers that have to start.
 _KINDS = ("initContainers", "containers")
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -48,11 +47,10 @@ def read_snapshot(
     node_platforms: Mapping[str, Platform] | None = None,
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None,
 ) -> PodReading:
-    """Report what all pods of a cluster run, one event for each instance; platforms by node, labels by namespace.
+    """Return one event for each instance that runs; platforms by node, labels by namespace.
 
-    `at` is a moment before the listing was asked for, by the API server's clock as far as it can be known; should
-    it be late, what started within the difference waits for the next snapshot. `pods` are read once, in any order,
-    and not kept.
+    `at` is a time before the listing, by the API server's clock if it is known. If it is late, the next snapshot
+    reports pods that started within the difference. `pods` are read once, in any order, and not kept.
     """
     listing = _Listing()
     for pod in pods:
@@ -63,73 +61,75 @@ def read_snapshot(
             namespace_labels=(namespace_labels or {}).get(json_access.text(pod, "metadata", "namespace")),
         )
         listing.add(pod, reading)
-    events = (listing.spoken(each, at) for each in listing.speakers.values())
+    events = (listing.event_of(each, at) for each in listing.candidates.values())
     return PodReading(events=tuple(events), skipped=listing.skipped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Speaker:
-    """A pod's event, and who says it."""
+class _Candidate:
+    """An event, with what is needed of its pod."""
 
     event: DeploymentEvent
     workload: tuple[str, Workload]
     created: datetime | None
     revision: str
-    is_over: bool
+    has_ended: bool
 
     @property
     def rank(self) -> tuple[bool, datetime]:
-        """Pods that are not over speak before those that are, and among them the newest."""
-        return not self.is_over, self.created or _LONG_AGO
+        """Pods that have not ended rank higher, and among them the newest."""
+        return not self.has_ended, self.created or _LONG_AGO
 
 
 class _Starting(NamedTuple):
-    """A pod that has yet to start a container."""
+    """A pod with a container that has not started yet."""
 
     created: datetime
-    #: What it is made from; "" if that is not known, or may become another image each time.
+    #: The revision of its template; "" if it is unknown, or its images are not pinned.
     revision: str
 
 
 @dataclass(kw_only=True)
 class _Listing:
-    """What was read so far: an event for each instance, whatever the number of pods."""
+    """The pods read so far: an event for each instance, whatever the number of pods."""
 
-    speakers: dict[object, _Speaker] = field(default_factory=dict)
+    candidates: dict[object, _Candidate] = field(default_factory=dict)
     starting: dict[tuple[str, Workload], set[_Starting]] = field(default_factory=dict)
-    skipped: Counter[Skipped] = field(default_factory=Counter)
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
 
     def add(self, pod: Mapping[str, Any], reading: PodReading) -> None:
-        workload, is_over = (json_access.text(pod, "metadata", "namespace"), workload_of(pod)), _is_over(pod)
+        workload, has_ended = (json_access.text(pod, "metadata", "namespace"), workload_of(pod)), _has_ended(pod)
         created, revision = json_access.moment(pod, "metadata", "creationTimestamp"), _revision(pod)
         self.skipped.update(reading.skipped)
-        if reading.skipped[Skipped.NOT_RUNNING] and not is_over and created:
+        if reading.skipped[SkipReason.NOT_RUNNING] and not has_ended and created:
             starting = _Starting(created, revision if _is_pinned(pod) else "")
             self.starting.setdefault(workload, set()).add(starting)
         for event in reading.events:
-            self._hear(_Speaker(event=event, workload=workload, created=created, revision=revision, is_over=is_over))
+            self._add(
+                _Candidate(event=event, workload=workload, created=created, revision=revision, has_ended=has_ended)
+            )
 
-    def _hear(self, speaker: _Speaker) -> None:
-        instance = _instance(speaker.event)
-        if instance in self.speakers:
-            self.skipped[Skipped.REPLICA] += 1
-            speaker = max(self.speakers[instance], speaker, key=lambda each: each.rank)
-        self.speakers[instance] = speaker
+    def _add(self, candidate: _Candidate) -> None:
+        instance = _instance(candidate.event)
+        if instance in self.candidates:
+            self.skipped[SkipReason.REPLICA] += 1
+            candidate = max(self.candidates[instance], candidate, key=lambda each: each.rank)
+        self.candidates[instance] = candidate
 
-    def spoken(self, speaker: _Speaker, at: datetime) -> DeploymentEvent:
-        """Give the event its time: whole seconds, as creations are told in, which only ever makes it earlier."""
+    def event_of(self, candidate: _Candidate, at: datetime) -> DeploymentEvent:
+        """Return the event with its time, rounded down to seconds like the times of creation."""
         newer = (
             each.created
-            for each in self.starting.get(speaker.workload, ())
-            if each.created > (speaker.created or _LONG_AGO)
-            and not (each.revision and each.revision == speaker.revision)
+            for each in self.starting.get(candidate.workload, ())
+            if each.created > (candidate.created or _LONG_AGO)
+            and not (each.revision and each.revision == candidate.revision)
         )
         time = min((at.replace(microsecond=0), *newer))
-        return speaker.event.model_copy(update={"time": time})
+        return candidate.event.model_copy(update={"time": time})
 
 
 def _revision(pod: Mapping[str, Any]) -> str:
-    """Return what tells a workload's pod templates apart, "" if nothing does."""
+    """Return the revision of a pod's template, "" if it is unknown."""
     labels = json_access.labels(pod, "metadata", "labels")
     return next(filter(None, map(labels.get, _REVISIONS)), "")
 
@@ -139,7 +139,7 @@ def _is_pinned(pod: Mapping[str, Any]) -> bool:
     return all("@" in image for image in images)
 
 
-def _is_over(pod: Mapping[str, Any]) -> bool:
+def _has_ended(pod: Mapping[str, Any]) -> bool:
     return json_access.text(pod, "status", "phase") in {"Succeeded", "Failed"}
 
 

@@ -1,9 +1,9 @@
-"""Whose pod is it? The workload that people know by name, not the one in between that made the pod.
+"""The workload of a pod: the one that people name, not an intermediate controller. Pure.
 
-A pod names its controller in `metadata.ownerReferences`, and no more than that one. Two levels up is read off the
-names, as the controllers compose them:
+A pod names only its own controller in `metadata.ownerReferences`. The next level is derived from the names, by the
+rules of the controllers:
 
-- a ReplicaSet of a Deployment is `<deployment>-<pod-template-hash>`, and its pods carry the hash as a label
+- a ReplicaSet of a Deployment is `<deployment>-<pod-template-hash>`, and its pods have the hash as a label
   (kubernetes/kubernetes `pkg/controller/deployment/sync.go`, `getNewReplicaSet`); Argo Rollouts does the same
   with a label of its own;
 - a Job of a CronJob is `<cronjob>-<unix time>`, in minutes, and in seconds before Kubernetes 1.21
@@ -11,15 +11,15 @@ names, as the controllers compose them:
 - a ReplicationController of an OpenShift DeploymentConfig is named in an annotation of its pods;
 - the mirror of a static pod is `<pod>-<node>` (`pkg/kubelet/config/common.go`, `generatePodName`).
 
-What is made anew for each run (`_RUNS`) is named after what it is made from, so that a run is not a new instance:
+A kind that is created anew for each run (`_RUNS`) gets the name of its origin, so that a run is not a new instance:
 
-- a label of the pod says what that is (`_STABLE_NAMES`): a CronWorkflow, a task of a pipeline, a Knative service;
+- the origin that a label of the pod names (`_STABLE_NAMES`): a CronWorkflow, a task of a pipeline, a Knative service;
 - else the run's name without its random end: the five characters that an API server appends to `generateName`
   (kubernetes/apiserver `pkg/storage/names/generate.go`), a time in seconds, or a UUID;
-- a pod without a controller is named after its `generateName`, if it has one.
+- a pod without a controller has the name of its `generateName`, if it has one.
 
-Not promised: that a Job called `backup-20240131` by hand is not taken for a run of a CronJob `backup`, nor one
-called `migrate-mssql` for a run of a Job `migrate`.
+Not promised: a Job named `backup-20240131` by hand is taken for a run of a CronJob `backup`, and one named
+`migrate-mssql` for a run of a Job `migrate`.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
 
 _MIRROR = "kubernetes.io/config.mirror"
 _DEPLOYMENT_CONFIG = "openshift.io/deployment-config.name"
-#: The label that holds the hash → the kind whose ReplicaSet it is.
+#: Label with the hash → kind of the ReplicaSet's owner.
 _HASHES = {"pod-template-hash": "Deployment", "rollouts-pod-template-hash": "Rollout"}
 #: Minutes since 1970 have eight digits from 1989 on, seconds ten from 2001 on.
 _SCHEDULED = re.compile(r"(.+)-[0-9]{8,10}")
-#: What an API server appends to `generateName`: five characters without vowels and what looks like them.
+#: A name from `generateName`: an API server appends five characters without vowels and look-alikes.
 _GENERATED = re.compile(r"(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}")
-#: What programs append that make a name unique by themselves: a UUID, with or without its dashes.
+#: A name made unique by its client: with a UUID, with or without its dashes.
 _UNIQUE = re.compile(r"(.+)-[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
-#: A pod that GitLab's runner makes: it appends characters of its own, and asks for no `generateName`.
+#: A pod of GitLab's runner, which appends characters of its own instead of using `generateName`.
 _GITLAB_RUNNER = re.compile(r"(runner-.+-concurrent-[0-9]+)-[a-z0-9]+")
 
-#: Longest value of a label that names a workload; Kubernetes allows 63 characters. A longer one counts as absent.
+#: Maximum length of a label that names a workload; Kubernetes allows 63 characters. A longer one counts as absent.
 _MAX_LABEL_CHARACTERS = 253
 
 _POD = "Pod"
 
-#: Controllers that are made anew for each run, or whose pods are.
+#: Controllers that are created anew for each run, or whose pods are.
 _RUNS = frozenset({"Job", "Workflow", "TaskRun", "EphemeralRunner", _POD})
 
-#: Kind of the pod's controller → labels of the pod whose values name what it is made from, and the kind that this is;
-#: the first that is there. Several labels are joined by a dash.
+#: Kind of the pod's controller → labels of the pod whose values name its origin, and the origin's kind; the first
+#: complete one counts. Several labels are joined by a dash.
 _STABLE_NAMES: Mapping[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "Workflow": (
         (("workflows.argoproj.io/cron-workflow",), "CronWorkflow"),
@@ -79,22 +79,22 @@ _STABLE_NAMES: Mapping[str, tuple[tuple[tuple[str, ...], str], ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a pod belongs to; a pod without a controller belongs to itself."""
+    """The workload of a pod; a pod without a controller is its own."""
 
     kind: str
-    #: "" if nothing says it.
+    #: "" if it is unknown.
     name: str
-    #: The kind of the pod's controller, `Pod` if it has none. It follows from the rest, so it is not compared.
+    #: The kind of the pod's controller, `Pod` if it has none. Not compared, because it follows from the rest.
     owner_kind: str = field(default=_POD, compare=False)
 
     @property
     def is_run(self) -> bool:
-        """Whether its pods are runs, which end by themselves, and not replicas, which a rollout replaces."""
+        """Whether its pods are runs, which end by themselves, not replicas, which a rollout replaces."""
         return self.owner_kind in _RUNS
 
 
 def workload_of(pod: Mapping[str, Any]) -> Workload:
-    """Read a pod's workload off its metadata."""
+    """Return the workload of a pod."""
     annotations = json_access.labels(pod, "metadata", "annotations")
     if _MIRROR in annotations:
         node = json_access.text(pod, "spec", "nodeName")
@@ -111,7 +111,7 @@ def workload_of(pod: Mapping[str, Any]) -> Workload:
 
 
 def _above(kind: str, name: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> tuple[str, str]:
-    """Return kind and name of the workload of a pod's controller, read off the controller's name."""
+    """Return kind and name of the workload above a pod's controller, derived from the controller's name."""
     match kind:
         case "ReplicaSet":
             return _above_replica_set(name, labels)
@@ -128,13 +128,13 @@ def _above(kind: str, name: str, labels: Mapping[str, str], annotations: Mapping
 
 
 def _named_by_label(kind: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return kind and name of what the pod's labels say that it is made from."""
+    """Return kind and name of the origin that the pod's labels name."""
     for keys, above in _STABLE_NAMES.get(kind, ()):
         values = [labels.get(key, "") for key in keys]
         if not all(0 < len(value) <= _MAX_LABEL_CHARACTERS for value in values):
             continue
         if labels.get("tekton.dev/pipelineRun") == values[0] and (run := _GENERATED.fullmatch(values[0])):
-            values[0] = run[1]  # a pipeline that is written out in its run is called as the run
+            values[0] = run[1]  # a pipeline defined within its run has the run's name
         return above, "-".join(values)
     return None
 
@@ -148,11 +148,11 @@ def _above_replica_set(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _generated_from(pod: Mapping[str, Any]) -> str:
-    """Return what a pod's name was generated from, without the dash; its name if that was given."""
+    """Return the prefix from which a pod's name was generated, without the dash; else its name."""
     name, prefix = json_access.text(pod, "metadata", "name"), json_access.text(pod, "metadata", "generateName")
     return (prefix.rstrip("-") if name.startswith(prefix) else "") or _pod_name(pod)
 
 
 def _pod_name(pod: Mapping[str, Any]) -> str:
-    """Return a pod's name, or what it will begin with: a pod that is being created may not have its name yet."""
+    """Return a pod's name, or its prefix while the pod is created and has no name yet."""
     return json_access.text(pod, "metadata", "name") or json_access.text(pod, "metadata", "generateName").rstrip("-")

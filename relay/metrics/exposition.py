@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from relay.kubernetes.skip_reason import Skipped
+from relay.kubernetes.skip_reason import SkipReason
 from relay.metrics import catalogue as of
 from relay.metrics.catalogue import Kind
 from relay.queue.attempts import BOUNDS_SECONDS, Durations
@@ -103,7 +103,7 @@ def _counters(snapshot: Snapshot) -> Iterator[Family]:
     yield _plain(of.REDRIVEN, counters.redriven)
     yield _plain(of.DROPPED, counters.dropped)
     yield _plain(of.IGNORED, counters.ignored)
-    yield _labelled(of.SKIPPED, Skipped, snapshot.skipped)
+    yield _labelled(of.SKIPPED, SkipReason, snapshot.skipped)
     yield _plain(of.CLOCK_AHEAD, snapshot.clocks_ahead)
     yield _labelled(of.REFUSED, _REFUSALS, snapshot.refused)
 

@@ -183,7 +183,7 @@ def test_nothing_is_lost_while_the_api_server_is_away(cluster: KubernetesApi, es
     cluster.put(web("a", created=LONG_AGO))
     cluster.stop()
     watch.start()
-    watch.wait(lambda: "list anew in" in watch.log())
+    watch.wait(lambda: "list again in" in watch.log())
     cluster.start()
     watch.wait_delivered("a")
     watch.wait(lambda: cluster.watches == 1)
@@ -265,7 +265,7 @@ def test_the_heartbeat_goes_on_while_the_api_server_is_away(
     file = tmp_path / "alive"
     cluster.stop()
     watch.start("--heartbeat", str(file))
-    watch.wait_for_log("list anew in")
+    watch.wait_for_log("list again in")
     for _ in range(2):
         then = file.stat().st_mtime_ns
         watch.wait(lambda: file.stat().st_mtime_ns > then)  # noqa: B023 - called here

@@ -73,13 +73,13 @@ class Watch:
 
     def list(self, times: int = 1) -> None:
         for _ in range(times):
-            self.watcher._place = ""  # a listing is due
-            self.watcher.turn()
+            self.watcher._position = ""  # a listing is due
+            self.watcher.run_once()
             run_intake(self.runtime)
 
     def follow(self) -> None:
         with contextlib.suppress(ClusterUnavailable):  # it was told nothing for `silence`, and that ends the turn
-            self.watcher.turn()
+            self.watcher.run_once()
         run_intake(self.runtime)
 
     def gone(self) -> list[str]:

@@ -15,7 +15,7 @@ from servers import Authority, Server, answer, says
 from relay.errors import ClusterUnavailable, ConfigurationError
 from relay.events.platform import Platform
 from relay.kubernetes.cluster import Cluster
-from relay.kubernetes.node_cache import Surroundings
+from relay.kubernetes.node_cache import NodeCache
 from relay.settings import KubernetesSettings
 
 if TYPE_CHECKING:
@@ -247,20 +247,20 @@ def test_platforms_are_the_nodes_and_new_nodes_are_asked_for(api: KubernetesApi)
     node = load("eks-node")
     api.put(node)
     with cluster_of() as cluster:
-        around = Surroundings(cluster, namespace="", needs_labels=False)
-        around.list()
-        assert around.platforms == {node["metadata"]["name"]: Platform(os="linux", architecture="arm64")}
+        cache = NodeCache(cluster, namespace="", needs_labels=False)
+        cache.list()
+        assert cache.platforms == {node["metadata"]["name"]: Platform(os="linux", architecture="arm64")}
         late = {"kind": "Node", "metadata": {"name": "late"}, "status": {"nodeInfo": {"architecture": "s390x"}}}
         api.put(late)
         for _ in range(3):
-            around.learn({"spec": {"nodeName": "late"}})
-            around.learn({"spec": {"nodeName": node["metadata"]["name"]}})
-            around.learn({"spec": {}})
-        assert around.platforms["late"].architecture == "s390x"
+            cache.read_for({"spec": {"nodeName": "late"}})
+            cache.read_for({"spec": {"nodeName": node["metadata"]["name"]}})
+            cache.read_for({"spec": {}})
+        assert cache.platforms["late"].architecture == "s390x"
         assert (api.count("get", "nodes"), api.count("get", "namespaces")) == (1, 0)
         for _ in range(3):
-            around.learn({"spec": {"nodeName": "gone"}})  # 404: the pod outlived it
-        assert "gone" not in around.platforms
+            cache.read_for({"spec": {"nodeName": "gone"}})  # 404: the pod outlived it
+        assert "gone" not in cache.platforms
         assert api.count("get", "nodes") == 2
 
 
@@ -268,16 +268,16 @@ def test_platforms_are_the_nodes_and_new_nodes_are_asked_for(api: KubernetesApi)
 def test_without_permission_for_nodes_it_goes_on(api: KubernetesApi, verbs: set[str]) -> None:
     api.forbidden = {(verb, "nodes") for verb in verbs}
     with cluster_of() as cluster:
-        around = Surroundings(cluster, namespace="", needs_labels=False)
-        around.list()
+        cache = NodeCache(cluster, namespace="", needs_labels=False)
+        cache.list()
         for _ in range(3):
-            around.learn({"spec": {"nodeName": "kind-worker"}})
-        assert around.platforms == {}
+            cache.read_for({"spec": {"nodeName": "kind-worker"}})
+        assert cache.platforms == {}
         assert api.count("list", "nodes") + api.count("get", "nodes") <= 2
         api.forbidden = set()
         api.put(load("eks-node"))
-        around.list()
-        assert around.platforms, "a permission that came is not noticed"
+        cache.list()
+        assert cache.platforms, "a permission that came is not noticed"
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
@@ -285,11 +285,11 @@ def test_nodes_that_cannot_be_seen_just_now_are_no_reason_to_guess(api: Kubernet
     """Another platform is another instance."""
     api.fail(status, resource="nodes", times=2)
     with cluster_of() as cluster:
-        around = Surroundings(cluster, namespace="", needs_labels=False)
+        cache = NodeCache(cluster, namespace="", needs_labels=False)
         with pytest.raises(ClusterUnavailable):
-            around.list()
+            cache.list()
         with pytest.raises(ClusterUnavailable):
-            around.learn({"spec": {"nodeName": "kind-worker"}})
+            cache.read_for({"spec": {"nodeName": "kind-worker"}})
 
 
 @pytest.mark.parametrize("namespace", ["", "shop"])
@@ -298,11 +298,11 @@ def test_labels_of_namespaces_are_looked_up_where_a_template_asks_for_them(
 ) -> None:
     api.put({"kind": "Namespace", "metadata": {"name": "shop", "labels": {"stage": "live"}}})
     with cluster_of(namespace=namespace) as cluster:
-        around = Surroundings(cluster, namespace=namespace, needs_labels=True)
-        around.list()
-        around.learn(pod("web-0"))
-        around.learn(pod("web-1"))
-    assert around.labels == {"shop": {"stage": "live"}}
+        cache = NodeCache(cluster, namespace=namespace, needs_labels=True)
+        cache.list()
+        cache.read_for(pod("web-0"))
+        cache.read_for(pod("web-1"))
+    assert cache.labels == {"shop": {"stage": "live"}}
     assert api.count("list", "namespaces") == (0 if namespace else 1)
     assert api.count("get", "namespaces") == (1 if namespace else 0)
 

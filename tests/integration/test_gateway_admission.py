@@ -176,7 +176,7 @@ def test_an_unexpected_error_allows_the_review_and_is_one_log_line(
     def broken(*_: object) -> None:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr(admission_endpoint, "judge", broken)
+    monkeypatch.setattr(admission_endpoint, "read_review", broken)
     asked = review("create")
     assert is_allowed(ask(gateway, asked), asked["request"]["uid"])
     assert "an admission review failed, and was allowed: RuntimeError" in caplog.text

@@ -20,7 +20,7 @@ from relay.kubernetes import retry_policy as steps
 from relay.kubernetes import watcher as module
 from relay.kubernetes.cluster import Cluster
 from relay.kubernetes.publishing import NodePublisher
-from relay.kubernetes.watcher import APART, Watcher
+from relay.kubernetes.watcher import LIST_AFTER_SETTLES, Watcher
 from relay.producer.queue_producer import Producer
 from relay.queue.keys import Keys
 from relay.queue.nodes import LIFETIME_SECONDS, decode
@@ -65,7 +65,7 @@ class Watch:
     def turn(self, times: int = 1) -> list[str]:
         """Take turns; return what is reported by then."""
         for _ in range(times):
-            self.watcher.turn()
+            self.watcher.run_once()
         return self.reported()
 
     def bodies(self) -> list[Any]:
@@ -126,7 +126,7 @@ def test_pods_as_distributions_give_them_are_reported(api: KubernetesApi, watch:
         api.put(node_of(pod))
         api.put(pod)
     api.put(load("eks-node"))
-    watch.watcher.turn()
+    watch.watcher.run_once()
     assert {(body["image"]["name"], body.get("platform", {}).get("architecture")) for body in watch.bodies()} == {
         ("shop/web/nginx", None),
         ("payments/payments-api/api", "arm64"),
@@ -237,7 +237,7 @@ def test_a_place_that_is_gone_again_and_again_is_not_listed_without_a_pause(
         watch.turn(2)
     api.fail(410, verb="watch", times=3)
     watch.turn(6)
-    pauses = re.findall(r"list anew in (\S+) s", caplog.text)
+    pauses = re.findall(r"list again in (\S+) s", caplog.text)
     assert len(pauses) >= 3
     assert watch.watcher._was_gone
 
@@ -353,7 +353,7 @@ def test_a_listing_that_fails_later_on_is_made_again_while_it_follows(
 def test_retry_after_is_waited_for(api: KubernetesApi, watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
     api.fail(429, verb="list", retry_after=1)
     watch.turn()
-    assert "list anew in 1.0 s" in caplog.text
+    assert "list again in 1.0 s" in caplog.text
 
 
 def test_a_token_that_expired_is_read_again(api: KubernetesApi, watch: Watch, tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_without_rights_for_nodes_it_says_so_and_goes_on(
     api.forbidden = {("list", "nodes"), ("get", "nodes")}
     api.put(web("a", spec={"nodeName": "n", "containers": CONTAINERS}))
     assert watch.turn() == ["a"]
-    assert "going on without nodes" in caplog.text
+    assert "continuing without nodes" in caplog.text
 
 
 def test_environments_may_be_named_by_labels_of_their_namespaces(
@@ -448,7 +448,7 @@ def test_listings_that_are_brought_forward_are_some_time_apart(
         api.put(new)
         api.delete(new)
         watch.turn()
-        assert watch.watcher._list_at - watch.watcher._listed_at == APART * 5
+        assert watch.watcher._list_at - watch.watcher._listed_at == LIST_AFTER_SETTLES * 5
 
 
 def test_a_rolling_update_brings_no_listing_forward(api: KubernetesApi, watch: Watch) -> None:

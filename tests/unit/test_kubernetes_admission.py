@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pods import NAMING, digest_of, load, naming
 
-from relay.kubernetes.admission import Review, allow, judge
+from relay.kubernetes.admission import Review, allow, read_review
 
 UID = "705ab4f5-6393-11e8-b7cc-42010a800002"
 
 
 def reviewed(review: Any) -> Review:
-    return judge(json.dumps(review).encode(), NAMING)
+    return read_review(json.dumps(review).encode(), NAMING)
 
 
 def reported(review: Review) -> dict[str | None, str]:
@@ -99,7 +99,7 @@ def test_the_request_names_a_pod_that_does_not_say_where_and_what_it_is() -> Non
 
 def test_a_template_that_asks_for_a_label_skips_it_for_a_review_has_none() -> None:
     called = naming(environment_template="{namespace_labels[stage]}")
-    review = judge(json.dumps(load("review-status")).encode(), called)
+    review = read_review(json.dumps(load("review-status")).encode(), called)
     assert (review.events, skipped(review)) == ((), {"label_missing": 1})
 
 
@@ -151,7 +151,7 @@ def test_a_version_that_is_unknown_is_answered_in_the_first(version: Any) -> Non
     "body", [b"", b"{", b"null", b"\xff", b"[" * 100_000, b'{"request": {"uid": "\\ud800"}}', b"1" * 5000]
 )
 def test_what_cannot_be_read_is_allowed_without_a_uid(body: bytes) -> None:
-    review = judge(body, NAMING)
+    review = read_review(body, NAMING)
 
     assert review.response == allow(body) == answer("")
     assert skipped(review) == {"not_a_review": 1}
@@ -174,7 +174,7 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dict
 
 @given(body=st.binary())
 def test_any_bytes_are_allowed(body: bytes) -> None:
-    assert judge(body, NAMING).response["response"]["allowed"] is True
+    assert read_review(body, NAMING).response["response"]["allowed"] is True
 
 
 @given(

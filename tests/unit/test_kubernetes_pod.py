@@ -17,7 +17,7 @@ from relay.events.platform import Platform, parse_platform
 from relay.kubernetes import json_access
 from relay.kubernetes.node import platform_of_node
 from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading, read_pinned, read_pod
-from relay.kubernetes.skip_reason import Skipped
+from relay.kubernetes.skip_reason import SkipReason
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
 from workers.intake.deduplication import Decision, judge
@@ -363,15 +363,15 @@ def test_only_what_was_not_pinned_before_is_reported() -> None:
 @pytest.mark.parametrize(
     ("then", "now", "reason"),
     [
-        (f"{WEB}@{A}", f"{WEB}@{A}", Skipped.UNCHANGED),
-        (f"docker-pullable://{WEB}@{A}", f"mirror/web@{A}", Skipped.UNCHANGED),
-        (f"{WEB}@{A}", A, Skipped.DIGEST_UNAVAILABLE),
+        (f"{WEB}@{A}", f"{WEB}@{A}", SkipReason.UNCHANGED),
+        (f"docker-pullable://{WEB}@{A}", f"mirror/web@{A}", SkipReason.UNCHANGED),
+        (f"{WEB}@{A}", A, SkipReason.DIGEST_UNAVAILABLE),
         (f"{WEB}@{A}", f"{WEB}@{B}", None),
         (A, f"{WEB}@{A}", None),
         ("", f"{WEB}@{A}", None),
     ],
 )
-def test_a_digest_is_reported_when_it_differs_from_before(then: str, now: str, reason: Skipped | None) -> None:
+def test_a_digest_is_reported_when_it_differs_from_before(then: str, now: str, reason: SkipReason | None) -> None:
     reading = read_pod(pod_of(now), NAMING, before=pod_of(then))
 
     assert bool(reading.events) is (reason is None)

@@ -11,7 +11,7 @@ from pods import load
 
 from relay.errors import ClusterUnavailable
 from relay.kubernetes.cluster import _change
-from relay.kubernetes.retry_policy import Step, next_step
+from relay.kubernetes.retry_policy import Step, decide_step
 
 
 def error_of(line: str) -> ClusterUnavailable:
@@ -34,7 +34,7 @@ def test_an_error_in_a_watch_is_told_with_its_code(name: str, status: int, step:
     error = error_of(line)
     assert error.status == status
     assert said in str(error)
-    following = next_step(error, is_watching=True, has_listed=True, failures=1, random=Random(1))
+    following = decide_step(error, is_watching=True, has_listed=True, failures=1, random=Random(1))
     assert following.step is step
 
 
@@ -45,7 +45,7 @@ def test_an_error_of_any_code_ends_the_watch_and_never_the_watcher() -> None:
         change["object"]["code"] = code
         error = error_of(json.dumps(change))
         assert error.status == (code if type(code) is int else None)
-        following = next_step(error, is_watching=True, has_listed=True, failures=1, random=Random(1))
+        following = decide_step(error, is_watching=True, has_listed=True, failures=1, random=Random(1))
         assert following.step is (Step.LIST if error.status == 410 else Step.RESUME)
 
 

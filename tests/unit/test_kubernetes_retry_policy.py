@@ -14,7 +14,7 @@ from relay.kubernetes.retry_policy import (
     RETRY_AFTER_MAX_SECONDS,
     Next,
     Step,
-    next_step,
+    decide_step,
     pause_seconds,
 )
 
@@ -25,7 +25,7 @@ def after(status: int | None, *, retry_after: float = 0, **situation: Any) -> Ne
     """Return what follows the first failure of a watch, unless another situation is given."""
     error = ClusterUnavailable("told to fail", status=status, retry_after_seconds=retry_after)
     usual: dict[str, Any] = {"is_watching": True, "has_listed": True, "failures": 1}
-    return next_step(error, **usual | situation, random=Random(1))
+    return decide_step(error, **usual | situation, random=Random(1))
 
 
 def test_a_listing_that_failed_is_made_anew_unless_it_was_a_wrong_question() -> None:
