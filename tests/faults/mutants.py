@@ -110,9 +110,9 @@ CANARY = "tests/faults/test_canary.py::test_the_token_is_nowhere_after_all_that_
 
 # Where no scenario can tell, or none in good time
 
-DRAINS = "tests/integration/test_drains.py"
+RUNS = "tests/integration/test_delivery_runs.py"
 STALE_GUARD = "tests/integration/test_stale_guard.py"
-MISHAPS = "tests/integration/test_drains_mishaps.py"
+MISHAPS = "tests/integration/test_delivery_mishaps.py"
 DESTINATION = "tests/integration/test_drains_destination.py"
 LEASES = "tests/integration/test_scripts_leases.py"
 COMMIT = "tests/integration/test_commit_delivery.py"
@@ -173,7 +173,7 @@ MUTANTS = (
             ),
             Edit("workers/delivery/attempts.py", "            if not outbox.is_lost:  #", "            if False:  #"),
         ),
-        tests=(f"{DRAINS}::test_a_failing_instance_holds_up_itself_and_no_other", REFUSED),
+        tests=(f"{RUNS}::test_a_failing_instance_holds_up_itself_and_no_other", REFUSED),
     ),
     Mutant(
         "no-fence",
@@ -195,7 +195,7 @@ MUTANTS = (
         "no-fence-at-commit",
         "a commit does not ask whose lease it is, the rest does",
         edits=(Edit("relay/queue/scripts/commit_delivery.lua", _FENCE, "if false then"),),
-        tests=(f"{DRAINS}::test_delivery_whose_lease_ran_out_commits_nothing",),
+        tests=(f"{RUNS}::test_delivery_whose_lease_ran_out_commits_nothing",),
     ),
     Mutant(
         "run-mark-ignored",
@@ -404,7 +404,7 @@ MUTANTS = (
                 "deferred",
             ),
         ),
-        tests=(f"{DRAINS}::test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_order",),
+        tests=(f"{RUNS}::test_a_backlog_larger_than_a_batch_with_failures_all_over_is_delivered_in_order",),
     ),
     Mutant(
         "state-not-given-back",

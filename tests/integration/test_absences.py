@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from drains import KEYS, make_runtime_for
 from kubernetes_api import KubernetesApi
 from pods import digest_of, pod_of
+from runs import KEYS, make_runtime_for
 
 from relay.errors import ClusterUnavailable
 from relay.kubernetes.absences import Absences

@@ -6,8 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import redis
-from drains import KEYS
 from rig import wait_for
+from runs import KEYS
 
 from relay import Producer
 from relay.processes.embedded_redis import EmbeddedRedis

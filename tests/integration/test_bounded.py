@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, drained, report_many, running
 from redis import Redis
+from runs import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, report_many, run_once, running
 
 from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, receipts
 from relay.queue import dead_letters as dead
@@ -80,7 +80,7 @@ def test_oversize_entry_is_dead_lettered_cut_and_those_behind_it_arrive(
 
     with little_is_held():
         report = run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
 
     assert report is not None
     assert report.taken == 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import KEYS, make_runtime_for, report, report_image
+from runs import KEYS, make_runtime_for, report, report_image
 
 from relay.operations.diagnosis import diagnose
 from relay.queue import contested

@@ -11,7 +11,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import (
+from outboxes import now_ms, read_health
+from rig import wait_for
+from runs import (
     DESTINATION,
     KEYS,
     PRODUCTION,
@@ -23,17 +25,15 @@ from drains import (
     deliver_until,
     delivered_images,
     digest,
-    drained,
     image_of,
     let_hold_pass,
     report,
     report_image,
     report_many,
     retries_are_due,
+    run_once,
     running,
 )
-from outboxes import now_ms, read_health
-from rig import wait_for
 
 from relay.queue.outbox import Trials
 from relay.sandbox import Sandbox
@@ -78,7 +78,7 @@ def probe(runtime: Runtime, *environments: str) -> str:
     """Let all pauses be over, and one drain run; say what it is held up by."""
     let_hold_pass(runtime.client)
     retries_are_due(runtime.client)
-    return drained(runtime, *environments).held
+    return run_once(runtime, *environments).held
 
 
 def nothing_waits(client: Redis) -> bool:
@@ -104,7 +104,7 @@ def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
     api.faults = [{"kind": "status", "status": status}]
     with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
         run_intake(runtime)
-        assert drained(runtime).held.startswith(f"unauthorized (HTTP {status}")
+        assert run_once(runtime).held.startswith(f"unauthorized (HTTP {status}")
         assert api.counts().received <= runtime.settings.delivery.max_in_flight
         for _ in range(2 * runtime.settings.delivery.max_attempts):
             before = api.counts().received
@@ -139,7 +139,7 @@ def test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carrie
     report_many(client, 3)
     with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
         before = api.counts().by_status[403]
         assert probe(replace(runtime, random=Rotating())) == ""
         deliver_until(runtime, lambda: nothing_waits(client))
@@ -187,7 +187,7 @@ def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
             images.append(f"{REPOSITORY}@{digest(str(len(images)))}")
             report(client, str(len(images) - 1))
             run_intake(runtime)
-            drained(runtime)
+            run_once(runtime)
         deliver_until(runtime, lambda: counters_of(client).waiting == 1)
 
         (only,) = trials(client)
@@ -200,14 +200,14 @@ def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
         retries_are_due(client)
         report_image(client, image_of("another"))
         run_intake(runtime)
-        assert drained(runtime).held == "", "it is known by now whose fault it is"
+        assert run_once(runtime).held == "", "it is known by now whose fault it is"
 
 
 def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 403}]
     images = report_many(client, 10)
     run_intake(runtime)
-    assert drained(runtime).held.startswith("unauthorized (HTTP 403")
+    assert run_once(runtime).held.startswith("unauthorized (HTTP 403")
     for _ in range(15):
         before = api.counts().received
         assert probe(runtime).startswith("unauthorized")
@@ -228,7 +228,7 @@ def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: 
     api.faults = [{"kind": "status", "status": 404}]
     images = report_many(client, 2 * FAILURES)
     run_intake(runtime)
-    held = drained(runtime).held
+    held = run_once(runtime).held
     assert held.startswith("misconfigured (HTTP 404")
     for _ in range(2 * runtime.settings.delivery.max_attempts):
         before = api.counts().received
@@ -261,7 +261,7 @@ def test_429_without_retry_after_uses_no_attempt_and_is_waited_for_ever_longer(
             run_intake(runtime)
             retries_are_due(client)
             seconds, microseconds = client.time()
-            drained(runtime)
+            run_once(runtime)
             ((_, due),) = client.zrange(PRODUCTION.due, 0, -1, withscores=True)
             pauses.append(due / 1000 - seconds - microseconds / 1e6)
         assert {each.attempts for each in trials(client)} == {0}
@@ -281,7 +281,7 @@ def test_404_for_one_is_retried_slowly_until_its_attempts_are_used_up(
         assert not client.xlen(KEYS.dead)
         retries_are_due(client)
         seconds, microseconds = client.time()
-        assert drained(runtime).held == ""
+        assert run_once(runtime).held == ""
         pauses += [
             due / 1000 - seconds - microseconds / 1e6
             for _, due in client.zrange(PRODUCTION.due, 0, -1, withscores=True)
@@ -316,9 +316,9 @@ def test_retry_after_holds_all_drains_and_uses_up_nothing(
     images = report_many(client, 5) + report_many(client, 5, "staging")
     with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
         run_intake(one)
-        assert drained(one).held.startswith("throttled (HTTP 429")
-        assert drained(two, "staging").held == "throttled"
-        assert drained(one).held == "throttled"
+        assert run_once(one).held.startswith("throttled (HTTP 429")
+        assert run_once(two, "staging").held == "throttled"
+        assert run_once(one).held == "throttled"
         assert api.counts().received == 1
         ((attempts, answers, *_),) = trials(client)
         assert (attempts, answers) == (0, 1)
@@ -340,8 +340,8 @@ def test_no_drain_sends_anything_before_the_end_of_retry_after(
         run_intake(one)
 
         def keep_trying() -> bool:
-            drained(one)
-            drained(two, "staging")
+            run_once(one)
+            run_once(two, "staging")
             return nothing_waits(client)
 
         wait_for(keep_trying)
@@ -355,7 +355,7 @@ def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: 
     report(client, "a")
     with running(redis_server, api, delivery={"retry_after_max": 60}) as runtime:
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     assert read_health(client).until - now_ms(client) == pytest.approx(60_000, abs=3000)
 
 
@@ -372,7 +372,7 @@ def test_rate_limit_is_kept_by_all_drains_together(redis_server: EmbeddedRedis, 
         started = seconds + microseconds / 1e6
 
         def deliver(runtime: Runtime, name: str) -> None:
-            wait_for(lambda: drained(runtime, name).delivered == 0)
+            wait_for(lambda: run_once(runtime, name).delivered == 0)
 
         list(pool.map(deliver, runtimes, environments))
         seconds, microseconds = client.time()
@@ -391,7 +391,7 @@ def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
             run_intake(runtime)
-            assert drained(runtime).held.startswith("unavailable (connect")
+            assert run_once(runtime).held.startswith("unavailable (connect")
             for _ in range(5):
                 assert probe(runtime).startswith("unavailable (connect")
     assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
@@ -408,7 +408,7 @@ def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, cl
     api.faults = [{"kind": "status", "status": 500}]
     report_many(client, FAILURES)
     run_intake(runtime)
-    assert drained(runtime).held.startswith("unavailable (HTTP 500")
+    assert run_once(runtime).held.startswith("unavailable (HTTP 500")
     for _ in range(10):
         probe(runtime)
 
@@ -430,7 +430,7 @@ def test_one_of_many_drains_probes_and_the_others_send_nothing(
         run_intake(runtimes[0])
         for number in range(1, 4):
             let_hold_pass(client)
-            reports = list(pool.map(drained, runtimes, environments))
+            reports = list(pool.map(run_once, runtimes, environments))
             assert api.counts().received == number
             assert all(each.held.startswith("unavailable") for each in reports)
         assert read_health(client).openings == 9
@@ -522,7 +522,7 @@ def test_every_second_request_answered_403_by_a_used_up_limit_throttles_and_kill
     ]
     images = report_many(client, 20)
     run_intake(runtime)
-    assert drained(runtime).held.startswith("throttled (HTTP 403")
+    assert run_once(runtime).held.startswith("throttled (HTTP 403")
     deliver_until(runtime, lambda: nothing_waits(client))
     assert (sorted(delivered_images(api)), client.xlen(KEYS.dead)) == (sorted(images), 0)
     assert api.counts().by_status[403] >= 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import TOKEN, counters_of, drained, report, running
 from outboxes import everything
+from runs import TOKEN, counters_of, report, run_once, running
 
 from relay.queue import counters, epoch, forgetting, pausing, scripts
 from relay.queue.keys import Keys
@@ -214,10 +214,10 @@ def test_a_walk_forgets_environments_without_instances_and_the_ledger_adds_up(
     for name in ("pr-1", "pr-2"):
         report(client, "a", name)
     run_intake(runtime)
-    drained(runtime, "pr-1", "pr-2")
+    run_once(runtime, "pr-1", "pr-2")
     report(client, "a")
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     client.hset(KEYS.of_outbox(DEFAULT_DESTINATION, "pr-1").counts, "seen", OLD)
     before = counters_of(client)
     assert known_environments(client) == ["pr-1", "pr-2", "production"]
@@ -241,10 +241,10 @@ def test_what_is_taken_in_and_what_empties_an_outbox_keeps_an_environment(client
     run_intake(runtime)
     assert age() < 60_000
     client.hset(OUTBOX.counts, "seen", OLD)
-    drained(runtime)
+    run_once(runtime)
     assert age() < 60_000, "it was delivered long after"
     client.hset(OUTBOX.counts, "seen", OLD)
-    drained(runtime)
+    run_once(runtime)
     assert age() > 60_000, "a wakeup for nothing is nothing"
     report(client, "a")
     run_intake(runtime)
@@ -254,7 +254,7 @@ def test_what_is_taken_in_and_what_empties_an_outbox_keeps_an_environment(client
 def test_a_late_bell_brings_nothing_of_a_forgotten_environment_back(client: Redis, runtime: Runtime) -> None:
     count(client)
     assert forget_environment(client)
-    drained(runtime)
+    run_once(runtime)
     assert not list(client.scan_iter("*production"))
     assert known_environments(client) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import DESTINATION, KEYS, TOKEN, let_hold_pass, running
+from runs import DESTINATION, KEYS, TOKEN, let_hold_pass, running
 
 from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.queue import health as destination

@@ -6,18 +6,18 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import (
+from outboxes import next_millisecond, now_ms
+from rig import event_of
+from runs import (
     KEYS,
     TOKEN,
     counters_of,
     digest,
-    drained,
     make_runtime_for,
     report,
     retries_are_due,
+    run_once,
 )
-from outboxes import next_millisecond, now_ms
-from rig import event_of
 
 from relay.queue import epoch
 from relay.queue.dead_letters import walk
@@ -65,7 +65,7 @@ def test_two_data_sets_give_different_keys_to_events_with_the_same_entry_id(
         client.flushall()
         client.xadd(KEYS.inbox, {"event": body}, id=entry_id)
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     one, other = keys_of(api)
     assert one != other
     assert event_of(one) == event_of(other) == entry_id
@@ -77,7 +77,7 @@ def test_several_images_under_one_id_have_keys_of_their_own(runtime: Runtime, cl
         event = json.dumps({"image": image, "environment": {"name": "production"}})
         client.xadd(KEYS.inbox, {"event": event, "id": "release-7"})
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     assert len(set(keys_of(api))) == 2
 
 
@@ -89,7 +89,7 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
     run_intake(runtime)
     for _ in range(3):
         retries_are_due(client)
-        drained(runtime)
+        run_once(runtime)
     for _ in range(2):
         epoch.beat(client, KEYS, "a worker", keep_seconds=10)
         moving = Redrive(client, KEYS, max_backlog=100)
@@ -98,7 +98,7 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
             moving.move(page.letters)
         moving.end()
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     assert counters_of(client).delivered == 1
     assert len(keys_of(api)) == 5
     assert len(set(keys_of(api))) == 1
@@ -111,7 +111,7 @@ def test_an_event_that_is_accepted_anew_under_its_id_has_another_key(
     for number, version in enumerate(["a", *(f"b{each}" for each in range(REMEMBERED_IDS)), "a"]):
         report(client, version, id="job-0" if version == "a" else f"job-{number}")
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     keys = keys_of(api)
     assert event_of(keys[0]) == event_of(keys[-1]) == "job-0"
     assert len(set(keys)) == len(keys) == REMEMBERED_IDS + 2
@@ -122,18 +122,18 @@ def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: 
     api.faults = REFUSES
     report(client, "a", id="job-7")
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     api.faults = []
     report(client, "b", id="job-8")
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     moving = Redrive(client, KEYS, max_backlog=100, force=True)
     assert moving.begin()
     for page in walk(client, KEYS):
         moving.move(page.letters)
     moving.end()
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     first, _, forced = keys_of(api)
     assert event_of(first) == event_of(forced) == "job-7"
     assert first != forced
@@ -143,9 +143,9 @@ def test_what_is_told_again_on_purpose_carries_another_key(runtime: Runtime, cli
     """An API that honours the key must take a resync for a request of its own."""
     report(client, "a", id="job-7")
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     next_millisecond(client)
     list(resync_all(client, KEYS, DEFAULT_DESTINATION, "production", max_backlog=100, memory_watermark=1.0))
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     assert len(set(keys_of(api))) == 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import (
+from outboxes import next_millisecond
+from runs import (
     KEYS,
     PRODUCTION,
     TOKEN,
@@ -13,11 +14,10 @@ from drains import (
     dead_letters,
     delivered_digests,
     digest,
-    drained,
     make_runtime_for,
     report,
+    run_once,
 )
-from outboxes import next_millisecond
 
 from relay.queue import inbox
 from relay.queue.dead_letters import walk
@@ -66,7 +66,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 def work(runtime: Runtime) -> None:
     run_intake(runtime)
     if runtime.client.exists(PRODUCTION.outbox):
-        drained(runtime)
+        run_once(runtime)
 
 
 def redrive(client: Redis, *, force: bool = False) -> None:

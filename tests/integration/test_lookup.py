@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import (
+from runs import (
     KEYS,
     REPOSITORY,
     TOKEN,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import KEYS, REPOSITORY, digest, report, running
 from recorded_wakeups import RecordedWakeups
+from runs import KEYS, REPOSITORY, digest, report, running
 
 from relay.queue import inbox, scripts
 from relay.settings import DEFAULT_DESTINATION, Settings

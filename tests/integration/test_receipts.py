@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import KEYS, TOKEN, image_of, report_image, retries_are_due, running
+from runs import KEYS, TOKEN, image_of, report_image, retries_are_due, running
 
 from relay import DeploymentEvent, Producer
 from relay.queue import dead_letters, receipts

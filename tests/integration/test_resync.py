@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import (
+from outboxes import next_millisecond, now_ms
+from rig import wait_for
+from runs import (
     KEYS,
     PRODUCTION,
     REPOSITORY,
@@ -21,8 +23,6 @@ from drains import (
     report_image,
     report_many,
 )
-from outboxes import next_millisecond, now_ms
-from rig import wait_for
 
 from relay.queue import forgetting, inventory
 from relay.queue.dead_letters import walk

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import image_of
 from gateways import TOKEN, running
+from runs import image_of
 
 from relay import AsyncProducer, DeploymentEvent, GatewayProducer, Producer
 from relay.producer.queue_producer import CHUNK

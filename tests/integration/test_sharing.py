@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import KEYS, image_of
+from runs import KEYS, image_of
 
 from relay import AsyncProducer, DeploymentEvent, QueueFull, QueueUnavailable
 from relay.producer.queue_producer import CHUNK

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import KEYS, TOKEN, dead_letters, delivered_images, drained, image_of, running
+from runs import KEYS, TOKEN, dead_letters, delivered_images, image_of, run_once, running
 
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
@@ -51,7 +51,7 @@ def test_mark_before_an_event_is_skipped_and_times_are_understood(
     for image, time in zip(images, times, strict=True):
         client.xadd(KEYS.inbox, {"event": b"\xef\xbb\xbf" + event(image), "time": time})
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
     assert delivered_images(api) == images
     client.xadd(KEYS.inbox, {"event": event(image_of("app", "older")), "time": "2025-01-31 13:00:03 +0100"})
     run_intake(runtime)

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from drains import (
+from outboxes import next_millisecond, now_ms
+from runs import (
     KEYS,
     PRODUCTION,
     REPOSITORY,
@@ -18,7 +19,6 @@ from drains import (
     make_runtime_for,
     report,
 )
-from outboxes import next_millisecond, now_ms
 
 from relay.logs import LineLimit
 from relay.operations.diagnosis import Cause, diagnose

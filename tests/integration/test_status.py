@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import KEYS, PRODUCTION, report, report_image
 from letters import bury, refused
+from runs import KEYS, PRODUCTION, report, report_image
 
 from relay.queue import counters, pausing
 from relay.queue.epoch import beat

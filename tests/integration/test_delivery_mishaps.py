@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import (
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rig import event_of, wait_for
+from runs import (
     KEYS,
     PRODUCTION,
     TOKEN,
@@ -19,17 +22,14 @@ from drains import (
     delivered_digests,
     delivered_images,
     digest,
-    drained,
     image_of,
     report,
     report_image,
     report_many,
     retries_are_due,
+    run_once,
     running,
 )
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from rig import event_of, wait_for
 
 from relay import clock
 from relay.processes.embedded_redis import EmbeddedRedis
@@ -159,7 +159,7 @@ def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_rene
     report_many(client, 60)
     with running(redis_server, api, delivery={"max_age": "1h", "batch_size": 10}, worker={"stay": 0.05}) as runtime:
         run_intake(runtime)
-        report = drained(runtime)
+        report = run_once(runtime)
     assert (report.delivered, report.dead, report.leases_lost) == (60, 0, 0)
     assert readings > 2
     assert client.xlen(KEYS.dead) == 0
@@ -183,7 +183,7 @@ def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
     report_many(client, 20)
     with running(redis_server, api, delivery={"max_in_flight": 1}) as runtime:
         run_intake(runtime)
-        report = drained(replace(runtime, transport=Meddled(runtime.transport, sleep)))
+        report = run_once(replace(runtime, transport=Meddled(runtime.transport, sleep)))
     assert report.leases_lost == 1
     assert len(api.requests) == 1
 
@@ -196,7 +196,7 @@ def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
         run_intake(runtime)
         report(client, "new")
         run_intake(runtime)
-        assert drained(runtime).dead == 1
+        assert run_once(runtime).dead == 1
         (letter,) = dead_letters(client)
         assert {name: letter[name] for name in ("id", "reason", "detail", "attempts", "first", "last", "status")} == {
             "id": "old",
@@ -212,7 +212,7 @@ def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
 
         report(client, "old")
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     assert delivered_digests(api) == [digest("new"), digest("old")], "the same report made later is news"
     assert counters_of(client).unaccounted == 0
 
@@ -221,11 +221,11 @@ def test_only_event_that_expires_leaves_no_state(redis_server: EmbeddedRedis, cl
     report_old(client, "old", HOUR_MS)
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
         assert client.exists(PRODUCTION.accepted) == 0
         report(client, "old")
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     assert delivered_digests(api) == [digest("old")]
 
 
@@ -236,10 +236,10 @@ def test_event_that_was_tried_expires_at_its_next_try(
     report_old(client, "old", HOUR_MS)
     with running(redis_server, api, delivery=LATER) as patient:
         run_intake(patient)
-        assert drained(replace(patient, random=Longest())).retrying == 1
+        assert run_once(replace(patient, random=Longest())).retrying == 1
     retries_are_due(client)
     with running(redis_server, api, delivery={"max_age": "30m"}) as runtime:
-        drained(runtime)
+        run_once(runtime)
     (letter,) = dead_letters(client)
     assert (letter["reason"], letter["attempts"]) == ("expired", "1")
     assert int(letter["first"]) > int(letter["arrived"]) + HOUR_MS - 60_000
@@ -255,7 +255,7 @@ def test_events_that_expired_in_an_outage_do_not_use_up_the_probe(
         run_intake(runtime)
         report_image(client, image_of("another"))
         run_intake(runtime)
-        assert drained(runtime).delivered == 1
+        assert run_once(runtime).delivered == 1
     assert delivered_images(api) == [image_of("another")]
     assert [letter["reason"] for letter in dead_letters(client)] == ["expired"]
 
@@ -271,7 +271,7 @@ def test_latest_of_an_instance_replaces_what_was_not_delivered(
             report(client, version)
         images = report_many(client, 3)
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
         assert sorted(delivered_digests(api)) == sorted([digest("c"), *[digest("x")] * len(images)])
         counters = counters_of(client)
         assert (counters.added, counters.delivered, counters.superseded, counters.unaccounted) == (6, 4, 2, 0)
@@ -281,7 +281,7 @@ def test_latest_of_an_instance_replaces_what_was_not_delivered(
         assert counters_of(client).duplicate == 1
         report(client, "a")
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
     assert delivered_digests(api)[-1] == digest("a"), "a rollback to one that was superseded is news"
 
 
@@ -292,7 +292,7 @@ def test_latest_of_an_instance_replaces_what_waits_for_its_retry(
     with running(redis_server, api, delivery={"history": "latest", "max_attempts": 2} | LATER) as runtime:
         report(client, "a")
         run_intake(runtime)
-        assert drained(replace(runtime, random=Longest())).retrying == 1
+        assert run_once(replace(runtime, random=Longest())).retrying == 1
         for version in ("b", "c"):
             report(client, version)
             run_intake(runtime)
@@ -314,7 +314,7 @@ def test_every_event_is_delivered_in_order_unless_only_the_latest_counts(
     for version in ("a", "b", "c"):
         report(client, version)
     run_intake(runtime)
-    drained(runtime)
+    run_once(runtime)
 
     assert delivered_digests(api) == [digest("a"), digest("b"), digest("c")]
 
@@ -335,7 +335,7 @@ def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
             pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
 
         meddled = Meddled(runtime.transport, pause, after_answers=8)
-        done = drained(replace(runtime, transport=meddled))
+        done = run_once(replace(runtime, transport=meddled))
         assert meddled.has_happened
         sent = api.counts().received
         assert 8 <= sent < len(images)
@@ -343,7 +343,7 @@ def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
         assert client.zscore(KEYS.schedule(DEFAULT_DESTINATION), "production") == float("inf")
         assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0
 
-        assert drained(runtime).delivered == 0
+        assert run_once(runtime).delivered == 0
         assert api.counts().received == sent
         assert caplog.messages == [], "a pause is nothing to worry about"
 
@@ -367,7 +367,7 @@ def test_pause_lets_go_of_what_is_in_hand_and_not_sent(
         run_intake(runtime)
         pausing_thread = threading.Thread(target=pause)
         pausing_thread.start()
-        drained(runtime)
+        run_once(runtime)
         pausing_thread.join()
     assert api.counts().received == 0
     assert counters_of(client).waiting == len(images)
@@ -378,7 +378,7 @@ def test_pause_of_one_environment_leaves_the_others_alone(runtime: Runtime, clie
     others = report_many(client, 5, "staging")
     pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])
     run_intake(runtime)
-    drained(runtime, "production", "staging")
+    run_once(runtime, "production", "staging")
 
     assert sorted(delivered_images(api)) == sorted(others)
     assert {request.environment for request in api.requests} == {"staging"}
@@ -421,7 +421,7 @@ def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
         with running(own_server, api) as runtime:
             run_intake(runtime)
             meddled = Meddled(runtime.transport, crash)
-            done = drained(replace(runtime, transport=meddled))
+            done = run_once(replace(runtime, transport=meddled))
             assert meddled.has_happened
             restarting.join(30)
             assert done.leases_lost == 0
@@ -453,12 +453,12 @@ def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
         with running(own_server, api) as runtime:
             run_intake(runtime)
             meddled = Meddled(runtime.transport, crash)
-            done = drained(replace(runtime, transport=meddled))
+            done = run_once(replace(runtime, transport=meddled))
             assert meddled.has_happened
             restarting.join(30)
             assert done.held.startswith("throttled")
             asked = api.counts().received
-            assert drained(runtime).held.startswith("throttled")
+            assert run_once(runtime).held.startswith("throttled")
             assert api.counts().received == asked > 0, "no worker sends before the time"
 
 
@@ -491,7 +491,7 @@ def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
     images = report_many(client, 5)
     run_intake(runtime)
     meddled = Meddled(runtime.transport, lambda: client.delete(PRODUCTION.lease))
-    done = drained(replace(runtime, transport=meddled))
+    done = run_once(replace(runtime, transport=meddled))
     deliver_until(runtime, lambda: nothing_waits(client))
 
     assert meddled.has_happened
@@ -508,7 +508,7 @@ def test_drain_whose_connections_are_cut_goes_on_and_repeats_nothing(
     run_intake(runtime)
     cut: list[int] = []
     meddled = Meddled(runtime.transport, lambda: cut.append(client.client_kill_filter(skipme=True, _type="normal")))
-    drained(replace(runtime, transport=meddled))
+    run_once(replace(runtime, transport=meddled))
     deliver_until(runtime, lambda: nothing_waits(client))
 
     assert cut[0] >= 1
@@ -529,7 +529,7 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
             client.delete(keys.lease)
             client.hset(keys.run, "token", "successor")
 
-        done = drained(replace(runtime, transport=Meddled(runtime.transport, take_over)))
+        done = run_once(replace(runtime, transport=Meddled(runtime.transport, take_over)))
         assert done.leases_lost == 1
         assert counters_of(client).delivered == 0
         deliver_until(runtime, lambda: nothing_waits(client))
@@ -556,10 +556,10 @@ def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
     monkeypatch.setattr(scripts, "run_all", fail)
     if is_away:
         with pytest.raises(RedisConnectionError):
-            drained(runtime)
+            run_once(runtime)
         assert 0.5 <= commits[-1] - commits[0] < 5
     else:
-        drained(runtime)
+        run_once(runtime)
     assert counters_of(client).delivered == (0 if is_away else len(images))
     assert sorted(delivered_images(api)) == sorted(images)
 
@@ -585,7 +585,7 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
 
     monkeypatch.setattr(scripts, "run_all", fail_then_die)
     with pytest.raises(Killed):
-        drained(runtime)
+        run_once(runtime)
     assert [names.count("commit_delivery") for names in commits] == [1, 2]
 
     monkeypatch.undo()
@@ -725,7 +725,7 @@ def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(
     with running(redis_server, api, delivery=LATER) as runtime:
         report(client, "deadly", id="deadly")
         run_intake(runtime)
-        assert drained(replace(runtime, random=Longest())).retrying == 1
+        assert run_once(replace(runtime, random=Longest())).retrying == 1
         report(client, "next", id="next")
         run_intake(runtime)
         die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))
@@ -762,10 +762,10 @@ def test_deadly_events_are_found_where_only_the_latest_counts(
     with running(redis_server, api, delivery={"history": "latest"} | LATER) as runtime:
         report(client, "a")
         run_intake(runtime)
-        assert drained(replace(runtime, random=Longest())).retrying == 1
+        assert run_once(replace(runtime, random=Longest())).retrying == 1
         report(client, "b", id="deadly")
         run_intake(runtime)
-        drained(runtime)
+        run_once(runtime)
         report_image(client, image_of("another"), id="another")
         run_intake(runtime)
         die_until(replace(runtime, transport=Deadly(runtime.transport, {"deadly"})), lambda: nothing_waits(client))

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drains import (
+from outboxes import throttle
+from rig import wait_for
+from runs import (
     REPOSITORY,
     TOKEN,
     deliver_until,
@@ -18,8 +20,6 @@ from drains import (
     report,
     report_image,
 )
-from outboxes import throttle
-from rig import wait_for
 
 from relay import Producer
 from relay.errors import QueueFull

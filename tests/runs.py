@@ -109,7 +109,7 @@ def counters_of(client: Redis) -> Counters:
     return read_counters(client, KEYS)
 
 
-def drained(runtime: DeliveryRuntime, *environments: str) -> DeliveryReport:
+def run_once(runtime: DeliveryRuntime, *environments: str) -> DeliveryReport:
     """Run one drain, which must find its outboxes free."""
     done = run_delivery(runtime, environments or ["production"])
     assert done is not None
