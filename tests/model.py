@@ -1,9 +1,8 @@
-"""What must become of every report: a small model of the relay, kept by watching what lies in Redis.
+"""A small model of the relay, kept by watching the streams in Redis.
 
-The model knows what was reported and what the API answered. Whenever a script ran it compares what lay in the streams
-before and after: whatever left a stream must have left it for a reason that the rules give, must be counted as that,
-and must leave its instance's state as the rules say. The rules are written here once more, by events and their order
-instead of times and digests, and share no code with the workers.
+The model knows the reports and the API's answers. After each script it compares the streams with those before: an
+entry must have left its stream for a reason that the rules give, must be counted as that, and must leave its
+instance's state as the rules say. The rules are those of tests/rules.py, which share no code with the workers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from relay.queue.keys import Keys
 
-#: What is left at rest, as the keys' first part: what is remembered, and nothing that is only of use to a drain.
+#: First parts of the keys that remain at rest; keys that only a run needs must be gone.
 REMEMBERED = {
     "appended",
     "changes",
@@ -48,20 +47,20 @@ EntryId = tuple[int, int]
 Fields = dict[str, str]
 
 
-class Kind(Enum):
-    """What an answer of the API means for an event, by the table of the delivery rules."""
+class AnswerKind(Enum):
+    """Meaning of an answer of the API for an event, by the table of the delivery rules."""
 
     DELIVERED = "delivered"
     #: Uses up an attempt.
     FAILED = "failed"
-    #: The destination's fault: uses up none.
+    #: The destination's fault: uses up no attempt.
     LATER = "later"
     UNAUTHORIZED = "unauthorized"
     REFUSED = "refused"
 
 
 class Place(Enum):
-    """Where an event is."""
+    """Place of an event."""
 
     INBOX = "inbox"
     OUTBOX = "outbox"
@@ -71,7 +70,7 @@ class Place(Enum):
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """One report, wherever it is. `order` is its place among all; `accepted` is set when it was accepted."""
+    """One report. `order` is its position among all reports; `accepted` is set once it was accepted."""
 
     name: str
     environment: str
@@ -86,8 +85,8 @@ class Event:
     place: Place = Place.INBOX
     redriven: bool = False
     forced: bool = False
-    fate: str = ""
-    #: Since it was last accepted: answers that count as attempts, and those that were 403.
+    outcome: str = ""
+    #: Since it was last accepted: answers that count as attempts, and answers of 403.
     attempts: int = 0
     forbidden: int = 0
 
@@ -100,35 +99,33 @@ class Event:
         return self.environment, self.instance
 
     def __repr__(self) -> str:
-        return (
-            f"{self.name} ({self.environment}, {self.place.value} {self.entry}{' ' if self.fate else ''}{self.fate})"
-        )
+        return f"{self.name} ({self.environment}, {self.place.value} {self.entry} {self.outcome})"
 
 
 @dataclass(eq=False, slots=True)
 class Post:
-    """One request. `processed` is None as long as it is open whether the API took it."""
+    """One request. `processed` is None until it is known whether the API took it."""
 
-    drain: Drain
+    run: Run
     event: Event
     entry: str
     processed: bool | None = None
-    answer: Kind | None = None
+    answer: AnswerKind | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Drain:
-    """A drain as the model sees it: what it was told by the API, and whether it can still tell anybody."""
+class Run:
+    """A run in the model: the answers that it got, and whether its process has ended."""
 
     name: str
     latest: bool = False
     expires: bool = False
-    gone: bool = False
-    answered: dict[tuple[str, str], Kind] = field(default_factory=dict)
+    has_ended: bool = False
+    answered: dict[tuple[str, str], AnswerKind] = field(default_factory=dict)
 
 
 class Outbox(NamedTuple):
-    """What lies in Redis of one environment."""
+    """Redis's data of one environment."""
 
     entries: dict[str, Fields]
     accepted: dict[str, str]
@@ -141,7 +138,7 @@ class Outbox(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What lies in Redis of the whole shard."""
+    """Redis's data of the whole shard."""
 
     inbox: dict[str, Fields]
     dead: dict[str, Fields]
@@ -193,7 +190,7 @@ def _counter(fields: Mapping[bytes, bytes]) -> Counter[str]:
 
 
 def _member(member: str) -> tuple[str, str]:
-    """Read a member of `deferred`: instance and entry."""
+    """Parse a member of `deferred`: instance and entry."""
     instance, _, entry = member.partition("\n")
     milliseconds, _, sequence = entry.partition("-")
     return instance, f"{int(milliseconds)}-{int(sequence)}"
@@ -205,19 +202,19 @@ def entry_order(entry: str) -> EntryId:
 
 
 class Model:
-    """What must be true after each script of whatever drain, and at rest."""
+    """Checks what must be true after each script of any run, and at rest."""
 
     def __init__(self, client: Redis, keys: Keys, environments: Collection[str], max_attempts: int) -> None:
         self.events: list[Event] = []
         self.posts: list[Post] = []
-        #: Drains that ended without letting go, of each environment.
+        #: Runs that ended without releasing their lease, of each environment.
         self.deaths: Counter[str] = Counter()
         self.broken = False
         self._client, self._keys, self._environments = client, keys, environments
         self._max_attempts = max_attempts
         self._seen = snapshot(client, keys, environments)
-        #: Who took the lease last, of the inbox ("") and of each outbox, expired or not.
-        self._holders: dict[str, Drain] = {}
+        #: Last run with the lease of the inbox ("") and of each outbox, expired or not.
+        self._holders: dict[str, Run] = {}
         self._known: dict[tuple[str, str], rules.State] = {}
         self._delivered: dict[tuple[str, str], Event] = {}
         self._died: set[tuple[str, str]] = set()
@@ -229,18 +226,18 @@ class Model:
         self._in_outbox: dict[tuple[str, str], Event] = {}
         self._in_dead: dict[str, Event] = {}
 
-    # What happens outside
+    # Producers, operators and the API
 
     def reported(self, events: Sequence[Event]) -> None:
-        """Note reports that Redis has."""
+        """Note reports that were enqueued."""
         self.events += events
         self._in_inbox |= {event.entry: event for event in events}
         self.look()
 
-    def sent(self, drain: Drain, environment: str, entry: str, digest: str, key: str) -> Post:
-        """Check a request that goes out."""
+    def sent(self, run: Run, environment: str, entry: str, digest: str, key: str) -> Post:
+        """Check a request that is sent."""
         event = self._in_outbox.get((environment, entry))
-        self._must(event is not None, f"{drain.name} sends {entry} of {environment}, which is not there any more")
+        self._must(event is not None, f"{run.name} sends {entry} of {environment}, which has left its outbox")
         assert event is not None
         self._must(event.digest == digest, f"{event} is sent with another body")
         subject = (event.event_id, *event.where, event.digest, str(event.rank))
@@ -248,20 +245,22 @@ class Model:
         self._must(
             same, f"{event} is sent with the key {key}, not that of its other attempts or that of another event"
         )
-        self._must(self.is_holder(drain, environment), f"{drain.name} sends {event} after it was taken over")
+        self._must(self.is_holder(run, environment), f"{run.name} sends {event} after it was taken over")
         for post in self.posts:
-            mine = post.event.where == event.where and self.is_holder(post.drain, environment) and not post.drain.gone
+            mine = (
+                post.event.where == event.where and self.is_holder(post.run, environment) and not post.run.has_ended
+            )
             if post.answer is None and mine:
                 self.fail(f"{event} is sent while {post.event} of its instance is in flight")
-            if post.event is event and post.entry == entry and post.answer is Kind.DELIVERED and mine:
-                self.fail(f"{event} is sent again though {post.drain.name} knows that it arrived")
-        if not drain.latest:
+            if post.event is event and post.entry == entry and post.answer is AnswerKind.DELIVERED and mine:
+                self.fail(f"{event} is sent again though {post.run.name} knows that it was delivered")
+        if not run.latest:
             before = [e for e in self._entries_of(event) if entry_order(e) < entry_order(entry)]
             self._must(not before, f"{event} overtakes {[self._in_outbox[environment, e] for e in before]}")
         last = self._delivered.get(event.where)
         if last is not None:
             self._must(last.rank < event.rank, f"{event} is sent after {last}, which came later, was delivered")
-        post = Post(drain, event, entry)
+        post = Post(run, event, entry)
         self.posts.append(post)
         return post
 
@@ -271,52 +270,54 @@ class Model:
         if was:
             self._api[post.event.where] = post.event
 
-    def answered(self, post: Post, kind: Kind, *, status: int | None) -> None:
-        """Note what a drain is told of its request."""
+    def answered(self, post: Post, kind: AnswerKind, *, status: int | None) -> None:
+        """Note a run's answer to its request."""
         post.answer = kind
-        post.drain.answered[post.event.environment, post.entry] = kind
-        post.event.attempts += kind is Kind.FAILED
+        post.run.answered[post.event.environment, post.entry] = kind
+        post.event.attempts += kind is AnswerKind.FAILED
         post.event.forbidden += status == 403
 
     def dropped(self) -> None:
-        """Note that all dead letters are gone for good."""
+        """Note that all dead letters were dropped."""
         for event in self._in_dead.values():
-            event.place, event.fate = Place.ENDED, "dropped"
+            event.place, event.outcome = Place.ENDED, "dropped"
         number = len(self._in_dead)
         self._in_dead.clear()
         before, self._seen = self._seen, snapshot(self._client, self._keys, self._environments)
         self._must(not self._seen.dead, "dead letters are left")
-        self._must((self._seen.counts - before.counts) == Counter(dropped=number), "what was dropped is not counted")
+        self._must(
+            (self._seen.counts - before.counts) == Counter(dropped=number), "dropped dead letters are not counted"
+        )
         self._check_sums()
 
-    def is_holder(self, drain: Drain | None, environment: str) -> bool:
-        """Tell whether nobody took a drain's lease over, expired or not."""
-        return drain is not None and self._holders.get(environment) is drain
+    def is_holder(self, run: Run | None, environment: str) -> bool:
+        """Return whether no other run took over this run's lease, expired or not."""
+        return run is not None and self._holders.get(environment) is run
 
-    def holder(self, environment: str) -> Drain | None:
-        """Return who took this lease last, expired or not."""
+    def holder(self, environment: str) -> Run | None:
+        """Return the last run with this lease, expired or not."""
         return self._holders.get(environment)
 
     @property
     def has_dead(self) -> bool:
-        """Tell whether there are dead letters."""
+        """Return whether there are dead letters."""
         return bool(self._in_dead)
 
-    # What a script did
+    # Scripts
 
-    def look(self, drain: Drain | None = None) -> None:
-        """Compare what lies in Redis with what lay there when we last looked; `drain` ran a script since."""
+    def look(self, run: Run | None = None) -> None:
+        """Compare Redis's data with the previous snapshot; `run` executed a script in between."""
         before, self._seen = self._seen, snapshot(self._client, self._keys, self._environments)
         now = self._seen
-        if drain is not None:
-            self._note_leases(drain, before, now)
+        if run is not None:
+            self._note_leases(run, before, now)
         expected: Counter[str] = Counter()
         self._check_redriven(before, now, expected)
         buried = {e: now.dead[e] for e in now.dead if e not in before.dead}
         own: dict[str, Counter[str]] = {name: Counter() for name in self._environments}
-        left = self._check_taken_in(drain, before, now, buried, expected, own)
+        left = self._check_taken_in(run, before, now, buried, expected, own)
         for name in self._environments:
-            self._check_delivered(drain, name, before, now, buried, own[name])
+            self._check_delivered(run, name, before, now, buried, own[name])
         self._must(not buried, f"dead letters of nothing: {buried}")
         for name, counts in own.items():
             expected += counts
@@ -326,34 +327,34 @@ class Model:
         self._check_sums()
         self._check_states(now)
 
-    def _note_leases(self, drain: Drain, before: Snapshot, now: Snapshot) -> None:
+    def _note_leases(self, run: Run, before: Snapshot, now: Snapshot) -> None:
         if now.lease and now.lease != before.lease:
-            self._holders[""] = drain
+            self._holders[""] = run
         if now.redrive_lease and now.redrive_lease != before.redrive_lease:
-            self._holders["redrive"] = drain
+            self._holders["redrive"] = run
         for name, outbox in now.outboxes.items():
             if outbox.lease and outbox.lease != before.outboxes[name].lease:
-                self._holders[name] = drain
+                self._holders[name] = run
 
     def _check_redriven(self, before: Snapshot, now: Snapshot, expected: Counter[str]) -> None:
         left = [e for e in before.dead if e not in now.dead]
         came = [e for e in now.inbox if e not in before.inbox and e not in self._in_inbox]
-        self._must(len(left) == len(came), f"{len(left)} dead letters went, and {len(came)} entries came")
+        self._must(len(left) == len(came), f"{len(left)} dead letters left, and {len(came)} entries were added")
         for letter, entry in zip(left, came, strict=True):
             event = self._in_dead.pop(letter)
             fields = now.inbox[entry]
-            if event.fate == "worker_crash" and "id" not in fields:
-                event.event_id = entry  # it never got as far as to have the id of its first entry
+            if event.outcome == "worker_crash" and "id" not in fields:
+                event.event_id = entry  # it crashed before it got the id of its first entry
             if event.readable:
                 self._must(fields.get("id", entry) == event.event_id, f"{event} was redriven as {fields}")
-            event.place, event.entry, event.redriven, event.fate = Place.INBOX, entry, True, ""
+            event.place, event.entry, event.redriven, event.outcome = Place.INBOX, entry, True, ""
             event.forced = fields["redriven"].endswith(" force")
             self._in_inbox[entry] = event
         expected["redriven"] = len(left)
 
-    def _check_taken_in(  # noqa: PLR0917 - all that a look has
+    def _check_taken_in(  # noqa: PLR0917 - both snapshots and the counts
         self,
-        drain: Drain | None,
+        run: Run | None,
         before: Snapshot,
         now: Snapshot,
         buried: dict[str, Fields],
@@ -361,7 +362,7 @@ class Model:
         own: dict[str, Counter[str]],
     ) -> int:
         left = [e for e in before.inbox if e not in now.inbox]
-        self._must(not left or self.is_holder(drain, ""), "an intake committed over its successor")
+        self._must(not left or self.is_holder(run, ""), "an intake committed over its successor")
         came = {
             name: [e for e in now.outboxes[name].entries if e not in before.outboxes[name].entries]
             for name in self._environments
@@ -370,32 +371,32 @@ class Model:
         for entry in left:
             event = self._in_inbox.pop(entry)
             if not event.readable or entry in letters:
-                self._must(entry in letters, f"{event} is no dead letter")
+                self._must(entry in letters, f"{event} is not a dead letter")
                 letter = letters[entry]
-                event.place, event.fate = Place.DEAD, buried.pop(letter)["reason"]
-                crashed = event.fate == "worker_crash" and self.deaths[""] >= MAX_DEATHS
+                event.place, event.outcome = Place.DEAD, buried.pop(letter)["reason"]
+                crashed = event.outcome == "worker_crash" and self.deaths[""] >= MAX_DEATHS
                 self._must(
-                    crashed or (event.fate == "invalid" and not event.readable), f"{event} died without reason"
+                    crashed or (event.outcome == "invalid" and not event.readable), f"{event} is dead without reason"
                 )
                 self._in_dead[letter] = event
                 expected["dead"] += 1
-                expected[f"dead:{event.fate}"] += 1
+                expected[f"dead:{event.outcome}"] += 1
                 continue
             decision = self._decide(event)
             own[event.environment][decision] += 1
             if not decision.is_delivered:
-                event.place, event.fate = Place.ENDED, decision
+                event.place, event.outcome = Place.ENDED, decision
                 continue
             entries = now.outboxes[event.environment].entries
             mine = [e for e in came[event.environment] if entries[e]["instance"] == event.instance]
-            self._must(bool(mine), f"{event} is {decision}, and went to no outbox")
+            self._must(bool(mine), f"{event} is {decision}, and is in no outbox")
             place = mine[0]
             came[event.environment].remove(place)
             fields = entries[place]
-            self._must(f"{fields['arrived']}-{fields.get('sequence', 0)}" == entry, f"{event} was put out of order")
+            self._must(f"{fields['arrived']}-{fields.get('sequence', 0)}" == entry, f"{event} is out of order")
             event.place, event.entry, event.attempts, event.forbidden = Place.OUTBOX, place, 0, 0
             self._in_outbox[event.environment, place] = event
-        self._must(not any(came.values()), f"nothing came in for {came}, or no news")
+        self._must(not any(came.values()), f"entries without a delivered event: {came}")
         return len(left)
 
     def _decide(self, event: Event) -> rules.Decision:
@@ -419,7 +420,7 @@ class Model:
 
     def _check_delivered(  # noqa: PLR0917 - the same
         self,
-        drain: Drain | None,
+        run: Run | None,
         name: str,
         before: Snapshot,
         now: Snapshot,
@@ -429,8 +430,8 @@ class Model:
         was, is_ = before.outboxes[name], now.outboxes[name]
         left = [e for e in was.entries if e not in is_.entries]
         if left or is_.attempts != was.attempts or set(is_.deferred) - set(was.deferred):
-            self._must(self.is_holder(drain, name), f"a drain of {name} committed over its successor")
-        assert not left or drain
+            self._must(self.is_holder(run, name), f"a run of {name} committed over its successor")
+        assert not left or run
         letters = {
             f["entry"]: e for e, f in buried.items() if f.get("environment") == name and f["reason"] != "invalid"
         }
@@ -440,34 +441,34 @@ class Model:
                 continue
             event = self._in_outbox.pop((name, entry))
             event.place = Place.ENDED
-            if drain.answered.get((name, entry)) is Kind.DELIVERED:
-                event.fate = "delivered"
+            if run.answered.get((name, entry)) is AnswerKind.DELIVERED:
+                event.outcome = "delivered"
                 self._delivered[event.where] = event
             else:
-                event.fate = "superseded"
+                event.outcome = "superseded"
                 later = [e for e in self._entries_of(event, was) if entry_order(e) > entry_order(entry)]
-                self._must(bool(drain.latest and later), f"{event} was neither delivered nor superseded")
-            counts[event.fate] += 1
+                self._must(bool(run.latest and later), f"{event} was neither delivered nor superseded")
+            counts[event.outcome] += 1
         for entry in dead:
             event = self._in_outbox.pop((name, entry))
             fields = buried.pop(letters[entry])
-            event.place, event.fate = Place.DEAD, fields["reason"]
-            self._check_death(drain, event, entry)
+            event.place, event.outcome = Place.DEAD, fields["reason"]
+            self._check_death(run, event, entry)
             self._in_dead[letters[entry]] = event
             counts["dead"] += 1
-            counts[f"dead:{event.fate}"] += 1
+            counts[f"dead:{event.outcome}"] += 1
             self._restore(event)
 
-    def _check_death(self, drain: Drain, event: Event, entry: str) -> None:
-        answer = drain.answered.get((event.environment, entry))
+    def _check_death(self, run: Run, event: Event, entry: str) -> None:
+        answer = run.answered.get((event.environment, entry))
         good = {
-            "refused": answer is Kind.REFUSED,
-            "exhausted": answer is Kind.FAILED and event.attempts >= self._max_attempts,
-            "forbidden": answer is Kind.UNAUTHORIZED and event.forbidden >= 3,
-            "expired": drain.expires,
+            "refused": answer is AnswerKind.REFUSED,
+            "exhausted": answer is AnswerKind.FAILED and event.attempts >= self._max_attempts,
+            "forbidden": answer is AnswerKind.UNAUTHORIZED and event.forbidden >= 3,
+            "expired": run.expires,
             "worker_crash": self.deaths[event.environment] >= MAX_DEATHS,
         }
-        self._must(good.get(event.fate, False), f"{event} died without that reason")
+        self._must(good.get(event.outcome, False), f"{event} is not dead for that reason")
 
     def _restore(self, event: Event) -> None:
         """Note that a dead letter restored its instance's state."""
@@ -488,7 +489,7 @@ class Model:
         entries = (outbox or self._seen.outboxes[event.environment]).entries
         return [e for e, fields in entries.items() if fields["instance"] == event.instance]
 
-    # What must hold whatever happened
+    # Invariants
 
     def _check_counts(self, where: str, before: Counter[str], now: Counter[str], expected: Counter[str]) -> None:
         names = (before.keys() | now.keys() | expected.keys()) - {"outbox", "retries"}
@@ -516,13 +517,13 @@ class Model:
             self._must(outbox.counts["outbox"] == len(outbox.entries), f"{name} counts {outbox.counts['outbox']}")
             deferred = {instance for instance, _ in outbox.deferred}
             self._must(deferred == outbox.due, f"{name}: deferred are {deferred}, due {outbox.due}")
-            self._must(outbox.attempts.keys() <= deferred, f"{name}: attempts of what is not deferred")
+            self._must(outbox.attempts.keys() <= deferred, f"{name}: attempts of an instance that is not deferred")
             for instance, entry in outbox.deferred:
                 lies = outbox.entries.get(entry, {}).get("instance") == instance
-                self._must(lies, f"{name}: {entry} is deferred and does not lie there")
+                self._must(lies, f"{name}: {entry} is deferred and not in the outbox")
 
     def _check_attempts(self, counts: Counter[str]) -> None:
-        """Each answer that was recorded is counted once: as a delivery, a retry, or what its event died of."""
+        """Check that each recorded answer is counted once: as a delivery, a retry, or a reason of a dead letter."""
         answers = sum(number for name, number in counts.items() if name.startswith("attempt:"))
         timed = sum(number for name, number in counts.items() if name.startswith("duration:"))
         recorded = ("delivered", "retries", "dead:refused", "dead:exhausted", "dead:forbidden")
@@ -541,18 +542,18 @@ class Model:
             self._must(found == delivered, f"{name} has as delivered {found}, should be {delivered}")
 
     def check_end(self) -> None:
-        """Check that all is done, now that the API is well, and that it has what it should."""
+        """Check that nothing waits once the API is healthy, and that it has each instance's last digest."""
         waiting = [event for event in self.events if event.place in {Place.INBOX, Place.OUTBOX}]
-        self._must(not waiting, f"nobody would ever deliver {waiting}")
+        self._must(not waiting, f"never delivered: {waiting}")
         for where, event in self._api.items():
-            if event.fate == "delivered":
+            if event.outcome == "delivered":
                 self._must(self._delivered[where].digest == event.digest, f"the API has {event} last")
         for where, known in self._known.items():
             if where not in self._died:
-                self._must(self._delivered[where].digest == known.digest, f"{known.last} did not arrive")
+                self._must(self._delivered[where].digest == known.digest, f"{known.last} was not delivered")
 
     def check_rest(self) -> None:
-        """Check that nothing is left that is only of use to a drain."""
+        """Check that no key is left that only a run needs."""
         names = {key.decode().removeprefix(self._keys.prefix) for key in self._client.scan_iter()}
         left = {name for name in names if name.partition(":")[0] not in REMEMBERED}
         self._must(not left, f"left behind: {left}")
@@ -562,6 +563,6 @@ class Model:
             self.fail(message)
 
     def fail(self, message: str) -> None:
-        """Say what is wrong, and check nothing more."""
+        """Fail, and check nothing more."""
         self.broken = True
         raise AssertionError(message)

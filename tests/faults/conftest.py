@@ -1,4 +1,4 @@
-"""The ground of a scenario, and the table of what all of them showed."""
+"""The ground of a scenario, and the table of all observations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from faults.ground import Ground
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Where a scenario's report carries its row of the table.
+#: Name of the property of a scenario's report that has its row of the table.
 ROW = "faults-row"
 
 HEAD = """\
 # Faults survived
 
-Each row is a test of `tests/faults/`, with a real Redis, real workers, and an API on raw sockets that keeps a
-journal of its own. Beyond its own bound each one checks that every acknowledged event met exactly one fate,
-that nothing else and no changed body reached the API, that each instance's order was kept, that the relay's
-counters equal those reckoned from outside, that a fresh event arrives within 10 s, that no process, client or
-key was left behind, and that the token is in no log and nowhere in Redis; and it fails as void if its fault
-did not bite. *Repeats* are the times that the API took an event beyond the first: 0 unless the bound says
-otherwise, where K is what killed processes had in flight or answered and not committed. Timers are scaled
-down (lease 2 s, deadline of a POST 1 s, back-off from 50 ms).
+Each row is a test of `tests/faults/`, with a real Redis, real workers, and an API on real sockets that keeps its own
+journal. Beyond its own bound each test checks that every acknowledged event has exactly one outcome, that nothing
+else and no changed body reached the API, that each instance's order was kept, that the relay's counters equal those
+computed from the journals, that a fresh event is delivered within 10 s, that no process, client or key is left
+behind, and that the token is in no log and nowhere in Redis. It fails as void if the fault did not occur. *Repeats*
+are the times that the API took an event beyond the first: 0 unless the bound says otherwise, where K is the number of
+events in flight, or answered and not committed, of killed processes. Timers are scaled down (lease 2 s, deadline of a
+POST 1 s, back-off from 50 ms).
 
 Written by `make faults-table` from one run.
 
@@ -34,19 +34,19 @@ Written by `make faults-table` from one run.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-table", metavar="FILE", help="write what the fault scenarios showed")
+    parser.addoption("--faults-table", metavar="FILE", help="write the observations of the fault scenarios")
 
 
 @pytest.fixture
 def ground(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ground]:
-    """A relay without workers; keyword arguments of `Ground` by indirect parametrization."""
+    """A relay without workers; indirect parametrization gives the keyword arguments of `Ground`."""
     with Ground(tmp_path, **getattr(request, "param", {})) as made:
         yield made
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a scenario that passed without evidence; keep the row of what one with evidence showed."""
+    """Fail a scenario that passed without evidence; keep the row of one with evidence."""
     failed = True
     try:
         yield
@@ -54,7 +54,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     finally:
         marker, ground = item.get_closest_marker("scenario"), getattr(item, "funcargs", {}).get("ground")
         if marker and isinstance(ground, Ground):
-            assert failed or ground.evidence, "void: the scenario showed no evidence that its fault took place"
+            assert failed or ground.evidence, "void: the scenario has no evidence that its fault occurred"
             told, observed = marker.kwargs, "; ".join(ground.observations)
             row = [
                 str(told["number"]),

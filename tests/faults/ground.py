@@ -1,18 +1,18 @@
-"""What a fault scenario stands on: a real Redis with its append-only file, workers, the scripted API, the oracle.
+"""The ground of a fault scenario: a real Redis with its append-only file, workers, the API and the oracle.
 
-    @scenario(2, "SIGKILL in mid-POST", bound="repeats ≤ POSTs in flight, ≥ 1 seen")
-    def test_a_kill_in_mid_post_repeats_what_was_in_flight(ground: Ground) -> None:
+    @scenario(2, "SIGKILL during a POST", bound="repeats ≤ POSTs in flight, ≥ 1 seen")
+    def test_a_kill_during_posts_repeats_no_more_than_was_in_flight(ground: Ground) -> None:
         ground.api.behave(Response(delay_seconds=0.3))
         ground.start_workers(2)
         ground.report(100)
         ground.wait(lambda: ground.api.in_flight >= 10)
         at_risk = ground.kill(ground.at_work())
         ground.check(killed=len(at_risk))
-        ground.bit(ground.api.repeats() >= 1, "what was in flight came again")
+        ground.bit(ground.api.repeats() >= 1, "events in flight were repeated")
         ground.observed(f"{len(at_risk)} in flight, {ground.api.repeats()} repeats")
 
-`check` waits for rest and then holds the oracle against everything. `bit` is the evidence that the fault took place:
-a scenario that never calls it is void and fails, as is one that calls it with something false.
+`check` waits for rest and then checks every promise by the oracle. `bit` is the evidence that the fault occurred: a
+scenario that never calls it is void and fails, as does one that calls it with something false.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from relay.queue.counters import Counters
 
-#: Looked for everywhere at the end of each scenario.
+#: Must be nowhere at the end of each scenario.
 TOKEN = "canary-token-of-the-faults"
 
 LEASE_SECONDS = 2.0
@@ -72,22 +72,22 @@ TIMERS = {
     "RELAY_DELIVERY__MAX_ATTEMPTS": "5",
 }
 
-#: How long a fresh event may take once the last fault is over.
+#: Deadline of a fresh event after the last fault.
 LIVENESS_SECONDS = 10.0
 
-#: How long workers may take to come up, and a backlog to drain, on a loaded machine.
+#: Deadlines of workers' start, and of a backlog's delivery, on a loaded machine.
 READY_SECONDS = 60.0
 REST_SECONDS = 30.0
 
-#: What a process may have at the end beyond its first measure: kept-alive connections, what Python keeps.
+#: Maximum growth of a process over its first measurement: kept-alive connections, Python's own caches.
 MORE_DESCRIPTORS = 60
 MORE_THREADS = 4
 MORE_MEGABYTES = 48
 
-#: Redis clients of one process at the most, and of us.
+#: Maximum Redis clients of one process, and of the test.
 CLIENTS_PER_PROCESS = 16
 
-#: What may be left of the relay's keys once nothing waits.
+#: Prefixes of the relay's keys that may exist once nothing waits.
 KEYS_AT_REST = (
     "receipt:",
     "inbox",
@@ -130,7 +130,7 @@ def scenario(number: int, title: str, *, bound: str, slow: bool = False, timeout
 
 @dataclass(slots=True)
 class Footprint:
-    """What a worker's processes hold together."""
+    """Resources of all processes of a worker."""
 
     pids: tuple[int, ...]
     descriptors: int
@@ -158,7 +158,7 @@ class Worker:
 
     @property
     def pids(self) -> list[int]:
-        """The main process and those of the pool."""
+        """The main process and the pool's processes."""
         return [self.child.pid, *pool_processes(self.child.pid)]
 
     @property
@@ -169,23 +169,23 @@ class Worker:
         return self.log_path.read_text(errors="replace")
 
     def peak_megabytes(self) -> float:
-        """The most memory that its processes have taken, added up."""
+        """Return the sum of its processes' peak memory."""
         return sum(int(dict(_status(pid))["VmHWM"].split()[0]) for pid in self.pids) / 1024
 
     def forget_peak(self) -> float:
-        """Measure the peak from here on, where the kernel can; return what it is now."""
+        """Reset the peak, where the kernel can; return the new value."""
         for pid in self.pids:
             with suppress(OSError):
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
         return self.peak_megabytes()
 
     def ports(self) -> set[int]:
-        """The local TCP ports of its processes' connections."""
+        """Return the local TCP ports of its processes' connections."""
         return {port for pid in self.pids for port in _ports(pid)}
 
 
 class Ground:
-    """One scenario's relay. `proxies` are started on demand: set them up before the workers."""
+    """One scenario's relay. Ask for proxies before the workers start."""
 
     def __init__(
         self, directory: Path, *, append_fsync: str = "everysec", redis_options: dict[str, str] | None = None
@@ -220,26 +220,26 @@ class Ground:
             worker.child.kill()
         self._exits.close()
 
-    # Saying what was seen
+    # Evidence
 
     def bit(self, evidence: object, what: str) -> None:
-        """Fail as void unless the fault was seen to take place."""
-        assert evidence, f"void: the fault did not bite, for it was not seen that {what}"
+        """Fail as void unless the fault occurred."""
+        assert evidence, f"void: the fault did not occur; missing evidence: {what}"
         self.evidence.append(what)
 
     def observed(self, text: str) -> None:
-        """Say what was observed, for the table."""
+        """Add an observation to the table."""
         self.observations.append(text)
 
     @staticmethod
     def wait(condition: Callable[[], bool], timeout_seconds: float = 20, seen: Callable[[], object] = str) -> None:
-        """Wait for a condition, or fail with what `seen` says."""
+        """Wait for a condition, or fail with the result of `seen`."""
         wait_for(condition, timeout_seconds, lambda: str(seen()))
 
-    # Links that can be spoiled; to be asked for before the workers start
+    # Proxies, to be asked for before the workers start
 
     def redis_proxy(self) -> Proxy:
-        """Put a proxy between the workers to be started and Redis, for data alone unless the broker is there too."""
+        """Put a proxy between the workers to be started and Redis, without the broker unless that is set already."""
         link = self._exits.enter_context(Proxy(self.redis.port))
         self.environment["RELAY_REDIS_URL"] = f"redis://127.0.0.1:{link.port}/0"
         self.environment.setdefault("RELAY_BROKER_URL", self.redis.url)
@@ -262,7 +262,7 @@ class Ground:
     def start_workers(
         self, count: int = 1, *, concurrency: int = 1, log_level: str = "INFO", **environment: str
     ) -> list[Worker]:
-        """Start workers side by side and wait until all have beaten; `environment` wins over the ground's."""
+        """Start workers and wait for their heartbeats; `environment` overrides the ground's."""
         workers = [self._start_worker(concurrency, log_level, environment) for _ in range(count)]
         for worker in workers:
             wait_for(lambda worker=worker: self._is_up(worker, concurrency), READY_SECONDS, worker.log)  # type: ignore[misc]
@@ -283,7 +283,7 @@ class Ground:
     def _is_up(self, worker: Worker, concurrency: int) -> bool:
         assert worker.runs, f"{worker.name} ended at its start: {worker.log()}"
         log = worker.log()
-        consumes = f"{worker.name}@" in log and " ready." in log  # its heartbeat shows a second before
+        consumes = f"{worker.name}@" in log and " ready." in log  # its heartbeat is a second earlier
         return (
             consumes
             and log.count("a process of the pool is ready") >= concurrency
@@ -295,27 +295,29 @@ class Ground:
         return [worker for worker in self.workers if worker.runs]
 
     def at_work(self) -> Worker:
-        """Return the worker with most requests at the API just now."""
+        """Return the worker with the most requests in flight."""
         return max(self.running, key=lambda worker: self.api.in_flight_of(worker.ports()))
 
     def has_delivered(self, worker: Worker) -> bool:
-        """Tell whether a connection that the worker keeps open has carried a request."""
+        """Return whether an open connection of the worker was used for a request."""
         ports = worker.ports()
         return any(attempt.peer_port in ports for attempt in list(self.api.attempts))
 
     def kill(self, *workers: Worker) -> set[str]:
-        """SIGKILL whole workers, all unless some are given; return the ids that may have to be repeated: K."""
+        """SIGKILL whole workers, by default all; return the ids that may be repeated: K."""
         doomed = list(workers) or self.running
         for worker in doomed:
-            signal_all(worker.pids, signal.SIGSTOP)  # so that what they hold can be looked at
+            signal_all(worker.pids, signal.SIGSTOP)  # so that their connections can be listed
         ports = {port for worker in doomed for port in worker.ports()}
         for worker in doomed:
             worker.child.kill()
-        wait_for(lambda: self.api.has_closed(ports), seen=lambda: "the API still has connections of the killed")
+        wait_for(
+            lambda: self.api.has_closed(ports), seen=lambda: "the API still has connections of the killed workers"
+        )
         return self.at_risk(ports)
 
     def stop_and_hold(self, worker: Worker) -> set[str]:
-        """SIGSTOP a whole worker; return the ids that another may have to repeat."""
+        """SIGSTOP a whole worker; return the ids that another one may repeat."""
         signal_all(worker.pids, signal.SIGSTOP)
         ports = worker.ports()
         wait_for(lambda: not self.api.in_flight_of(ports), seen=lambda: "its requests are not answered")
@@ -328,16 +330,16 @@ class Ground:
 
     @staticmethod
     def terminate(*workers: Worker, timeout_seconds: float = 30) -> list[int]:
-        """SIGTERM workers side by side and return their exit codes."""
+        """SIGTERM workers and return their exit codes."""
         for worker in workers:
             worker.child.signal(signal.SIGTERM)
         ended = [worker.child.wait(timeout_seconds) for worker in workers]
         late = [worker.log() for worker, end in zip(workers, ended, strict=True) if end is None]
-        assert not late, f"SIGTERM was not heeded: {late}"
+        assert not late, f"not stopped by SIGTERM: {late}"
         return [end.code for end in ended if end]
 
     def at_risk(self, ports: Collection[int]) -> set[str]:
-        """Return the ids that the API has taken from these ports and that still lie in an outbox."""
+        """Return the ids that the API has processed from these ports and that are still in an outbox."""
         uncommitted = self.in_outboxes()
         taken = {a.event_id for a in list(self.api.attempts) if a.processed and a.peer_port in ports}
         return taken & uncommitted
@@ -351,7 +353,7 @@ class Ground:
     # Producers
 
     def event(self, number: int, *, instances: int | None = None, environments: int = 1) -> DeploymentEvent:
-        """Make the event of that number: by default the first of an instance of its own, else the next of one."""
+        """Return the event of a number: by default the first of its instance, else the next of one of `instances`."""
         instance = number if instances is None else number % instances
         return DeploymentEvent.of(
             f"ghcr.io/acme/app-{instance}@{digest(number)}",
@@ -360,13 +362,13 @@ class Ground:
         )
 
     def report(self, count: int = 1, *, instances: int | None = None, environments: int = 1) -> list[str]:
-        """Report so many events with new digests and return their ids; `instances` of them take turns."""
+        """Report this many events with new digests, of the instances in turns, and return their ids."""
         first, self._serial = self._serial, self._serial + count
         events = [self.event(n, instances=instances, environments=environments) for n in range(first, first + count)]
         return self.report_events(events)
 
     def report_events(self, events: list[DeploymentEvent], producer: Producer | None = None) -> list[str]:
-        """Report these, note them as acknowledged once they are, and return their ids; else as uncertain."""
+        """Report events, note them as acknowledged or uncertain, and return their ids."""
         if producer is None:
             with self.producer() as own:
                 return self.report_events(events, own)
@@ -382,7 +384,7 @@ class Ground:
         return ids
 
     def producer(self) -> Producer:
-        """Return a producer that reports to Redis directly, whatever proxies there are."""
+        """Return a producer that reports to Redis directly, past any proxy."""
         return Producer(settings=Settings.load(redis={"url": self.redis.url}))
 
     @contextmanager
@@ -399,7 +401,7 @@ class Ground:
                     if due > 0:
                         self.report(due, instances=instances, environments=environments)
                         done += due
-            except BaseException as error:  # noqa: BLE001 - raised where the context ends
+            except BaseException as error:  # noqa: BLE001 - raised at the context's end
                 failures.append(error)
 
         thread = threading.Thread(target=produce, name="load")
@@ -425,12 +427,12 @@ class Ground:
         return read_counters(self.client, self.keys)
 
     def health(self, field: str) -> str:
-        """Return a field of what the workers share about the destination, "" if it has none."""
+        """Return a field of the destination's shared health, "" if it has none."""
         value: Any = self.client.hget(self.keys.destination(DEFAULT_DESTINATION), field)
         return (value or b"").decode()
 
     def rest(self, timeout_seconds: float = REST_SECONDS) -> Counters:
-        """Wait until everything that was added has met its fate and no drain is at it."""
+        """Wait until every added event has an outcome and no run is active."""
         counters = self.counters()
 
         def done() -> bool:
@@ -443,7 +445,7 @@ class Ground:
         return counters
 
     def leftovers(self) -> list[str]:
-        """Return the relay's keys that must not be there once nothing waits."""
+        """Return the relay's keys that must not exist once nothing waits."""
         keys = [key.decode().removeprefix(self.keys.prefix) for key in self.client.scan_iter(f"{self.keys.prefix}*")]
         return sorted(key for key in keys if not key.startswith(KEYS_AT_REST))
 
@@ -474,13 +476,13 @@ class Ground:
         superseded: Collection[str] = (),
         ordered: bool = True,
     ) -> None:
-        """See that a fresh event arrives, wait for rest, and hold every promise against what happened.
+        """Check that a fresh event is delivered, wait for rest, and check every promise.
 
-        The bound on repeats is exactly 0 unless the scenario says otherwise: `killed` (K) is what killed processes
-        had in flight or not committed, as `kill` returns it, `unknowable` (T) the ends that the client could not
-        know, as `api.unknowable()` counts them, `unsynced` (P) commits that a loss of power took back.
+        The bound on repeats is exactly 0 unless the scenario says otherwise: `killed` (K) counts events in flight or
+        uncommitted of killed processes, as `kill` returns them, `unknowable` (T) the ends that the client could not
+        know, as `api.unknowable()` counts them, `unsynced` (P) the commits that a power loss undid.
         """
-        assert self.evidence, "void: nothing was shown of the fault; call `bit` before `check`"
+        assert self.evidence, "void: no evidence of the fault; call `bit` before `check`"
         self.check_liveness()
         self.rest()
         outcomes = self.outcomes()
@@ -495,16 +497,16 @@ class Ground:
         assert not self.api.errors, f"a behaviour of the test failed: {self.api.errors}"
 
     def check_liveness(self) -> None:
-        """See that an event reported now arrives in time."""
+        """Check that an event reported now is delivered in time."""
         [fresh] = self.report(instances=None)
         wait_for(
             lambda: fresh in self.api.processed_ids(),
             LIVENESS_SECONDS,
-            lambda: f"no fresh event arrived: {self.counters()}, {self._last_words()}",
+            lambda: f"no fresh event was delivered: {self.counters()}, {self._last_words()}",
         )
 
     def check_resources(self) -> None:
-        """See that what runs holds no more than it did: descriptors, threads, memory, clients, keys."""
+        """Check that running processes use no more than at first: descriptors, threads, memory, clients, keys."""
         for worker in self.running:
             first, now = worker.at_first, Footprint.of(worker.pids)
             assert first
@@ -521,7 +523,7 @@ class Ground:
         assert clients <= CLIENTS_PER_PROCESS * (processes + 1), f"{clients} Redis clients of {processes} processes"
 
     def check_no_token(self) -> None:
-        """Look for the token in everything that Redis ever was told, in dead letters and in logs."""
+        """Check that the token is in no file (Redis's, logs) and no key."""
         token = TOKEN.encode()
         for path in self.directory.rglob("*"):
             if path.is_file():
@@ -534,7 +536,7 @@ class Ground:
 
 
 def plain_client(url: str) -> redis.Redis:
-    """Return a client that tries nothing again: a test is to see what happens."""
+    """Return a client without retries: a test must see each error."""
     return redis.Redis.from_url(url, socket_timeout=10, retry=Retry(NoBackoff(), 0))
 
 
@@ -543,7 +545,7 @@ def digest(version: object) -> str:
 
 
 def report_of(event: DeploymentEvent) -> Report:
-    """Return an event as the oracle notes it: by what the API will see."""
+    """Return an event as the oracle notes it, in the API's terms."""
     repository, _, version = event.image.url.partition("@")
     platform = "/".join(filter(None, (event.platform.os, event.platform.architecture, event.platform.variant)))
     environment = event.environment.name or "deployed"
@@ -565,7 +567,7 @@ def _ports(pid: int) -> Iterator[int]:
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            sockets.add(os.readlink(descriptor))  # noqa: PTH115 - socket:[inode] is no path
+            sockets.add(os.readlink(descriptor))  # noqa: PTH115 - socket:[inode] is not a path
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if f"socket:[{fields[9]}]" in sockets:

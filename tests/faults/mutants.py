@@ -1,14 +1,14 @@
-"""Would the tests notice? Breaks the relay in one way at a time, and demands that a test turns red.
+"""Mutants of the relay: breaks one promise at a time in a copy, and requires that a test fails.
 
-    python tests/faults/mutants.py                     all mutants: some twenty minutes
-    python tests/faults/mutants.py no-fence order-lost these alone
-    python tests/faults/mutants.py --list              which there are, and what must notice each
+    python tests/faults/mutants.py                     all mutants: about twenty minutes
+    python tests/faults/mutants.py no-fence order-lost only these
+    python tests/faults/mutants.py --list              all mutants and their tests
 
-Works on a copy of the tree. First the tests that are named must be green there, or their red proves nothing; then
-each mutant is put in, the tests named for it run, and it is taken out again. A mutant is *killed* when one of its
-tests fails; it *survives* when all pass. A scenario that fails as void shows nothing and kills nobody; anything else
-(no test was found, it took too long) is an error. Exit code 0 only if all were killed. Each text that a mutant
-replaces stands exactly once in its file, which tests/unit/test_mutants.py checks, so that none rots unnoticed.
+Works on a copy of the tree. First the named tests must pass there, else their failures prove nothing; then each
+mutant is applied, its tests run, and it is removed again. A mutant is *killed* if one of its tests fails; it
+*survives* if all pass. A scenario that fails as void proves nothing; anything else (no test found, time-out) is an
+error. Exit code 0 only if all were killed. Each text that a mutant replaces must occur exactly once in its file,
+which tests/unit/test_mutants.py checks.
 """
 
 # ruff: noqa: T201 - a script, and it prints
@@ -32,44 +32,44 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-#: What a copy needs to run tests.
+#: Paths that a copy needs to run tests.
 COPIED = ("relay", "workers", "tests", "config", "pyproject.toml")
 
-#: How long the tests of one mutant may take, and all of them unbroken.
+#: Deadlines of the tests of one mutant, and of all tests without a mutant.
 MUTANT_SECONDS = 300
 BASELINE_SECONDS = 1200
 
-#: Of a test's name and of why it failed, in the table.
-WHY_CHARACTERS = 180
+#: Characters of a test's name and failure in the table.
+FAILURE_CHARACTERS = 180
 
 #: pytest's exit code when tests ran and some failed.
 _TESTS_FAILED = 1
 
 
-class Mutantless(Exception):  # noqa: N818 - says what is wrong
-    """A mutant's text does not stand exactly once where it should."""
+class EditError(Exception):
+    """A mutant's text does not occur exactly once in its file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A text that stands once in a file, and what replaces it."""
+    """A text that occurs once in a file, and its replacement."""
 
     path: str
     old: str
     new: str
 
     def apply(self, root: Path) -> None:
-        """Replace it in the tree at `root`, or raise `Mutantless`."""
+        """Replace the text in the tree at `root`, or raise `EditError`."""
         file = root / self.path
         text = file.read_text(encoding="utf-8")
         if (count := text.count(self.old)) != 1:
-            raise Mutantless(f"{self.path} has {count} times, not once: {self.old!r}")
+            raise EditError(f"{self.path} has {count} times, not once: {self.old!r}")
         file.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One way to break the relay, and the tests of which at least one must notice."""
+    """One way to break the relay, and the tests of which at least one must fail."""
 
     name: str
     what: str
@@ -78,12 +78,12 @@ class Mutant:
     tests: tuple[str, ...]
 
     def apply(self, root: Path) -> None:
-        """Break the tree at `root`."""
+        """Apply the edits to the tree at `root`."""
         for edit in self.edits:
             edit.apply(root)
 
 
-class Decision(StrEnum):
+class Result(StrEnum):
     KILLED = "killed"
     SURVIVED = "SURVIVED"
     VOID = "VOID"
@@ -96,19 +96,19 @@ CRASHES = "tests/faults/test_crashes.py"
 HEALTH = "tests/faults/test_api_health.py"
 OPERATORS = "tests/faults/test_operators.py"
 
-WOKEN = f"{CRASHES}::test_a_worker_that_stood_still_past_its_lease_cannot_commit"
-EXPIRED_TOKEN = f"{HEALTH}::test_an_expired_token_holds_everything_and_burns_nothing"
-REFUSED = f"{HEALTH}::test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly"
-RETRY_AFTER = f"{HEALTH}::test_no_worker_sends_before_the_time_that_the_api_named"
-STORM = f"{HEALTH}::test_a_storm_is_waited_out_with_few_probes_and_left_slowly"
-STILL = "tests/faults/test_redis.py::test_a_redis_that_does_not_answer_is_waited_out"
+WOKEN = f"{CRASHES}::test_a_worker_suspended_past_its_lease_cannot_commit"
+EXPIRED_TOKEN = f"{HEALTH}::test_an_expired_token_stops_deliveries_and_uses_up_no_attempt"
+REFUSED = f"{HEALTH}::test_refused_events_are_dead_at_once_and_missing_ones_are_retried_slowly"
+RETRY_AFTER = f"{HEALTH}::test_no_worker_sends_before_the_end_of_retry_after"
+STORM = f"{HEALTH}::test_a_storm_gets_few_probes_and_a_slow_start_after"
+STILL = "tests/faults/test_redis.py::test_a_redis_that_does_not_answer_causes_no_repeat"
 WAKEUPS = "tests/faults/test_wakeups.py::test_nothing_depends_on_a_wakeup"
-FULL = f"{OPERATORS}::test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said"
-REDRIVE = f"{OPERATORS}::test_a_redrive_moves_each_letter_once_and_undoes_nothing"
-PAUSE = f"{OPERATORS}::test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order"
-CANARY = "tests/faults/test_canary.py::test_the_token_is_nowhere_after_all_that_can_go_wrong"
+FULL = f"{OPERATORS}::test_a_full_queue_refuses_each_producer_and_has_exactly_what_it_acknowledged"
+REDRIVE = f"{OPERATORS}::test_a_redrive_moves_each_dead_letter_once_and_undoes_nothing"
+PAUSE = f"{OPERATORS}::test_a_paused_environment_stays_paused_over_a_restart_and_keeps_the_order"
+CANARY = "tests/faults/test_canary.py::test_the_token_leaks_nowhere"
 
-# Where no scenario can tell, or none in good time
+# Tests for what no scenario shows, or none in short time
 
 RUNS = "tests/integration/test_delivery_runs.py"
 STALE_GUARD = "tests/integration/test_stale_guard.py"
@@ -199,7 +199,7 @@ MUTANTS = (
     ),
     Mutant(
         "run-mark-ignored",
-        "a commit is refused once the lease ran out, though nobody took over",
+        "a commit is refused once the lease expired, though no other run took over",
         edits=(
             Edit(
                 "relay/queue/scripts/commit_delivery.lua",
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     Mutant(
         "answers-unheard",
-        "what was answered while the drain waited for Redis counts as a time-out",
+        "an answer received while the run waited for Redis counts as a time-out",
         edits=(
             Edit(
                 "workers/delivery/transport.py",
@@ -253,7 +253,7 @@ MUTANTS = (
     ),
     Mutant(
         "retry-after-ignored",
-        "Retry-After holds nobody",
+        "Retry-After throttles no run",
         edits=(
             Edit(
                 "workers/delivery/health.py",
@@ -265,7 +265,7 @@ MUTANTS = (
     ),
     Mutant(
         "hold-not-shared",
-        "a hold is heeded by the drain that was told, and by no other",
+        "only the run that got Retry-After respects it",
         edits=(
             Edit(
                 "relay/queue/scripts/change_health.lua",
@@ -444,7 +444,7 @@ MUTANTS = (
     ),
     Mutant(
         "token-read-once",
-        "a probe carries the token that was read at the drain's beginning",
+        "a probe has the token that was read at the run's beginning",
         edits=(
             Edit("workers/delivery/health.py", "            self._runtime.reload_token()\n", "            pass\n"),
         ),
@@ -464,13 +464,13 @@ MUTANTS = (
     ),
     Mutant(
         "silent-release",
-        "an outbox that is let go of with more to do rings for nobody",
+        "an outbox that is released with more work sends no wake-up",
         edits=(Edit("relay/queue/scripts/release_outbox.lua", _RELEASED, "return 0\n"),),
         tests=(f"{LEASES}::test_released_outbox_with_more_to_do_counts_as_rung_for",),
     ),
     Mutant(
         "no-sweep",
-        "a wakeup that got lost is never rung again",
+        "a lost wake-up is never sent again",
         edits=(
             Edit(
                 "relay/queue/scripts/wake.lua",
@@ -534,9 +534,9 @@ MUTANTS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; all, if none is named")
-    parser.add_argument("--list", action="store_true", help="list them and what must notice each")
-    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests unbroken first")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; default: all")
+    parser.add_argument("--list", action="store_true", help="list the mutants and their tests")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without a mutant first")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
     if unknown:
@@ -556,14 +556,14 @@ def _try(mutants: Sequence[Mutant], *, baseline: bool) -> int:
         copy_tree(root)
         if baseline and not _is_green(root, dict.fromkeys(test for mutant in mutants for test in mutant.tests)):
             return 1
-        decisions = [_verdict_on(mutant, root) for mutant in mutants]
-    killed = decisions.count(Decision.KILLED)
+        results = [_test(mutant, root) for mutant in mutants]
+    killed = results.count(Result.KILLED)
     print(f"{killed} of {len(mutants)} mutants killed")
     return int(killed < len(mutants))
 
 
 def copy_tree(root: Path) -> None:
-    """Copy what tests need to `root`."""
+    """Copy the paths that tests need to `root`."""
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     for name in COPIED:
         source = ROOT / name
@@ -576,13 +576,13 @@ def copy_tree(root: Path) -> None:
 def _is_green(root: Path, tests: Iterable[str]) -> bool:
     began = time.monotonic()
     code, output = _run(root, [*tests], BASELINE_SECONDS)
-    print(f"{'unbroken':<22} {'green' if code == 0 else 'RED':<9} {time.monotonic() - began:4.0f} s", flush=True)
+    print(f"{'no mutant':<22} {'green' if code == 0 else 'RED':<9} {time.monotonic() - began:4.0f} s", flush=True)
     if code != 0:
-        print(f"the tests fail without any mutant, so theirs prove nothing:\n{output[-4000:]}", file=sys.stderr)
+        print(f"the tests fail without a mutant, so their failures prove nothing:\n{output[-4000:]}", file=sys.stderr)
     return code == 0
 
 
-def _verdict_on(mutant: Mutant, root: Path) -> Decision:
+def _test(mutant: Mutant, root: Path) -> Result:
     began = time.monotonic()
     before = {edit.path: (root / edit.path).read_text(encoding="utf-8") for edit in mutant.edits}
     mutant.apply(root)
@@ -592,14 +592,16 @@ def _verdict_on(mutant: Mutant, root: Path) -> Decision:
         for path, text in before.items():
             (root / path).write_text(text, encoding="utf-8")
     by = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-    decision = {0: Decision.SURVIVED, _TESTS_FAILED: Decision.KILLED}.get(code, Decision.ERROR)
-    if decision is Decision.KILLED and "AssertionError: void: " in output:
-        decision = Decision.VOID
-    why = by.partition("::")[2]
-    print(f"{mutant.name:<22} {decision:<9} {time.monotonic() - began:4.0f} s  {why[:WHY_CHARACTERS]}", flush=True)
-    if decision is Decision.ERROR:
+    result = {0: Result.SURVIVED, _TESTS_FAILED: Result.KILLED}.get(code, Result.ERROR)
+    if result is Result.KILLED and "AssertionError: void: " in output:
+        result = Result.VOID
+    failure = by.partition("::")[2]
+    print(
+        f"{mutant.name:<22} {result:<9} {time.monotonic() - began:4.0f} s  {failure[:FAILURE_CHARACTERS]}", flush=True
+    )
+    if result is Result.ERROR:
         print(output[-4000:], file=sys.stderr)
-    return decision
+    return result
 
 
 def _run(root: Path, tests: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
@@ -610,7 +612,7 @@ def _run(root: Path, tests: Sequence[str], timeout_seconds: float) -> tuple[int,
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
         "COLUMNS": "250",
-    }  # room for the why
+    }  # room for the failure
     _check_that_it_is_the_copy(root, env)
     try:
         done = subprocess.run(

@@ -1,13 +1,13 @@
-"""A TCP link that a test can spoil, between any two parts.
+"""A TCP proxy with faults on demand, between any two parts.
 
     with Proxy(port) as link:                 connect to link.port instead
         link.stall()                          a black hole both ways, for old and new connections, until resume()
-        link.stall(Way.REPLIES, new=False)    only what the server says, only on connections that are open now
-        link.cut_reply(b"EVALSHA", nth=3)     the third such command runs, its reply never arrives
+        link.stall(Way.REPLIES, new=False)    only replies, only on connections that are open now
+        link.cut_reply(b"EVALSHA", nth=3)     the third such command runs, its reply is dropped
         assert link.cuts == 1                 the evidence
-        link.retarget(other_port)             new connections lead elsewhere, as after a failover by name
+        link.retarget(other_port)             new connections go elsewhere, as after a failover by name
 
-Every spoiled connection ends in a reset: that a close is slow or half is `slow_close`.
+Every cut connection ends in a reset; `slow_close` makes an orderly close late.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Way(StrEnum):
 
 
 class Proxy:
-    """Passes bytes on until told otherwise; its methods may be called from any thread."""
+    """Forwards bytes; its methods may be called from any thread."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._upstream = (host, port)
@@ -49,9 +49,9 @@ class Proxy:
         self._pattern: bytes | None = None
         self._matches_left = 0
         self.port = 0
-        #: Evidence: connections accepted, commands that matched, connections reset, chunks held back by a stall.
+        #: Evidence: connections accepted, commands that matched, connections reset, chunks held by a stall.
         self.accepted = self.matched = self.cuts = self.held = 0
-        #: Bytes passed on.
+        #: Bytes forwarded.
         self.passed = dict.fromkeys(Way, 0)
 
     def __enter__(self) -> Self:
@@ -68,11 +68,11 @@ class Proxy:
         return len(self._links)
 
     def latency(self, seconds: float) -> None:
-        """Hold each chunk this long, both ways."""
+        """Delay each chunk this long, both ways."""
         self._latency_seconds = seconds
 
     def stall(self, *ways: Way, existing: bool = True, new: bool = True) -> None:
-        """Pass nothing on in these directions (both, if none is given); connections stay open."""
+        """Forward nothing in these directions (both, if none is given); connections stay open."""
         chosen = set(ways or Way)
 
         def stall() -> None:
@@ -85,7 +85,7 @@ class Proxy:
         self._call(stall)
 
     def resume(self) -> None:
-        """End all stalls; what was held goes on."""
+        """End all stalls; held bytes are forwarded."""
 
         def resume() -> None:
             self._stalls_new = set()
@@ -96,7 +96,7 @@ class Proxy:
         self._call(resume)
 
     def retarget(self, port: int, host: str = "127.0.0.1") -> None:
-        """Lead new connections to another server; those that are open stay where they are."""
+        """Connect new connections to another server; open ones are kept."""
 
         def retarget() -> None:
             self._upstream = (host, port)
@@ -115,7 +115,7 @@ class Proxy:
         return self._call(reset_all)
 
     def refuse(self) -> None:
-        """Take no new connections."""
+        """Refuse new connections."""
 
         async def refuse() -> None:
             if self._server:
@@ -125,7 +125,7 @@ class Proxy:
         self._thread.call(refuse())
 
     def listen(self) -> None:
-        """Take connections, on the port of before."""
+        """Accept connections, on the previous port."""
 
         async def listen() -> None:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
@@ -134,17 +134,17 @@ class Proxy:
         self._thread.call(listen())
 
     def slow_close(self, seconds: float) -> None:
-        """Pass the end of a connection on only after this long."""
+        """Forward the end of a connection only after this long."""
         self._slow_close_seconds = seconds
 
     def cut_after(self, count: int, way: Way = Way.REPLIES) -> None:
-        """Reset each connection once so many bytes of it went this way; what is beyond them is dropped."""
+        """Reset each connection once this many bytes went this way; the rest is dropped."""
         self._cut_after[way] = count
 
     def cut_reply(self, pattern: bytes, nth: int = 1) -> None:
-        """Let the nth command with these bytes run, and reset the connection instead of passing its reply on.
+        """Let the nth command with these bytes run, and reset the connection instead of forwarding its reply, once.
 
-        Once. A pattern that TCP cuts in two is not seen; commands are a chunk unless they are large.
+        A pattern that TCP splits is not found; a command is one chunk unless it is large.
         """
         self._pattern, self._matches_left = pattern, nth
 
@@ -184,7 +184,7 @@ class Proxy:
                 await asyncio.sleep(self._latency_seconds)
             if way is Way.REQUESTS:
                 self._look_for_pattern(link, data)
-            elif link.reply_is_doomed:
+            elif link.drops_reply:
                 link.cut()
                 raise _Over
             limit = self._cut_after.get(way)
@@ -207,11 +207,11 @@ class Proxy:
         self._matches_left -= 1
         if self._matches_left == 0:
             self._pattern = None
-            link.reply_is_doomed = True
+            link.drops_reply = True
 
 
-class _Over(Exception):  # noqa: N818 - the end of a connection is no error
-    """One side is done, so the other is."""
+class _Over(Exception):  # noqa: N818 - the end of a connection is not an error
+    """One side has ended, so the other must."""
 
 
 class _Link:
@@ -223,13 +223,13 @@ class _Link:
         for gate in self.gates.values():
             gate.set()
         self.passed = dict.fromkeys(Way, 0)
-        self.reply_is_doomed = False
+        self.drops_reply = False
 
     def cut(self) -> None:
         """Reset both sides."""
         self._proxy.cuts += 1
         for gate in self.gates.values():
-            gate.set()  # whoever waits there is to find the connection gone
+            gate.set()  # its waiters find the connection closed
         for writer in filter(None, (self._client, self.server)):
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)

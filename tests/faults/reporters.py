@@ -1,6 +1,6 @@
 """Many processes that report one event at the same moment: `python reporters.py COUNT IMAGE ENVIRONMENT ID`.
 
-Each prints a line once its report returned: the lines are what was acknowledged.
+Each prints a line once its report returned: the lines are the acknowledgements.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 from relay import Producer
 
-#: Until all are there.
+#: Time for all processes to start.
 START_SECONDS = 0.3
 
 

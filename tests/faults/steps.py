@@ -1,7 +1,7 @@
-"""What workers, producers and operators do, one step to a process that may die of it: `python steps.py`.
+"""Single steps of workers, producers and operators, each in a process that a fail point may kill: `python steps.py`.
 
-Each line of standard input is a step, `<fail point or nothing>\\t<step>\\t<argument>`; its answer is how the process
-that did it ended: 0, or minus the number of the signal. The processes are forked, so that one takes milliseconds.
+Each line of standard input is a step, `<fail point or nothing>\\t<step>\\t<argument>`; its answer is the exit code of
+the process: 0, or minus the number of the signal. The processes are forked, so that one takes milliseconds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 
-#: How long work may go on until nothing waits.
+#: Deadline of `work_on`.
 WORK_SECONDS = 20.0
 
 
 def work(runtime: Runtime, _: str) -> None:
-    """Do what a worker does from one look of its poller to the next, and what it then is called to."""
+    """Run a worker's poller once, and the runs that it wakes up."""
     wakeups = RecordedWakeups()
     runtime = replace(runtime, wakeups=wakeups)
     epoch.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
@@ -51,7 +51,7 @@ def work(runtime: Runtime, _: str) -> None:
 
 
 def work_on(runtime: Runtime, _: str) -> None:
-    """Do it until nothing waits; holds pass as if their time was over."""
+    """Run until nothing waits; pauses of the destination end at once."""
     until = time.monotonic() + WORK_SECONDS
     while read_counters(runtime.client, runtime.keys).waiting:
         assert time.monotonic() < until, read_counters(runtime.client, runtime.keys)
@@ -87,7 +87,7 @@ def pause(runtime: Runtime, environment: str) -> None:
 
 
 def forget(runtime: Runtime, environment: str) -> None:
-    """Forget whatever of an environment may be forgotten."""
+    """Remove an environment's state as far as that is allowed."""
     outbox = runtime.keys.of_outbox(DEFAULT_DESTINATION, environment)
     seen_before = forgetting.now_ms(runtime.client) + 1
     forgetting.forget_page(runtime.client, outbox, 0, seen_before)
@@ -95,13 +95,13 @@ def forget(runtime: Runtime, environment: str) -> None:
 
 
 def status(runtime: Runtime, _: str) -> None:
-    """Read the counters, and what waits where."""
+    """Read the counters of the shard and its environments."""
     read_counters(runtime.client, runtime.keys)
     read_environments(runtime.client, runtime.keys, DEFAULT_DESTINATION)
 
 
 def scrape(runtime: Runtime, _: str) -> None:
-    """Read what the metrics tell."""
+    """Read the metrics' snapshot."""
     metrics_snapshot.read_snapshot(runtime.client, runtime.keys, DEFAULT_DESTINATION, environments=1)
 
 
@@ -109,7 +109,7 @@ STEPS = {step.__name__: step for step in (work, work_on, report, redrive, drop, 
 
 
 def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:
-    """Do one step in a process of its own; return how that ended."""
+    """Do one step in a process of its own; return its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -126,7 +126,7 @@ def run(runtime: Runtime, crash: str, step: str, argument: str) -> int:
 
 
 def main() -> None:
-    """Answer line by line. Nothing has connected to anything before a fork."""
+    """Answer line by line. No connection is open before a fork."""
     settings = Settings.load()
     runtime = make_runtime(settings, RecordedWakeups())
     for line in sys.stdin:

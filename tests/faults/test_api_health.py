@@ -1,4 +1,4 @@
-"""An API that refuses everybody, or one, or asks for patience: what is held, for how long, and what that costs."""
+"""An API that refuses all requests or one, or asks for a pause: health states, their durations and their cost."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from faults.api import Attempt
     from faults.ground import Ground
 
-#: What a busy machine may add to a time that is promised.
+#: Tolerance of a promised time on a busy machine.
 BUSY_SECONDS = 2.0
 
-#: Requests that are this close together are one wave; the shortest pause of a circuit is twice as long.
+#: Maximum gap between requests of one wave; the circuit breaker's shortest pause is twice as long.
 WAVE_GAP_SECONDS = 0.25
 
-#: The first pause of an open circuit and the longest while the token is refused. A pause is counted from before the
-#: answer left, so nothing but rounding to milliseconds makes it seem shorter.
+#: The circuit breaker's first pause, and its longest while unauthorized. A pause is measured from before the answer
+#: was sent, so only rounding to milliseconds makes it appear shorter.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 2.0
 ROUNDING_SECONDS = 0.01
 
-#: How soon a refused token must be seen to hold everything.
+#: Deadline of the state `unauthorized` after a refused token.
 HOLD_SECONDS = 1.0
 
 #: The cap on Retry-After in these scenarios.
 RETRY_AFTER_MAX = 1.5
 
-#: After a storm: of the first so many POSTs at most so many at once, and later more than so many.
+#: After a storm: the number of first POSTs, the maximum of them at once, and the minimum of a later POST.
 FIRST_POSTS, MOST_AT_FIRST, LEAST_LATER = 24, 16, 24
 
 
 def openings(ground: Ground) -> int:
-    """Return how many times in a row the circuit opened."""
+    """Return how many times in a row the circuit breaker opened."""
     return int(ground.health("openings") or 0)
 
 
 def wave_and_probes(refused: Sequence[Attempt]) -> tuple[list[Attempt], list[Attempt]]:
-    """Divide what was refused into the requests that were on their way together, and the probes that followed."""
+    """Split refused requests into the first wave and the probes after it."""
     gaps = [later.read_at - earlier.read_at for earlier, later in pairwise(refused)]
     first = next((n for n, gap in enumerate(gaps, 1) if gap > WAVE_GAP_SECONDS), len(refused))
     return list(refused[:first]), list(refused[first:])
@@ -60,7 +60,7 @@ def wave_and_probes(refused: Sequence[Attempt]) -> tuple[list[Attempt], list[Att
 def check_one_probe_a_pause(
     wave: Sequence[Attempt], probes: Sequence[Attempt], longest_seconds: float = math.inf
 ) -> None:
-    """See that before each probe there was the whole pause, which doubles, with no request of any worker in it."""
+    """Check that before each probe there was a whole pause, which doubles, without a request of any worker."""
     for n, (before, probe) in enumerate(pairwise([wave[0], *probes])):
         assert before.ended_at is not None
         pause = min(longest_seconds, FIRST_PAUSE_SECONDS * 2**n)
@@ -77,7 +77,7 @@ def letters(ground: Ground) -> dict[str, dict[str, str]]:
 
 
 class RotatingToken:
-    """A token file, and an API that takes one token and refuses others with a status.
+    """A token file, and an API that accepts one token and refuses others with a status.
 
     Who was refused gets a 500 once more when it comes with the right token: with two attempts in all, an event dies
     of that if it lost one while the token was refused.
@@ -93,13 +93,13 @@ class RotatingToken:
         self.revoke(f"{TOKEN}-0")
 
     def rotate(self, token: str) -> None:
-        """Give the relay a token."""
+        """Write the relay's token."""
         fresh = self.path.with_suffix(".new")
         fresh.write_text(f"{token}\n")
         fresh.replace(self.path)
 
     def revoke(self, valid: str) -> None:
-        """Take no token but this from now on."""
+        """Accept only this token from now on."""
         self._valid = f"Bearer {valid}"
 
     def __call__(self, attempt: Attempt) -> Response:
@@ -132,7 +132,7 @@ def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
 
     wave, probes = wave_and_probes(refused())
     ground.bit(wave, "the token was refused")
-    ground.bit(len(probes) >= 2, "one after the other probed while it was")
+    ground.bit(len(probes) >= 2, "probes were sent one at a time meanwhile")
     held_within = wave[-1].read_at - wave[0].read_at
     assert held_within < HOLD_SECONDS + BUSY_SECONDS
     check_one_probe_a_pause(wave, probes, LONGEST_PAUSE_SECONDS)
@@ -140,7 +140,10 @@ def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
     took = resumed.read_at - rotated_at
     assert took < LONGEST_PAUSE_SECONDS + BUSY_SECONDS
     ground.check()
-    ground.bit(token.failed, "who had been refused failed once more, which a burned attempt would not survive")
+    ground.bit(
+        token.failed,
+        "refused events failed once more, which they would not survive if the refusal had used up an attempt",
+    )
     assert ground.counters().dead == 0
     ground.observed(
         f"held after {len(wave)} refusals in {held_within:.2f} s; {len(probes)} probes in "
@@ -150,24 +153,26 @@ def check_a_refused_token(ground: Ground, secrets: Path, status: int) -> None:
 
 @pytest.fixture
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that the ground does not look through for the token."""
+    """A directory in which the ground does not search for the token."""
     return tmp_path_factory.mktemp("secrets")
 
 
-@scenario(17, "401 for all under load, token file rotated", bound="held within 1 s, 1 probe a pause of all workers, "
-          "nothing burned, resumes within 2 s")  # fmt: skip
-def test_an_expired_token_holds_everything_and_burns_nothing(ground: Ground, secrets: Path) -> None:
+@scenario(17, "401 for all under load, token file rotated", bound="unauthorized within 1 s, 1 probe a pause from all "
+          "workers, no attempt used up, resumes within 2 s")  # fmt: skip
+def test_an_expired_token_stops_deliveries_and_uses_up_no_attempt(ground: Ground, secrets: Path) -> None:
     check_a_refused_token(ground, secrets, 401)
 
 
-@scenario(17, "403 for all under load, token file rotated", bound="held within 1 s, 1 probe a pause of all workers, "
-          "nothing burned, resumes within 2 s")  # fmt: skip
-def test_a_forbidden_token_holds_everything_and_burns_nothing(ground: Ground, secrets: Path) -> None:
+@scenario(17, "403 for all under load, token file rotated", bound="unauthorized within 1 s, 1 probe a pause from all "
+          "workers, no attempt used up, resumes within 2 s")  # fmt: skip
+def test_a_forbidden_token_stops_deliveries_and_uses_up_no_attempt(ground: Ground, secrets: Path) -> None:
     check_a_refused_token(ground, secrets, 403)
 
 
-@scenario(17, "403 for one event while others pass", bound="it alone dies, `forbidden`; the others arrive")
-def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
+@scenario(
+    17, "403 for one event while others pass", bound="only that event is dead, `forbidden`; the others are delivered"
+)
+def test_a_forbidden_event_is_the_only_dead_letter(ground: Ground) -> None:
     alone = [
         DeploymentEvent.of(f"ghcr.io/acme/alone@{digest(f'alone-{n}')}", environment="env-0", id=f"alone-{n}")
         for n in range(2)
@@ -185,7 +190,7 @@ def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
     tries = [attempt for attempt in ground.api.attempts if attempt.event_id == "alone-0"]
     passed = [a.number for a in ground.api.attempts if a.processed]
     between = sum(any(one.number < n < other.number for n in passed) for one, other in pairwise(tries))
-    assert between >= 2, "it died though no other event had passed between its attempts"
+    assert between >= 2, "it is dead though no other event was delivered between its attempts"
     silence = ground.api.longest_silence(since, until)
     assert silence < FIRST_PAUSE_SECONDS + BUSY_SECONDS
     ground.check()
@@ -197,21 +202,21 @@ def test_a_forbidden_event_dies_alone(ground: Ground) -> None:
 
 
 @scenario(18, "400, 413, 422 for 5 %; 404, 405, 410 at first for some", bound="dead after exactly 1 attempt; slow "
-          "retry; the rest arrive")  # fmt: skip
-def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(ground: Ground) -> None:
+          "retry; the rest delivered")  # fmt: skip
+def test_refused_events_are_dead_at_once_and_missing_ones_are_retried_slowly(ground: Ground) -> None:
     refusals, absences = (400, 413, 422), (404, 405, 410)
     refused = {f"event-{n}": refusals[n // 20 % 3] for n in range(0, 400, 20)}
     absent = {f"event-{n}": absences[n // 50 % 3] for n in range(7, 400, 50)}
     stumbling = {f"event-{n}" for n in range(11, 400, 50)}
 
-    def judge(attempt: Attempt) -> Response:
+    def respond(attempt: Attempt) -> Response:
         if attempt.event_id in refused:
             return Response(status=refused[attempt.event_id], body=b"no")
         if attempt.earlier:
             return OK
         return Response(status=absent.get(attempt.event_id, 500 if attempt.event_id in stumbling else 202))
 
-    ground.api.behave(judge)
+    ground.api.behave(respond)
     ground.start_workers(1, RELAY_DELIVERY__BACKOFF_MAX="5s", RELAY_DELIVERY__MAX_ATTEMPTS="2")
     ground.report(400, environments=5)
     ground.rest()
@@ -226,8 +231,8 @@ def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(grou
     assert {(letter["reason"], letter["attempts"]) for letter in dead.values()} == {("refused", "1")}
     assert sum(attempt.event_id in refused for attempt in ground.api.attempts) == len(refused)
     slow, fast = pauses([*absent]), pauses([*stumbling])
-    ground.bit(len(slow) == len(absent), "each that was not there was tried again")
-    # Both are random from 0 on: up to 5 s, and up to 50 ms. That all of eight are short has a chance of 1 in 10^8.
+    ground.bit(len(slow) == len(absent), "each missing one was retried")
+    # Both are random from 0: up to 5 s, and up to 50 ms. All of eight are short with a probability of 1 in 10^8.
     assert FIRST_PAUSE_SECONDS < max(slow) < 5 + BUSY_SECONDS
     assert max(fast) < 0.05 + BUSY_SECONDS
     ground.check()
@@ -237,10 +242,10 @@ def test_what_is_refused_dies_at_once_and_what_is_not_there_is_tried_slowly(grou
     )
 
 
-@scenario(18, "404 for all, then the URL is put right", bound="held as a wrong URL, 1 probe a pause, none dead")
-def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
+@scenario(18, "404 for all, then the URL is corrected", bound="misconfigured, 1 probe a pause, none dead")
+def test_a_wrong_url_is_misconfigured_and_makes_no_dead_letter(ground: Ground) -> None:
     wrong = ground.api.listen()
-    # They are all answered after they all went out, so that each has used up one of its two attempts when it is held.
+    # They are answered once all were sent, so that each has used up one of its two attempts by then.
     ground.api.behave(lambda attempt: Response(status=404, delay_seconds=0.3) if attempt.port == wrong else OK)
     two = {"RELAY_DELIVERY__MAX_ATTEMPTS": "2"}
     [misled] = ground.start_workers(1, RELAY_API_URL=f"http://127.0.0.1:{wrong}/reprot", **two)
@@ -249,7 +254,7 @@ def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
     assert ground.health("circuit") == "misconfigured"
     assert ground.terminate(misled) == [0]
     wave, probes = wave_and_probes(ground.api.attempts)
-    ground.bit(len(probes) >= 2, "it was probed with what had failed before")
+    ground.bit(len(probes) >= 2, "it was probed with events that had failed before")
     check_one_probe_a_pause(wave, probes)
     ground.start_workers(1, **two)
     ground.rest()
@@ -262,7 +267,7 @@ def test_a_wrong_url_is_held_and_kills_nothing(ground: Ground) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The Retry-After of an answer, and how long that is, in seconds from that moment; 0 for not at all."""
+    """The Retry-After of an answer, and its length in seconds from then; 0 if it asks for no pause."""
 
     headers: dict[str, str]
     seconds: float
@@ -311,7 +316,7 @@ def silence_after(ground: Ground, form: Callable[[], Asked]) -> tuple[float, flo
     more = ground.report(40, environments=8)
     ground.wait(lambda: {first, *more} <= ground.api.processed_ids().keys(), seen=ground.counters)
     if not asked.seconds:
-        assert ground.health("until") == before, f"held though {asked.headers} asks for nothing"
+        assert ground.health("until") == before, f"throttled though {asked.headers} asks for no pause"
     following = min(a.read_at for a in ground.api.attempts if a.number > refused.number)
     assert refused.ended_at is not None
     return asked.seconds, following - refused.read_at
@@ -320,7 +325,7 @@ def silence_after(ground: Ground, form: Callable[[], Asked]) -> tuple[float, flo
 @scenario(19, "429 with Retry-After in seconds, as a date with and without Date, twice, absurd, past, negative, "
           "in words, without; and under load", bound="no request of any worker before the time; capped; no attempt "
           "used up")  # fmt: skip
-def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> None:
+def test_no_worker_sends_before_the_end_of_retry_after(ground: Ground) -> None:
     one = {"RELAY_DELIVERY__RETRY_AFTER_MAX": f"{RETRY_AFTER_MAX}s", "RELAY_DELIVERY__MAX_ATTEMPTS": "1"}
     ground.start_workers(2, **one)
     silences = {}
@@ -340,7 +345,7 @@ def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> N
         ground.api.behave(OK)
         ground.wait(lambda: ground.api.attempts[-1].read_at > first.read_at + RETRY_AFTER_MAX)
     wave = [a.read_at for a in ground.api.attempts if a.status == 429 and a.number >= first.number]
-    ground.bit(len(ground.api.attempts) > len(wave) and wave, "the API asked for patience")
+    ground.bit(len(ground.api.attempts) > len(wave) and wave, "the API asked for a pause")
     assert wave[-1] - first.read_at < HOLD_SECONDS
     assert ground.api.received(wave[-1] + ROUNDING_SECONDS, first.read_at + RETRY_AFTER_MAX) == 0
     ground.check()
@@ -352,7 +357,7 @@ def test_no_worker_sends_before_the_time_that_the_api_named(ground: Ground) -> N
 
 
 def concurrency(attempts: Sequence[Attempt]) -> list[int]:
-    """Return how many were under way when each began, itself among them."""
+    """Return how many were in flight when each began, itself included."""
     ends = sorted(a.ended_at for a in attempts if a.ended_at is not None)
     over, levels = 0, []
     for n, attempt in enumerate(sorted(attempts, key=lambda a: a.read_at), 1):
@@ -362,14 +367,16 @@ def concurrency(attempts: Sequence[Attempt]) -> list[int]:
     return levels
 
 
-@scenario(20, "503 storm with 10,000 waiting", bound="1 probe a pause of all workers; a slow start after; none dead")
-def test_a_storm_is_waited_out_with_few_probes_and_left_slowly(ground: Ground) -> None:
+@scenario(
+    20, "503 storm with 10,000 waiting", bound="1 probe a pause from all workers; a slow start after; none dead"
+)
+def test_a_storm_gets_few_probes_and_a_slow_start_after(ground: Ground) -> None:
     ground.api.behave(Response(status=503, delay_seconds=0.1))
     ground.start_workers(2)
     ground.report(10_000, environments=4)
     ground.wait(lambda: openings(ground) == 4, seen=ground.counters)  # the next probe comes 4 s later
     wave, probes = wave_and_probes(list(ground.api.attempts))
-    ground.bit(len(wave) >= 20 and len(probes) == 3, "the circuit opened, and was probed")
+    ground.bit(len(wave) >= 20 and len(probes) == 3, "the circuit breaker opened, and probes were sent")
     ground.bit(ground.counters().waiting == 10_000, "all of them waited")
     check_one_probe_a_pause(wave, probes)
     ground.api.behave(Response(delay_seconds=0.02))

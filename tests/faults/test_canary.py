@@ -1,4 +1,4 @@
-"""The token is looked for everywhere, after everything that went wrong."""
+"""The token is in no log, message, key or process title after many kinds of failures."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
     from faults.ground import Ground, Worker
 
-#: What nobody is told, as it stands and as Celery's messages would carry it: in base64 it looks different at each of
-#: three places, so each without the characters at its ends that depend on its neighbours.
+#: The token as it is, and in base64 as Celery's messages would have it: base64 has three forms of it by its position,
+#: each here without the characters at its ends that depend on its neighbours.
 DISGUISES = (
     TOKEN.encode(),
     TOKEN.encode().hex().encode(),
     *(base64.b64encode(b"." * shift + TOKEN.encode())[4:-4] for shift in range(3)),
 )
 
-#: An environment for each answer that says the token back, in its reason, its headers and its body.
+#: An environment for each answer that repeats the token in its reason, headers and body.
 ECHOES = {"env-302": 302, "env-400": 400, "env-500": 500, "env-429": 429}
 
-#: The one of them that is delivered in the end.
+#: The environment that is delivered in the end.
 LATER = "env-429"
 
-#: What a token's file may hold by mistake, and what the worker then says of it.
+#: Wrong contents of a token file, and the worker's message about each.
 SPOILED = {
     b"\xff" + TOKEN.encode(): "cannot be read",
     b"": "token is empty",
     TOKEN.encode() + b"\x07": "characters that no HTTP header can carry",
 }
 
-#: Commands that run at once.
+#: Commands that run at the same time.
 COMMANDS = 3
 
 
@@ -75,7 +75,7 @@ def leaks(data: bytes | str) -> bool:
 
 @contextmanager
 def overheard(port: int) -> Iterator[bytearray]:
-    """Hear everything that Redis is told meanwhile, by anybody, in any of its databases."""
+    """Record all commands to Redis meanwhile, by all clients, in all databases."""
     heard = bytearray()
     with socket.create_connection(("127.0.0.1", port)) as link:
 
@@ -95,7 +95,7 @@ def overheard(port: int) -> Iterator[bytearray]:
 
 @contextmanager
 def celery_events(broker: str) -> Iterator[list[dict[str, Any]]]:
-    """Hear what the workers tell Flower."""
+    """Record the workers' events for Flower."""
     events: list[dict[str, Any]] = []
     with Celery(broker=broker, set_as_current=False) as app, app.connection_for_read() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": events.append})
@@ -109,7 +109,7 @@ def celery_events(broker: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def start(ground: Ground, exits: ExitStack, name: str, *arguments: str, **environment: str) -> Child:
-    """Start a process of the relay beside the ground's; its log lies where the others' do."""
+    """Start a process of the relay beside the ground's; its log is in the same directory."""
     argv = [sys.executable, "-m", "relay", *arguments]
     env = {**os.environ, **ground.environment, **environment}
     child = Child(name, argv, env=env, log_path=ground.directory / f"{name}.log")
@@ -118,9 +118,9 @@ def start(ground: Ground, exits: ExitStack, name: str, *arguments: str, **enviro
 
 
 def start_astray(ground: Ground, exits: ExitStack, name: str, database: int, **environment: str) -> Child:
-    """Start a worker with queue and broker of its own, whose API cannot be reached, and give it something to do."""
+    """Start a worker with its own queue and broker and an unreachable API, and give it work."""
     key = f"{{{name}:0}}:inbox"
-    for number in range(30):  # more than open the circuit
+    for number in range(30):  # more than open the circuit breaker
         body = {"image": {"url": f"ghcr.io/acme/{name}-{number}@{digest(number)}"}, "environment": {"name": name}}
         ground.client.xadd(key, {"event": json.dumps(body)})
     broker = f"{ground.redis.url.removesuffix('/0')}/{database}"
@@ -134,14 +134,14 @@ def log_of(ground: Ground, name: str) -> str:
 
 
 def wait_for_failures(ground: Ground, *names: str) -> None:
-    """Wait until each of these workers has given up for now, for the reason that is its name."""
+    """Wait until the destination of each of these workers is unavailable, for the reason that is its name."""
     for name in names:
         held = f"held: unavailable ({name}:"
         ground.wait(lambda name=name, held=held: held in log_of(ground, name), 60, lambda: log_of(ground, name))  # type: ignore[misc]  # noqa: B023
 
 
 def run(ground: Ground, *arguments: str, **environment: str) -> str:
-    """Return all that a command says."""
+    """Return all output of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "relay", *arguments],
         env={**os.environ, **ground.environment, **environment},
@@ -155,14 +155,14 @@ def run(ground: Ground, *arguments: str, **environment: str) -> str:
 
 
 def said_by_commands(ground: Ground, secret: Path) -> list[tuple[str, str]]:
-    """Return what commands say that show something, and one that cannot start; not all need exist."""
+    """Return the output of commands that show something, and of one that cannot start; not all need exist."""
     spoiled = secret / "spoiled"
     spoiled.write_bytes(b"\xff" + TOKEN.encode())
     calls: list[tuple[tuple[str, ...], dict[str, str]]] = [
         (("status",), {}),
         (("dead", "export"), {}),
         (("config", "show"), {}),
-        (("doctor", "--offline"), {}),  # its probe is no report, and the oracle takes it for one
+        (("doctor", "--offline"), {}),  # its probe is not a report, but the oracle takes it for one
         (("worker",), {"RELAY_API_TOKEN_FILE": str(spoiled)}),
     ]
     with ThreadPoolExecutor(COMMANDS) as pool:
@@ -172,7 +172,7 @@ def said_by_commands(ground: Ground, secret: Path) -> list[tuple[str, str]]:
 
 
 def said_of_settings(secret: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Return what is said of settings that have the token in the wrong place or shape, with the traceback."""
+    """Return messages about settings with the token in the wrong place or form, with the traceback."""
     told = []
     files = {
         "a list": f'[api]\ntoken = ["{TOKEN}"]\n',
@@ -201,12 +201,12 @@ def said_of_settings(secret: Path, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 
 def said_by_gateway(ground: Ground) -> list[tuple[str, str]]:
-    """Report through the gateway, well and badly; return what it answers."""
+    """Report through the gateway, valid and invalid; return its answers."""
     ground.wait(lambda: "Gateway on" in log_of(ground, "gateway"), 30)
     url = log_of(ground, "gateway").partition("Gateway on ")[2].split()[0]
     event = DeploymentEvent.of(f"ghcr.io/acme/gateway@{digest(1)}", environment="env-ok", id="by-gateway")
     body = {"image": {"url": event.image.url}, "environment": {"name": "env-ok"}}
-    ours, theirs = {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": "Bearer somebody-elses"}
+    ours, theirs = {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": "Bearer another-one"}
     answers = [
         requests.post(url, json=body, headers={**ours, "ce-id": "by-gateway"}, timeout=10),
         requests.post(url, json=body, headers=theirs, timeout=10),
@@ -241,7 +241,7 @@ def titles() -> dict[int, bytes]:
 
 
 def spoil_token(ground: Ground, file: Path, log: Callable[[], str]) -> None:
-    """Write what is no token over the token, and see that the worker says so and goes on with the one it has."""
+    """Overwrite the token file with invalid contents, and check that the worker reports it and keeps its token."""
     for content, message in SPOILED.items():
         file.write_bytes(content)
         ground.wait(lambda message=message: bool(ground.report()) and message in log(), 30, log)  # type: ignore[misc]
@@ -251,7 +251,7 @@ def spoil_token(ground: Ground, file: Path, log: Callable[[], str]) -> None:
 
 
 def crash(ground: Ground, worker: Worker, died: Path) -> None:
-    """See a process die at its work, and a task fail with a traceback."""
+    """Wait for a process to crash in a run, and a task to fail with a traceback."""
     ground.report(5)
     ground.wait(died.exists)
     ground.wait(lambda: "WorkerLostError" in worker.log(), 30, worker.log)
@@ -261,7 +261,7 @@ def crash(ground: Ground, worker: Worker, died: Path) -> None:
 
 
 def be_echoed(ground: Ground, worker: Worker) -> None:
-    """Have the API say the token back in all that it can say, and be well again."""
+    """Make the API repeat the token in all parts of its answers, and then recover."""
     ground.api.behave(lambda attempt: echo(ECHOES[attempt.environment]) if attempt.environment in ECHOES else OK)
     events = [DeploymentEvent.of(f"ghcr.io/acme/app@{digest(1)}", environment=name, id=name) for name in ECHOES]
     ground.report_events([event for event in events if event.id != LATER])
@@ -276,16 +276,16 @@ def be_echoed(ground: Ground, worker: Worker) -> None:
 
 
 def everything(ground: Ground) -> list[tuple[str, bytes]]:
-    """Return all files of the scenario: logs, what Redis keeps, what a dead process left."""
+    """Return all files of the scenario: logs, Redis's data, core files."""
     files = [path for path in ground.directory.rglob("*") if path.is_file()]
     return [(str(path.relative_to(ground.directory)), path.read_bytes()) for path in files]
 
 
-@scenario(52, "the API says the token back with 302, 400, 401, 429, 500; TLS, DNS; a spoiled token file; a crash, a "
+@scenario(52, "the API repeats the token with 302, 400, 401, 429, 500; TLS, DNS; an invalid token file; a crash, a "
           "traceback; wrong settings; a gateway and commands",
           bound="the token in no log (DEBUG), Celery event or message, dead letter, answer, output, process title, "
-                "and in nothing that Redis was told")  # fmt: skip
-def test_the_token_is_nowhere_after_all_that_can_go_wrong(
+                "and in no command to Redis")  # fmt: skip
+def test_the_token_leaks_nowhere(
     ground: Ground, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path_factory.mktemp("secret")
@@ -318,8 +318,10 @@ def test_the_token_is_nowhere_after_all_that_can_go_wrong(
         processes = titles()
 
     kinds = {event["type"] for event in events}
-    ground.bit({"task-received", "task-succeeded", "task-failed", "worker-heartbeat"} <= kinds, "events were heard")
-    ground.bit(all(a.authorization == f"Bearer {TOKEN}" for a in ground.api.attempts), "the API was told it")
+    ground.bit(
+        {"task-received", "task-succeeded", "task-failed", "worker-heartbeat"} <= kinds, "events were recorded"
+    )
+    ground.bit(all(a.authorization == f"Bearer {TOKEN}" for a in ground.api.attempts), "the API got it")
     ground.bit(any(b"celery" in title for title in processes.values()), "processes' titles were read")
     files = everything(ground)
     ground.bit(any(b"by-gateway" in text for name, text in files if "aof" in name), "the AOF was read")
@@ -328,7 +330,7 @@ def test_the_token_is_nowhere_after_all_that_can_go_wrong(
     seen += [(f"an event {event['type']}", json.dumps(event, default=str)) for event in events]
     seen += [("what Redis was told", bytes(heard)), *files]
     assert not [what for what, text in seen if leaks(text)]
-    ground.bit(b"***" in heard and "***" in worker.log(), "echoes of it were kept, without it")
+    ground.bit(b"***" in heard and "***" in worker.log(), "repetitions of it were kept, without it")
     ground.check()
     ground.observed(
         f"looked for in {len(seen)} places: {len(events)} Celery events, {len(processes)} processes' titles, "

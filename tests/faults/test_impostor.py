@@ -1,4 +1,4 @@
-"""TLS everywhere, and a server in between that shows a certificate of its own."""
+"""TLS everywhere, and a server in between with a certificate of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PASSWORD = "password-of-the-queue"
 EVENTS = 10
 
-#: How long a gateway, a command or Flower may take to say that it was refused.
+#: Deadline of a gateway, a command or Flower to report the refusal.
 REFUSED_SECONDS = 30.0
 
 BODY = {"image": {"url": f"ghcr.io/acme/refused@sha256:{'a' * 64}"}, "environment": {"name": "refused"}}
@@ -101,7 +101,7 @@ class Services:
     bound="refused by worker, gateway, Flower, commands and Celery by hand; not one byte sent; goes on after it",
     timeout=150,
 )
-def test_a_server_in_between_is_told_nothing(ground: Ground, certificates: Certificates) -> None:
+def test_a_server_in_between_gets_no_byte(ground: Ground, certificates: Certificates) -> None:
     with ExitStack() as exits:
         link = exits.enter_context(Proxy(int(ground.environment["TLS_PORT"])))
         ground.environment["RELAY_REDIS_URL"] = f"rediss://default:{PASSWORD}@{HOST}:{link.port}/0"
@@ -118,7 +118,7 @@ def test_a_server_in_between_is_told_nothing(ground: Ground, certificates: Certi
             link.retarget(impostor.port)
             link.reset_all()
             impostor.wait_for_handshakes()
-            ground.bit(impostor.handshakes, f"connections were led to a server with a certificate of {case}")
+            ground.bit(impostor.handshakes, f"connections reached a server with a certificate of {case}")
             assert services.report() == 503
             assert services.queue_lengths() == 500
             doctor = services.command("relay", "doctor", "--offline")

@@ -1,4 +1,4 @@
-"""A machine that runs out of things, and clocks that are wrong."""
+"""A machine without disk, descriptors or memory, and clocks that are wrong."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 READY_SECONDS = 60.0
 
-#: Nothing here waits for a time-out, so that none comes by itself on a busy machine.
+#: No test here waits for a time-out; these are long enough for a busy machine.
 PATIENCE = {"RELAY_API__TIMEOUT": "4s", "RELAY_API__CONNECT_TIMEOUT": "3s", "RELAY_WORKER__LEASE": "6s"}
 
-#: What a worker's output is, and what its descriptor then is.
+#: Redirections of a worker's output, and the descriptor that each makes.
 OUTPUTS = {
     "> /dev/full 2>&1": "/dev/full",
     "<&- >&- 2>&-": "/dev/null",
@@ -38,7 +38,7 @@ OUTPUTS = {
 
 
 def start_with_output(ground: Ground, name: str, redirection: str) -> Worker:
-    """Start a worker whose output goes nowhere, so that only its heartbeat tells that it is there."""
+    """Start a worker without output: only its heartbeat shows that it runs."""
     argv = [sys.executable, "-m", "relay", "worker", "--name", f"{name}@%h", "--concurrency", "1"]
     log = ground.directory / f"{name}.log"
     shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *argv]
@@ -49,20 +49,20 @@ def start_with_output(ground: Ground, name: str, redirection: str) -> Worker:
 
 
 def output_of(pid: int, descriptor: int) -> str:
-    """Return where it leads, without the number of what it is."""
+    """Return a descriptor's target, without its number."""
     return str(Path(f"/proc/{pid}/fd/{descriptor}").readlink()).partition("[")[0]
 
 
 def deliver_with_all(ground: Ground, workers: list[Worker]) -> None:
-    """See that each of them delivers."""
+    """Check that each of them delivers."""
     with ground.load(100, environments=20):
         for worker in workers:
             ground.wait(lambda worker=worker: ground.has_delivered(worker), READY_SECONDS)  # type: ignore[misc]
 
 
-@scenario(28, "log disk full; standard output full, closed, or its reader gone; nobody takes Celery's events",
-          bound="delivery goes on")  # fmt: skip
-def test_what_cannot_be_written_stops_no_delivery(ground: Ground) -> None:
+@scenario(28, "log disk full; standard output full, closed, or its reader gone; no consumer of Celery's events",
+          bound="deliveries continue")  # fmt: skip
+def test_a_log_that_cannot_be_written_stops_no_delivery(ground: Ground) -> None:
     mute = [start_with_output(ground, f"mute{n}", output) for n, output in enumerate(OUTPUTS)]
     [logging] = ground.start_workers(1)
     for worker in mute:
@@ -94,9 +94,9 @@ def limit_descriptors(pids: list[int], most: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
 
 
-@scenario(29, "descriptor limit 64, then none to be had while Redis and the API close every connection",
+@scenario(29, "descriptor limit 64, then none left while Redis and the API close every connection",
           bound="backs off, 0 dead with max_attempts 1, recovers")  # fmt: skip
-def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground) -> None:
+def test_a_worker_without_descriptors_backs_off_and_uses_up_no_attempt(ground: Ground) -> None:
     ground.api.behave(Response(delay_seconds=0.1))
     [worker] = ground.start_workers(
         1, RELAY_DELIVERY__MAX_ATTEMPTS="1", RELAY_DELIVERY__MAX_IN_FLIGHT="200", **PATIENCE
@@ -109,8 +109,8 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     few = ground.counters()
     most = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in worker.pids)  # noqa: PTH208 - names suffice
     assert few.dead == 0
-    ground.bit(few.retries, "some POSTs found no descriptor")
-    ground.bit(f"held, {HealthState.UNAVAILABLE}: connect" in worker.log(), "deliveries were held for it")
+    ground.bit(few.retries, "some POSTs got no descriptor")
+    ground.bit(f"held, {HealthState.UNAVAILABLE}: connect" in worker.log(), "the destination was unavailable for it")
     assert most <= FEW_DESCRIPTORS
 
     ground.api.behave(OK)
@@ -121,7 +121,7 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
     ground.client.client_kill_filter(_type="normal", skipme=True)
     ground.report(100)
     ground.wait(lambda: "Too many open files" in worker.log(), seen=worker.log)
-    ground.bit(ground.counters().waiting == 100, "nothing could be taken or delivered")
+    ground.bit(ground.counters().waiting == 100, "no event could be claimed or delivered")
     limit_descriptors(pool, before)
     since = time.monotonic()
     ground.rest()
@@ -137,7 +137,7 @@ def test_a_worker_without_descriptors_backs_off_and_burns_nothing(ground: Ground
 OVERSIZE_BYTES = 500_000_000
 ADDRESS_SPACE_BYTES = 1 << 30
 
-#: Megabytes by which a process may grow while an entry of 500 is dead-lettered.
+#: Maximum growth of a process in megabytes while an entry of 500 is dead-lettered.
 GROWTH_MEGABYTES = 64
 
 
@@ -145,7 +145,7 @@ GROWTH_MEGABYTES = 64
           bound="a dead letter with its size after one look, never read whole; the 20 good entries behind it "
           "arrive")  # fmt: skip
 def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
-    # Redis copies the entry, appends it to its file, and answers nothing else meanwhile.
+    # Redis copies the entry and appends it to its file, and answers no other command meanwhile.
     ground.client.connection_pool.connection_kwargs["socket_timeout"] = READY_SECONDS
     ground.client.connection_pool.disconnect()
     workers = ground.start_workers(2, RELAY_REDIS__TIMEOUT="20s")
@@ -166,7 +166,7 @@ def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
     assert letter[b"entry"].decode() == entry_id
     assert int(letter[b"size"]) == OVERSIZE_BYTES + len("event")
     ground.bit(len(letter[b"event"]) < OVERSIZE_BYTES, "the entry was cut")
-    assert int(ground.client.hget(ground.keys.counts, "taken_over") or 0) == 0, "no process died of it"
+    assert int(ground.client.hget(ground.keys.counts, "taken_over") or 0) == 0, "no process crashed"
     assert [worker.pids for worker in workers] == processes
     growth = max(worker.peak_megabytes() - peak for worker, peak in zip(workers, before, strict=True))
     assert growth < GROWTH_MEGABYTES
@@ -176,19 +176,19 @@ def test_an_oversize_entry_stops_no_intake(ground: Ground) -> None:
 
 HOUR_SECONDS = 3600
 
-#: Retries wait this long at most, and the destination is held this long, while clocks step.
+#: Maximum pause of retries, and of the destination, while clocks step.
 BACKOFF_SECONDS = 2.0
 HOLD_SECONDS = 2
 
-#: What two readings of one clock may differ by, as each is rounded.
+#: Maximum difference of two readings of one clock, as each is rounded.
 CLOCK_MS = 2.0
 
-#: Events that fail once, too few to open the circuit.
+#: Events that fail once, too few to open the circuit breaker.
 FAILING = 15
 
 
 class Clock:
-    """The clock of the processes that are started with `environment`; others see none of it."""
+    """The clock of the processes that are started with `environment`, and of no others."""
 
     def __init__(self, file: Path, seconds: float) -> None:
         library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -204,14 +204,14 @@ class Clock:
         self.step(seconds)
 
     def step(self, seconds: float) -> None:
-        """Be off by so much from here on."""
+        """Offset the clock from now on."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
         new.replace(self._file)
 
 
 def step_until(ground: Ground, clock: Clock, over: Callable[[], bool]) -> None:
-    """Step the clock to and fro until something has come to pass."""
+    """Step the clock back and forth until a condition holds."""
     off = 0
 
     def stepped() -> bool:
@@ -224,18 +224,18 @@ def step_until(ground: Ground, clock: Clock, over: Callable[[], bool]) -> None:
 
 
 def epoch_ms(monotonic: float) -> float:
-    """Return a moment as Redis would, which has this machine's clock."""
+    """Return a moment by Redis's clock, which is this machine's."""
     return (monotonic + time.time() - time.monotonic()) * 1000
 
 
 def discarded(workers: list[Worker]) -> int:
-    """Return how many wakeups these workers heard and threw away as expired."""
+    """Return how many wake-ups these workers received and discarded as expired."""
     return sum(worker.log().count("Discarding revoked task") for worker in workers)
 
 
-@scenario(34, "a worker's clock an hour ahead, then stepping by hours during a hold and a back-off",
-          bound="no early retry, no takeover, 0 repeats, no wakeup thrown away", timeout=300)  # fmt: skip
-def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Path) -> None:
+@scenario(34, "a worker's clock an hour ahead, then stepping by hours during Retry-After and a back-off",
+          bound="no early retry, no takeover, 0 repeats, no wake-up discarded", timeout=300)  # fmt: skip
+def test_a_wrong_clock_makes_no_retry_early(ground: Ground, tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock", HOUR_SECONDS)
     backoff = {
         "RELAY_DELIVERY__BACKOFF_INITIAL": f"{BACKOFF_SECONDS}s",
@@ -243,7 +243,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
     }
     both = ground.start_workers(1, **PATIENCE, **backoff)
     both += ground.start_workers(1, **PATIENCE, **backoff, **clock.environment)
-    ground.bit("Substantial drift" in "".join(worker.log() for worker in both), "Celery sees the clocks apart")
+    ground.bit("Substantial drift" in "".join(worker.log() for worker in both), "Celery sees the clocks differ")
 
     ground.api.behave(Response(delay_seconds=0.05))  # so that leases are held for a while
     with ground.load(100, environments=10):
@@ -275,19 +275,19 @@ def test_a_worker_with_a_wrong_clock_keeps_the_time(ground: Ground, tmp_path: Pa
     before = ground.counters().retries
     due_key = ground.keys.of_outbox(DEFAULT_DESTINATION, "env-0").due
     ground.wait(lambda: ground.counters().retries >= before + FAILING)
-    soonest = epoch_ms(time.monotonic()) + BACKOFF_SECONDS * 1000  # what is later was taken, and is due again
+    soonest = epoch_ms(time.monotonic()) + BACKOFF_SECONDS * 1000  # later ones were claimed, and will be retried
     due = {name.decode(): at for name, at in ground.client.zrange(due_key, 0, -1, withscores=True) if at <= soonest}
-    ground.bit(due, "retries waited for their time")
+    ground.bit(due, "retries waited for retry_at")
     step_until(ground, clock, lambda: retried <= set(ground.api.processed_ids()))
     ground.rest()
     again = {attempt.repository: epoch_ms(attempt.read_at) for attempt in ground.api.attempts if attempt.earlier}
     waited = {name: again[name.split()[0]] - at for name, at in due.items()}
-    assert min(waited.values()) >= -CLOCK_MS, f"tried again before their time: {waited}"
+    assert min(waited.values()) >= -CLOCK_MS, f"retried before retry_at: {waited}"
 
     clock.step(0)
     ground.check()
     assert not any("leases_lost" in worker.log() for worker in both)
-    assert not discarded(both), "a wakeup was thrown away for its age"
+    assert not discarded(both), "a wake-up was discarded for its age"
     ground.observed(
         f"{len(ground.api.attempts)} POSTs, {ground.api.repeats()} repeats; {len(waited)} retries, the hastiest "
         f"{min(waited.values()):.0f} ms after its time; no wakeup thrown away"

@@ -1,4 +1,4 @@
-"""What operators and their estates do to the relay: fill it, send its dead letters again, pause and resume."""
+"""Operators and estates: a full queue, redrive, pause and resume."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ PRODUCERS = 20
 EVENTS_EACH = 60
 MAX_BACKLOG = 300
 
-#: A refusal is one round trip: this is far more, even on a machine that is busy with twenty producers.
+#: Deadline of a refusal, which is one round trip, on a machine that is busy with twenty producers.
 REFUSED_SECONDS = 2.0
 
-#: Seconds between two tries of a producer that was refused.
+#: Seconds between two attempts of a producer that was refused.
 PATIENCE_SECONDS = 0.05
 
 DEAD = 10_000
-#: Of the dead: those that the API refuses again, those that were overtaken, those that were delivered since.
+#: Dead letters that the API refuses again, that were overtaken, and that were delivered since.
 SOME = 100
-#: Beyond them: those that are delivered by force.
+#: Further dead letters that are delivered by force.
 FORCED = 20
-#: Slow enough that the first redrive is still at it when the second comes, whatever the machine is busy with.
+#: Slow enough that the first redrive still runs when the second begins, on a busy machine, too.
 RATE = 400
 
 PAUSED, OTHER = "env-0", "env-1"
 
-#: POSTs of one drain under way at once. A drain learns of a pause when it settles, and until then may have filled
-#: each of its slots once more: what was admitted within one settlement round, 10 ms and an answer's time.
+#: POSTs in flight of one run. A run learns of a pause when it commits, and until then may have filled each of its
+#: slots once more, with the events admitted within one commit round: 10 ms and an answer's time.
 MAX_IN_FLIGHT = 8
 ANSWER_SECONDS = 0.02
 
-#: What a busy machine may add to a settlement round.
+#: Tolerance of a commit round on a busy machine.
 BUSY_SECONDS = 2.0
 
-#: POSTs of the other environment that show that time has passed and the load goes on.
+#: POSTs of the other environment that show that time has passed and the load continues.
 MEANWHILE = 40
 
 
 def relay(ground: Ground, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the relay, as an operator does."""
+    """Run a command of the relay."""
     return subprocess.run(
         [sys.executable, "-m", "relay", *arguments],
         env={**os.environ, **ground.environment},
@@ -100,17 +100,17 @@ def event_of(name: str, environment: str, *, version: object = 1, event_id: str 
 
 
 class Crowd:
-    """Producers side by side, each with a connection of its own, that report one event after the other."""
+    """Concurrent producers, each with its own connection, that report one event after the other."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._settings = Settings.load(redis={"url": ground.redis.url}, queue={"max_backlog": MAX_BACKLOG})
-        #: How long each refusal took, and what went wrong that should not.
+        #: Seconds of each refusal, and unexpected exceptions.
         self.refusals: list[float] = []
         self.errors: list[BaseException] = []
 
     def report(self, round_: str, *, until_refused: bool) -> None:
-        """Have all report at once; each until it is refused, or until all its events were taken."""
+        """Report from all at once; each until it is refused, or until all its events are enqueued."""
         threads = [threading.Thread(target=self._produce, args=(round_, n, until_refused)) for n in range(PRODUCERS)]
         for thread in threads:
             thread.start()
@@ -126,8 +126,8 @@ class Crowd:
                     while not self._is_taken(producer, event):
                         if until_refused:
                             return
-                        time.sleep(PATIENCE_SECONDS)  # what a producer does that is told to try again later
-        except BaseException as error:  # noqa: BLE001 - raised where all have ended
+                        time.sleep(PATIENCE_SECONDS)  # as a producer does that is asked to retry later
+        except BaseException as error:  # noqa: BLE001 - raised once all have ended
             self.errors.append(error)
 
     def _is_taken(self, producer: Producer, event: DeploymentEvent) -> bool:
@@ -141,17 +141,17 @@ class Crowd:
         return True
 
 
-@scenario(31, "queue full with 20 producers", bound="each refused in time; accepted = E exactly; then taken again")
-def test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said(ground: Ground) -> None:
+@scenario(31, "queue full with 20 producers", bound="each refused in time; accepted = E exactly; then accepted again")
+def test_a_full_queue_refuses_each_producer_and_has_exactly_what_it_acknowledged(ground: Ground) -> None:
     crowd = Crowd(ground)
     crowd.report("first", until_refused=True)
     assert ground.counters().added == ground.oracle.added == MAX_BACKLOG
-    ground.bit(len(crowd.refusals) == PRODUCERS, "each producer was told that the queue is full")
+    ground.bit(len(crowd.refusals) == PRODUCERS, "each producer got the error that the queue is full")
     ground.environment["RELAY_QUEUE__MAX_BACKLOG"] = str(MAX_BACKLOG)
     assert relay(ground, "report", f"ghcr.io/acme/one-more@{digest(0)}").returncode == EX_TEMPFAIL
     assert ground.counters().added == MAX_BACKLOG
 
-    ground.api.behave(Response(delay_seconds=0.005))  # so that the queue stays full for a while
+    ground.api.behave(Response(delay_seconds=0.005))  # the queue stays full for a while
     ground.start_workers(1)
     before = len(crowd.refusals)
     crowd.report("second", until_refused=False)
@@ -170,7 +170,7 @@ def test_a_full_queue_refuses_each_producer_and_takes_exactly_what_it_said(groun
 
 
 def letters(ground: Ground, environment: str) -> dict[str, dict[str, Any]]:
-    """Return what an operator sees of an environment's dead letters, by their events."""
+    """Return an environment's dead letters as an operator sees them, by their events."""
     done = relay(ground, "dead", "export", "--environment", environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -178,12 +178,12 @@ def letters(ground: Ground, environment: str) -> dict[str, dict[str, Any]]:
 
 
 def bury(ground: Ground) -> dict[str, list[DeploymentEvent]]:
-    """Report what the API refuses, and wait until all of it is dead; return it by what is to become of it."""
+    """Report events that the API refuses, and wait until all are dead; return them by their later outcome."""
     counts = {"again": SOME, "overtaken": SOME, "since": SOME, "forced": FORCED}
     doomed = {kind: [event_of(f"app-{n}", f"env-{kind}") for n in range(count)] for kind, count in counts.items()}
     plain = [event_of(f"app-{n}", f"env-{n % 10}") for n in range(DEAD - 3 * SOME)]
     ground.api.behave(Response(status=422))
-    # The plain ones first: the redrive that is killed then moves only such, and none that dies again before the next.
+    # The plain ones first: the killed redrive then moves only those, and none that is dead again before the next.
     for part in (plain, [event for events in doomed.values() for event in events]):
         ground.report_events(part)
         ground.wait(lambda: ground.counters().dead_waiting == ground.oracle.added, 60, ground.counters)
@@ -193,7 +193,7 @@ def bury(ground: Ground) -> dict[str, list[DeploymentEvent]]:
 @scenario(32, "redrive of 10,000 at a rate, SIGKILL in the middle, a second one at once; some fail again, some were "
           "overtaken or delivered since",
           bound="each moved once; the second refused; resumable; history kept; skipped unless forced")  # fmt: skip
-def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> None:
+def test_a_redrive_moves_each_dead_letter_once_and_undoes_nothing(ground: Ground) -> None:
     ground.start_workers(1)
     doomed = bury(ground)
     before = letters(ground, "env-again")
@@ -201,7 +201,7 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     ground.api.behave(OK)
     ground.report_events([event_of(f"app-{n}", "env-overtaken", version=2) for n in range(SOME)])
     ground.report_events([event_of(f"app-{n}", "env-forced", version=2) for n in range(FORCED)])
-    ground.report_events(doomed["since"])  # their producers were told, and reported them once more
+    ground.report_events(doomed["since"])  # their producers reported them once more
     ground.rest()
     ground.oracle.overtaken = [event.id or "" for event in doomed["overtaken"]]
 
@@ -223,7 +223,7 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     assert moved <= RATE * (took + 1), f"{moved} in {took:.1f} s"
 
     assert 0 < ground.client.pttl(ground.keys.redrive_lease) <= REDRIVE_LEASE_SECONDS * 1000
-    ground.client.pexpire(ground.keys.redrive_lease, 1)  # the 15 s that it keeps the next waiting, scaled down
+    ground.client.pexpire(ground.keys.redrive_lease, 1)  # its 15 s, for which the next one waits, scaled down
     ground.wait(lambda: not ground.client.exists(ground.keys.redrive_lease))
     third = relay(ground, *chosen)
     assert (third.returncode, third.stderr.split()[0]) == (0, str(DEAD - moved)), third.stderr
@@ -245,7 +245,7 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
     counters = ground.rest()
     assert (counters.redriven, counters.dead_waiting) == (DEAD + FORCED + SOME, 0)
     assert {event.id for event in doomed["forced"] + doomed["again"]} <= set(ground.api.processed_ids())
-    ground.check(ordered=False)  # held above, until it was told to deliver by force
+    ground.check(ordered=False)  # checked above; the forced ones break the order
     ground.observed(
         f"{moved} moved, killed, the second refused, {DEAD - moved} moved by the third; {SOME} stale, "
         f"{SOME} duplicate, {SOME} dead again with their history, {FORCED} forced; {ground.api.repeats()} repeats"
@@ -253,7 +253,7 @@ def test_a_redrive_moves_each_letter_once_and_undoes_nothing(ground: Ground) -> 
 
 
 def check_moved_once(ground: Ground, doomed: dict[str, list[DeploymentEvent]]) -> None:
-    """Each was sent again once, but for those that would have undone or repeated something: those were not."""
+    """Check that each was sent again once, except those that would have undone or repeated a delivery."""
     times: dict[str, int] = {}
     for attempt in ground.api.attempts:
         times[attempt.event_id] = times.get(attempt.event_id, 0) + 1
@@ -272,7 +272,7 @@ def attempts_of(ground: Ground, environment: str) -> list[Attempt]:
 @scenario(33, "pause and resume under load, over a restart of the workers",
           bound="beyond what was in flight at most one settlement round (a window of 8); nothing while paused; "
                 "order kept")  # fmt: skip
-def test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order(ground: Ground) -> None:
+def test_a_paused_environment_stays_paused_over_a_restart_and_keeps_the_order(ground: Ground) -> None:
     ground.environment["RELAY_DELIVERY__MAX_IN_FLIGHT"] = str(MAX_IN_FLIGHT)
     ground.api.behave(Response(delay_seconds=ANSWER_SECONDS))
     old = ground.start_workers(1)
@@ -292,8 +292,8 @@ def test_a_paused_environment_stays_so_over_a_restart_and_loses_no_order(ground:
         ground.start_workers(1)
         go_on(ground, OTHER)
         waited = len(ground.in_outboxes())
-        ground.bit(waited > MEANWHILE, "events of the paused environment piled up over the restart")
-        assert len(attempts_of(ground, PAUSED)) == len(sent), "something was sent while it was paused"
+        ground.bit(waited > MEANWHILE, "events of the paused environment waited over the restart")
+        assert len(attempts_of(ground, PAUSED)) == len(sent), "an event was sent while it was paused"
 
         assert relay(ground, "resume", PAUSED).returncode == 0
         ground.wait(lambda: len(attempts_of(ground, PAUSED)) > len(sent) + MEANWHILE, seen=ground.counters)
@@ -309,11 +309,11 @@ def in_flight_of(ground: Ground, environment: str) -> int:
 
 
 def go_on(ground: Ground, environment: str) -> None:
-    """Wait until so many more of an environment's events were sent."""
+    """Wait until this many more of an environment's events were sent."""
     enough = len(attempts_of(ground, environment)) + MEANWHILE
     ground.wait(lambda: len(attempts_of(ground, environment)) >= enough, seen=ground.counters)
 
 
 def on_our_clock(redis_ms: int) -> float:
-    """Return a moment of Redis, which runs on this machine, as the API's clock has it."""
+    """Convert a moment of Redis's clock, which is this machine's, to the API's clock."""
     return redis_ms / 1000 - (time.time() - time.monotonic())

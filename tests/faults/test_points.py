@@ -1,4 +1,4 @@
-"""SIGKILL exactly there: before and after every script that changes or reads the queue, and by one event."""
+"""SIGKILL before and after every script that changes or reads the queue, and by one event."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ SCRIPTS = {Path(file.name).stem for file in files("relay.queue.scripts").iterdir
     "prelude"
 }
 
-#: What goes along with the settlement, in one round trip: the points around it are those of `commit_delivery`. And
-#: what only reads, before `snapshot` does, if more environments have something waiting than are read by name. `defer`
-#: runs when a fresh entry is claimed while a retry waits: the stateful model (tests/integration/test_model.py) kills
-#: runs there.
+#: Scripts without points of their own. `observe` shares the round trip of `commit_delivery`; `heads` only reads,
+#: before `snapshot`, if more environments have waiting events than are read by name. `defer` runs when a fresh entry
+#: is claimed while a retry waits, and the stateful model (tests/integration/test_model.py) kills runs there.
 ALONGSIDE = {"observe", "heads", "defer"}
 
-#: Which step passes a script, and at which passes of it a process dies. The first `acquire` of a worker is intake's,
-#: the second delivery's; a redrive's second is that it lets go.
+#: The step that runs each script, and the passes at which a process is killed. The first `acquire` of a worker is
+#: intake's, the second delivery's; a redrive's second is its release.
 PASSES = {
     "beat": ("work", 1),
     "waiting": ("work", 1),
@@ -85,13 +84,13 @@ POINTS = {
     "after:change_health:1~throttled": "work",
 }
 
-#: Events of each point, by what the API makes of them: the first two are of one instance, and so are the next two.
-FATES = {"first": "a", "later": "a", "retried": "b", "behind": "b", "refused": "c", "alone": "d"}
+#: Events of each point, by their outcome: the first two are of one instance, and so are the next two.
+OUTCOMES = {"first": "a", "later": "a", "retried": "b", "behind": "b", "refused": "c", "alone": "d"}
 
-#: Bytes of an entry that is too large to be read.
+#: Size of an entry that is too large to be read, in bytes.
 OVERSIZE_BYTES = 4_000_000
 
-#: Retries at once, and a rate limit that asks for leave to send and never withholds it.
+#: Immediate retries, and a rate limit that is asked for and never reached.
 SWIFT = {
     "RELAY_DELIVERY__BACKOFF_INITIAL": "1ms",
     "RELAY_DELIVERY__BACKOFF_MAX": "1ms",
@@ -99,12 +98,12 @@ SWIFT = {
     "RELAY_API__BURST": "1000",
 }
 
-#: After a death leases are let go of as if their time had passed.
+#: Leases that are released after a kill, as if they had expired.
 PASSING = ("lease:*", "wakeup:*")
 
 
 def answer(attempt: Attempt) -> Response:
-    """Take everything at its second attempt; at the first, refuse some and provoke a script that is rarely run."""
+    """Accept each event at its second attempt; at the first, refuse some and provoke a rarely used script."""
     _, point, outcome = attempt.event_id.split(" ")
     if attempt.earlier:
         return OK
@@ -116,20 +115,20 @@ def answer(attempt: Attempt) -> Response:
 
 
 def events_of(point: str) -> list[DeploymentEvent]:
-    """Make a point's events, of instances of their own in two environments."""
+    """Return a point's events, of their own instances in two environments."""
     return [
         DeploymentEvent.of(
-            f"ghcr.io/acme/{instance}-{list(POINTS).index(point)}@{digest(point + fate)}",
-            environment="env-1" if fate == "alone" else "env-0",
-            id=f"event {point} {fate}",
+            f"ghcr.io/acme/{instance}-{list(POINTS).index(point)}@{digest(point + outcome)}",
+            environment="env-1" if outcome == "alone" else "env-0",
+            id=f"event {point} {outcome}",
         )
-        for fate, instance in FATES.items()
+        for outcome, instance in OUTCOMES.items()
     ]
 
 
 @contextmanager
 def stepping(ground: Ground) -> Iterator[Step]:
-    """Return what does a step in a process of its own, and how that ended."""
+    """Return a function that executes a step in a process of its own, and returns its exit code."""
     with subprocess.Popen(
         [sys.executable, str(STEPS)],
         env={**os.environ, **ground.environment, **SWIFT, "PYTHONPATH": str(STEPS.parents[1])},
@@ -157,14 +156,14 @@ def let_leases_pass(ground: Ground) -> None:
 
 
 def places(ground: Ground) -> Counter[str]:
-    """Where each event lies: how often in the inbox, an outbox, or among the dead letters."""
+    """Return how often each event is in the inbox, an outbox, or the dead letters."""
     outboxes = ground.client.scan_iter(ground.keys.of_outbox(DEFAULT_DESTINATION, "").outbox + "*")
     streams = [ground.keys.inbox, ground.keys.dead, *outboxes]
     return Counter(fields[b"id"].decode() for key in streams for _, fields in ground.client.xrange(key))
 
 
 def check_places(ground: Ground, point: str, unsure: int = 0) -> None:
-    """See that each event is in one place or counted at its end; so many may not have been taken, all or none."""
+    """Check that each event is in one place or counted; `unsure` of them may not have been enqueued, all or none."""
     lying, counters = places(ground), ground.counters()
     twice = [event for event, n in lying.items() if n > 1]
     assert not twice, f"{point}: in two places: {twice}"
@@ -186,7 +185,7 @@ def test_a_kill_before_or_after_any_script_leaves_each_event_in_one_place(ground
     with stepping(ground) as step:
         for point, name in POINTS.items():
             at_risk += die_and_recover(ground, step, point, name)
-    ground.bit(ground.api.repeats() >= 1, "what was answered and not committed came again")
+    ground.bit(ground.api.repeats() >= 1, "answered and uncommitted events were repeated")
     assert ground.api.repeats() == at_risk
     forgive_dropped(ground)
     ground.api.behave(OK)
@@ -196,7 +195,7 @@ def test_a_kill_before_or_after_any_script_leaves_each_event_in_one_place(ground
 
 
 def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
-    """Let a process die at a point, see where all lies, and go on; return how many POSTs it did not commit."""
+    """Kill a process at a point, check all places, and continue; return the number of uncommitted POSTs."""
     events, argument, unsure = events_of(point), "env-0", 0
     if name == "report":
         argument = json.dumps([{**json.loads(event.body()), "id": event.id} for event in events])
@@ -208,15 +207,16 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
         ground.xadd({"id": f"event {point} oversize", "event": b"x" * OVERSIZE_BYTES}, malformed=True)
     if name in {"redrive", "drop"}:
         assert step("work_on") == 0
-    if "handle" in point:  # what is in hand is noted only after a death
+    if "handle" in point:  # the in-flight marker is only written after a crash
         assert step("work", crash="after:claim:1") == -signal.SIGKILL
         let_leases_pass(ground)
-    assert step(name, argument, crash=point.partition("~")[0]) == -signal.SIGKILL, f"nothing died at {point}"
+    killed = step(name, argument, crash=point.partition("~")[0])
+    assert killed == -signal.SIGKILL, f"no process was killed at {point}"
     ground.wait(lambda: not ground.api.connections)
     check_places(ground, point, unsure)
     uncommitted = ground.in_outboxes() & ground.api.processed_ids().keys()
     let_leases_pass(ground)
-    if name != "work":  # whoever called it does so again
+    if name != "work":  # its caller repeats it
         assert step(name, argument) == 0
     if name == "report":
         ground.oracle.note(map(report_of, events))
@@ -226,7 +226,7 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
 
 
 def forgive_dropped(ground: Ground) -> None:
-    """What an operator dropped is owed to nobody."""
+    """Remove events from the oracle that an operator dropped."""
     oracle, owed = ground.oracle, ground.api.processed_ids().keys() | places(ground).keys()
     dropped = [report for report in oracle.acknowledged if report.event_id not in owed]
     assert len(dropped) == ground.counters().dropped
@@ -234,7 +234,7 @@ def forgive_dropped(ground: Ground) -> None:
     oracle.uncertain += dropped
 
 
-#: Timers of workers that are to die four times.
+#: Timers of workers that are killed four times.
 SOON = {
     "RELAY_API__TIMEOUT": "500ms",
     "RELAY_WORKER__LEASE": "1500ms",
@@ -243,26 +243,26 @@ SOON = {
 }
 
 
-@scenario(9, "an event that kills the process that handles it, among 100 good",
-          bound="dead letter `worker_crash`, after 4 deaths; the 100 arrive; repeats ≤ K")  # fmt: skip
+@scenario(9, "an event that kills its worker process, among 100 good ones",
+          bound="dead letter `worker_crash`, after 4 deliveries; the 100 delivered; repeats ≤ K")  # fmt: skip
 @pytest.mark.parametrize(
     ("stage", "detail"),
     [("deliver", "workers died when they delivered it"), ("intake", "workers died when they took it in")],
 )
-def test_an_event_that_kills_becomes_a_dead_letter(ground: Ground, stage: str, detail: str) -> None:
+def test_an_event_that_kills_its_process_becomes_a_dead_letter(ground: Ground, stage: str, detail: str) -> None:
     [worker] = ground.start_workers(1, **SOON, RELAY_TEST_CRASH_EVENT=f"{stage}:event-50")
     first = set(worker.pids)
     ground.report(101)
     ground.wait(lambda: not first <= set(worker.pids))
-    ground.wait(lambda: not ground.api.connections)  # it goes on taking what the dead process had sent
+    ground.wait(lambda: not ground.api.connections)  # the API still reads what the killed process had sent
     at_risk = ground.in_outboxes() & ground.api.processed_ids().keys()
     counters = ground.rest()
     [(_, letter)] = ground.client.xrange(ground.keys.dead)
     deaths = worker.log().count("exited with 'signal 9 (SIGKILL)'")
-    ground.bit(deaths, "processes died of it")
+    ground.bit(deaths, "processes were killed by it")
     assert letter[b"id"] == b"event-50"
     assert letter[b"detail"].decode() == f"{leases.MAX_DEATHS} {detail}"
     assert counters.dead_by_reason == {"worker_crash": 1}
     assert deaths == leases.MAX_DEATHS + 1
     ground.check(killed=len(at_risk))
-    ground.observed(f"{stage}: dead after {deaths} deaths, 100 arrived, {ground.api.repeats()} repeats")
+    ground.observed(f"{stage}: dead after {deaths} deliveries, 100 delivered, {ground.api.repeats()} repeats")

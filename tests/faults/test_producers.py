@@ -1,4 +1,4 @@
-"""Producers that repeat themselves, change their mind, or die, and entries that no producer of ours would add."""
+"""Producers that retry, roll back or crash, and malformed entries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPORTERS = Path(__file__).with_name("reporters.py")
 
 
 def report_from_processes(ground: Ground, count: int, event: DeploymentEvent, **environment: str) -> int:
-    """Report one event from so many processes at once; return how many were told that it is enqueued."""
+    """Report one event from this many processes at once; return how many got an acknowledgement."""
     argv = [str(count), event.image.url, event.environment.name or "", event.id or ""]
     done = subprocess.run(
         [sys.executable, str(REPORTERS), *argv],
@@ -37,8 +37,8 @@ def report_from_processes(ground: Ground, count: int, event: DeploymentEvent, **
 
 
 @scenario(10, "malformed entries: no field, bad JSON, bad UTF-8, empty, 1 MiB, unknown fields",
-          bound="each dead with its bytes and the reason; the rest arrive")  # fmt: skip
-def test_malformed_entries_become_dead_letters_and_hold_nobody_up(ground: Ground) -> None:
+          bound="each dead with its bytes and the reason; the rest delivered")  # fmt: skip
+def test_malformed_entries_become_dead_letters_and_delay_no_others(ground: Ground) -> None:
     image = {"url": f"ghcr.io/acme/app@{digest('x')}"}
     bodies = {
         "no JSON": b'{"image":',
@@ -65,12 +65,12 @@ def test_malformed_entries_become_dead_letters_and_hold_nobody_up(ground: Ground
         assert letters[entry][b"reason"] == b"invalid"
         assert letters[entry][b"detail"]
     ground.check()
-    ground.observed(f"{len(letters)} entries dead, each with its bytes; 20 good ones arrived")
+    ground.observed(f"{len(letters)} entries dead, each with its bytes; 20 good ones delivered")
 
 
-@scenario(26, "one id reported by 50 processes; A→B→A; a producer dies between its tries",
+@scenario(26, "one id reported by 50 processes; A→B→A; a producer is killed between its attempts",
           bound="one POST; three POSTs; one POST")  # fmt: skip
-def test_an_id_counts_once_and_a_rollback_is_news(ground: Ground) -> None:
+def test_an_id_counts_once_and_a_rollback_is_delivered(ground: Ground) -> None:
     ground.start_workers(1)
 
     crowd = DeploymentEvent.of(f"ghcr.io/acme/crowd@{digest(1)}", environment="production", id="crowd")
@@ -85,12 +85,14 @@ def test_an_id_counts_once_and_a_rollback_is_news(ground: Ground) -> None:
     for point in ("before:append:1", "after:append:1"):
         event = DeploymentEvent.of(f"ghcr.io/acme/crash@{digest(point)}", environment="production", id=point)
         died = report_from_processes(ground, 1, event, RELAY_TEST_CRASH=point) == 0
-        ground.bit(died, f"a producer died at {point}")
+        ground.bit(died, f"a producer was killed at {point}")
         ground.report_events([event])
 
     counters = ground.rest()
     got = ground.api.processed_ids()
-    ground.bit(counters.duplicate == 49 + 1, "the queue took the same event from many, and from the one that died")
+    ground.bit(
+        counters.duplicate == 49 + 1, "the queue got the same event from many producers, and from the killed one"
+    )
     assert got == dict.fromkeys(
         ["crowd", "rollback-0", "rollback-1", "rollback-2", "before:append:1", "after:append:1"], 1
     )

@@ -1,4 +1,4 @@
-"""A replica is promoted behind one address, and open connections stay on the demoted node."""
+"""A replica is promoted behind one address, while open connections stay on the demoted node."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def now_at(ground: Ground, server: EmbeddedRedis) -> None:
-    """Have the ground look at the new primary."""
+    """Point the ground at the new primary."""
     ground.client.close()
     ground.redis, ground.client = server, plain_client(server.url)
 
 
 def ids_in(ground: Ground, client: Redis) -> set[str]:
-    """Return the ids that wait on a server."""
+    """Return the ids in a server's streams."""
     entries = [*client.xrange(ground.keys.inbox)]
     for key in client.scan_iter(f"{ground.keys.of_outbox('default', '').outbox}*"):
         entries += client.xrange(key)
@@ -52,7 +52,7 @@ def test_a_failover_behind_one_address_needs_no_restart(ground: Ground) -> None:
         unchanged = same_processes(ground)
 
         def report(numbers: range) -> list[str]:
-            """Report by both, the last one through the gateway."""
+            """Report through both producers, the last event through the gateway."""
             *events, last = [ground.event(number, environments=5) for number in numbers]
             ids = ground.report_events(events, producer)
             answer = gateway.post(json.dumps({**json.loads(last.body()), "id": last.id}))
@@ -78,13 +78,15 @@ def test_a_failover_behind_one_address_needs_no_restart(ground: Ground) -> None:
         again = time.monotonic() - moved
         ground.wait(lambda: not ground.counters().waiting)
         missing = {each.event_id for each in ground.oracle.acknowledged} - set(ground.api.processed_ids())
-        ground.bit(missing, "acknowledged events were on the demoted node alone")
+        ground.bit(missing, "acknowledged events were only on the demoted node")
         assert missing == set(lost)
         ground.oracle.acknowledged = [e for e in ground.oracle.acknowledged if e.event_id not in missing]
         assert gateway.ask("GET", "/readyz").status_code == 200
         assert unchanged(), "a process was replaced"
         ground.check(killed=len(at_risk))
-        ground.observed(f"{len(missing)} lost, as many as were not replicated; all at work again after {again:.1f} s")
+        ground.observed(
+            f"{len(missing)} lost, as many as were not replicated; all workers deliver again after {again:.1f} s"
+        )
 
 
 @scenario(
@@ -117,7 +119,12 @@ def test_a_failover_under_load_loses_no_more_than_its_own_time(ground: Ground) -
         gone = [each for each in ground.oracle.acknowledged if each.event_id in late]
         ground.oracle.acknowledged = [e for e in ground.oracle.acknowledged if e.event_id not in late]
         ground.oracle.uncertain += gone
-        ground.bit(all("WrongServer" in worker.log() for worker in workers), "each worker met the demoted node")
+        ground.bit(
+            all("WrongServer" in worker.log() for worker in workers),
+            "each worker had connections to the demoted node",
+        )
         assert unchanged(), "a process was replaced"
         ground.check(unsynced=len(processed))
-        ground.observed(f"{len(missing)} lost of {len(late)} of the failover's time, {len(producer.refused)} refused")
+        ground.observed(
+            f"{len(missing)} lost of {len(late)} acknowledged during the failover, {len(producer.refused)} refused"
+        )

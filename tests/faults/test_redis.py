@@ -1,4 +1,4 @@
-"""A Redis that dies, stands still, forgets, cannot be reached, or has no room left."""
+"""A Redis that is killed, suspended, flushed, unreachable or full."""
 
 from __future__ import annotations
 
@@ -33,51 +33,51 @@ if TYPE_CHECKING:
 
     from faults.ground import Ground, Worker
 
-#: A drain that lost Redis records what it did when Redis is back, unless somebody took over meanwhile: with a lease
-#: that outlasts the fault nobody does, and then there is no repeat at all.
+#: A run that lost Redis commits once Redis is back, unless another run took over meanwhile: with a lease that
+#: outlasts the fault none does, and then there is no repeat.
 LONG_LEASE = {"RELAY_WORKER__LEASE": "8s"}
 RESTART_LEASE = {"RELAY_WORKER__LEASE": "4s"}
 
 KILLS = 5
 
-#: What a producer of these tests waits for one answer, and then in all: its tries, and the pauses between them.
+#: Deadline of one answer to a producer, and of all its attempts with the pauses between them.
 PATIENCE_SECONDS = 0.5
 IN_TIME_SECONDS = (RETRIES + 1) * PATIENCE_SECONDS + RETRIES * 0.5
 
-#: What a busy machine may add to that.
+#: Tolerance of that on a busy machine.
 BUSY_SECONDS = 3.0
 
-#: How soon after a fault every worker is to deliver again.
+#: Deadline after a fault until every worker delivers again.
 AGAIN_SECONDS = 10.0
 
-#: How long Redis stands still, or its link is a black hole.
+#: Seconds for which Redis is suspended, or its link is a black hole.
 AWAY_SECONDS = 6.0
 
-#: How often scripts are flushed and connections killed.
+#: Number of times that scripts are flushed and connections killed.
 MEDDLINGS = 4
 
-#: What Redis may grow by until it is full, and refusals in a row that show that it is.
+#: Memory that Redis has left until it is full, and refusals in a row that show that it is.
 ROOM_BYTES = 3_000_000
 FULL_REFUSALS = 20
 
-#: How long the disk stays full.
+#: Seconds for which the disk is full.
 FULL_SECONDS = 2.0
 
-#: What a torn write leaves of itself.
+#: Bytes that remain of a torn write.
 TORN_BYTES = 10
 
-#: How long Redis is gone the first of several times.
+#: Seconds of Redis's first absence of several.
 GONE_SECONDS = 3.0
 
-#: What a worker logs at a drain's end.
+#: A worker's log line at a run's end.
 DRAINED = ' drained"'
 
-#: The largest tail that `everysec` may lose.
+#: Maximum tail that `everysec` may lose.
 TAIL_SECONDS = 2.0
 
 
 class Reporting:
-    """One producer that reports at a steady rate, whatever happens, each event until it is taken."""
+    """One producer that reports at a steady rate, and retries each event until it is acknowledged."""
 
     def __init__(self, ground: Ground, url: str, per_second: float) -> None:
         self.longest_seconds = 0.0
@@ -96,7 +96,7 @@ class Reporting:
             while not self._over.wait(self._pause):
                 number += 1
                 self._report(number)
-        except BaseException as error:  # noqa: BLE001 - raised where the context ends
+        except BaseException as error:  # noqa: BLE001 - raised at the context's end
             self.errors.append(error)
         finally:
             self._producer.close()
@@ -129,7 +129,7 @@ def impatient_producer(url: str) -> Producer:
 
 @contextmanager
 def reporting(ground: Ground, url: str = "", per_second: float = 100) -> Iterator[Reporting]:
-    """Have a producer report while the context lasts; whatever it raises that is not ours is raised at the end."""
+    """Run a producer in the context; its unexpected exceptions are raised at the end."""
     producer = Reporting(ground, url or ground.redis.url, per_second)
     thread = threading.Thread(target=producer.run, name="reporting")
     thread.start()
@@ -148,15 +148,15 @@ def has_delivered_since(ground: Ground, worker: Worker, since: float) -> bool:
 
 
 def all_work(ground: Ground, since: float) -> None:
-    """See that each worker delivers or takes in again, in time; something has to be reported meanwhile.
+    """Check that each worker delivers or runs intake again in time, while events are reported.
 
-    Under load one may be at the inbox and the other at the outboxes for long. The first drain that ends may have
-    begun before; the second was rung for since.
+    Under load one may run intake and the other deliveries for long. The first run that ends may have begun before the
+    fault; the second was woken up since.
     """
-    drained = {worker.name: worker.log().count(DRAINED) for worker in ground.workers}
+    ended = {worker.name: worker.log().count(DRAINED) for worker in ground.workers}
 
     def works(worker: Worker) -> bool:
-        return has_delivered_since(ground, worker, since) or worker.log().count(DRAINED) >= drained[worker.name] + 2
+        return has_delivered_since(ground, worker, since) or worker.log().count(DRAINED) >= ended[worker.name] + 2
 
     ground.wait(
         lambda: all(map(works, ground.workers)),
@@ -166,7 +166,7 @@ def all_work(ground: Ground, since: float) -> None:
 
 
 def same_processes(ground: Ground) -> Callable[[], bool]:
-    """Return what tells whether no process of any worker was replaced since."""
+    """Return a function that returns whether no worker process was replaced since."""
     before = {worker.name: set(worker.pids) for worker in ground.workers}
     return lambda: before == {worker.name: set(worker.pids) for worker in ground.workers}
 
@@ -176,7 +176,7 @@ def delivered(ground: Ground) -> int:
 
 
 def go_on(ground: Ground, more: int) -> None:
-    """Wait until so many more events have arrived."""
+    """Wait until this many more events are delivered."""
     goal = delivered(ground) + more
     ground.wait(lambda: delivered(ground) >= goal, seen=lambda: (goal, ground.counters()))
 
@@ -203,7 +203,7 @@ def test_a_redis_that_is_killed_loses_nothing(ground: Ground) -> None:
             ground.redis.restart()
             servers.append(ground.redis.pid)
         go_on(ground, 20)
-    ground.bit(len(set(servers)) == KILLS + 1, "each time another server took over in the midst of deliveries")
+    ground.bit(len(set(servers)) == KILLS + 1, "each time another server took over during deliveries")
     ground.check()
     ground.observed(
         f"{fsync}: {KILLS} kills, {ground.oracle.added} acknowledged, 0 missing, {ground.api.repeats()} repeats"
@@ -211,7 +211,7 @@ def test_a_redis_that_is_killed_loses_nothing(ground: Ground) -> None:
 
 
 def await_written(ground: Ground) -> None:
-    """Wait for a moment without an fsync under way: during one, `everysec` answers before it writes."""
+    """Wait until no fsync is under way: during one, `everysec` answers before it writes."""
 
     def written() -> bool:
         info = ground.client.info("persistence")
@@ -226,7 +226,7 @@ def append_only_file(ground: Ground) -> Path:
 
 
 def lose_power(ground: Ground, synced: int) -> int:
-    """Kill Redis and cut its append-only file to what was synced; return how many bytes that took."""
+    """Kill Redis and cut its append-only file to its last fsync; return the number of bytes cut."""
     ground.redis.kill()
     file = append_only_file(ground)
     lost = file.stat().st_size - synced
@@ -237,8 +237,8 @@ def lose_power(ground: Ground, synced: int) -> int:
 
 @scenario(12, "power loss: the append-only file is cut to its last fsync, `always`", bound="missing 0, repeats 0")
 @pytest.mark.parametrize("ground", [{"append_fsync": "always"}], indirect=True)
-def test_a_loss_of_power_loses_nothing_where_each_write_is_synced(ground: Ground) -> None:
-    """What was acknowledged is synced, so all that can go is the one write that nobody was told of."""
+def test_power_loss_loses_nothing_where_each_write_is_synced(ground: Ground) -> None:
+    """Acknowledged events are synced, so only the one unacknowledged write can be lost."""
     ground.api.behave(Response(delay_seconds=0.02))
     workers = ground.start_workers(2, **LONG_LEASE)
     with reporting(ground):
@@ -253,7 +253,7 @@ def test_a_loss_of_power_loses_nothing_where_each_write_is_synced(ground: Ground
     ground.wait(lambda: append_only_file(ground).stat().st_size > synced)
     lost = lose_power(ground, synced + TORN_BYTES)
     left = {fields[b"id"].decode() for _, fields in ground.client.xrange(ground.keys.inbox)}
-    ground.bit(event.id not in left and "event-0" in left, "the last write was lost, and it alone")
+    ground.bit(event.id not in left and "event-0" in left, "only the last write was lost")
     for worker in workers:
         ground.resume(worker)
     ground.check()
@@ -263,25 +263,25 @@ def test_a_loss_of_power_loses_nothing_where_each_write_is_synced(ground: Ground
 
 
 def unheard(ground: Ground, call: scripts.Call) -> None:
-    """Send a call and do not wait for its answer."""
+    """Send a call without waiting for its answer."""
     words = ["EVAL", call.script.text, str(len(call.keys)), *call.keys, *call.args]
     encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     with socket.create_connection(("127.0.0.1", ground.redis.port)) as link:
         parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded]
         link.sendall(b"*%d\r\n" % len(parts) + b"".join(parts))
-        link.recv(1)  # it was taken; what it answered nobody read
+        link.recv(1)  # it was executed; its answer is not read
 
 
 @scenario(12, "power loss: the append-only file is cut to its last fsync, `everysec`",
           bound="known limit: a contiguous tail of at most 2 s; repeats ≤ commits of that time",
           slow=True)  # fmt: skip
-def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> None:
-    """What Redis lost is a tail of what it was told. What a drain had in hand by then, it delivers all the same."""
+def test_power_loss_loses_no_more_than_the_last_seconds(ground: Ground) -> None:
+    """Redis loses a tail of its commands. A run still delivers the events that it had claimed by then."""
     ground.api.behave(Response(delay_seconds=0.02))
     workers = ground.start_workers(2, **LONG_LEASE)
     with reporting(ground) as producer:
         go_on(ground, 50)
-        pausing.pause(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])  # these wait for power to go
+        pausing.pause(ground.client, ground.keys, DEFAULT_DESTINATION, ["env-0"])  # these wait for the power loss
         before = len(producer.acknowledged)
         ground.wait(lambda: len(producer.acknowledged) > before + 50)
         synced, synced_at = append_only_file(ground).stat().st_size, time.monotonic()
@@ -304,11 +304,11 @@ def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> 
     ground.wait(lambda: not ground.counters().waiting)
     tail = [event for event, at in producer.acknowledged.items() if at > synced_at]
     missing = [event for event in producer.acknowledged if event not in ground.api.processed_ids()]
-    ground.bit(missing and set(missing) <= waiting, "acknowledged events were lost with the file's end")
+    ground.bit(missing and set(missing) <= waiting, "acknowledged events were lost with the end of the file")
     assert set(missing) <= set(tail), "an event is missing that was acknowledged before"
     first = list(producer.acknowledged).index(missing[0])
-    assert left.isdisjoint(list(producer.acknowledged)[first:]), "what was lost is no contiguous tail"
-    assert left.isdisjoint(missing), "what Redis still had was not delivered"
+    assert left.isdisjoint(list(producer.acknowledged)[first:]), "the lost events are not a contiguous tail"
+    assert left.isdisjoint(missing), "events that Redis still had were not delivered"
     uncommitted = [a for a in ground.api.attempts if a.processed and a.read_at > synced_at - TAIL_SECONDS / 2]
     owed = [report for report in ground.oracle.acknowledged if report.event_id not in tail]
     ground.oracle.uncertain += [report for report in ground.oracle.acknowledged if report.event_id in tail]
@@ -320,12 +320,12 @@ def test_a_loss_of_power_loses_no_more_than_the_last_seconds(ground: Ground) -> 
     )
 
 
-@scenario(13, "Redis stands still; its link is a black hole",
-          bound="typed errors in time, no hang, all work again within 10 s, repeats 0")  # fmt: skip
-def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
-    """Half a minute, scaled to three time-outs. The lease outlasts it, or whoever comes first afterwards goes on.
+@scenario(13, "Redis suspended; its link a black hole",
+          bound="typed errors in time, no hang, all workers deliver again within 10 s, repeats 0")  # fmt: skip
+def test_a_redis_that_does_not_answer_causes_no_repeat(ground: Ground) -> None:
+    """Half a minute, scaled to three time-outs. The lease outlasts it, or the first run afterwards takes over.
 
-    The API answers what is in flight while nobody listens, as the drains wait for Redis: that counts, however late.
+    The API answers requests in flight while the runs wait for Redis and read no answer: that counts, however late.
     """
     ground.api.behave(Response(delay_seconds=0.1))
     data, broker = ground.redis_proxy(), ground.broker_proxy()
@@ -347,8 +347,8 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
             back_at = time.monotonic()
             all_work(ground, back_at)
             waits.append(time.monotonic() - back_at)
-            ground.bit(len(producer.refused) > refused, "a producer was told that Redis does not answer")
-    ground.bit(data.held, "the link held something back")
+            ground.bit(len(producer.refused) > refused, "a producer got the error that Redis does not answer")
+    ground.bit(data.held, "the link held bytes back")
     assert {type(error) for error in producer.refused} == {QueueUnavailable}
     assert producer.longest_seconds < IN_TIME_SECONDS + BUSY_SECONDS
     assert unchanged(), "a process was replaced"
@@ -360,8 +360,8 @@ def test_a_redis_that_does_not_answer_is_waited_out(ground: Ground) -> None:
 
 
 @scenario(13, "Redis killed and restarted 6 times within seconds",
-          bound="all work again within 10 s, repeats 0")  # fmt: skip
-def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
+          bound="all workers deliver again within 10 s, repeats 0")  # fmt: skip
+def test_a_redis_that_restarts_repeatedly_causes_no_repeat(ground: Ground) -> None:
     ground.start_workers(2, RELAY_WORKER__LEASE="6s")
     unchanged = same_processes(ground)
     ground.api.behave(Response(delay_seconds=0.2))
@@ -371,7 +371,7 @@ def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
         await_written(ground)
         ground.redis.kill()
         gone_at = time.monotonic()
-        ground.wait(lambda: time.monotonic() > gone_at + GONE_SECONDS)  # longer than the clients' own tries take
+        ground.wait(lambda: time.monotonic() > gone_at + GONE_SECONDS)  # longer than the clients' own retries
         ground.redis.restart()
         for _ in range(5):
             await_written(ground)
@@ -381,11 +381,11 @@ def test_a_redis_that_comes_and_goes_is_waited_out(ground: Ground) -> None:
         all_work(ground, back_at)
         again = time.monotonic() - back_at
     pauses = [float(pause) for w in ground.workers for pause in re.findall(r"Trying again in ([\d.]+) sec", w.log())]
-    assert max(pauses) <= PAUSES["interval_max"], "a broker that is back must be heard soon"
+    assert max(pauses) <= PAUSES["interval_max"], "a worker must reconnect to a broker soon"
     ground.bit(producer.refused or any("Redis is away" in w.log() for w in ground.workers), "Redis was away")
     assert unchanged(), "a process was replaced"
     ground.check()
-    ground.observed(f"all worked again after {again:.1f} s, {ground.api.repeats()} repeats")
+    ground.observed(f"all workers delivered again after {again:.1f} s, {ground.api.repeats()} repeats")
 
 
 @scenario(14, "the reply of an XADD, and of each of a worker's scripts, is cut after it ran",
@@ -428,8 +428,8 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
     )
 
 
-@scenario(15, "FLUSHALL", bound="goes on without a restart, repeats 0; each worker raises the alarm")
-def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
+@scenario(15, "FLUSHALL", bound="continues without a restart, repeats 0; each worker logs the loss")
+def test_a_flushed_redis_is_noticed_and_used_again(ground: Ground) -> None:
     ground.start_workers(2)
     unchanged = same_processes(ground)
     with reporting(ground) as producer:
@@ -445,7 +445,7 @@ def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
         said = [json.loads(line) for line in worker.log().splitlines() if epoch.LOST in line]
         assert [(each["level"], each["pid"]) for each in said] == [("error", worker.child.pid)]
     assert unchanged(), "a process was replaced"
-    gone = ground.oracle.acknowledged[: seen + 1]  # nobody can know which of those were in Redis alone
+    gone = ground.oracle.acknowledged[: seen + 1]  # it is unknown which of those were only in Redis
     ground.oracle.acknowledged = ground.oracle.acknowledged[seen + 1 :]
     ground.oracle.uncertain += gone
     ground.check()
@@ -454,9 +454,9 @@ def test_a_flushed_redis_is_noticed_and_worked_on(ground: Ground) -> None:
     )
 
 
-@scenario(15, "SCRIPT FLUSH and CLIENT KILL again and again; DEL of an outbox",
-          bound="goes on without a restart, repeats 0; what was deleted is counted as lost")  # fmt: skip
-def test_meddling_with_redis_stops_nobody(ground: Ground) -> None:
+@scenario(15, "SCRIPT FLUSH and CLIENT KILL repeatedly; DEL of an outbox",
+          bound="continues without a restart, repeats 0; deleted events are counted as lost")  # fmt: skip
+def test_flushed_scripts_and_killed_connections_stop_no_worker(ground: Ground) -> None:
     ground.start_workers(2)
     unchanged = same_processes(ground)
     killed = 0
@@ -486,14 +486,14 @@ def test_meddling_with_redis_stops_nobody(ground: Ground) -> None:
 
 
 def fill_queue(ground: Ground) -> None:
-    """Report until it raises; of few instances, for what is known of these takes memory when all has arrived."""
+    """Report until it raises; few instances, because their states take memory after the delivery."""
     while True:
         ground.report(100, instances=500, environments=5)
 
 
 @contextmanager
 def no_memory(ground: Ground) -> Iterator[list[str]]:
-    """Keep Redis at its maxmemory: whatever is freed is filled at once. Yields what was filled."""
+    """Keep Redis at its maxmemory: freed memory is filled at once. Yield the filler keys."""
     filler: list[str] = []
     over = threading.Event()
 
@@ -523,7 +523,7 @@ def no_memory(ground: Ground) -> Iterator[list[str]]:
 
 
 @scenario(16, "Redis at its maxmemory",
-          bound="producers refused at the watermark before; all else delivered and recorded, repeats 0")  # fmt: skip
+          bound="producers refused at the watermark before; others delivered and recorded, repeats 0")  # fmt: skip
 def test_a_redis_without_memory_still_records_deliveries(ground: Ground) -> None:
     workers = ground.start_workers(2)
     environments = [f"env-{n}" for n in range(5)]
@@ -552,7 +552,7 @@ def test_a_redis_without_memory_still_records_deliveries(ground: Ground) -> None
 
 @scenario(16, "the disk is full under the append-only file",
           bound="typed errors, nothing half-written, repeats 0; recovers by itself")  # fmt: skip
-def test_a_full_disk_is_waited_out(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ground.directory / "redis-server"
     server.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {find_server()} \"$@\"\n")
     server.chmod(0o755)
@@ -583,5 +583,5 @@ def test_a_full_disk_is_waited_out(ground: Ground, monkeypatch: pytest.MonkeyPat
     assert unchanged(), "a process was replaced"
     ground.check()
     ground.observed(
-        f"{len(producer.refused)} typed errors; all worked again after {again:.1f} s, {ground.api.repeats()} repeats"
+        f"{len(producer.refused)} typed errors; deliveries after {again:.1f} s, {ground.api.repeats()} repeats"
     )

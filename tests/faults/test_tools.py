@@ -1,4 +1,4 @@
-"""The tools of the fault suite do what they say, and the oracle sees each breach that it looks for."""
+"""The fault suite's tools do their work, and the oracle finds each breach."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def request(event_id: str = "one", digest: str = A) -> bytes:
 
 
 def ask(port: int, text: bytes, until: bytes = b"\r\n\r\n", patience_seconds: float = 5) -> bytes:
-    """Send, and return what comes until it has this, the other side is gone, or patience is over."""
+    """Send, and return the bytes up to these, the end of the connection, or the time-out."""
     got = b""
     with connected(port) as link:
         link.settimeout(patience_seconds)
@@ -113,39 +113,39 @@ class TestApi:
             (Response(body=b"half a body!", reset=ResetAt.BODY), b"\r\n\r\nhalf a"),
         ],
     )
-    def test_answers_as_told(self, api: Api, answer: Response, expected: bytes) -> None:
+    def test_responds_as_told(self, api: Api, answer: Response, expected: bytes) -> None:
         api.behave(answer)
         assert expected in ask(api.port, request(), expected)
 
-    def test_a_huge_body_is_as_long_as_said(self, api: Api) -> None:
+    def test_a_filler_body_has_its_length(self, api: Api) -> None:
         answer = Response(filler_bytes=3_000_000, closes=True)
         api.behave(answer)
         assert len(ask(api.port, request(), b"no such thing")) == len(answer.head()) + 3_000_000
 
     @pytest.mark.parametrize("where", list(ResetAt))
-    def test_a_cut_is_a_reset_and_is_counted(self, api: Api, where: ResetAt) -> None:
+    def test_a_reset_is_counted(self, api: Api, where: ResetAt) -> None:
         if where in {ResetAt.ACCEPT, ResetAt.HEADERS}:
             api.reset_next(where)
         else:
             api.behave(Response(reset=where, body=b"body"))
-        with pytest.raises(ConnectionError):  # not the silent end of a close
+        with pytest.raises(ConnectionError):  # not the orderly end of a close
             exchange(api.port)
         assert api.resets == {where: 1}
         assert api.unknowable() == (where is ResetAt.REQUEST)
         assert len(api.attempts) == (where not in {ResetAt.ACCEPT, ResetAt.HEADERS})
 
-    def test_who_leaves_before_the_answer_cannot_know(self, api: Api) -> None:
+    def test_the_end_is_unknowable_if_the_client_leaves_first(self, api: Api) -> None:
         api.behave(STALL)
         assert ask(api.port, request(), patience_seconds=0.2) == b""
         wait_for(lambda: not api.connections)
         assert (api.attempts[0].ended, api.unknowable(), api.in_flight) == ("left", 1, 0)
 
-    def test_a_behaviour_that_fails_is_told(self, api: Api) -> None:
+    def test_a_behaviour_that_raises_is_recorded(self, api: Api) -> None:
         api.behave(lambda _: 1 / 0)  # type: ignore[arg-type, return-value]
         assert ask(api.port, request()).startswith(b"HTTP/1.1 500")
         assert isinstance(api.errors[0], ZeroDivisionError)
 
-    def test_a_second_host_is_told_apart(self, api: Api) -> None:
+    def test_a_second_port_is_recorded(self, api: Api) -> None:
         second = api.listen("127.0.0.2")
         with socket.create_connection(("127.0.0.2", second), timeout=5) as link:
             link.sendall(request())
@@ -160,7 +160,7 @@ class TestProxy:
             assert link.accepted == 1
             assert link.passed == {Way.REQUESTS: len(request()), Way.REPLIES: len(OK.head())}
 
-    def test_a_stalled_reply_comes_once_the_stall_ends(self, api: Api) -> None:
+    def test_a_stalled_reply_passes_once_the_stall_ends(self, api: Api) -> None:
         with Proxy(api.port) as link, connected(link.port) as client:
             client.sendall(request())
             client.recv(1000)
@@ -168,7 +168,7 @@ class TestProxy:
             client.sendall(request())
             wait_for(lambda: link.held == 1)
             assert len(api.attempts) == 2
-            assert ask(link.port, request()) == OK.head(), "only old connections were to stall"
+            assert ask(link.port, request()) == OK.head(), "only old connections stall"
             link.resume()
             assert client.recv(1000) == OK.head()
 
@@ -211,7 +211,7 @@ class TestProxy:
             assert [attempt.event_id for attempt in api.attempts] == ["one", "two", "two", "two"]
             assert (link.matched, link.cuts) == (2, 1)
 
-    def test_is_slow_when_told_to(self, api: Api) -> None:
+    def test_adds_latency(self, api: Api) -> None:
         with Proxy(api.port) as link, connected(link.port) as client:
             link.latency(0.1)
             began = time.monotonic()
@@ -225,7 +225,7 @@ class TestOracle:
     def oracle(self, tmp_path: Path) -> Oracle:
         return Oracle(tmp_path / "producers.txt")
 
-    def test_a_tidy_run_passes_everything(self, api: Api, oracle: Oracle) -> None:
+    def test_a_run_without_breach_passes(self, api: Api, oracle: Oracle) -> None:
         reports = [report("one"), report("two", B), report("two", B), report("three", B), report("four")]
         oracle.note([*reports, report("five", B, time=5), report("six", A, time=4)])
         for name, version in (("one", A), ("two", B), ("four", A), ("five", B)):
@@ -250,7 +250,7 @@ class TestOracle:
         with pytest.raises(AssertionError, match="are lost"):
             oracle.check_conservation(api, outcomes())
 
-    def test_an_event_out_of_nowhere_is_seen(self, api: Api, oracle: Oracle) -> None:
+    def test_an_unreported_event_is_seen(self, api: Api, oracle: Oracle) -> None:
         ask(api.port, request())
         with pytest.raises(AssertionError, match="no producer reported"):
             oracle.check_conservation(api, outcomes())
@@ -287,7 +287,7 @@ class TestOracle:
         with pytest.raises(AssertionError, match="one was tried after its successor two"):
             oracle.check_order(api)
 
-    def test_two_events_of_an_instance_under_way_at_once_are_seen(self, api: Api, oracle: Oracle) -> None:
+    def test_two_events_of_an_instance_in_flight_at_once_are_seen(self, api: Api, oracle: Oracle) -> None:
         oracle.note([report("one"), report("two", B)])
         api.behave(Response(delay_seconds=0.2))
         with connected(api.port) as first, connected(api.port) as second:

@@ -1,4 +1,4 @@
-"""What an API, or whoever answers in its place, can do to a connection."""
+"""Broken connections, hostile answers, and an API that cannot be trusted."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from faults.api import Attempt, Behaviour
     from faults.ground import Ground, Worker
 
-#: Nothing here waits for a time-out, so that none comes by itself on a busy machine.
+#: No test here waits for a time-out; these are long enough for a busy machine.
 PATIENCE = {"RELAY_API__TIMEOUT": "4s", "RELAY_API__CONNECT_TIMEOUT": "3s", "RELAY_WORKER__LEASE": "6s"}
 
-#: What a client that has come back to a mended API may need: the longest pause that a test lets the circuit reach,
-#: and what a busy machine may add.
+#: Deadline until a client reaches a recovered API: the circuit breaker's longest pause in a test, and a tolerance for
+#: a busy machine.
 BACK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Trick:
-    """What the API does at an event's first attempt, and how many attempts it must come to."""
+    """The API's response to an event's first attempt, and the expected number of attempts."""
 
     first: Response
     attempts: int
 
 
 def play(tricks: dict[str, Trick]) -> Behaviour:
-    """Give each of the tricks its turn, by the events' numbers; every second event meets none."""
+    """Apply the tricks in turns, by the events' numbers, to every second event."""
     names = list(tricks)
 
     def behave(attempt: Attempt) -> Response:
@@ -56,7 +56,7 @@ def trick_of(attempt: Attempt, names: list[str]) -> str:
 
 
 def attempts_by_trick(attempts: list[Attempt], names: list[str]) -> dict[str, set[int]]:
-    """Return how many attempts the events of each trick came to."""
+    """Return the number of attempts of each trick's events."""
     counts: dict[str, Counter[str]] = {}
     for attempt in attempts:
         counts.setdefault(trick_of(attempt, names), Counter())[attempt.event_id] += 1
@@ -64,13 +64,13 @@ def attempts_by_trick(attempts: list[Attempt], names: list[str]) -> dict[str, se
 
 
 def start_worker(ground: Ground) -> Worker:
-    """Start one that waits for nothing but what it must, and that gives no event up."""
+    """Start a worker without avoidable waits and with unlimited attempts."""
     [worker] = ground.start_workers(1, RELAY_DELIVERY__MAX_ATTEMPTS="100", **PATIENCE)
     return worker
 
 
 def report_and_rest(ground: Ground, count: int) -> list[Attempt]:
-    """Report so many, wait until all have met their fate, and return the attempts that it took."""
+    """Report this many events, wait for their outcomes, and return the attempts."""
     before = len(ground.api.attempts)
     ground.report(count, environments=10)
     ground.rest()
@@ -79,7 +79,7 @@ def report_and_rest(ground: Ground, count: int) -> list[Attempt]:
 
 @scenario(23, "reset at accept, after headers, after the request, after the status line, in the body; "
           "idle connections closed", bound="repeats = T; delivered after a 2xx status line")  # fmt: skip
-def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Ground) -> None:
+def test_a_broken_connection_repeats_only_unknowable_ends(ground: Ground) -> None:
     tricks = {
         "cut after the request, taken": Trick(Response(reset=ResetAt.REQUEST), 2),
         "cut after the request, not taken": Trick(Response(reset=ResetAt.REQUEST, processed=False), 2),
@@ -98,7 +98,7 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
     assert attempts_by_trick(attempts, names) == {"": {1}} | {
         name: {trick.attempts} for name, trick in tricks.items()
     }
-    ground.bit(unknowable == each, "requests were taken whose answers never came")
+    ground.bit(unknowable == each, "requests were processed and not answered")
     assert ground.api.repeats() == unknowable
     ground.api.behave(OK)
 
@@ -113,7 +113,7 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
         closed = ground.api.close_idle(by_reset=by_reset)
         ground.bit(closed, "idle connections were there to close")
         report_and_rest(ground, 10)
-    assert ground.counters().retries == retries, "an idle connection that was closed cost an attempt"
+    assert ground.counters().retries == retries, "a closed idle connection used up an attempt"
 
     with ground.load(100):
         for _ in range(10):
@@ -121,13 +121,13 @@ def test_a_connection_that_breaks_repeats_only_what_nobody_could_know(ground: Gr
             ground.wait(lambda seen=seen: len(ground.api.attempts) > seen)  # type: ignore[misc]
             ground.api.close_idle()
     ground.rest()
-    assert ground.api.repeats() == unknowable, "what was not taken was counted as taken, or the reverse"
+    assert ground.api.repeats() == unknowable, "an unprocessed request was counted as processed, or the reverse"
     ground.check(unknowable=unknowable)
     cuts = ground.api.resets.total()
-    ground.observed(f"{cuts} cuts, of {unknowable} the end unknowable; {ground.api.repeats()} repeats")
+    ground.observed(f"{cuts} resets, {unknowable} with an unknowable end; {ground.api.repeats()} repeats")
 
 
-#: What a worker may take more of for hostile answers.
+#: Maximum growth of a worker's memory by hostile answers.
 MORE_MEGABYTES = 20.0
 
 #: A body that grows a thousandfold when it is unpacked.
@@ -137,7 +137,7 @@ STRAY = Response(status=400).head()
 
 
 def hostile(elsewhere: str) -> dict[str, Trick]:
-    """Return the tricks; a second answer is always a 400, which would be the death of whoever it was taken for."""
+    """Return the tricks; a second answer is always a 400, which would dead-letter the event that it was taken for."""
     gzipped = {"Content-Encoding": "gzip"}
     many = b"X-Y: z\r\n" * 100_000
     tricks = {
@@ -168,10 +168,10 @@ def hostile(elsewhere: str) -> dict[str, Trick]:
     return tricks
 
 
-@scenario(24, "no HTTP, two answers to one request, wrong lengths, 1 GB, a gzip bomb, 100,000 headers, a redirect "
+@scenario(24, "not HTTP, two answers to one request, wrong lengths, 1 GB, a gzip bomb, 100,000 headers, a redirect "
           "elsewhere, 100,000 interim answers",
-          bound="memory < +20 MB; no stray answer heard; nothing elsewhere")  # fmt: skip
-def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> None:
+          bound="memory < +20 MB; no stray answer used; no request elsewhere")  # fmt: skip
+def test_hostile_answers_fill_no_memory_and_affect_no_other_event(ground: Ground) -> None:
     with Server(answer(200)) as other:
         tricks = hostile(f"http://localhost:{other.port}/report")
         names = list(tricks)
@@ -179,7 +179,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
         ground.api.behave(
             lambda attempt: OK if attempt.earlier or attempt.number % 4 else Response(status=503, body=b"x" * 2000)
         )
-        report_and_rest(ground, 200)  # all that it makes once is made
+        report_and_rest(ground, 200)  # one-time allocations are done
 
         before = worker.forget_peak()
         ground.api.behave(play(tricks))
@@ -190,7 +190,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
 
         found = attempts_by_trick(attempts, names)
         assert found == {"": {1}} | {name: {trick.attempts} for name, trick in tricks.items()}
-        ground.bit(len(attempts) > 2 * each * len(tricks), "events had to be tried again")
+        ground.bit(len(attempts) > 2 * each * len(tricks), "events were retried")
         assert peak - before < MORE_MEGABYTES
         assert (other.connections, other.received) == (0, [])
         last_of = {attempt.connection: attempt.number for attempt in ground.api.attempts}
@@ -200,7 +200,7 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
 
         ground.report(1)
         ground.rest()
-        ground.bit(ground.api.send_to_idle(STRAY), "idle connections brought an answer that nobody waited for")
+        ground.bit(ground.api.send_to_idle(STRAY), "idle connections got an answer without a request")
         report_and_rest(ground, 20)
 
     refused = 5 * each
@@ -213,32 +213,32 @@ def test_hostile_answers_fill_no_memory_and_are_nobody_elses(ground: Ground) -> 
     )
 
 
-#: A label may have 63 characters: no resolver asks anybody for this name.
-NOBODY = f"https://{'x' * 64}.invalid/report"
+#: A label may have 63 characters: no resolver sends a query for this name.
+UNRESOLVABLE = f"https://{'x' * 64}.invalid/report"
 
-#: Events that are reported into a fault: enough failures in a row to open the circuit.
+#: Events reported during a fault: enough failures in a row to open the circuit breaker.
 ENOUGH = 40
 
 
 def deliveries_held(worker: Worker, because: str, since: int = 0) -> bool:
-    """Tell whether its log says, from this place on, that the circuit is open for this reason."""
+    """Return whether its log says, from this position, that the circuit breaker is open for this reason."""
     return any(
         f"deliveries are held, {HealthState.UNAVAILABLE}" in line and because in line
         for line in worker.log()[since:].splitlines()
     )
 
 
-@scenario(25, "the API's name cannot be resolved", bound="nothing dead with max_attempts 1; recovers once mended")
-def test_a_name_that_nobody_knows_costs_no_event(ground: Ground) -> None:
+@scenario(25, "the API's name cannot be resolved", bound="nothing dead with max_attempts 1; recovers")
+def test_an_unresolvable_name_loses_no_event(ground: Ground) -> None:
     once = {"RELAY_DELIVERY__MAX_ATTEMPTS": "1"}
-    [lost] = ground.start_workers(1, RELAY_API_URL=NOBODY, **once)
+    [lost] = ground.start_workers(1, RELAY_API_URL=UNRESOLVABLE, **once)
     ground.report(ENOUGH)
     ground.wait(lambda: deliveries_held(lost, "dns"), seen=lost.log)
     failures = ENOUGH // 2
     ground.wait(lambda: ground.counters().retries >= failures, seen=ground.counters)  # committed after it is logged
     counters = ground.counters()
     assert (counters.waiting, counters.dead) == (ENOUGH, 0)
-    ground.bit(counters.retries >= failures, "deliveries failed for want of an address")
+    ground.bit(counters.retries >= failures, "deliveries failed without an address")
     assert ground.terminate(lost) == [0]
     assert not ground.api.attempts
     ground.start_workers(1, **once)
@@ -251,7 +251,7 @@ def test_a_name_that_nobody_knows_costs_no_event(ground: Ground) -> None:
 
 @scenario(25, "connections refused; certificate expired, for another host, self-signed",
           bound="nothing dead with max_attempts 1; no request, nothing in the clear; recovers")  # fmt: skip
-def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path: Path) -> None:
+def test_an_api_that_cannot_be_trusted_gets_no_request(ground: Ground, tmp_path: Path) -> None:
     folder = tmp_path / "certificates"
     folder.mkdir()
     authority = Authority(folder)
@@ -267,7 +267,7 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
         context.load_cert_chain(certificate, certificate.with_suffix(".key"))
 
     with Proxy(ground.api.listen(tls=context)) as link:
-        link.cut_reply(b"Bearer", nth=1_000_000)  # counts, and cuts nothing
+        link.cut_reply(b"Bearer", nth=1_000_000)  # only counts
         [worker] = ground.start_workers(
             1,
             RELAY_API_URL=f"https://127.0.0.1:{link.port}/report",
@@ -290,7 +290,7 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
             reported = ground.report(ENOUGH)
             ground.wait(lambda: deliveries_held(worker, because, since), seen=worker.log)  # type: ignore[misc]  # noqa: B023
             ground.bit(link.accepted > tried or not certificate, f"the API was tried, and it was {because}")
-            assert len(ground.api.attempts) == told, "an API was told that nobody can vouch for"
+            assert len(ground.api.attempts) == told, "an API without a trusted certificate got a request"
             assert ground.counters().dead == 0
             show("good")
             if not certificate:
@@ -299,11 +299,11 @@ def test_an_api_that_cannot_be_trusted_is_told_nothing(ground: Ground, tmp_path:
             ground.wait(lambda: set(reported) <= set(ground.api.processed_ids()), BACK_SECONDS, worker.log)  # type: ignore[misc]  # noqa: B023
             back = time.monotonic() - mended_at
             ground.rest()
-        assert link.matched == 0, "the token went out in the clear"
+        assert link.matched == 0, "the token was sent in the clear"
         ports = {attempt.port for attempt in ground.api.attempts}
         assert ports.isdisjoint({ground.api.port})
         retries = ground.counters().retries
         ground.check()
     ground.observed(
-        f"{retries} failures with max_attempts 1, 0 dead, {len(faults)} times mended, the last in {back:.1f} s"
+        f"{retries} failures with max_attempts 1, 0 dead, {len(faults)} recoveries, the last in {back:.1f} s"
     )

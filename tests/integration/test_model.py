@@ -1,11 +1,11 @@
-"""The real drains and scripts on a real Redis, in whatever order and cut off wherever it hurts, against a model.
+"""The real runs and scripts on a real Redis, in any order and interrupted anywhere, against a model.
 
-Each drain runs in a thread of its own that stops before each command it sends to Redis, and whenever it waits for the
-API; hypothesis says who goes on, what the API answers, and what goes wrong: the process is killed, the command or its
-reply is lost, the lease runs out. Only one thread runs at any time, and drains see a clock of their own, so that a
-run can be repeated.
+Each run is a thread that stops before each command to Redis, and whenever it waits for the API; hypothesis decides
+which thread continues, what the API answers, and which fault occurs: the process is killed, the command or its reply
+is lost, the lease expires. Only one thread runs at any time, and runs have a clock of their own, so that a test run
+can be repeated.
 
-`RELAY_MODEL_EXAMPLES=5000` makes it a long run with other examples each time.
+`RELAY_MODEL_EXAMPLES=5000` makes it a long test run with other examples each time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from model import Drain, Event, Kind, Model, Post, entry_order
+from model import AnswerKind, Event, Model, Post, Run, entry_order
 from outboxes import LONGEST_PAUSE_SECONDS
 from recorded_wakeups import RecordedWakeups
 from redis import Redis
@@ -60,38 +60,38 @@ EXAMPLES = int(os.environ.get("RELAY_MODEL_EXAMPLES", "0"))
 KEYS = Keys()
 REPOSITORY = "docker.io/library/nginx"
 ENVIRONMENTS = ("blue", "green")
-#: What drains drain: the inbox, and each outbox.
-DRAINS = ("", *ENVIRONMENTS)
+#: The streams of runs: the inbox, and each outbox.
+RUNS = ("", *ENVIRONMENTS)
 MAX_ATTEMPTS = 2
 LEASE_SECONDS = 60.0
 HOLD_SECONDS = 600.0
 
-#: A thread that does not come back from a step within this is stuck.
+#: Deadline of one step of a thread.
 STEP_SECONDS = 30
-#: Steps that a drain may take to its end, and rounds of the sweep at the end of a run.
+#: Maximum steps of a run, and rounds of the sweep at the end of a test run.
 MOST_STEPS = 3000
 MOST_ROUNDS = 60
 
-#: What the API may answer, and what that means.
+#: Answers of the API, and their meanings.
 ANSWERS = {
-    "201": (Kind.DELIVERED, Answer(201)),
-    "500": (Kind.FAILED, Answer(500)),
-    "503": (Kind.FAILED, Answer(503)),
-    "404": (Kind.FAILED, Answer(404)),
-    "429": (Kind.LATER, Answer(429, retry_after_seconds=HOLD_SECONDS)),
-    "503 later": (Kind.LATER, Answer(503, retry_after_seconds=HOLD_SECONDS)),
-    "401": (Kind.UNAUTHORIZED, Answer(401)),
-    "403": (Kind.UNAUTHORIZED, Answer(403)),
-    "400": (Kind.REFUSED, Answer(400)),
-    "302": (Kind.REFUSED, Answer(302)),
-    "refused connection": (Kind.LATER, Answer(failure=Failure.CONNECT)),
-    "time-out": (Kind.FAILED, Answer(failure=Failure.TIMEOUT)),
-    "time-out, processed": (Kind.FAILED, Answer(failure=Failure.TIMEOUT)),
-    "reset, processed": (Kind.FAILED, Answer(failure=Failure.RESET)),
+    "201": (AnswerKind.DELIVERED, Answer(201)),
+    "500": (AnswerKind.FAILED, Answer(500)),
+    "503": (AnswerKind.FAILED, Answer(503)),
+    "404": (AnswerKind.FAILED, Answer(404)),
+    "429": (AnswerKind.LATER, Answer(429, retry_after_seconds=HOLD_SECONDS)),
+    "503 later": (AnswerKind.LATER, Answer(503, retry_after_seconds=HOLD_SECONDS)),
+    "401": (AnswerKind.UNAUTHORIZED, Answer(401)),
+    "403": (AnswerKind.UNAUTHORIZED, Answer(403)),
+    "400": (AnswerKind.REFUSED, Answer(400)),
+    "302": (AnswerKind.REFUSED, Answer(302)),
+    "refused connection": (AnswerKind.LATER, Answer(failure=Failure.CONNECT)),
+    "time-out": (AnswerKind.FAILED, Answer(failure=Failure.TIMEOUT)),
+    "time-out, processed": (AnswerKind.FAILED, Answer(failure=Failure.TIMEOUT)),
+    "reset, processed": (AnswerKind.FAILED, Answer(failure=Failure.RESET)),
 }
 
 
-#: Where something may happen to which drain: just before these scripts, or while it waits for the API.
+#: Where a fault may occur in each kind of run: just before these scripts, or while it waits for the API.
 POINTS = {
     "intake": ("accept", "release_inbox"),
     "delivery": ("commit_delivery", "claim", "wait", "release_outbox"),
@@ -100,27 +100,27 @@ POINTS = {
 SCRIPTS = list(scripts.DECLARED.values())
 NAMES = {key: script.name for script in SCRIPTS for key in (script.sha, script.text)}
 
-#: What may become of the next command of a process.
-TROUBLES = ("request lost", "reply lost", "tried twice", "killed after", "kill")
+#: Faults of a process's next command.
+FAULTS = ("request lost", "reply lost", "tried twice", "killed after", "kill")
 
 
-#: Its lease runs out and another takes over; or others are done in the middle of its work.
+#: The run's lease expires and another takes over; or others finish in the middle of it.
 TAKEOVERS = ("taken over", "overtaken")
 
 
 def next_millisecond() -> None:
-    """Wait for it: what depends on whether two things happened in the same one could not be repeated."""
+    """Wait for the next millisecond, so that no result depends on whether two events share one."""
     now = time.time_ns() // 1_000_000
     while time.time_ns() // 1_000_000 == now:
         time.sleep(0.0002)
 
 
 class Killed(BaseException):
-    """SIGKILL, as far as a thread can have it: nothing catches it."""
+    """SIGKILL of a thread: nothing catches it."""
 
 
 class Clock:
-    """Stands in for `time` and `relay.clock` in the drains: each thread has its own, which goes on as it is read."""
+    """Replaces `time` and `relay.clock` in the runs: each thread has its own, which advances as it is read."""
 
     def __init__(self) -> None:
         self._of = threading.local()
@@ -147,17 +147,17 @@ CLOCK = Clock()
 
 
 class Process:
-    """A drain in a thread that goes on only when it is told to, from one command to the next."""
+    """A run in a thread that is stepped from one command to the next."""
 
-    def __init__(self, world: World, name: str, run: Callable[[Process], object], **drain: bool) -> None:
-        self.drain = Drain(name, **drain)
+    def __init__(self, world: World, name: str, run: Callable[[Process], object], **options: bool) -> None:
+        self.run = Run(name, **options)
         self.world = world
         self.now = 1_000_000.0
         self.error: BaseException | None = None
         self.is_over = False
-        #: Whether it waits for the API, and nothing else.
+        #: Whether it only waits for the API.
         self.is_waiting = False
-        #: The script that it runs next, if it is one.
+        #: The script that it executes next, if any.
         self.next = ""
         self.client = SteeredRedis(self)
         self.transport = SteeredTransport(self)
@@ -173,27 +173,27 @@ class Process:
         try:
             self._run(self)
         except (Killed, RedisError):
-            self.drain.gone = True
-        except BaseException as error:  # noqa: BLE001 - raised again where the thread is waited for
+            self.run.has_ended = True
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self.error = error
         self.is_over = True
         self._stopped.release()
 
     def _wait(self) -> None:
-        assert self._stopped.acquire(timeout=STEP_SECONDS), f"{self.drain.name} is stuck"
+        assert self._stopped.acquire(timeout=STEP_SECONDS), f"{self.run.name} is stuck"
         if self.error is not None:
             self.world.model.broken = True
             raise self.error
 
     def step(self, directive: str = "go") -> None:
-        """Let it do its next command, or have that go wrong."""
+        """Execute its next command, or make that fail."""
         if not self.is_over:
             self._directive = directive
             self._go_on.release()
             self._wait()
 
     def stop_here(self, *, waiting: bool = False) -> str:
-        """In the thread: wait for what is to happen next."""
+        """In the thread: wait for the next step."""
         self.is_waiting = waiting
         if waiting:
             self.next = ""
@@ -204,7 +204,7 @@ class Process:
         return self._directive
 
     def round_trip(self, commands: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], *, raises: bool) -> list[Any]:
-        """In the thread: send commands; between two of them, other threads may send theirs."""
+        """In the thread: send commands; other threads may send theirs in between."""
         while True:
             replies: list[Any] = []
             for args, options in commands:
@@ -231,19 +231,19 @@ class Process:
             return error
         finally:
             if str(args[0]).startswith(("EVAL", "SET")):
-                self.world.model.look(self.drain)
+                self.world.model.look(self.run)
                 next_millisecond()
 
 
 class SteeredRedis(Redis):
-    """The client of a process."""
+    """The Redis client of a process."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(connection_pool=process.world.client.connection_pool)
         self._process = process
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        if args[0] == "XREAD":  # nobody adds anything while it waits
+        if args[0] == "XREAD":  # no other thread adds entries while it waits
             args = tuple(arg for place, arg in enumerate(args) if b"BLOCK" not in args[max(0, place - 1) : place + 1])
         return self._process.round_trip([(args, options)], raises=True)[0]
 
@@ -253,7 +253,7 @@ class SteeredRedis(Redis):
 
 
 class SteeredPipeline(Pipeline):
-    """Its pipelines, which Redis does not execute in one go either."""
+    """A process's pipelines, which Redis does not execute atomically either."""
 
     def __init__(self, process: Process, client: SteeredRedis) -> None:
         super().__init__(client.connection_pool, client.response_callbacks, transaction=False, shard_hint=None)
@@ -270,7 +270,7 @@ class InFlight(NamedTuple):
 
 
 class SteeredTransport:
-    """The API of a process: what it answers is said from outside."""
+    """The API of a process: the test sets its answers."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -286,7 +286,7 @@ class SteeredTransport:
         entry = request.tag[1].entry_id
         digest = event["image"]["url"].partition("@")[2]
         environment, key = event["environment"]["name"], request.idempotency_key
-        post = self._process.world.model.sent(self._process.drain, environment, entry, digest, key)
+        post = self._process.world.model.sent(self._process.run, environment, entry, digest, key)
         self.requests.append(InFlight(request.tag, post))
 
     def answer(self, number: int, what: str) -> None:
@@ -294,14 +294,14 @@ class SteeredTransport:
         tag, post = self.requests.pop(number % len(self.requests))
         kind, answer = ANSWERS[what]
         if post.processed is None:
-            self._process.world.model.processed(post, was=kind is Kind.DELIVERED or what.endswith("processed"))
-        elif kind is not Kind.DELIVERED or not post.processed:
-            kind, answer = ANSWERS["time-out"]  # all that can be heard of it by now
+            self._process.world.model.processed(post, was=kind is AnswerKind.DELIVERED or what.endswith("processed"))
+        elif kind is not AnswerKind.DELIVERED or not post.processed:
+            kind, answer = ANSWERS["time-out"]  # all that the client can see of it by now
         self._process.world.model.answered(post, kind, status=answer.status)
         self._answers.append((tag, answer))
 
     def end(self, *, processed: bool) -> None:
-        """End what is in flight at the API's side."""
+        """End the requests in flight at the API's side."""
         for _, post in self.requests:
             if post.processed is None:
                 self._process.world.model.processed(post, was=processed)
@@ -328,21 +328,21 @@ class SteeredTransport:
 
 
 class World:
-    """One Redis, and all that happens to it."""
+    """One Redis and its processes."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
         self.client.flushall()
         for script in SCRIPTS:
-            self.client.script_load(script.text)  # one that is not known takes a step more
+            self.client.script_load(script.text)  # an unknown one takes one more step
         self.model = Model(client, KEYS, ENVIRONMENTS, MAX_ATTEMPTS)
         self.processes: list[Process] = []
         self.latest = False
         self._started = 0
 
-    def start(self, kind: str, run: Callable[[Process], object], **drain: bool) -> Process:
+    def start(self, kind: str, run: Callable[[Process], object], **options: bool) -> Process:
         self._started += 1
-        process = Process(self, f"{kind} {self._started}", run, **drain)
+        process = Process(self, f"{kind} {self._started}", run, **options)
         self.processes.append(process)
         return process
 
@@ -357,8 +357,8 @@ class World:
                 "max_attempts": MAX_ATTEMPTS,
                 "backoff_initial": "1h",
                 "backoff_max": "2h",
-                "history": "latest" if process.drain.latest else "every",
-                "max_age": "1ms" if process.drain.expires else "30d",
+                "history": "latest" if process.run.latest else "every",
+                "max_age": "1ms" if process.run.expires else "30d",
                 "reassert_after": "3650d",
             },
         )
@@ -369,7 +369,7 @@ class World:
             defaults=defaults_of(settings),
             wakeups=RecordedWakeups(),
             transport=process.transport,
-            random=Random(len(process.drain.name)),
+            random=Random(len(process.run.name)),
         )
 
     def take_in(self) -> Process:
@@ -396,7 +396,7 @@ class World:
         return self.start("redrive", run)
 
     def finish(self, process: Process, answer: str = "201") -> None:
-        """Let a process go on to its end."""
+        """Step a process to its end."""
         for _ in range(MOST_STEPS):
             if process.is_over:
                 break
@@ -404,31 +404,31 @@ class World:
                 process.transport.answer(0, answer)
             process.step()
         else:
-            self.model.fail(f"{process.drain.name} comes to no end")
-        self.bury(process)
+            self.model.fail(f"{process.run.name} does not end")
+        self.remove(process)
 
-    def bury(self, process: Process, *, processed: bool = False) -> None:
-        """Count a process whose end came by itself, or by force, among the past."""
+    def remove(self, process: Process, *, processed: bool = False) -> None:
+        """Remove a process that has ended."""
         if process.is_over and process in self.processes:
             process.transport.end(processed=processed)
             self.processes.remove(process)
-            if process.drain.gone:
-                self.model.deaths.update(DRAINS)
+            if process.run.has_ended:
+                self.model.deaths.update(RUNS)
 
     def kill(self, process: Process, *, processed: bool) -> None:
         process.transport.end(processed=processed)
         process.step("kill")
-        self.bury(process)
+        self.remove(process)
 
     def expire(self, process: Process, *, processed: bool) -> None:
         """Suspend a process for longer than its lease."""
         process.transport.end(processed=processed)
         process.now += LEASE_SECONDS + 1
-        self._let_go(lambda drain: drain is process.drain)
-        self.model.deaths.update(DRAINS)
+        self._expire_leases(lambda run: run is process.run)
+        self.model.deaths.update(RUNS)
 
     def pass_time(self) -> None:
-        """Have all pauses and holds be over, and the leases of the dead and the wakeups that got lost."""
+        """End all pauses of instances and of the destination, leases of ended runs, and lost wake-ups."""
         for name in ENVIRONMENTS:
             of = KEYS.of_outbox(DEFAULT_DESTINATION, name)
             for instance in self.client.zrange(of.due, 0, -1):
@@ -442,10 +442,10 @@ class World:
             if self.client.hexists(health, name):
                 self.client.hset(health, name, "1")
         self.client.delete(KEYS.intake_wakeup)
-        self._let_go(lambda drain: drain.gone)
+        self._expire_leases(lambda run: run.has_ended)
 
-    def _let_go(self, of: Callable[[Drain], bool]) -> None:
-        """Have the leases of some drains run out."""
+    def _expire_leases(self, of: Callable[[Run], bool]) -> None:
+        """Expire the leases of some runs."""
         held = {"": KEYS.intake_lease, "redrive": KEYS.redrive_lease}
         held |= {name: KEYS.of_outbox(DEFAULT_DESTINATION, name).lease for name in ENVIRONMENTS}
         for name, lease in held.items():
@@ -454,7 +454,7 @@ class World:
                 self.client.delete(lease)
 
     def rest(self) -> None:
-        """Kill all, make the API well, and let the sweep do what it finds to do."""
+        """Kill all processes, make the API healthy, and run the sweep until it finds no work."""
         for process in tuple(self.processes):
             self.kill(process, processed=False)
         if self.model.broken:
@@ -475,14 +475,14 @@ class World:
             if not waiting.inbox and not waiting.due:
                 break
         self.model.check_end()
-        self.finish(self.take_in())  # the mark of a drain that died with nothing to do stays until the next one
+        self.finish(self.take_in())  # the in-flight marker of a run that died without work stays until the next one
         self.finish(self.deliver(ENVIRONMENTS))
         self.model.check_rest()
 
 
 @contextmanager
 def steered_clock() -> Iterator[None]:
-    """Give the drains the clock of their process, and have no pause be over by itself."""
+    """Give the runs the clock of their process; no pause ends by itself."""
     with ExitStack() as stack:
         for module, names in (
             (deliver, "time clock"),
@@ -496,7 +496,7 @@ def steered_clock() -> Iterator[None]:
         ):
             for name in names.split():
                 stack.enter_context(patch.object(module, name, CLOCK))
-        # Those that count by Redis's clock never end before time is passed.
+        # Pauses by Redis's clock do not end before `pass_time`.
         stack.enter_context(patch.object(gate, "FIRST_PAUSE_SECONDS", HOLD_SECONDS))
         stack.enter_context(patch.object(gate, "LONGEST_PAUSE_SECONDS", dict.fromkeys(HealthState, HOLD_SECONDS)))
         stack.enter_context(patch.object(gate, "SHRINK_GAP_SECONDS", 0.0))
@@ -517,11 +517,11 @@ names = st.sampled_from(["", "", "", "sidecar", "proxy"])
 versions = st.sampled_from("abc")
 several_reports = st.lists(st.tuples(names, versions), min_size=1, max_size=4)
 likely_answers = st.sampled_from(["201"] * 6 + ["400"] * 4 + list(ANSWERS))
-troubles = st.sampled_from(TROUBLES)
-#: At which pass of a point what happens, what is answered before and after it, and whatever else is to be chosen.
+faults = st.sampled_from(FAULTS)
+#: At which pass of a point which fault occurs, the answers before and after it, and a flag for the rest.
 accident: dict[str, Any] = {
     "passes": st.sampled_from([0, 0, 0, 1, 2]),
-    "trouble": st.sampled_from([*TROUBLES, *TAKEOVERS, *TAKEOVERS]),
+    "fault": st.sampled_from([*FAULTS, *TAKEOVERS, *TAKEOVERS]),
     "answers": st.tuples(likely_answers, likely_answers),
     "flag": st.booleans(),
 }
@@ -535,7 +535,7 @@ MOMENTS = {
 
 
 class Relay(RuleBasedStateMachine):
-    """Producers, workers, operators and misfortune, in whatever order."""
+    """Producers, workers, operators and faults, in any order."""
 
     client: Redis
 
@@ -571,7 +571,7 @@ class Relay(RuleBasedStateMachine):
     @precondition(lambda self: any(event.readable for event in self.model.events))
     @rule(number=st.integers(0, 30), moment=st.sampled_from([None, *list(MOMENTS)[:2]]))
     def report_the_same_digest(self, number: int, moment: str | None) -> None:
-        """Something else reports what runs, such as a snapshot; perhaps it knows a newer time."""
+        """Report the running digest from another source, such as a snapshot, perhaps with a newer time."""
         known = [event for event in self.model.events if event.readable]
         event = known[-1 - number % len(known)]
         name = event.instance.rpartition(" ")[2]
@@ -581,7 +581,7 @@ class Relay(RuleBasedStateMachine):
     @precondition(lambda self: any(event.readable for event in self.model.events))
     @rule(number=st.integers(0, 30), same=st.booleans())
     def report_again(self, number: int, *, same: bool) -> None:
-        """A producer tries again, or something with another digest comes under an id that was used."""
+        """Retry a report, or report another digest with a used id."""
         known = [event for event in self.model.events if event.readable]
         event = known[-1 - number % len(known)]
         name = event.instance.rpartition(" ")[2]
@@ -591,14 +591,14 @@ class Relay(RuleBasedStateMachine):
     def _add(
         self, environment: str, versions: Sequence[tuple[str, str]], moment: str | None, event_id: str | None
     ) -> None:
-        """Report images, given as name and version, in one call: they arrive in one millisecond."""
+        """Report images, given as name and version, in one call: they are enqueued in one millisecond."""
         reports = []
         for name, version in versions:
             image = {"url": f"{REPOSITORY}@{digest(version)}", "name": name or None}
             fields = {"event": json.dumps({"image": image, "environment": {"name": environment}})}
             reports.append(fields | {key: value for key, value in (("id", event_id), ("time", moment)) if value})
         call = inbox.append_call(KEYS, reports, 10_000)
-        for _ in range(2):  # the producer lost the first reply
+        for _ in range(2):  # the first reply is lost
             scripts.run(self.world.client, call)
         next_millisecond()
         self.model.reported(
@@ -661,7 +661,7 @@ class Relay(RuleBasedStateMachine):
             process.step()
             if process.is_over or (process.is_waiting and process.transport.requests):
                 break
-        self.world.bury(process)
+        self.world.remove(process)
 
     @precondition(lambda self: any(process.transport.requests for process in self.processes))
     @rule(which=indexes, request=indexes, what=st.sampled_from(list(ANSWERS)))
@@ -674,21 +674,21 @@ class Relay(RuleBasedStateMachine):
     def go_on_to_the_end(self, which: int) -> None:
         self.world.finish(self.choose(which))
 
-    # Misfortune
+    # Faults
 
     @precondition(lambda self: self.processes)
-    @rule(which=indexes, trouble=troubles, processed=st.booleans())
-    def get_into_trouble(self, which: int, trouble: str, *, processed: bool) -> None:
-        self._trouble(self.choose(which), trouble, processed=processed)
+    @rule(which=indexes, fault=faults, processed=st.booleans())
+    def fail(self, which: int, fault: str, *, processed: bool) -> None:
+        self._fail(self.choose(which), fault, processed=processed)
 
-    def _trouble(self, process: Process, trouble: str, *, processed: bool) -> None:
-        if trouble == "kill":
+    def _fail(self, process: Process, fault: str, *, processed: bool) -> None:
+        if fault == "kill":
             self.world.kill(process, processed=processed)
             return
-        if trouble == "killed after":
+        if fault == "killed after":
             process.transport.end(processed=processed)
-        process.step(trouble)
-        self.world.bury(process)
+        process.step(fault)
+        self.world.remove(process)
 
     @precondition(lambda self: self.processes)
     @rule(which=indexes, processed=st.booleans())
@@ -699,50 +699,50 @@ class Relay(RuleBasedStateMachine):
     def pass_time(self) -> None:
         self.world.pass_time()
 
-    @rule(what=st.sampled_from(["scripts are forgotten", "others fail"]))
-    def befall(self, what: str) -> None:
-        if what == "scripts are forgotten":
+    @rule(what=st.sampled_from(["scripts are flushed", "others fail"]))
+    def disturb(self, what: str) -> None:
+        if what == "scripts are flushed":
             self.world.client.script_flush()
-        else:  # one failure more opens the circuit
+        else:  # one more failure opens the circuit breaker
             self.world.client.hset(KEYS.destination(DEFAULT_DESTINATION), "failures", "19")
 
-    # The shortest way to what many steps of other rules would do: a drain with work, and trouble on its way.
+    # A short way to what many steps of other rules would do: a run with work, and a fault in it.
 
     @rule(reports=several_reports, point=st.sampled_from(POINTS["intake"]), **accident)
-    def have_trouble_taking_in(self, **how: Any) -> None:
-        self._have_trouble("intake", **how)
+    def fail_in_intake(self, **how: Any) -> None:
+        self._fail_at_a_point("intake", **how)
 
     @rule(
         reports=several_reports,
         point=st.sampled_from(["claim", "wait", "commit_delivery", "commit_delivery", "release_outbox"]),
         **accident,
     )
-    def have_trouble_delivering(self, **how: Any) -> None:
-        self._have_trouble("delivery", **how)
+    def fail_in_delivery(self, **how: Any) -> None:
+        self._fail_at_a_point("delivery", **how)
 
     @rule(reports=several_reports, point=st.sampled_from(POINTS["redrive"]), **accident)
-    def have_trouble_redriving(self, **how: Any) -> None:
-        self._have_trouble("redrive", **how)
+    def fail_in_redrive(self, **how: Any) -> None:
+        self._fail_at_a_point("redrive", **how)
 
-    def _have_trouble(
+    def _fail_at_a_point(
         self,
         kind: str,
         *,
         reports: list[tuple[str, str]],
         point: str,
         passes: int,
-        trouble: str,
+        fault: str,
         answers: tuple[str, str],
         flag: bool,
     ) -> None:
         self._prepare(kind, reports)
         process = self._begin(kind, force=flag)
         self._go_to(process, point, passes, answers[0])
-        match trouble:
+        match fault:
             case "taken over":
                 self.world.expire(process, processed=flag)
                 successor = self._begin(kind, force=flag)
-                if flag:  # it is in the middle of its work when the other one wakes
+                if flag:  # it is in the middle of its work when the other one resumes
                     self._go_to(successor, point, 0, answers[1])
                     self.world.finish(process, answers[1])
                 self.world.finish(successor, answers[1])
@@ -750,11 +750,11 @@ class Relay(RuleBasedStateMachine):
                 for other in ("delivery", "intake"):
                     self.world.finish(self._begin(other, force=flag), "400" if flag else answers[1])
             case _:
-                self._trouble(process, trouble, processed=flag)
+                self._fail(process, fault, processed=flag)
         self.world.finish(process, answers[1])
 
     def _prepare(self, kind: str, reports: list[tuple[str, str]]) -> None:
-        """See to it that such a drain has something to do, and that nothing keeps it from it."""
+        """Give such a run work that is ready."""
         pausing.resume(self.world.client, KEYS, DEFAULT_DESTINATION, ENVIRONMENTS)
         self.world.pass_time()
         self._add("blue", reports, None, None)
@@ -818,20 +818,20 @@ def machine(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("kind", "point"), [(kind, point) for kind, points in POINTS.items() for point in points])
-def test_trouble_at_each_point_of_a_drain_loses_nothing(kind: str, point: str) -> None:
+def test_a_fault_at_each_point_of_a_run_loses_nothing(kind: str, point: str) -> None:
     reports = [("", "a"), ("", "b"), ("proxy", "a")]
-    for trouble, answer, flag in product((*TROUBLES, *TAKEOVERS), ("201", "400", "500"), (False, True)):
+    for fault, answer, flag in product((*FAULTS, *TAKEOVERS), ("201", "400", "500"), (False, True)):
         relay = Relay()
         try:
-            relay._have_trouble(
-                kind, reports=reports, point=point, passes=0, trouble=trouble, answers=(answer, "201"), flag=flag
+            relay._fail_at_a_point(
+                kind, reports=reports, point=point, passes=0, fault=fault, answers=(answer, "201"), flag=flag
             )
         finally:
             relay.teardown()
 
 
-@pytest.mark.timeout(86_400 if EXAMPLES else 600)  # a failure is made small before it is shown
-def test_nothing_is_lost_doubled_or_reordered_whatever_happens_when() -> None:
+@pytest.mark.timeout(86_400 if EXAMPLES else 600)  # hypothesis shrinks a failure before it shows it
+def test_nothing_is_lost_repeated_or_reordered() -> None:
     run_state_machine_as_test(
         Relay,
         settings=settings(

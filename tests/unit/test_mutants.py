@@ -1,11 +1,11 @@
-"""Every mutant of the fault suite still applies, and every test that must notice it is there."""
+"""Every mutant of the fault suite applies, and the tests that must kill it exist."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.mutants import COPIED, MUTANTS, ROOT, Edit, Mutant, Mutantless
+from faults.mutants import COPIED, MUTANTS, ROOT, Edit, EditError, Mutant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +26,13 @@ def test_mutant_applies_to_its_files_and_its_tests_exist(mutant: Mutant, tmp_pat
         assert f"def {name}(" in (ROOT / file).read_text()
 
 
-def test_mutants_have_names_of_their_own() -> None:
+def test_mutants_have_unique_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
 @pytest.mark.parametrize("text", ["", "twice twice"])
-def test_text_that_does_not_stand_exactly_once_is_an_error(text: str, tmp_path: Path) -> None:
+def test_text_that_does_not_occur_exactly_once_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(text)
-    with pytest.raises(Mutantless):
+    with pytest.raises(EditError):
         Edit("file", "twice", "once").apply(tmp_path)
     assert (tmp_path / "file").read_text() == text
