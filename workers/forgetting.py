@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from relay.queue import epoch, forgetting
 from relay.queue.forgetting import START, Position
 from relay.queue.state import SEEN_STEP_MS
-from relay.settings import DEFAULT_DESTINATION
 from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from redis import Redis
-
-    from relay.queue.keys import Keys
     from workers.runtime import Runtime
 
 #: Walks within one `forget_after`, and the bounds of the time between two walks in seconds.
@@ -67,7 +63,7 @@ def walk(runtime: Runtime) -> Walk:
     deadline = time.monotonic() + runtime.settings.worker.budget
     instances = environments = 0
     saved = forgetting.position(client, keys)
-    for at, step in _steps(client, keys, saved, seen_before(now, forget_after)):
+    for at, step in _steps(runtime, saved, seen_before(now, forget_after)):
         instances += step.instances
         environments += step.environments
         is_over = at != START and (time.monotonic() > deadline or is_stopping())
@@ -82,12 +78,13 @@ def walk(runtime: Runtime) -> Walk:
     return Walk(summary=f"instances forgotten: {instances}, environments: {environments}")
 
 
-def _steps(client: Redis, keys: Keys, at: Position, threshold: int) -> Iterator[tuple[Position, Step]]:
+def _steps(runtime: Runtime, at: Position, threshold: int) -> Iterator[tuple[Position, Step]]:
     """Walk on from a position. After each step yield the next position, `START` at the end, and what it forgot."""
+    client, keys, destination = runtime.client, runtime.keys, runtime.settings.destination
     while True:
-        next_page, names = forgetting.environments(client, keys, DEFAULT_DESTINATION, at.page)
+        next_page, names = forgetting.environments(client, keys, destination, at.page)
         for name in (name for name in names if name >= at.environment):
-            outbox = keys.of_outbox(DEFAULT_DESTINATION, name)
+            outbox = keys.of_outbox(destination, name)
             cursor = at.instances if name == at.environment else 0
             while True:
                 cursor, count = forgetting.forget_page(client, outbox, cursor, threshold)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from relay.events.event import Defaults
     from relay.queue.keys import Keys
+    from relay.queue.shard import Shard
     from relay.settings import Settings
 
 
@@ -35,8 +36,17 @@ class Runtime:
     """The settings and connections of one thread that runs stages."""
 
     settings: Settings
-    keys: Keys
-    client: Redis
+    shard: Shard
     defaults: Defaults
     wakeups: Wakeups
     changes: ChangeSample = field(default_factory=ChangeSample)
+
+    @property
+    def client(self) -> Redis:
+        """The client of the shard."""
+        return self.shard.client
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of the shard."""
+        return self.shard.keys

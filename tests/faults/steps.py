@@ -40,7 +40,7 @@ def work(runtime: Runtime, _: str) -> None:
     wakeups = RecordedWakeups()
     runtime = replace(runtime, wakeups=wakeups)
     epoch.beat(runtime.client, runtime.keys, "steps", keep_seconds=1)
-    Poller(runtime.settings, runtime.client, wakeups).send_wakeups()
+    Poller(runtime.settings, runtime.shard, wakeups).send_wakeups()
     if wakeups.intake and (taken := run_intake(runtime)):
         wakeups.wake_delivery(taken.to_deliver)
     while wakeups.environments:

@@ -364,8 +364,7 @@ class World:
         )
         return DeliveryRuntime(
             settings=settings,
-            keys=KEYS,
-            client=process.client,
+            shard=Shard(client=process.client, keys=KEYS),
             defaults=defaults_of(settings),
             wakeups=RecordedWakeups(),
             transport=process.transport,

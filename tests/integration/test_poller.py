@@ -51,7 +51,7 @@ def wake_deliveries(broker: CeleryWakeups, number: int) -> None:
 
 def test_lost_wakeup_is_repeated_unless_a_run_has_the_lease(runtime: Runtime, client: Redis) -> None:
     sent = RecordedWakeups()
-    poller = Poller(runtime.settings, client, sent)
+    poller = Poller(runtime.settings, runtime.shard, sent)
     poller.send_wakeups()
     assert sent.intake == 0
     report(client, "a")
@@ -89,7 +89,7 @@ def test_after_a_poll_of_many_outboxes_only_the_inbox_is_polled(
         report(client, "a", name)
     run_intake(runtime)
     sent = RecordedWakeups()
-    poller = Poller(runtime.settings, client, sent)
+    poller = Poller(runtime.settings, runtime.shard, sent)
 
     def poll() -> tuple[int, list[str]]:
         sent.clear()

@@ -9,7 +9,6 @@ from relay import clock
 from relay.destinations.outcome import Delivered, Retry
 from relay.queue import health, leases
 from relay.queue.health import Health, HealthState
-from relay.queue.shard import Shard
 from workers.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, decide_state
 from workers.delivery.concurrency_limit import ConcurrencyLimit
 
@@ -54,7 +53,7 @@ class Gate:
         self.is_over = False
         self._runtime = runtime
         self._settings = runtime.settings
-        self._shard = Shard(client=runtime.client, keys=runtime.keys)
+        self._shard = runtime.shard
         self._destination = runtime.settings.destination
         self._token = leases.new_token()
         self._health = Health()

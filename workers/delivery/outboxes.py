@@ -12,7 +12,6 @@ from relay.queue import epoch, leases, outbox, scripts
 from relay.queue.health import Health
 from relay.queue.outbox import ClaimRequest, CommitRequest, OutboxLease, Outcomes
 from relay.queue.schedule import longest_pause_seconds
-from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.batch import Batch
 
@@ -108,7 +107,7 @@ class LeasedOutboxes:
         self.held = [one for one, _ in acquired]
         #: The ages of events count from here on, in Redis milliseconds: its clock was stepped then.
         self.steady_since = max(lease.steady_since for _, lease in acquired)
-        self._shard = Shard(client=runtime.client, keys=runtime.keys)
+        self._shard = runtime.shard
         self._settings = runtime.settings
         self._health = health
         self._report = report

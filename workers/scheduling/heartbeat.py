@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from relay.queue import epoch
 
 if TYPE_CHECKING:
-    from redis import Redis
-
-    from relay.queue.keys import Keys
+    from relay.queue.shard import Shard
     from relay.settings import Settings
 
 #: Age at which a heartbeat expires, in seconds; its worker then counts as gone.
@@ -26,9 +24,8 @@ _log = logging.getLogger(__name__)
 class Heartbeat:
     """Writes the heartbeat of one worker, and logs a lost data set."""
 
-    def __init__(self, settings: Settings, client: Redis, keys: Keys, worker: str) -> None:
-        self._client = client
-        self._keys = keys
+    def __init__(self, settings: Settings, shard: Shard, worker: str) -> None:
+        self._shard = shard
         self._worker = worker
         self._delivery = settings.delivery
         self._dataset = ""
@@ -41,8 +38,8 @@ class Heartbeat:
             return False
         self._next_at = now + INTERVAL_SECONDS
         found = epoch.beat(
-            self._client,
-            self._keys,
+            self._shard.client,
+            self._shard.keys,
             self._worker,
             keep_seconds=EXPIRES_SECONDS,
             known=self._dataset,

@@ -26,7 +26,6 @@ from relay.queue.keys import Keys
 from relay.queue.leases import Why
 from relay.queue.schedule import longest_pause_seconds, read_waiting
 from relay.queue.shard import Shard
-from relay.settings import DEFAULT_DESTINATION
 from workers.forgetting import every_seconds
 from workers.scheduling.broker_probe import BrokerProbe
 from workers.scheduling.heartbeat import Heartbeat
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery.worker import WorkController
-    from redis import Redis
 
     from relay.settings import Settings
     from workers.runtime import Wakeups
@@ -86,9 +84,8 @@ class RedisReadOnly(Exception):  # noqa: N818 - logged with its name
 class Poller:
     """Finds intake and outboxes that have work and no run, and sends wake-ups for them."""
 
-    def __init__(self, settings: Settings, client: Redis, wakeups: Wakeups) -> None:
-        self._client = client
-        self._keys = Keys(settings.queue.namespace)
+    def __init__(self, settings: Settings, shard: Shard, wakeups: Wakeups) -> None:
+        self._shard, self._keys, self._destination = shard, shard.keys, settings.destination
         self._wakeups = wakeups
         self._repeat_seconds = settings.worker.sweep
         self._longest_pause = longest_pause_seconds(settings.delivery.backoff_max, settings.worker.lease)
@@ -117,13 +114,13 @@ class Poller:
 
     def wait(self, seconds: float) -> None:
         """Wait until an entry is added to the inbox, or the time is over."""
-        inbox.wait(self._client, self._keys, self._last_seen_id, seconds)
+        inbox.wait(self._shard.client, self._keys, self._last_seen_id, seconds)
 
     def _poll(self, *, outboxes: int, skip: int, repeat: bool) -> tuple[int, float | None]:
         """Poll the inbox and one page of due outboxes; return how many are due, and when the next one will be."""
         waiting = read_waiting(
-            Shard(client=self._client, keys=self._keys),
-            DEFAULT_DESTINATION,
+            self._shard,
+            self._destination,
             count=outboxes,
             skip=skip,
             longest_pause_seconds=self._longest_pause,
@@ -135,7 +132,7 @@ class Poller:
             intake = [(self._keys.intake_lease, self._keys.intake_wakeup)] if waiting.inbox else []
             if self._to_wake(intake, Why.WORK, repeat=repeat):
                 self._wakeups.wake_intake()
-        keys = [self._keys.of_outbox(DEFAULT_DESTINATION, name) for name in waiting.due]
+        keys = [self._keys.of_outbox(self._destination, name) for name in waiting.due]
         positions = self._to_wake([(each.lease, each.wakeup) for each in keys], Why.DUE, repeat=repeat)
         if positions:
             self._wakeups.wake_delivery([waiting.due[position] for position in positions])
@@ -144,8 +141,8 @@ class Poller:
     def _to_wake(self, runs: Sequence[tuple[str, str]], why: Why, *, repeat: bool) -> list[int]:
         """Return the positions of the runs, given as (lease, wakeup), for which to send a wake-up."""
         if repeat and runs:
-            self._client.delete(*(wakeup for _, wakeup in runs))
-        return leases.to_wake(self._client, self._keys.counts, runs, self._repeat_seconds, why)
+            self._shard.client.delete(*(wakeup for _, wakeup in runs))
+        return leases.to_wake(self._shard.client, self._keys.counts, runs, self._repeat_seconds, why)
 
 
 class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -163,10 +160,9 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         self._app.amqp.queues.consume_from[self._probe.queue.name] = self._probe.queue
         self._broker = CeleryWakeups(self._app)
         self._fallback = InlineFallback(self._settings, self._broker)
-        self._client = connect(self._settings.redis)
-        self._keys = Keys(self._settings.queue.namespace)
-        self._heartbeat = Heartbeat(self._settings, self._client, self._keys, worker.hostname)
-        self._poller = Poller(self._settings, self._client, self._fallback)
+        self._shard = Shard(client=connect(self._settings.redis), keys=Keys(self._settings.queue.namespace))
+        self._heartbeat = Heartbeat(self._settings, self._shard, worker.hostname)
+        self._poller = Poller(self._settings, self._shard, self._fallback)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -226,5 +222,6 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
     def _start_forgetting(self) -> None:
         """Wake the walk that forgets old instances if it is time for one and no other worker did."""
         interval = every_seconds(self._settings.delivery.forget_after)
-        if forgetting.claim(self._client, self._keys, interval) and not self._broker.send(FORGET):
-            forgetting.unclaim(self._client, self._keys)
+        client, keys = self._shard.client, self._shard.keys
+        if forgetting.claim(client, keys, interval) and not self._broker.send(FORGET):
+            forgetting.unclaim(client, keys)

@@ -13,10 +13,10 @@ from redis.exceptions import RedisError
 from relay.connections.clients import connect
 from relay.queue import inbox, scripts
 from relay.queue.keys import Keys
+from relay.queue.shard import Shard
 
 if TYPE_CHECKING:
     from celery import Celery, Task
-    from redis import Redis
 
 #: Pause before a report that the queue did not accept is tried again, in seconds. Far below the broker's visibility
 #: time-out, after which it would deliver the message a second time.
@@ -49,8 +49,8 @@ def report(task: Task, /, *args: Any, **envelope: Any) -> str:
     queue = _queue_of(task.app)
     try:
         encoded = {name: value.encode(errors="surrogatepass") for name, value in entry.items()}  # intake checks UTF-8
-        append = inbox.append_call(queue.keys, [encoded], queue.max_backlog, queue.memory_watermark)
-        scripts.run(queue.client, append)
+        append = inbox.append_call(queue.shard.keys, [encoded], queue.max_backlog, queue.memory_watermark)
+        scripts.run(queue.shard.client, append)
     except RedisError as error:
         _retry(task, error)
     return entry["id"]
@@ -72,8 +72,7 @@ def _retry(task: Task, error: RedisError) -> NoReturn:
 class _Queue(NamedTuple):
     """The queue without a destination, so that a worker that lacks the destination's settings loses no report."""
 
-    client: Redis
-    keys: Keys
+    shard: Shard
     max_backlog: int
     memory_watermark: float
 
@@ -82,7 +81,7 @@ def _queue_of(app: Celery) -> _Queue:
     """Return this thread's queue, made by its first report."""
     if not hasattr(_of_thread, "queue"):
         redis, queue = app.relay_settings.redis, app.relay_settings.queue
-        keys = Keys(queue.namespace)
-        _of_thread.queue = _Queue(connect(redis), keys, queue.max_backlog, queue.memory_watermark)
+        shard = Shard(client=connect(redis), keys=Keys(queue.namespace))
+        _of_thread.queue = _Queue(shard, queue.max_backlog, queue.memory_watermark)
     made: _Queue = _of_thread.queue
     return made
