@@ -1,4 +1,4 @@
-"""Dead letters as commit_delivery.lua and accept.lua write them, for tests that need many or particular ones."""
+"""Dead letters as the commit scripts write them, for tests that need many or particular ones."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from rig import wait_for
 
-from relay.queue import health, leases, outbox, scripts
+from relay.queue import health, intake, leases, outbox, scripts
 from relay.queue.health import Health
+from relay.queue.intake import Durations, InboxLease
 from relay.queue.keys import Keys, OutboxKeys
 from relay.queue.outbox import (
     BEGINNING,
@@ -92,8 +93,23 @@ def counted(client: Redis, key: str = KEYS.counts) -> dict[str, int]:
 # The inbox
 
 
-def lease_inbox(client: Redis, token: str = TOKEN) -> None:
+DURATIONS = Durations(
+    lease=LEASE_MS / 1000, wakeup=BELL_MS / 1000, waiting_receipt=RECEIPT_SECONDS, receipt=RECEIPT_SECONDS
+)
+
+
+def inbox_lease(client: Redis, token: str = TOKEN) -> InboxLease:
+    """Return what a run of intake with this token believes to hold."""
+    return InboxLease(shard=Shard(client=client, keys=KEYS), token=token, durations=DURATIONS, unfinished=0)
+
+
+def lease_inbox(client: Redis, token: str = TOKEN) -> InboxLease:
     client.set(KEYS.intake_lease, token, px=LEASE_MS)
+    return inbox_lease(client, token)
+
+
+def release_inbox(client: Redis, token: str = TOKEN) -> int:
+    return intake.release(inbox_lease(client, token))
 
 
 def put(client: Redis, *fields: dict[Any, Any]) -> list[str]:

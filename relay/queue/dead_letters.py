@@ -1,8 +1,8 @@
 """Dead letters: what could not be taken in or delivered, with its reason, until it is redriven or dropped.
 
 An entry of the stream `dead` begins with the fields that the event had where it died: those of an outbox, or for one
-that intake could not read, the producer's own, whatever they are. What commit_delivery.lua and accept.lua append to
-them begins with `reason`, and it wins over fields of the same names before it.
+that intake could not read, the producer's own, whatever they are. What commit_delivery.lua and intake.py
+append to them begins with `reason`, and it wins over fields of the same names before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_PAGE, MOST_PAGE, PAGE_BYTES, PAGE_GROWTH = 50, 500, 4_194_304, 4
 #: Bytes that are kept of a value of a letter that is larger than a page, and fields and values at each end of it.
 KEPT_BYTES, KEPT_PARTS = 65_536, 64
 
-#: Fields of an unreadable entry that a redrive gives back: as many as accept.lua keeps.
+#: Fields of an unreadable entry that a redrive gives back: as many as its dead letter keeps.
 MAX_FIELDS = 32
 
 _PAGE = scripts.load("dead_page")

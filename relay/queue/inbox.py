@@ -15,29 +15,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from relay.errors import InvalidEvent
+from relay.events.event import MAX_ID_BYTES, DeploymentEvent
 from relay.queue import bounded, scripts
+from relay.queue.entries import EVENT, ID, INTERNAL, RECEIPT, REDRIVEN, RESYNC, SOURCE, TIME, UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from redis import Redis
 
-    from relay.events.event import DeploymentEvent
     from relay.queue.keys import Keys
     from relay.queue.scripts import Argument, Call
 
 #: How long a call that added events is remembered: longer than a client's retries of it take.
 MARK_MILLISECONDS = 60_000
 
-#: The field that says what is wrong with an entry that stands for a message which could not be read.
-UNREADABLE = "unreadable"
-
 #: What to do when memory is what is short.
 _MORE_MEMORY = "raise its maxmemory if this does not pass as events are delivered"
 
 _APPEND = scripts.load("append")
-_RELEASE = scripts.load("release_inbox")
-_BURY = scripts.load("bury")
 
 #: Bytes of an entry, and fields, with which it is still read whole: an event of a mebibyte, although far too large,
 #: is kept with all its bytes. A larger entry is cut.
@@ -102,27 +99,100 @@ class Oversize(NamedTuple):
 
 
 class InboxEntry(NamedTuple):
-    """An entry as it lies in the stream, unread."""
+    """An inbox entry as it lies in the stream. `oversize` is set if it was not read whole."""
 
     entry_id: str
     fields: dict[bytes, bytes]
-    #: Set if the entry is too large to be read whole; `fields` are what is kept of it.
     oversize: Oversize | None = None
 
     @property
     def size(self) -> int:
-        """The size of its fields' names and values."""
+        """The size of its fields' names and values in bytes."""
         return sum(map(len, self.fields)) + sum(map(len, self.fields.values()))
 
     @property
-    def arrived(self) -> int:
-        """When Redis took it, in milliseconds since the epoch."""
-        return int(self.entry_id.partition("-")[0])
+    def place(self) -> tuple[int, int]:
+        """When Redis added it, in milliseconds since the epoch, and its place in that millisecond."""
+        milliseconds, _, sequence = self.entry_id.partition("-")
+        return int(milliseconds), int(sequence)
 
     @property
-    def sequence(self) -> int:
-        """Its place among the entries of that millisecond."""
-        return int(self.entry_id.partition("-")[2])
+    def body(self) -> bytes | None:
+        """The event's JSON."""
+        return self.fields.get(EVENT)
+
+    @property
+    def given_id(self) -> str:
+        """The producer's id as text, "" for none; it may be one that no event can have."""
+        return self.fields.get(ID, b"").decode(errors="replace")
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why the message that the entry stands for could not be parsed; None for an ordinary entry."""
+        why = self.fields.get(UNREADABLE)
+        return None if why is None else why.decode(errors="replace")
+
+    @property
+    def receipt_id(self) -> str:
+        """The id that a receipt is asked for by, "" for none."""
+        if RECEIPT not in self.fields or len(self.fields.get(ID, b"")) > MAX_ID_BYTES:
+            return ""
+        return self.given_id.strip()
+
+    @property
+    def is_resync(self) -> bool:
+        """Whether it only repeats what is known."""
+        return RESYNC in self.fields
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether it has a field that only a redrive or a resync may write."""
+        return REDRIVEN in self.fields or RESYNC in self.fields
+
+    def event(self) -> DeploymentEvent:
+        """Parse the event with its envelope; raise `InvalidEvent`."""
+        fields = self.fields
+        return DeploymentEvent.parse(
+            fields[EVENT],
+            id=_text(fields, ID),
+            source=_text(fields, SOURCE),
+            time=_text(fields, TIME),
+        )
+
+    def redriven(self) -> Redriven | None:
+        """Parse the field `redriven`; None if there is none. Raise `InvalidEvent`."""
+        value = _text(self.fields, REDRIVEN)
+        if value is None:
+            return None
+        try:
+            return Redriven.decode(value)
+        except ValueError as error:
+            raise InvalidEvent(REDRIVEN.decode(), str(error)) from None
+
+    def without_internal_fields(self) -> InboxEntry:
+        """Return the entry as a report like any other."""
+        return self._replace(fields={name: self.fields[name] for name in self.fields if name not in INTERNAL})
+
+    def kept_fields(self, most: int) -> list[tuple[bytes, bytes]]:
+        """Return the fields that its dead letter keeps: the first ones, and `redriven` beside them.
+
+        One that was not read whole keeps no internal field: what is cut is not redriven to any use.
+        """
+        if self.oversize is None:
+            found = list(self.fields.items())
+            return found[: most + (found[:1] != [] and found[0][0] == REDRIVEN)]
+        kept = self.oversize.kept
+        return [field for field in zip(kept[::2], kept[1::2], strict=True) if field[0] not in INTERNAL]
+
+
+def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent(name.decode(), "is not UTF-8") from None
 
 
 def append_call(
@@ -254,19 +324,6 @@ def _shortened(entry: InboxEntry) -> InboxEntry:
     return InboxEntry(entry.entry_id, fields, Oversize(tuple(flat), entry.size, is_exact=True))
 
 
-def bury(
-    client: Redis, keys: Keys, entry: InboxEntry, *,
-    token: str, lease_seconds: float, reason: str, detail: str, receipt: str, receipt_seconds: float,
-) -> int:  # fmt: skip
-    """Make a dead letter of an oversize entry, with what is kept of it; return 1, 0 if it was gone, -1 for lost."""
-    assert entry.oversize is not None  # noqa: S101 - the caller has asked
-    bury_keys = [keys.intake_lease, keys.inbox, keys.dead, keys.counts, keys.internal, keys.dataset]
-    bury_keys += [keys.receipt(receipt)] if receipt else []
-    args: list[Argument] = [token, round(lease_seconds * 1000), entry.entry_id, reason, detail, entry.oversize.size]
-    args += [round(receipt_seconds * 1000), *_given(entry.oversize.kept)]
-    return int(scripts.run(client, scripts.Call(_BURY, bury_keys, args)))
-
-
 def authentic(client: Redis, keys: Keys, entry_ids: Sequence[str]) -> set[str]:
     """Return those of these entries whose internal fields a redrive or a resync wrote, and no producer.
 
@@ -288,22 +345,6 @@ def authentic(client: Redis, keys: Keys, entry_ids: Sequence[str]) -> set[str]:
 def _order(entry_id: str) -> tuple[int, int]:
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence)
-
-
-def _given(flat: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield fields and values without the internal ones: what is cut is not redriven to any use."""
-    for name, value in zip(flat[::2], flat[1::2], strict=True):
-        if name not in {b"redriven", b"resync"}:
-            yield from (name, value)
-
-
-def release(client: Redis, keys: Keys, token: str, wakeup_seconds: float) -> int:
-    """Let go of the inbox; return how many entries wait, -1 if the lease was lost before.
-
-    If any wait, a wakeup counts as under way: the caller must ring it.
-    """
-    release_keys = (keys.intake_lease, keys.intake_run, keys.inbox, keys.intake_wakeup, keys.counts)
-    return int(scripts.run(client, scripts.Call(_RELEASE, release_keys, (token, round(wakeup_seconds * 1000)))))
 
 
 def wait(client: Redis, keys: Keys, after: str, seconds: float) -> str | None:

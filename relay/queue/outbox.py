@@ -403,7 +403,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxEntry:
     sequence = fields.get(b"sequence")
     if b"redriven" in fields or b"resync" in fields:
         arrival = _first_arrival(fields)
-    elif sequence is None:
+    elif sequence in {None, b"0"}:
         arrival = enqueued_at.decode()
     else:
         arrival = f"{enqueued_at.decode()}-{sequence.decode()}"

@@ -1,8 +1,8 @@
 """What became of an event, for whoever asked to be told.
 
 A receipt is kept for an event whose inbox entry has an `id` and a field `receipt`: while the event waits, and for
-`queue.receipt_for` once its fate is known. append.lua begins it, accept.lua and commit_delivery.lua write down what
-became of the event in the step that makes it so. Lines: status, when that was in Redis milliseconds, and a reason and
+`queue.receipt_for` once its fate is known. append.lua begins it; commit_intake.lua and commit_delivery.lua
+set it in the step that makes it so. Lines: status, when that was in Redis milliseconds, and a reason and
 a detail:
 
     dead          why

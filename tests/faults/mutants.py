@@ -313,8 +313,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "workers/intake/deduplication.py",
-                "    if digest == state.digest:\n",
-                "    if digest == state.digest or arrived - state.at < 10_000:\n",
+                "    elif digest == state.digest:\n",
+                "    elif digest == state.digest or enqueued_at - state.at < 10_000:\n",
             ),
         ),
         tests=("tests/acceptance/test_delivery.py::test_a_rollback_is_delivered_and_a_repeat_is_not",),
@@ -325,7 +325,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "workers/intake/deduplication.py",
-                "overtaken = redriven is not None and max(state.arrival, (state.confirmed, 0)) > redriven.arrival",
+                "overtaken = max(state.arrival, (state.confirmed, 0)) > redriven.arrival",
                 "overtaken = False",
             ),
         ),
@@ -348,8 +348,8 @@ MUTANTS = (
         "a producer's own field `redriven` is believed",
         edits=(
             Edit(
-                "workers/intake/run.py",
-                "    forged = set(internal) - inbox.authentic(runtime.client, runtime.keys, internal)\n",
+                "workers/intake/read.py",
+                "    forged = set(internal) - inbox.authentic(shard.client, shard.keys, internal)\n",
                 "    forged: set[str] = set()\n",
             ),
         ),
@@ -433,8 +433,8 @@ MUTANTS = (
     Mutant(
         "accepted-twice",
         "an acceptance whose reply was lost counts again",
-        edits=(Edit("relay/queue/scripts/accept.lua", "if deleted == 0 then", "if false then"),),
-        tests=("tests/integration/test_scripts_intake.py::test_accept_applied_twice_does_nothing_more",),
+        edits=(Edit("relay/queue/scripts/commit_intake.lua", "if deleted == 0 then", "if false then"),),
+        tests=("tests/integration/test_scripts_intake.py::test_a_commit_that_is_applied_twice_does_nothing_more",),
     ),
     Mutant(
         "breaker-stays-open",

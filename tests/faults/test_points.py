@@ -48,7 +48,7 @@ PASSES = {
     "waiting": ("work", 1),
     "wake": ("work", 1),
     "acquire": ("work", 2),
-    "accept": ("work", 1),
+    "commit_intake": ("work", 1),
     "contested": ("work", 1),
     "release_inbox": ("work", 1),
     "claim": ("work", 1),
@@ -68,7 +68,7 @@ PASSES = {
     "counters": ("status", 1),
     "environments": ("status", 1),
     "snapshot": ("scrape", 1),
-    "bury": ("work", 1),  # last, because its letters are dropped by none of the others
+    "dead_letter_inbox": ("work", 1),  # last, because its letters are dropped by none of the others
 }
 
 #: Point → the step that passes it.
@@ -203,7 +203,7 @@ def die_and_recover(ground: Ground, step: Step, point: str, name: str) -> int:
         unsure = len(events)
     else:
         ground.report_events(events)
-    if "bury" in point:
+    if "dead_letter_inbox" in point:
         ground.xadd({"id": f"event {point} oversize", "event": b"x" * OVERSIZE_BYTES}, malformed=True)
     if name in {"redrive", "drop"}:
         assert step("work_on") == 0

@@ -397,7 +397,7 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
     ground.rest()
     for name in (
         "acquire",
-        "accept",
+        "commit_intake",
         "release_inbox",
         "claim",
         "commit_delivery",

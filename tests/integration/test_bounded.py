@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from outboxes import inbox_lease, lease_inbox
 from redis import Redis
 from runs import KEYS, PRODUCTION, TOKEN, counters_of, dead_letters, delivered_images, report_many, run_once, running
 
-from relay.queue import bounded, inbox, lookup, metrics_snapshot, outbox, receipts
+from relay.errors import LeaseLost
+from relay.queue import bounded, inbox, intake, lookup, metrics_snapshot, outbox, receipts
 from relay.queue import dead_letters as dead
 from relay.queue.receipts import Status
 from relay.queue.shard import Shard
@@ -114,26 +116,16 @@ def test_oversize_entry_that_asked_for_a_receipt_has_one(runtime: Runtime, clien
     assert (found.status, found.reason) == (Status.DEAD, "invalid")
 
 
-def test_oversize_entry_is_not_buried_without_the_lease_and_not_twice(client: Redis) -> None:
+def test_oversize_entry_is_dead_lettered_under_the_lease_and_once(client: Redis) -> None:
     add(client, OVERSIZE["just too large"])
-    (entry,) = inbox.head(client, KEYS, 10)
+    rejected = [(inbox.head(client, KEYS, 10)[0], "invalid", "d")]
 
-    def bury() -> int:
-        return inbox.bury(
-            client,
-            KEYS,
-            entry,
-            token="t",
-            lease_seconds=9,
-            reason="invalid",
-            detail="d",
-            receipt="",
-            receipt_seconds=9,
-        )
-
-    assert (bury(), client.xlen(KEYS.inbox), client.xlen(KEYS.dead)) == (-1, 1, 0)
-    client.set(KEYS.intake_lease, "t")
-    assert (bury(), bury(), client.xlen(KEYS.inbox), client.xlen(KEYS.dead)) == (1, 0, 0, 1)
+    with pytest.raises(LeaseLost):
+        intake.dead_letter(inbox_lease(client), rejected)
+    assert (client.xlen(KEYS.inbox), client.xlen(KEYS.dead)) == (1, 0)
+    lease = lease_inbox(client)
+    assert (intake.dead_letter(lease, rejected), intake.dead_letter(lease, rejected)) == (1, 0)
+    assert (client.xlen(KEYS.inbox), client.xlen(KEYS.dead)) == (0, 1)
 
 
 def test_event_that_is_larger_than_the_setting_and_not_oversize_is_kept_whole(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from letters import ARRIVED, KEYS, REPOSITORY, body, bury, digest, invalid, refused
+from outboxes import lease_inbox, put
 from recorded_wakeups import RecordedWakeups
 
 from relay.errors import LeaseLost
-from relay.queue import dead_letters, pausing, scripts
+from relay.queue import dead_letters, inbox, intake, pausing
 from relay.queue import redrive as redriving
 from relay.queue.counters import read_counters, read_environments
 from relay.queue.dead_letters import EVERYTHING, Filters, Reason
@@ -414,14 +415,12 @@ def test_mended_configuration_lets_a_redriven_entry_in(
 
 
 def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
-    client.set(KEYS.intake_lease, "token")
-    ids = [client.xadd(KEYS.inbox, {"event": "{"}).decode() for _ in range(3)]
-    args: list[Any] = ["token", 15_000, 5_000, 0, 0, 0, 3]
-    for entry_id, reason in zip(ids, (Reason.INVALID, Reason.WORKER_CRASH, Reason.WORKER_CRASH), strict=True):
-        args += [entry_id, reason, "why"]
-    keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, KEYS.schedule(DEFAULT_DESTINATION), KEYS.receipts]
-    keys += [KEYS.environments(DEFAULT_DESTINATION), KEYS.internal, KEYS.dataset]
-    scripts.run(client, scripts.Call(scripts.load("accept"), keys, args))
+    lease = lease_inbox(client)
+    put(client, *[{"event": "{"}] * 3)
+    reasons = (Reason.INVALID, Reason.WORKER_CRASH, Reason.WORKER_CRASH)
+    intake.dead_letter(
+        lease, [(entry, reason, "why") for entry, reason in zip(inbox.head(client, KEYS, 3), reasons, strict=True)]
+    )
 
     counters = read_counters(client, KEYS)
     assert counters.dead_by_reason == {"invalid": 1, "worker_crash": 2}

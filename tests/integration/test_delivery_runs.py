@@ -62,20 +62,20 @@ def test_intake_that_judged_by_a_state_given_back_meanwhile_judges_again(
     report(client, "a")
     run_intake(runtime)
     report(client, "a")
-    judge = intake.judge_in_order
+    decide = intake.decide_in_order
     rounds = []
 
-    def judge_and_let_delivery_in(*args: object, **options: object) -> object:
-        rounds.append(judged := judge(*args, **options))
+    def decide_and_let_delivery_in(*args: object, **options: object) -> object:
+        rounds.append(decided := decide(*args, **options))
         if len(rounds) == 1:
             run_delivery(runtime, ["production"])
-        return judged
+        return decided
 
-    monkeypatch.setattr(intake, "judge_in_order", judge_and_let_delivery_in)
+    monkeypatch.setattr(intake, "decide_in_order", decide_and_let_delivery_in)
     run_intake(runtime)
     run_delivery(runtime, ["production"])
 
-    decisions = [[decision for item in judged for decision, _ in item.entries] for judged in rounds]
+    decisions = [[entry.decision for item in decided.instances for entry in item.entries] for decided in rounds]
     assert decisions == [["duplicate"], ["new"]], "the race did not happen"
     counters = read_counters(client, runtime.keys)
     assert (counters.dead, counters.duplicate, counters.delivered, counters.unaccounted) == (1, 0, 1, 0)
@@ -101,7 +101,7 @@ def test_intake_whose_lease_ran_out_commits_nothing(
     runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report(client, "a")
-    judge = intake.judge_in_order
+    decide = intake.decide_in_order
 
     def pause_past_the_lease(*args: object, **options: object) -> object:
         client.delete(runtime.keys.intake_lease)
@@ -110,9 +110,9 @@ def test_intake_whose_lease_ran_out_commits_nothing(
             keys.intake_wakeup, keys.intake_lease, keys.intake_run, "successor", 5, counts=keys.counts
         )
         scripts.run(client, successor)
-        return judge(*args, **options)
+        return decide(*args, **options)
 
-    monkeypatch.setattr(intake, "judge_in_order", pause_past_the_lease)
+    monkeypatch.setattr(intake, "decide_in_order", pause_past_the_lease)
     done = run_intake(runtime)
     assert done is not None
     assert done.lease_lost

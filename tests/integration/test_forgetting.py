@@ -130,7 +130,7 @@ def test_environments_are_walked_in_pages_and_no_key_space_is_scanned(client: Re
 
 
 def count(client: Redis, seen: int = OLD) -> None:
-    """Count a delivery in the environment, as accept.lua, commit_delivery.lua and release_outbox.lua do."""
+    """Count a delivery in the environment, as commit_intake.lua, commit_delivery.lua and release_outbox.lua do."""
     client.zincrby(INDEX, 1, "production")
     client.hset(OUTBOX.counts, mapping={"delivered": 1, "outbox": 0, "seen": seen})
 

@@ -26,7 +26,7 @@ from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
-from workers.intake import run as intake
+from workers.intake import read as intake
 from workers.intake.run import run_intake
 
 if TYPE_CHECKING:

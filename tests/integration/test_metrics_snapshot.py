@@ -40,7 +40,7 @@ def deliver(client: Redis, environment: str, number: int = 1) -> None:
 
 
 def wait_in(client: Redis, environment: str, number: int) -> list[str]:
-    """Let so many events wait in an environment's outbox, as accept.lua does; return their ids."""
+    """Let so many events wait in an environment's outbox, as commit_intake.lua does; return their ids."""
     ids = fill(client, *["x"] * number, keys=KEYS.of_outbox(DEFAULT_DESTINATION, environment))
     client.zadd(SCHEDULE, {environment: 1})
     client.zadd(INDEX, {environment: 0}, nx=True)

@@ -93,7 +93,7 @@ ANSWERS = {
 
 #: Where a fault may occur in each kind of run: just before these scripts, or while it waits for the API.
 POINTS = {
-    "intake": ("accept", "release_inbox"),
+    "intake": ("commit_intake", "release_inbox"),
     "delivery": ("commit_delivery", "claim", "wait", "release_outbox"),
     "redrive": ("redrive",),
 }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from outboxes import (
-    BELL_MS,
     KEYS,
     LONG_SECONDS,
     LONGEST_PAUSE_SECONDS,
@@ -28,6 +27,7 @@ from outboxes import (
     fill,
     put,
     release,
+    release_inbox,
     supersede,
     throttle,
     totals,
@@ -213,7 +213,7 @@ def test_inbox_is_let_go_of_when_memory_is_full(client: Redis) -> None:
             KEYS.intake_wakeup, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
         )
         assert leases.acquired(scripts.run(client, call)) == Lease("", 0)
-        assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
+        assert release_inbox(client) == 1
 
     assert client.exists(KEYS.intake_wakeup) == 1
 

@@ -1,8 +1,8 @@
-"""The inbox's scripts: what producers append, what intake accepts, and what is left when it lets go."""
+"""The scripts of the inbox: producers append, a run of intake commits and releases."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 from outboxes import (
@@ -17,14 +17,19 @@ from outboxes import (
     Y,
     counted,
     everything,
+    inbox_lease,
     lease_inbox,
     now_ms,
     put,
+    release_inbox,
     totals,
 )
 from redis.exceptions import ResponseError
 
-from relay.queue import inbox, scripts
+from relay.errors import LeaseLost
+from relay.queue import inbox, intake, scripts
+from relay.queue.entries import AcceptedEntry, optional_fields
+from relay.queue.intake import Committed, DecidedEntry, DecidedInstance
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
@@ -33,67 +38,41 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-# accept.lua
+# commit_intake.lua and dead_letter_inbox.lua
 
 
-class Item(NamedTuple):
-    """An inbox entry and its decision."""
-
-    inbox_id: str
-    decision: str = "new"
-    body: str = "{}"
-    event_id: str = "e"
-    time: str = ""
-    digest: str = "sha256:a"
-    repeats: str = ""
-
-
-class Change(NamedTuple):
-    """An instance with the state that its entries were judged on, and the one after them."""
-
-    instance: str
-    expected: str
-    state: str
-    items: Sequence[Item]
+def decided(
+    inbox_id: str, decision: str = "new", *, body: str = "{}", event_id: str = "e", time: str = "", instance: str = X
+) -> DecidedEntry:
+    """Return an inbox entry with its decision."""
+    if decision in {"duplicate", "stale"}:
+        return DecidedEntry(inbox_id, decision)
+    at, _, sequence = inbox_id.partition("-")
+    entry = AcceptedEntry(body.encode(), event_id, "ci", time, "sha256:a", instance, int(at), int(sequence))
+    return DecidedEntry(inbox_id, decision, entry)
 
 
-def accept(
-    client: Redis,
-    changes: dict[str, Sequence[Change]] | None = None,
-    *,
-    unreadable: Sequence[tuple[str, str]] = (),
-    token: str = TOKEN,
-) -> list[Any]:
-    script_keys = [KEYS.intake_lease, KEYS.inbox, KEYS.dead, KEYS.counts, SCHEDULE, KEYS.receipts]
-    script_keys += [KEYS.environments(DEFAULT_DESTINATION), KEYS.internal, KEYS.dataset]
-    args: list[Any] = [token, LEASE_MS, BELL_MS, 0, 0, 0, len(unreadable)]
-    for inbox_id, detail in unreadable:
-        args += [inbox_id, "invalid", detail]
-    for environment, instances in (changes or {}).items():
-        keys = KEYS.of_outbox(DEFAULT_DESTINATION, environment)
-        script_keys += [keys.accepted, keys.outbox, keys.counts, keys.lease, keys.wakeup]
-        args += [environment, len(instances)]
-        args += [change.instance for change in instances]
-        args += [change.expected for change in instances]
-        for change in instances:
-            args += [change.state, len(change.items)]
-            for item in change.items:
-                args += [item.inbox_id, item.decision]
-                if item.decision in {"new", "changed", "reasserted"}:
-                    args += [item.body, item.event_id, "ci", item.time, "", item.digest, "", item.repeats]
-    reply = scripts.run(client, scripts.Call(scripts.load("accept"), script_keys, args))
-    return [part.decode() if isinstance(part, bytes) else part for part in reply]
+def change(instance: str, expected: str, state: str, *entries: DecidedEntry) -> DecidedInstance:
+    """Return an instance with the state that its decisions are based on, and the one after them."""
+    return DecidedInstance(instance=instance, expected=expected, state=state, entries=entries)
+
+
+def commit(client: Redis, changes: dict[str, list[DecidedInstance]], *, token: str = TOKEN) -> Committed:
+    return intake.commit(inbox_lease(client, token), DEFAULT_DESTINATION, changes)
+
+
+def dead_letter(client: Redis, detail: str, *, token: str = TOKEN) -> int:
+    """Dead-letter the first entry of the inbox."""
+    entry = inbox.head(client, KEYS, 1)[0]
+    return intake.dead_letter(inbox_lease(client, token), [(entry, "invalid", detail)])
 
 
 def test_accepted_event_moves_to_its_outbox_in_one_step(client: Redis) -> None:
     lease_inbox(client)
     (one,) = put(client, {})
 
-    reply = accept(
-        client, {"production": [Change(X, "", "state", [Item(one, body="body", event_id="e1", time="5")])]}
-    )
-
-    assert reply == [1, 0, 1, "production"]
+    entry = decided(one, body="body", event_id="e1", time="5")
+    assert commit(client, {"production": [change(X, "", "state", entry)]}) == Committed(1, ["production"])
     assert client.xlen(KEYS.inbox) == 0
     ((_, fields),) = client.xrange(PRODUCTION.outbox)
     assert fields == {
@@ -104,6 +83,7 @@ def test_accepted_event_moves_to_its_outbox_in_one_step(client: Redis) -> None:
         b"digest": b"sha256:a",
         b"instance": b"x",
         b"arrived": one.partition("-")[0].encode(),
+        b"sequence": one.partition("-")[2].encode(),
     }
     assert client.hgetall(PRODUCTION.accepted) == {b"x": b"state"}
     assert totals(client) == {"taken": 1, "new": 1, "outbox": 1}
@@ -111,95 +91,120 @@ def test_accepted_event_moves_to_its_outbox_in_one_step(client: Redis) -> None:
     assert client.zscore(SCHEDULE, "production") <= now_ms(client)
 
 
-def test_accept_without_the_lease_does_nothing(client: Redis) -> None:
+def test_rare_fields_of_an_entry_are_added_if_they_are_set(client: Redis) -> None:
+    lease_inbox(client)
     (one,) = put(client, {})
-    change = {"production": [Change(X, "", "state", [Item(one)])]}
+    entry = decided(one)
+    assert entry.accepted is not None
+    rare = optional_fields(newest=7, receipt=True, redriven="1 5-0 force", resync="5-1")
+    entry = entry._replace(accepted=entry.accepted._replace(optional=rare))
+
+    commit(client, {"production": [change(X, "", "state", entry)]})
+    ((_, fields),) = client.xrange(PRODUCTION.outbox)
+    assert list(fields.items())[8:] == [
+        (b"receipt", b"1"), (b"newest", b"7"), (b"redriven", b"1 5-0 force"), (b"resync", b"5-1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("holder", ["", "successor"])
+def test_nothing_is_committed_without_the_lease(client: Redis, holder: str) -> None:
+    (one,) = put(client, {})
+    if holder:
+        lease_inbox(client, holder)
     before = everything(client)
-    assert accept(client, change) == [0]
+
+    with pytest.raises(LeaseLost):
+        commit(client, {"production": [change(X, "", "state", decided(one))]})
+    with pytest.raises(LeaseLost):
+        dead_letter(client, "no JSON")
     assert everything(client) == before
 
-    lease_inbox(client, "successor")
-    before = everything(client)
-    assert accept(client, change, unreadable=[(one, "")]) == [0]
-    assert everything(client) == before
+
+def test_an_expired_lease_is_held_on_to_while_no_other_run_acquired_it(client: Redis) -> None:
+    (one,) = put(client, {})
+    client.hset(KEYS.intake_run, "token", TOKEN)
+
+    assert commit(client, {"production": [change(X, "", "state", decided(one))]}).entries == 1
+    assert client.get(KEYS.intake_lease) == TOKEN.encode()
 
 
-def test_accept_renews_the_lease(client: Redis) -> None:
-    client.set(KEYS.intake_lease, "token", px=LEASE_MS // 3)
-    accept(client)
+def test_a_commit_renews_the_lease(client: Redis) -> None:
+    client.set(KEYS.intake_lease, TOKEN, px=LEASE_MS // 3)
+    (one,) = put(client, {})
+    commit(client, {"production": [change(X, "", "state", decided(one))]})
 
     assert client.pttl(KEYS.intake_lease) > LEASE_MS // 2
 
 
-def test_accept_applied_twice_does_nothing_more(client: Redis) -> None:
+def test_a_commit_that_is_applied_twice_does_nothing_more(client: Redis) -> None:
     lease_inbox(client)
     client.hset(PRODUCTION.accepted, Y, "as it was")
-    one, two, bad = put(client, {}, {}, {"event": "{"})
+    bad, one, two = put(client, {"event": "{"}, {}, {})
+    (entry,) = inbox.head(client, KEYS, 1)
     changes = {
         "production": [
-            Change(X, "", "state", [Item(one)]),
-            Change(Y, "as it was", "as it was", [Item(two, "duplicate")]),
+            change(X, "", "state", decided(one)),
+            change(Y, "as it was", "as it was", decided(two, "duplicate")),
         ]
     }
-    assert accept(client, changes, unreadable=[(bad, "no JSON")])[:3] == [1, 0, 3]
+    rejected = [(entry, "invalid", "no JSON")]
+    assert (commit(client, changes).entries, intake.dead_letter(inbox_lease(client), rejected)) == (2, 1)
     before = everything(client)
 
-    assert accept(client, changes, unreadable=[(bad, "no JSON")]) == [1, 1, 0]
+    assert (commit(client, changes).entries, intake.dead_letter(inbox_lease(client), rejected)) == (0, 0)
     assert everything(client) == before
+    assert bad == entry.entry_id
 
 
-def test_instance_whose_state_changed_meanwhile_is_passed_over_whole(client: Redis) -> None:
+@pytest.mark.parametrize("current", ["given back", ""])
+def test_an_instance_whose_state_changed_meanwhile_stays_in_the_inbox_whole(client: Redis, current: str) -> None:
     lease_inbox(client)
-    client.hset(PRODUCTION.accepted, X, "given back")
+    if current:
+        client.hset(PRODUCTION.accepted, X, current)
     one, two, three = put(client, {}, {}, {})
     changes = {
         "production": [
-            Change(X, "judged", "state", [Item(one, "changed"), Item(two, "duplicate")]),
-            Change(Y, "", "other state", [Item(three)]),
+            change(X, "as decided on", "state", decided(one, "changed"), decided(two, "duplicate")),
+            change(Y, "", "other state", decided(three, instance=Y)),
         ]
     }
 
-    assert accept(client, changes) == [1, 2, 1, "production"]
+    assert commit(client, changes) == Committed(1, ["production"])
     assert [entry.entry_id for entry in inbox.head(client, KEYS, 10)] == [one, two]
-    assert client.hgetall(PRODUCTION.accepted) == {b"x": b"given back", b"y": b"other state"}
+    states = {b"x": current.encode()} if current else {}
+    assert client.hgetall(PRODUCTION.accepted) == states | {b"y": b"other state"}
     assert client.xlen(PRODUCTION.outbox) == 1
     assert totals(client) == {"taken": 1, "new": 1, "outbox": 1}
 
 
-def test_state_that_is_gone_meanwhile_passes_the_instance_over(client: Redis) -> None:
-    lease_inbox(client)
-    (one,) = put(client, {})
-
-    assert accept(client, {"production": [Change(X, "judged", "state", [Item(one, "changed")])]}) == [1, 1, 0]
-    assert client.xlen(KEYS.inbox) == 1
-
-
-def test_environment_is_rung_for_once(client: Redis) -> None:
+def test_one_wakeup_is_asked_for_while_it_is_under_way_or_the_outbox_is_held(client: Redis) -> None:
     lease_inbox(client)
     one, two, three, four = put(client, {}, {}, {}, {})
 
-    def accepted(inbox_id: str, expected: str) -> list[Any]:
-        return accept(client, {"production": [Change(X, expected, inbox_id, [Item(inbox_id, "changed")])]})[3:]
+    def committed(inbox_id: str, expected: str) -> list[str]:
+        return commit(
+            client, {"production": [change(X, expected, inbox_id, decided(inbox_id, "changed"))]}
+        ).to_deliver
 
-    assert accepted(one, "") == ["production"]
+    assert committed(one, "") == ["production"]
     assert 0 < client.pttl(PRODUCTION.wakeup) <= BELL_MS
-    assert accepted(two, one) == []
+    assert committed(two, one) == []
 
-    client.set(PRODUCTION.lease, "drain")
+    client.set(PRODUCTION.lease, "delivery")
     client.delete(PRODUCTION.wakeup)
-    assert accepted(three, two) == []
+    assert committed(three, two) == []
 
     client.delete(PRODUCTION.lease)
-    assert accepted(four, three) == ["production"]
+    assert committed(four, three) == ["production"]
 
 
-def test_what_is_no_news_rings_for_nobody_and_is_only_counted(client: Redis) -> None:
+def test_what_is_not_delivered_is_only_counted(client: Redis) -> None:
     lease_inbox(client)
     client.hset(PRODUCTION.accepted, X, "state")
     one, two, three = put(client, {}, {}, {})
-    items = [Item(one, "duplicate"), Item(two, "stale"), Item(three, "duplicate")]
+    entries = [decided(one, "duplicate"), decided(two, "stale"), decided(three, "duplicate")]
 
-    assert accept(client, {"production": [Change(X, "state", "seen again", items)]}) == [1, 0, 3]
+    assert commit(client, {"production": [change(X, "state", "seen again", *entries)]}) == Committed(3, [])
     assert client.hget(PRODUCTION.accepted, X) == b"seen again"
     assert totals(client) == {"taken": 3, "duplicate": 2, "stale": 1}
     assert totals(client, PRODUCTION.counts) == {"duplicate": 2, "stale": 1}
@@ -210,10 +215,7 @@ def test_environment_is_never_scheduled_later_than_it_was(client: Redis) -> None
     lease_inbox(client)
     client.zadd(SCHEDULE, {"production": 5, "staging": now_ms(client) + 600_000})
     one, two = put(client, {}, {})
-    accept(
-        client,
-        {"production": [Change(X, "", "s", [Item(one)])], "staging": [Change(X, "", "s", [Item(two)])]},
-    )
+    commit(client, {"production": [change(X, "", "s", decided(one))], "staging": [change(X, "", "s", decided(two))]})
 
     assert client.zscore(SCHEDULE, "production") == 5
     assert client.zscore(SCHEDULE, "staging") <= now_ms(client)
@@ -224,64 +226,67 @@ def test_dead_letter_keeps_the_raw_bytes(client: Redis) -> None:
     fields = {b"event": b'{"image":\xff\x00', b"id": b"\xfe", b"\xfd": b"\r\n"}
     (one,) = put(client, fields)
 
-    assert accept(client, unreadable=[(one, "it is not UTF-8")]) == [1, 0, 1]
+    assert dead_letter(client, "it is not UTF-8") == 1
     ((_, dead),) = client.xrange(KEYS.dead)
-    assert dead == fields | {
-        b"reason": b"invalid",
-        b"detail": b"it is not UTF-8",
-        b"entry": one.encode(),
-    }
+    assert dead == fields | {b"reason": b"invalid", b"detail": b"it is not UTF-8", b"entry": one.encode()}
     assert totals(client) == {"taken": 1, "dead": 1, "dead:invalid": 1}
     assert client.xlen(KEYS.inbox) == 0
 
 
-@pytest.mark.parametrize("fields", [100, 10_000])
-def test_entry_with_many_fields_becomes_a_dead_letter_with_its_first(client: Redis, fields: int) -> None:
+def test_entry_with_many_fields_becomes_a_dead_letter_with_its_first(client: Redis) -> None:
     lease_inbox(client)
-    (one,) = put(client, {f"f{number}": number for number in range(fields)})
+    put(client, {f"f{number}": number for number in range(100)})
 
-    assert accept(client, unreadable=[(one, "no field `event`")]) == [1, 0, 1]
+    assert dead_letter(client, "no field `event`") == 1
     ((_, dead),) = client.xrange(KEYS.dead)
     assert list(dead) == [f"f{number}".encode() for number in range(32)] + [b"reason", b"detail", b"entry"]
 
 
 @pytest.mark.parametrize("instances", [1, 5000])
-def test_largest_batch_is_accepted_whole(client: Redis, instances: int) -> None:
+def test_largest_batch_is_committed_whole_in_bounded_scripts(client: Redis, instances: int) -> None:
     lease_inbox(client)
     ids = put(client, *[{}] * 5000)
     each = 5000 // instances
     changes = [
-        Change(f"i{n}", "", "state", [Item(inbox_id) for inbox_id in ids[n * each : (n + 1) * each]])
+        change(f"i{n}", "", "state", *(decided(inbox_id) for inbox_id in ids[n * each : (n + 1) * each]))
         for n in range(instances)
     ]
+    client.config_resetstat()
 
-    assert accept(client, {"production": changes})[:3] == [1, 0, 5000]
+    assert commit(client, {"production": changes}) == Committed(5000, ["production"])
     assert client.xlen(KEYS.inbox) == 0
     assert client.xlen(PRODUCTION.outbox) == 5000
     assert client.hlen(PRODUCTION.accepted) == instances
+    calls = sum(
+        client.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval")
+    )
+    assert calls >= (5000 / intake.COMMIT_ENTRIES if instances > 1 else 1)
 
 
-def test_many_environments_are_accepted_together(client: Redis) -> None:
+def test_many_environments_are_committed_in_one_round_trip(client: Redis) -> None:
     lease_inbox(client)
     ids = put(client, *[{}] * 500)
     names = [f"env-{number}" for number in range(500)]
-    changes = {name: [Change(X, "", "s", [Item(one)])] for name, one in zip(names, ids, strict=True)}
+    changes = {name: [change(X, "", "s", decided(one))] for name, one in zip(names, ids, strict=True)}
 
-    assert accept(client, changes) == [1, 0, 500, *names]
+    assert commit(client, changes) == Committed(500, names)
     assert client.zcard(SCHEDULE) == 500
 
 
 def test_intake_goes_on_when_memory_is_full(client: Redis) -> None:
     lease_inbox(client)
-    one, bad = put(client, {}, {"event": "{"})
-    client.script_load(scripts.load("accept").text)
+    _, one = put(client, {"event": "{"}, {})
+    (bad,) = inbox.head(client, KEYS, 1)
+    for script in (intake._COMMIT, intake._DEAD_LETTER):
+        client.script_load(script.text)
     client.config_set("maxmemory", 1)
     try:
-        reply = accept(client, {"staging": [Change(X, "", "s", [Item(one)])]}, unreadable=[(bad, "no JSON")])
+        dead = intake.dead_letter(inbox_lease(client), [(bad, "invalid", "no JSON")])
+        committed = commit(client, {"staging": [change(X, "", "s", decided(one))]})
     finally:
         client.config_set("maxmemory", 0)
 
-    assert reply == [1, 0, 2, "staging"]
+    assert (dead, committed) == (1, Committed(1, ["staging"]))
 
 
 # append.lua
@@ -311,7 +316,7 @@ def test_events_are_appended_as_they_are_in_their_order(client: Redis) -> None:
         {b"event": b"{}", b"id": b"1", b"source": b"ci"},
         {b"event": b"7:\xff\x00\r\n", b"id": "é:".encode(), b"source": b""},
     ]
-    assert found[0].arrived == pytest.approx(now_ms(client), abs=1000)
+    assert found[0].place[0] == pytest.approx(now_ms(client), abs=1000)
 
 
 @pytest.mark.parametrize(("in_inbox", "in_outboxes"), [(3, 0), (0, 3), (1, 2), (5, 5)])
@@ -349,12 +354,12 @@ def test_nothing_of_a_chunk_is_appended_when_memory_is_full(client: Redis) -> No
 
 def test_released_inbox_tells_what_waits(client: Redis) -> None:
     lease_inbox(client)
-    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 0
+    assert release_inbox(client) == 0
     assert client.exists(KEYS.intake_lease, KEYS.intake_wakeup) == 0
 
     put(client, {}, {})
     lease_inbox(client)
-    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 2
+    assert release_inbox(client) == 2
     assert client.exists(KEYS.intake_lease) == 0
     assert 0 < client.pttl(KEYS.intake_wakeup) <= BELL_MS
 
@@ -364,7 +369,7 @@ def test_inbox_is_not_released_by_who_lost_its_lease(client: Redis) -> None:
     lease_inbox(client, "successor")
     before = everything(client)
 
-    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == -1
+    assert release_inbox(client) == -1
     assert everything(client) == before
 
 
@@ -388,12 +393,12 @@ def test_every_environment_that_got_an_event_is_in_the_index(client: Redis) -> N
     client.zadd(index, {"production": 7})
     lease_inbox(client)
     one, two, three = put(client, {}, {}, {})
-    accept(
+    commit(
         client,
         {
-            "production": [Change(X, "", "state", [Item(one)])],
-            "staging": [Change(X, "", "", [Item(two, "duplicate")])],
-            "passed over": [Change(X, "not as judged", "", [Item(three)])],
+            "production": [change(X, "", "state", decided(one))],
+            "staging": [change(X, "", "", decided(two, "duplicate"))],
+            "passed over": [change(X, "not as decided on", "", decided(three))],
         },
     )
 
@@ -404,33 +409,33 @@ def test_newest_that_was_accepted_is_noted(client: Redis) -> None:
     lease_inbox(client)
     one, two, three = (client.xadd(KEYS.inbox, {"event": "{}"}, id=f"{at}-0").decode() for at in (5, 7, 9))
     changes = [
-        Change(X, "", "s", [Item(one)]),
-        Change(Y, "", "s", [Item(two)]),
-        Change("z", "", "", [Item(three, "stale")]),
+        change(X, "", "s", decided(one)),
+        change(Y, "", "s", decided(two)),
+        change("z", "", "", decided(three, "stale")),
     ]
-    accept(client, {"production": changes})
+    commit(client, {"production": changes})
     assert counted(client)["newest:accepted"] == 7
 
     for at, newest in ((100, 100), (50, 100)):
         client.delete(KEYS.inbox)  # so that ids may go back, as a clock may
         entry = client.xadd(KEYS.inbox, {"event": "{}"}, id=f"{at}-0").decode()
-        accept(client, {f"env-{at}": [Change(X, "", "s", [Item(entry)])]})
+        commit(client, {f"env-{at}": [change(X, "", "s", decided(entry))]})
         assert counted(client)["newest:accepted"] == newest
 
 
-def test_bells_that_intake_calls_for_are_counted(client: Redis) -> None:
+def test_wakeups_that_intake_asks_for_are_counted(client: Redis) -> None:
     lease_inbox(client)
     one, two, three = put(client, {}, {}, {})
-    change = {name: [Change(X, "", "s", [Item(entry)])] for name, entry in (("a", one), ("b", two))}
-    assert accept(client, change)[3:] == ["a", "b"]
+    changes = {name: [change(X, "", "s", decided(entry))] for name, entry in (("a", one), ("b", two))}
+    assert commit(client, changes).to_deliver == ["a", "b"]
     assert counted(client)["wakeup:work"] == 2
 
-    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 1
+    assert release_inbox(client) == 1
     assert counted(client)["wakeup:work"] == 3
 
     lease_inbox(client)
     client.xdel(KEYS.inbox, three)
-    assert inbox.release(client, KEYS, TOKEN, BELL_MS / 1000) == 0
+    assert release_inbox(client) == 0
     assert counted(client)["wakeup:work"] == 3
 
 

@@ -28,10 +28,11 @@ from outboxes import (
     lease_outbox,
     now_ms,
     release,
+    release_inbox,
 )
 
 from relay.errors import LeaseLost
-from relay.queue import inbox, leases, scripts
+from relay.queue import leases, scripts
 from relay.queue.leases import Lease, Why
 from relay.queue.outbox import after
 from relay.settings import DEFAULT_DESTINATION
@@ -172,7 +173,7 @@ def test_released_inbox_leaves_no_mark(client: Redis) -> None:
         KEYS.intake_wakeup, KEYS.intake_lease, KEYS.intake_run, TOKEN, 15.0, counts=KEYS.counts
     )
     scripts.run(client, call)
-    inbox.release(client, KEYS, TOKEN, BELL_MS / 1000)
+    release_inbox(client)
 
     assert client.exists(KEYS.intake_run, KEYS.intake_lease) == 0
 

@@ -25,7 +25,7 @@ def look(client: Redis) -> Status:
 
 
 def let_wait(client: Redis, name: str, entries: int) -> None:
-    """Let entries wait in an environment's outbox, as accept.lua does."""
+    """Let entries wait in an environment's outbox, as commit_intake.lua does."""
     keys = KEYS.of_outbox(DEFAULT_DESTINATION, name)
     pipeline = client.pipeline()
     for number in range(entries):

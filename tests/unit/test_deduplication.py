@@ -1,4 +1,4 @@
-"""Is an event news? Every rule, and all of them together against a naive model."""
+"""Deduplication: each rule alone, and all of them together against a naive model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from relay.queue.inbox import Redriven
 from relay.queue.state import REMEMBERED_IDS, SEEN_STEP_MS, Accepted, Delivered
-from workers.intake.deduplication import Believed, Clock, Decision, judge
+from workers.intake.deduplication import (
+    Believed,
+    Clock,
+    Decision,
+    Report,
+    decide_redrive,
+    decide_report,
+    decide_resync,
+)
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000
@@ -22,13 +30,13 @@ class Event(NamedTuple):
     digest: str
     event_id: str
     time: int | None = None
-    arrived: int = NOW
+    enqueued_at: int = NOW
 
 
 def told(
     state: Accepted | None, event: Event, *, delivered: Delivered | None = None, reassert_after_ms: float = DAY
 ) -> tuple[Decision, Accepted]:
-    return judge(state, delivered, **event._asdict(), reassert_after_ms=reassert_after_ms)
+    return decide_report(state, delivered, Report(*event), reassert_after_ms=reassert_after_ms)
 
 
 def decisions(*events: Event) -> list[Decision]:
@@ -173,8 +181,8 @@ def test_digest_reported_long_after_its_delivery_is_reasserted(
 
 
 @pytest.mark.parametrize("decision", list(Decision))
-def test_duplicate_and_stale_are_no_news(decision: Decision) -> None:
-    assert decision.is_news is (decision.value in {"new", "changed", "reasserted"})
+def test_duplicate_and_stale_are_not_delivered(decision: Decision) -> None:
+    assert decision.should_deliver is (decision.value in {"new", "changed", "reasserted"})
 
 
 def test_news_is_the_state_from_then_on() -> None:
@@ -199,9 +207,9 @@ def test_reasserted_event_is_the_state_from_then_on() -> None:
 def test_what_is_no_news_refreshes_only_seen_and_hourly_at_most(event: Event, later: int, seen: int) -> None:
     state = accepted(Event(A, "1", NOW))
 
-    decision, after = told(state, event._replace(arrived=NOW + later))
+    decision, after = told(state, event._replace(enqueued_at=NOW + later))
 
-    assert not decision.is_news
+    assert not decision.should_deliver
     assert after == state._replace(seen=seen)
 
 
@@ -223,17 +231,8 @@ def redriven(
     forget_after_ms: float = DAY,
 ) -> tuple[Decision, Accepted]:
     """Judge an event that came in minute 3, died, and is redriven in minute 9."""
-    return judge(
-        state,
-        delivered,
-        digest=digest,
-        event_id=event_id,
-        time=time,
-        arrived=MINUTES[9],
-        reassert_after_ms=1,
-        forget_after_ms=forget_after_ms,
-        redriven=Redriven(1, *came, force),
-    )
+    report = Report(digest, event_id, time, MINUTES[9])
+    return decide_redrive(state, delivered, report, Redriven(1, *came, force), forget_after_ms=forget_after_ms)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +270,7 @@ def test_redriven_event_is_judged_as_of_when_it_first_came(
     decision, after = redriven(state, time=time, delivered=delivered)
 
     assert decision is expected
-    if decision.is_news:
+    if decision.should_deliver:
         assert (after.digest, after.arrival, after.seen) == (B, (MINUTES[3], 5), MINUTES[9])
     else:
         assert state is not None
@@ -323,7 +322,7 @@ def test_what_was_never_given_back_needs_no_confirming_and_duplicates_write_noth
         (Accepted(B, MINUTES[8], MINUTES[8], NOW, ("dead", "1")), REASSERTED),
     ],
 )
-def test_forced_event_is_news_and_counts_from_now(state: Accepted | None, expected: Decision) -> None:
+def test_forced_event_should_deliver_and_counts_from_now(state: Accepted | None, expected: Decision) -> None:
     decision, after = redriven(state, time=MINUTES[0], force=True)
 
     assert decision is expected
@@ -346,22 +345,22 @@ class Past(NamedTuple):
 
     @property
     def time(self) -> int | None:
-        return None if self.event.time is None else min(self.event.time, self.event.arrived)
+        return None if self.event.time is None else min(self.event.time, self.event.enqueued_at)
 
 
 def naive(history: list[Past], delivered: Delivered | None, event: Event, reassert_after_ms: int) -> Decision:
     """Say what design.md says, from the whole history."""
-    news = [past for past in history if past.decision.is_news]
+    news = [past for past in history if past.decision.should_deliver]
     if not news:
         return Decision.NEW
     if event.event_id in [past.event.event_id for past in news[-8:]]:
         return Decision.DUPLICATE
     current = news[-1].event.digest
     if event.digest == current:
-        since = max(delivered.at if delivered else 0, news[-1].event.arrived)
-        return Decision.REASSERTED if event.arrived - since >= reassert_after_ms else Decision.DUPLICATE
+        since = max(delivered.at if delivered else 0, news[-1].event.enqueued_at)
+        return Decision.REASSERTED if event.enqueued_at - since >= reassert_after_ms else Decision.DUPLICATE
     known = [past.time for past in history if past.decision is not Decision.STALE and past.time is not None]
-    if event.time is not None and known and min(event.time, event.arrived) < max(known):
+    if event.time is not None and known and min(event.time, event.enqueued_at) < max(known):
         return Decision.STALE
     return Decision.CHANGED
 
@@ -390,8 +389,8 @@ def test_any_history_is_judged_as_the_naive_model_does(
 
         assert decision is expected
         history.append(Past(event, decision))
-        last = [past for past in history if past.decision.is_news][-1].event
-        assert (state.digest, state.at) == (last.digest, last.arrived)
+        last = [past for past in history if past.decision.should_deliver][-1].event
+        assert (state.digest, state.at) == (last.digest, last.enqueued_at)
         assert len(state.ids) <= REMEMBERED_IDS
         if then_delivered:
             delivered = Delivered(state.digest, state.time, now)
@@ -450,9 +449,7 @@ def test_what_is_reported_after_a_resync_is_judged_as_if_there_had_been_none() -
 def resync(
     state: Accepted | None, delivered: Delivered | None, asked: int = MINUTES[6]
 ) -> tuple[Decision, Accepted | None]:
-    return judge(
-        state, delivered, digest=A, event_id="r", time=None, arrived=asked, reassert_after_ms=DAY, resync=True
-    )
+    return decide_resync(state, delivered, A, asked)
 
 
 # Clocks that are ahead

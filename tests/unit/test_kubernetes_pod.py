@@ -20,7 +20,7 @@ from relay.kubernetes.pod import MAX_CONTAINERS, MAX_NAME_CHARACTERS, PodReading
 from relay.kubernetes.skip_reason import SkipReason
 from relay.kubernetes.snapshot import read_snapshot
 from relay.kubernetes.workload import Workload, workload_of
-from workers.intake.deduplication import Decision, judge
+from workers.intake.deduplication import Decision, Report, decide_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -445,15 +445,8 @@ class Intake:
 
     def _judge(self, event: DeploymentEvent) -> Decision:
         self.now += timedelta(hours=1)
-        decision, self.state = judge(
-            self.state,
-            None,
-            digest=event.image.digest,
-            event_id=str(self.now),
-            time=_milliseconds(event.time),
-            arrived=_milliseconds(self.now) or 0,
-            reassert_after_ms=1e12,
-        )
+        report = Report(event.image.digest, str(self.now), _milliseconds(event.time), _milliseconds(self.now) or 0)
+        decision, self.state = decide_report(self.state, None, report, reassert_after_ms=1e12)
         return decision
 
 

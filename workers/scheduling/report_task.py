@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from relay.connections.clients import connect
 from relay.queue import inbox, scripts
+from relay.queue.entries import UNREADABLE
 from relay.queue.keys import Keys
 from relay.queue.shard import Shard
 
@@ -38,14 +39,14 @@ def report(task: Task, /, *args: Any, **envelope: Any) -> str:
     body, more = (args[0], args[1:]) if args else (envelope.pop("body", None), ())
     fields = {name: _text(envelope.pop(name)) for name in _ENVELOPE if envelope.get(name)}
     unknown = {name: value for name, value in envelope.items() if name not in _ENVELOPE}
-    unreadable = unknown.pop(inbox.UNREADABLE, None)
+    unreadable = unknown.pop(UNREADABLE.decode(), None)
     if more or unknown:
         body = {"body": body, "unknown arguments": [*more, unknown]}
     # kombu's JSON decodes dates, decimals and the like; they become text again.
     text = body if isinstance(body, str) else json.dumps(body, default=str)
     entry = {"event": text, "id": str(task.request.id), **fields}
     if unreadable is not None:
-        entry[inbox.UNREADABLE] = str(unreadable)
+        entry[UNREADABLE.decode()] = str(unreadable)
     queue = _queue_of(task.app)
     try:
         encoded = {name: value.encode(errors="surrogatepass") for name, value in entry.items()}  # intake checks UTF-8

@@ -57,7 +57,7 @@ if #KEYS >= first_receipt then
   local queued = 'queued\n' .. clock[1] * 1000 + math.floor(clock[2] / 1000)
   for key = first_receipt, #KEYS do
     -- An event that is reported again while it is on its way is a duplicate: its receipt stands. So does that of one
-    -- that was delivered, but what becomes of the repeat is known only when it is taken in (accept.lua).
+    -- that was delivered, but what becomes of the repeat is known only when it is taken in (commit_intake.lua).
     local receipt = redis.call('GET', KEYS[key]) or ''
     local status = string.match(receipt, '^%l*')
     if status == 'delivered' then

@@ -1,15 +1,13 @@
--- Let go of the inbox, and tell whether something came meanwhile: asked and done in one step, so that an
--- entry is seen either here or by the poller that finds no lease.
--- KEYS  lease, run, inbox, wakeup, counts
--- ARGV  token, milliseconds after which a wakeup counts as lost
--- ->    entries that wait, for which the caller must ring; -1 when the lease was lost before
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+-- Release the inbox and count what it still holds, in one step: an entry that is added is either counted here or noticed
+-- by the poller, which finds no lease.
+-- Returns how many entries wait, for which the caller must send a wake-up; -1 if the lease was lost before.
+if not holds_lease(lease_key, run_key, token) then
   return -1
 end
-redis.call('DEL', KEYS[1], KEYS[2])
-local waiting = redis.call('XLEN', KEYS[3])
+call('DEL', lease_key, run_key)
+local waiting = call('XLEN', inbox_key)
 if waiting > 0 then
-  redis.call('SET', KEYS[4], '1', 'PX', ARGV[2])
-  redis.call('HINCRBY', KEYS[5], 'wakeup:work', 1)
+  call('SET', wakeup_key, '1', 'PX', wakeup_ms)
+  call('HINCRBY', counters_key, 'wakeup:work', 1)
 end
 return waiting
