@@ -1,4 +1,4 @@
-"""An inbox and the outbox of one environment as the scripts see them: filled, leased, taken from, settled."""
+"""An inbox and the outbox of one environment for tests of scripts: filled, leased, claimed from, committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drains in this process, against a real Redis and the sandbox: what they work with, and what became of events."""
+"""Runs in this process, against a real Redis and the sandbox, and the outcomes of their events."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def counters_of(client: Redis) -> Counters:
 
 
 def run_once(runtime: DeliveryRuntime, *environments: str) -> DeliveryReport:
-    """Run one drain, which must find its outboxes free."""
+    """Run delivery once; it must acquire an outbox."""
     done = run_delivery(runtime, environments or ["production"])
     assert done is not None
     return done
@@ -129,7 +129,7 @@ def deliver_until(
     *environments: str,
     timeout_seconds: float = 30,
 ) -> None:
-    """Run drains one after the other, when the poller would ring for them, until something holds."""
+    """Run delivery whenever the poller would send a wake-up, until a condition holds."""
     names = environments or ("production",)
 
     def step() -> bool:

@@ -249,7 +249,7 @@ MUTANTS = (
         "hold-lost-with-redis",
         "a Retry-After that comes while Redis is away is forgotten",
         edits=(Edit("workers/delivery/recovery.py", "            health.tell_hold()\n", ""),),
-        tests=(f"{MISHAPS}::test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back",),
+        tests=(f"{MISHAPS}::test_throttle_that_the_destination_asks_for_while_redis_is_away_holds_when_it_is_back",),
     ),
     Mutant(
         "retry-after-ignored",
@@ -498,7 +498,7 @@ MUTANTS = (
         "no-worker-crash",
         "an event that kills is delivered again for ever",
         edits=(Edit("workers/delivery/crash_search.py", "if deliveries >= leases.MAX_DEATHS:", "if False:"),),
-        tests=(f"{MISHAPS}::test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive",),
+        tests=(f"{MISHAPS}::test_event_that_kills_its_worker_is_a_dead_letter_and_the_others_arrive",),
     ),
     Mutant(
         "superseded-uncounted",
@@ -510,7 +510,7 @@ MUTANTS = (
                 "",
             ),
         ),
-        tests=(f"{MISHAPS}::test_latest_of_an_instance_replaces_what_was_not_delivered",),
+        tests=(f"{MISHAPS}::test_latest_of_an_instance_supersedes_undelivered_ones",),
     ),
     Mutant(
         "pause-ignored",

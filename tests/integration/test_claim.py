@@ -1,4 +1,4 @@
-"""take.lua: what a delivery drain may send next."""
+"""claim.lua and defer.lua: the entries that a delivery run may send next."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-def test_take_returns_fresh_entries_complete_and_in_order(client: Redis) -> None:
+def test_claim_returns_fresh_entries_complete_and_in_order(client: Redis) -> None:
     lease_outbox(client)
     one, two = fill(client, X, Y)
     found = claimed(client)
@@ -62,9 +62,7 @@ def test_take_returns_fresh_entries_complete_and_in_order(client: Redis) -> None
         ({"redriven": "1 4-0 force"}, "5"),
     ],
 )
-def test_an_entrys_place_among_all_is_that_of_its_first_coming(
-    client: Redis, fields: dict[str, str], came: str
-) -> None:
+def test_an_entrys_arrival_is_that_of_its_first_enqueueing(client: Redis, fields: dict[str, str], came: str) -> None:
     lease_outbox(client)
     entry = {"event": "{}", "id": "e", "digest": "d", "instance": X, "time": "", "arrived": 5, **fields}
     client.xadd(PRODUCTION.outbox, entry)
@@ -72,7 +70,7 @@ def test_an_entrys_place_among_all_is_that_of_its_first_coming(
     assert [found.arrival for found in claimed(client).fresh] == [came]
 
 
-def test_take_goes_on_at_the_cursor_and_takes_no_more_than_wanted(client: Redis) -> None:
+def test_claim_begins_at_the_cursor_and_returns_no_more_than_wanted(client: Redis) -> None:
     lease_outbox(client)
     one, two, three = fill(client, X, X, Y)
 
@@ -85,7 +83,7 @@ def test_take_goes_on_at_the_cursor_and_takes_no_more_than_wanted(client: Redis)
     assert (nothing.fresh, nothing.cursor) == ([], None)
 
 
-def test_take_without_the_lease_returns_nothing_and_changes_nothing(client: Redis) -> None:
+def test_claim_without_the_lease_returns_nothing_and_changes_nothing(client: Redis) -> None:
     fill(client, X)
     before = everything(client)
     assert claim(client) is None
@@ -96,7 +94,7 @@ def test_take_without_the_lease_returns_nothing_and_changes_nothing(client: Redi
     assert everything(client) == before
 
 
-def test_take_takes_its_lease_again_that_ran_out_while_nobody_took_over(client: Redis) -> None:
+def test_claim_renews_a_lease_that_ran_out_if_no_other_run_acquired_it(client: Redis) -> None:
     acquire(client)
     fill(client, X)
     client.delete(PRODUCTION.lease)
@@ -106,7 +104,7 @@ def test_take_takes_its_lease_again_that_ran_out_while_nobody_took_over(client: 
     assert 0 < client.pttl(PRODUCTION.lease) <= LEASE_MS
 
 
-def test_take_of_nothing_renews_the_lease(client: Redis) -> None:
+def test_claim_of_nothing_renews_the_lease(client: Redis) -> None:
     fill(client, X)
     client.set(PRODUCTION.lease, "token", px=LEASE_MS // 3)
     found = claimed(client, wanted=0)
@@ -115,7 +113,7 @@ def test_take_of_nothing_renews_the_lease(client: Redis) -> None:
     assert client.pttl(PRODUCTION.lease) > LEASE_MS // 2
 
 
-def test_fresh_entry_whose_instance_waits_for_a_retry_is_parked_behind_it(client: Redis) -> None:
+def test_fresh_entry_whose_instance_waits_for_a_retry_is_deferred_behind_it(client: Redis) -> None:
     lease_outbox(client)
     one, two = fill(client, X, X)
     first, second = claimed(client).fresh
@@ -135,7 +133,7 @@ def test_fresh_entry_whose_instance_waits_for_a_retry_is_parked_behind_it(client
     assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
 
 
-def test_parked_order_is_that_of_the_stream_however_long_the_ids_are(client: Redis) -> None:
+def test_deferred_order_is_that_of_the_stream_however_long_the_ids_are(client: Redis) -> None:
     lease_outbox(client)
     fields = {"event": "", "id": "e", "digest": "d", "instance": X, "time": "", "arrived": 1}
     ids = ["9-9", "9-10", "10-0", "100-0", "18446744073709551615-0", "18446744073709551615-18446744073709551614"]
@@ -150,7 +148,7 @@ def test_parked_order_is_that_of_the_stream_however_long_the_ids_are(client: Red
         commit(client, delivered=[head])
 
 
-def test_instances_that_start_alike_are_parked_apart(client: Redis) -> None:
+def test_instances_that_start_alike_are_deferred_apart(client: Redis) -> None:
     lease_outbox(client)
     names = ["a", "a b", "ab", "a\x0b", "é"]
     ids = fill(client, *names)
@@ -161,7 +159,7 @@ def test_instances_that_start_alike_are_parked_apart(client: Redis) -> None:
     assert {entry.instance: entry.entry_id for entry in due} == dict(zip(names, ids, strict=True))
 
 
-def test_due_instance_is_marked_as_taken_for_a_lease(client: Redis) -> None:
+def test_claimed_retry_is_due_again_after_a_lease(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     (entry,) = claimed(client).fresh
@@ -202,7 +200,7 @@ def test_trials_are_kept_from_retry_to_retry(client: Redis) -> None:
         client.zadd(PRODUCTION.due, {X: 0})
 
 
-def test_no_more_due_instances_are_taken_than_wanted(client: Redis) -> None:
+def test_no_more_retries_are_claimed_than_wanted(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     for entry in claimed(client).fresh:
@@ -233,7 +231,7 @@ def test_all_of_an_entrys_trials_are_kept(client: Redis) -> None:
     assert due.trials == trials
 
 
-def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
+def test_nothing_is_claimed_while_the_destination_is_throttled(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     defer(client, claimed(client, wanted=1).fresh[0])
@@ -252,7 +250,7 @@ def test_nothing_is_taken_while_the_destination_is_held(client: Redis) -> None:
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client), "the retry is still due"
 
 
-def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
+def test_throttle_that_is_over_stops_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     throttle(client, 0)
@@ -262,7 +260,7 @@ def test_hold_that_is_over_holds_nothing(client: Redis) -> None:
     assert (len(found.fresh), found.health.is_waiting(found.now_ms), found.health.openings) == (1, False, 1)
 
 
-def test_nothing_is_taken_of_a_paused_environment(client: Redis) -> None:
+def test_nothing_is_claimed_of_a_paused_environment(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, X, Y)
     defer(client, claimed(client, wanted=1).fresh[0])
@@ -280,7 +278,7 @@ def test_nothing_is_taken_of_a_paused_environment(client: Redis) -> None:
     assert client.zcard(PRODUCTION.deferred) == deferred
 
 
-def test_parked_entry_that_was_deleted_by_hand_makes_way_for_the_next(client: Redis) -> None:
+def test_deferred_entry_that_an_operator_deleted_makes_way_for_the_next(client: Redis) -> None:
     lease_outbox(client)
     one, two = fill(client, X, X)
     first, second = claimed(client).fresh
@@ -294,7 +292,7 @@ def test_parked_entry_that_was_deleted_by_hand_makes_way_for_the_next(client: Re
     assert client.exists(PRODUCTION.deferred, PRODUCTION.due, PRODUCTION.attempts) == 0
 
 
-def test_instance_whose_parked_entries_were_all_deleted_by_hand_is_forgotten(client: Redis) -> None:
+def test_instance_whose_deferred_entries_an_operator_deleted_is_forgotten(client: Redis) -> None:
     lease_outbox(client)
     (one,) = fill(client, X)
     defer(client, claimed(client).fresh[0])
@@ -309,7 +307,7 @@ def test_instance_whose_parked_entries_were_all_deleted_by_hand_is_forgotten(cli
 
 
 def deferred_three(client: Redis) -> list[OutboxEntry]:
-    """Park three entries of X, the first of them tried, and return them."""
+    """Defer three entries of X, the first of them tried, and return them."""
     lease_outbox(client)
     fill(client, X, X, Y, X)
     one, two, other, three = claimed(client).fresh
@@ -324,7 +322,7 @@ def test_latest_of_an_instance_is_due_untried_and_supersedes_the_others(client: 
     found = claimed(client, latest_only=True)
 
     assert found.retries == [Retry(three, [supersede(one), supersede(two)])]
-    assert client.zcard(PRODUCTION.deferred) == 3, "nothing is superseded before it is settled"
+    assert client.zcard(PRODUCTION.deferred) == 3, "nothing is superseded before the commit"
 
 
 def test_every_entry_of_an_instance_is_due_in_turn_unless_only_the_latest_counts(client: Redis) -> None:
@@ -342,7 +340,7 @@ def test_latest_of_an_instance_that_is_its_only_one_keeps_its_trials(client: Red
     assert claimed(client, latest_only=True).retries == [Retry(tried_again(entry)._replace(deferred=True), [])]
 
 
-def test_latest_of_an_instance_is_among_what_is_there_still(client: Redis) -> None:
+def test_latest_of_an_instance_is_among_the_entries_in_the_stream(client: Redis) -> None:
     one, two, three = deferred_three(client)
     client.xdel(PRODUCTION.outbox, two.entry_id, three.entry_id)
 
@@ -356,7 +354,7 @@ def test_fresh_entries_are_all_returned_even_if_only_the_latest_counts(client: R
     assert ids_of(claimed(client, latest_only=True).fresh) == ids
 
 
-def test_latest_of_very_many_parked_entries_is_found_in_steps(client: Redis) -> None:
+def test_latest_of_very_many_deferred_entries_is_found_in_steps(client: Redis) -> None:
     lease_outbox(client)
     ids = fill(client, *[X] * 150)
     first, *followers = all_fresh(client)

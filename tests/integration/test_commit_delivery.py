@@ -1,7 +1,8 @@
-"""settle.lua: what became of entries is recorded once, by the drain that has them, and adds up."""
+"""commit_delivery.lua: outcomes are recorded once, under the lease, and the counters add up."""
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,17 +36,29 @@ from outboxes import (
     tried_again,
 )
 
-from relay.queue import counters
+from relay.queue import counters, scripts
 from relay.queue.attempts import Tally
-from relay.queue.outbox import NO_TRIALS, DeadEntry, DeferredEntry, OutboxEntry, Superseded, Trials, after
+from relay.queue.outbox import (
+    NO_TRIALS,
+    RESTORE_TRIES,
+    DeadEntry,
+    DeferredEntry,
+    OutboxEntry,
+    StateContendedError,
+    Superseded,
+    Trials,
+    after,
+)
 from relay.queue.state import Accepted, Delivered
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from redis import Redis
 
 
-def test_delivered_entry_leaves_and_is_the_state(client: Redis) -> None:
+def test_delivered_entry_is_deleted_and_is_the_state(client: Redis) -> None:
     lease_outbox(client)
     _, two = fill(client, X, Y)
     first, second = claimed(client).fresh
@@ -68,8 +81,8 @@ def test_delivered_entry_leaves_and_is_the_state(client: Redis) -> None:
     assert totals(client, KEYS.latency) == {"3": 1, "5": 1}
 
 
-def everything_of(client: Redis) -> dict[str, Any]:
-    """Take four entries and say of each something else."""
+def four_outcomes(client: Redis) -> dict[str, Any]:
+    """Claim four entries and give each another outcome."""
     first, second, third, fourth = claimed(client).fresh
     return {
         "delivered": [first],
@@ -80,10 +93,10 @@ def everything_of(client: Redis) -> dict[str, Any]:
     }
 
 
-def test_settle_of_who_lost_the_lease_to_another_does_nothing(client: Redis) -> None:
+def test_commit_of_a_run_that_lost_the_lease_to_another_does_nothing(client: Redis) -> None:
     acquire(client)
     fill(client, X, X, Y, "z")
-    what = everything_of(client)
+    what = four_outcomes(client)
     client.delete(PRODUCTION.lease)
     acquire(client, "successor")
     before = everything(client)
@@ -97,10 +110,10 @@ def test_settle_of_who_lost_the_lease_to_another_does_nothing(client: Redis) -> 
     assert everything(client) == before
 
 
-def test_settle_of_who_never_had_the_lease_does_nothing(client: Redis) -> None:
+def test_commit_of_a_run_that_never_had_the_lease_does_nothing(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, X, Y, "z")
-    what = everything_of(client)
+    what = four_outcomes(client)
     client.delete(PRODUCTION.lease)
     before = everything(client)
 
@@ -111,20 +124,20 @@ def test_settle_of_who_never_had_the_lease_does_nothing(client: Redis) -> None:
 def test_commit_is_recorded_after_the_lease_ran_out_if_no_other_run_acquired_it(client: Redis) -> None:
     acquire(client)
     fill(client, X, X, Y, "z")
-    what = everything_of(client)
+    what = four_outcomes(client)
     client.delete(PRODUCTION.lease)
 
     assert commit(client, **what) == RECORDED
     assert totals(client)["delivered"] == 1
-    assert client.get(PRODUCTION.lease) == b"token", "it goes on sending, and nobody else may meanwhile"
+    assert client.get(PRODUCTION.lease) == b"token", "it goes on sending, and no other run may meanwhile"
     assert client.pttl(PRODUCTION.lease) > 0
 
 
-def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> None:
-    """It was taken over, sent by another, and let go of: there is no mark of a run any more."""
+def test_commit_after_another_run_released_the_outbox_does_nothing(client: Redis) -> None:
+    """Another run acquired the outbox, sent its entries and released it: the run's hash is gone."""
     acquire(client)
     fill(client, X, X, Y, "z")
-    what = everything_of(client)
+    what = four_outcomes(client)
     client.delete(PRODUCTION.lease)
     acquire(client, "successor")
     release(client, token="successor")
@@ -135,7 +148,7 @@ def test_settle_after_another_let_go_in_peace_does_nothing(client: Redis) -> Non
 
 
 @pytest.mark.parametrize("nothing", [False, True], ids=["", "of nothing that is there"])
-def test_settle_tells_that_the_environment_is_paused(client: Redis, nothing: bool) -> None:  # noqa: FBT001
+def test_commit_says_that_the_environment_is_paused(client: Redis, nothing: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
     fill(client, X)
     (entry,) = claimed(client).fresh
@@ -144,12 +157,12 @@ def test_settle_tells_that_the_environment_is_paused(client: Redis, nothing: boo
         client.xdel(PRODUCTION.outbox, entry.entry_id)
 
     assert commit(client, delivered=[entry]) == RECORDED_AND_PAUSED
-    assert totals(client).get("delivered", 0) == (not nothing), "what was in flight is recorded all the same"
+    assert totals(client).get("delivered", 0) == (not nothing), "the answers in flight are recorded all the same"
 
 
 @pytest.mark.parametrize("with_retry", [False, True], ids=["alone", "with a retry"])
-@pytest.mark.parametrize("fate", ["delivered", "superseded", "dead", "nothing else"])
-def test_commit_applied_twice_does_nothing_more(client: Redis, fate: str, with_retry: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("outcome", ["delivered", "superseded", "dead", "nothing else"])
+def test_commit_applied_twice_does_nothing_more(client: Redis, outcome: str, with_retry: bool) -> None:  # noqa: FBT001
     lease_outbox(client)
     fill(client, X, Y, Y, X)
     client.hset(PRODUCTION.accepted, X, Accepted("sha256:0", None, 1, 1, ("e0",)).encode())
@@ -159,7 +172,7 @@ def test_commit_applied_twice_does_nothing_more(client: Redis, fate: str, with_r
         "superseded": {"superseded": [supersede(first)]},
         "dead": {"dead": [dead(first)]},
         "nothing else": {},
-    }[fate]
+    }[outcome]
     if with_retry:
         what["deferred"] = [DeferredEntry(tried_again(second), LONG_SECONDS, (follower,))]
     commit(client, **what)
@@ -168,7 +181,7 @@ def test_commit_applied_twice_does_nothing_more(client: Redis, fate: str, with_r
 
     assert commit(client, **what) == RECORDED
 
-    if due:  # that its pause begins anew is harmless
+    if due:  # a pause that begins anew is harmless
         client.zadd(PRODUCTION.due, dict(due))
     again = everything(client)
     assert {key for key in before.keys() | again.keys() if before.get(key) != again.get(key)} == set()
@@ -206,7 +219,7 @@ def test_dead_letter_has_the_event_and_why_and_what_was_tried(client: Redis) -> 
     assert totals(client, PRODUCTION.counts) == {"new": 1, "outbox": 0, "dead": 1, "dead:exhausted": 1}
 
 
-def test_death_of_what_was_never_tried_says_so(client: Redis) -> None:
+def test_dead_letter_of_an_event_that_was_never_tried_says_so(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     commit(client, dead=[DeadEntry(claimed(client).fresh[0], "expired", "not delivered within 1 s")])
@@ -220,7 +233,7 @@ def test_death_of_what_was_never_tried_says_so(client: Redis) -> None:
     }
 
 
-def test_death_without_a_status_has_an_empty_one(client: Redis) -> None:
+def test_dead_letter_without_a_status_has_an_empty_one(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X)
     commit(client, dead=[DeadEntry(claimed(client).fresh[0], "exhausted", "timeout", None)])
@@ -229,7 +242,7 @@ def test_death_without_a_status_has_an_empty_one(client: Redis) -> None:
     assert dead[b"status"] == b""
 
 
-def state_after_death(
+def state_after_dead_letter(
     client: Redis, accepted: Accepted | None, delivered: str | None, event_id: str = "e0"
 ) -> Accepted | None:
     lease_outbox(client)
@@ -275,13 +288,13 @@ def state_after_death(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0"), resynced=5, confirmed=19),
             "sha256:a\n10\n999\n11",
             Accepted("sha256:a", 10, 11, 22, ("a",), confirmed=19),
-            id="given back before: what was confirmed since is kept, a resync's mark is not",
+            id="restored before: a confirmation since is kept, a resync is not",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("e0", "b"), resynced=5, confirmed=19),
             None,
             Accepted("sha256:b", 20, 21, 22, ("b",), confirmed=19),
-            id="not the last accepted: what was confirmed is kept",
+            id="not the last accepted: the confirmation is kept",
         ),
         pytest.param(
             Accepted("sha256:b", 20, 21, 22, ("a", "e0")),
@@ -310,21 +323,76 @@ def state_after_death(
         pytest.param(None, "sha256:a\n10\n999\n11", None, id="no state: none comes"),
     ],
 )
-def test_dead_letter_gives_its_state_back(
+def test_dead_letter_restores_the_state(
     client: Redis, accepted: Accepted | None, delivered: str | None, expected: Accepted | None
 ) -> None:
-    assert state_after_death(client, accepted, delivered) == expected
+    assert state_after_dead_letter(client, accepted, delivered) == expected
+
+
+def change_state_before_commits(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, states: Iterator[Accepted]
+) -> list[Accepted]:
+    """Have intake accept an event of X between the reading of its state and each commit; return the states."""
+    run_all = scripts.run_all
+    changed: list[Accepted] = []
+
+    def run_all_later(redis: Redis, calls: Sequence[scripts.Call]) -> Any:
+        state = next(states, None)
+        if state:
+            client.hset(PRODUCTION.accepted, X, state.encode())
+            changed.append(state)
+        return run_all(redis, calls)
+
+    monkeypatch.setattr(scripts, "run_all", run_all_later)
+    return changed
+
+
+def test_dead_letter_restores_a_state_that_intake_changed_meanwhile(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    client.hset(PRODUCTION.accepted, X, Accepted("sha256:0", 20, 21, 22, ("a", "e0")).encode())
+    first, second = claimed(client).fresh
+    later = Accepted("sha256:c", 30, 31, 32, ("a", "e0", "later"))
+    changed = change_state_before_commits(client, monkeypatch, iter([later]))
+
+    assert commit(client, dead=[dead(first)], delivered=[second]) == RECORDED
+
+    assert changed == [later]
+    state = client.hget(PRODUCTION.accepted, X)
+    assert state == later._replace(ids=("a", "later")).encode().encode(), "the dead id is gone"
+    assert client.xlen(KEYS.dead) == 1
+    assert totals(client)["dead"] == totals(client)["delivered"] == 1
+
+
+def test_nothing_is_recorded_if_intake_changes_the_state_each_time(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_outbox(client)
+    fill(client, X, Y)
+    client.hset(PRODUCTION.accepted, X, Accepted("sha256:0", 20, 21, 22, ("e0",)).encode())
+    first, second = claimed(client).fresh
+    states = (Accepted("sha256:c", 30, number, 32, ("e0", "later")) for number in count())
+    changed = change_state_before_commits(client, monkeypatch, states)
+
+    with pytest.raises(StateContendedError):
+        commit(client, dead=[dead(first)], delivered=[second])
+
+    assert len(changed) == RESTORE_TRIES
+    assert client.xlen(PRODUCTION.outbox) == 2
+    assert client.exists(KEYS.dead, PRODUCTION.delivered, PRODUCTION.cursor) == 0
 
 
 @pytest.mark.parametrize("event_id", ["%d+", "a.b", "[x", "é", "1" * 128])
-def test_any_id_is_given_back_literally(client: Redis, event_id: str) -> None:
+def test_any_id_is_compared_literally(client: Redis, event_id: str) -> None:
     accepted = Accepted("sha256:b", 20, 21, 22, ("keep", event_id, "last"))
 
-    assert state_after_death(client, accepted, None, event_id) == accepted._replace(ids=("keep", "last"))
+    assert state_after_dead_letter(client, accepted, None, event_id) == accepted._replace(ids=("keep", "last"))
 
 
-@pytest.mark.parametrize("fate", ["delivered", "dead"])
-def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Redis, fate: str) -> None:
+@pytest.mark.parametrize("outcome", ["delivered", "dead"])
+def test_committed_retry_makes_the_next_of_its_instance_due_and_untried(client: Redis, outcome: str) -> None:
     lease_outbox(client)
     _, two, _ = fill(client, X, X, Y)
     first, second, other = claimed(client).fresh
@@ -332,7 +400,7 @@ def test_settled_retry_makes_the_next_of_its_instance_due_and_untried(client: Re
     defer(client, other, seconds=LONG_SECONDS)
     (head,) = claimed_retries(client)
 
-    commit(client, **{fate: [head if fate == "delivered" else dead(head)]})
+    commit(client, **{outcome: [head if outcome == "delivered" else dead(head)]})
 
     assert client.zscore(PRODUCTION.due, X) <= now_ms(client)
     (due,) = claimed_retries(client)
@@ -350,7 +418,7 @@ def test_retries_are_counted(client: Redis) -> None:
     assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 2, "retries": 2}
 
 
-def test_largest_settlement_is_recorded_whole(client: Redis) -> None:
+def test_commit_of_thousands_is_recorded_whole(client: Redis) -> None:
     lease_outbox(client)
     fill(client, *[f"i{number}" for number in range(5000)])
     entries = all_fresh(client)
@@ -360,7 +428,7 @@ def test_largest_settlement_is_recorded_whole(client: Redis) -> None:
     assert totals(client)["delivered"] == 5000
 
 
-def test_largest_following_is_parked_whole(client: Redis) -> None:
+def test_thousands_of_blocked_entries_are_deferred(client: Redis) -> None:
     lease_outbox(client)
     fill(client, *[X] * 5000)
     first, *followers = all_fresh(client)
@@ -369,7 +437,7 @@ def test_largest_following_is_parked_whole(client: Redis) -> None:
     assert client.zcard(PRODUCTION.deferred) == 5000
 
 
-def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
+def test_counters_add_up_whatever_the_outcomes(client: Redis) -> None:
     lease_outbox(client)
     put(client, {}, {})
     fill(client, "a", "b", "c", "d", "d", "b", "d")
@@ -397,7 +465,7 @@ def test_ledger_adds_up_whatever_became_of_the_events(client: Redis) -> None:
 # Superseded
 
 
-def test_superseded_entry_leaves_and_is_no_state(client: Redis) -> None:
+def test_superseded_entry_is_deleted_and_changes_no_state(client: Redis) -> None:
     lease_outbox(client)
     _, two = fill(client, X, X)
     first, second = claimed(client).fresh
@@ -407,7 +475,7 @@ def test_superseded_entry_leaves_and_is_no_state(client: Redis) -> None:
 
     assert ids_of(claimed(client).fresh) == [two]
     assert client.exists(PRODUCTION.delivered, KEYS.dead) == 0
-    assert client.hget(PRODUCTION.accepted, X) == b"as it was", "it speaks of the later one"
+    assert client.hget(PRODUCTION.accepted, X) == b"as it was", "it is about the later one"
     assert client.get(PRODUCTION.cursor) == two.encode()
     assert totals(client) == {"taken": 2, "new": 2, "outbox": 1, "superseded": 1}
     assert totals(client, PRODUCTION.counts) == {"new": 2, "outbox": 1, "superseded": 1}
@@ -415,7 +483,7 @@ def test_superseded_entry_leaves_and_is_no_state(client: Redis) -> None:
 
 
 def with_one_due(client: Redis) -> tuple[OutboxEntry, list[Superseded]]:
-    """Park three entries of X, and take the latest with those that it supersedes."""
+    """Defer three entries of X, and claim the latest with the ones that it supersedes."""
     lease_outbox(client)
     fill(client, X, X, X, Y)
     one, two, three, other = claimed(client).fresh
@@ -425,7 +493,7 @@ def with_one_due(client: Redis) -> tuple[OutboxEntry, list[Superseded]]:
     return latest, list(superseded)
 
 
-def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_stays_taken(client: Redis) -> None:
+def test_superseded_entries_are_deferred_no_more_and_the_latest_stays_claimed(client: Redis) -> None:
     latest, superseded = with_one_due(client)
     taken_until = client.zscore(PRODUCTION.due, X)
 
@@ -438,14 +506,14 @@ def test_parked_entries_that_are_superseded_are_parked_no_more_and_the_latest_st
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["first", "together"])
-@pytest.mark.parametrize("fate", ["delivered", "dead"])
+@pytest.mark.parametrize("outcome", ["delivered", "dead"])
 def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
     client: Redis,
-    fate: str,
+    outcome: str,
     together: bool,  # noqa: FBT001
 ) -> None:
     latest, superseded = with_one_due(client)
-    last = {fate: [latest if fate == "delivered" else dead(latest)]}
+    last = {outcome: [latest if outcome == "delivered" else dead(latest)]}
     if together:
         commit(client, superseded=superseded, **last)
     else:
@@ -457,7 +525,7 @@ def test_instance_of_which_only_superseded_entries_were_left_is_forgotten(
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["first", "together"])
-def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together: bool) -> None:  # noqa: FBT001
+def test_latest_that_fails_is_deferred_with_its_own_trials(client: Redis, together: bool) -> None:  # noqa: FBT001
     latest, superseded = with_one_due(client)
     retry = DeferredEntry(tried_again(latest), 0.0)
     if together:
@@ -471,7 +539,7 @@ def test_latest_that_fails_is_parked_with_its_own_trials(client: Redis, together
     assert client.zcard(PRODUCTION.deferred) == 1
 
 
-def test_retry_parks_its_followers_beside_what_is_superseded(client: Redis) -> None:
+def test_retry_defers_the_entries_that_it_blocks_beside_superseded_ones(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, X, X)
     one, two, three = claimed(client).fresh
@@ -492,7 +560,7 @@ def tally(*attempts: tuple[str, str, float]) -> Tally:
     return made
 
 
-def test_attempts_are_counted_with_what_became_of_their_entries(client: Redis) -> None:
+def test_attempts_are_counted_with_the_outcomes_of_their_entries(client: Redis) -> None:
     lease_outbox(client)
     fill(client, X, Y)
     one, two = claimed(client).fresh
@@ -528,7 +596,7 @@ def test_attempts_are_counted_once_even_if_they_are_recorded_twice(client: Redis
         assert {key: value for key, value in everything(client).items() if before.get(key) != value} == {}
 
 
-def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(client: Redis) -> None:
+def test_retry_is_recorded_though_the_entry_committed_with_it_was_deleted_by_an_operator(client: Redis) -> None:
     lease_outbox(client)
     one, _ = fill(client, X, Y)
     first, second = claimed(client).fresh
@@ -544,16 +612,16 @@ def test_retry_is_recorded_though_what_is_settled_with_it_was_deleted_by_hand(cl
     assert client.exists(KEYS.latency) == 0
 
 
-@pytest.mark.parametrize("fate", ["delivered", "dead", "deferred"])
-def test_settled_entry_is_no_longer_the_one_in_hand_alone(client: Redis, fate: str) -> None:
-    """The next death of its drain is another entry's."""
+@pytest.mark.parametrize("outcome", ["delivered", "dead", "deferred"])
+def test_committed_entry_is_no_longer_marked_as_in_flight(client: Redis, outcome: str) -> None:
+    """The next crash counts against another entry."""
     lease_outbox(client)
     fill(client, X)
     (entry,) = claimed(client).fresh
     client.hset(PRODUCTION.run, mapping={"entry": entry.entry_id, "deaths": 1})
 
     what = {"delivered": entry, "dead": dead(entry), "deferred": DeferredEntry(tried_again(entry), 0.0)}
-    commit(client, **{fate: [what[fate]]})
+    commit(client, **{outcome: [what[outcome]]})
 
     assert client.hmget(PRODUCTION.run, "entry", "deaths") == [None, None]
     client.hset(PRODUCTION.run, mapping={"entry": "7-0", "deaths": 2})
@@ -594,4 +662,4 @@ def test_newest_that_was_delivered_and_the_last_success_are_noted(client: Redis)
     assert counted(client)["delivered_at"] == pytest.approx(now_ms(client), abs=10_000)
 
     commit(client, delivered=[third])
-    assert counted(client)["newest:delivered"] == 9, "an older one that had to wait does not set it back"
+    assert counted(client)["newest:delivered"] == 9, "an older event does not set it back"

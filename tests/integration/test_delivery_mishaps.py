@@ -1,4 +1,4 @@
-"""Drains and what befalls them: age, newer events, an operator's pause, a Redis that goes away, deadly events."""
+"""Delivery runs under trouble: old events, newer ones, a pause, a Redis that goes away, events that kill a worker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from recorded_wakeups import RecordedWakeups
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rig import event_of, wait_for
@@ -70,7 +71,7 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
 
 
 class Meddled:
-    """The real transport; once requests are in flight and before their answers are heard, something happens."""
+    """The real transport; once requests are in flight and before their answers are read, something happens."""
 
     def __init__(self, transport: CurlTransport, happen: Callable[[], object], *, after_answers: int = 0) -> None:
         self._transport = transport
@@ -93,7 +94,7 @@ class Meddled:
         return self._happen is None
 
 
-#: Settings and a randomness with which nothing is tried again before a test says so.
+#: Settings with which nothing is tried again before a test says so, together with `Longest`.
 LATER: dict[str, Any] = {"backoff_initial": 60}
 
 
@@ -101,11 +102,11 @@ def nothing_waits(client: Redis) -> bool:
     return not counters_of(client).waiting
 
 
-# Too old
+# Old events
 
 
 def report_old(client: Redis, version: str, age_ms: int, **fields: str) -> None:
-    """Report a version as of some time ago: an entry's id says when it came."""
+    """Report a version as of some time ago: an entry's id says when it was enqueued."""
     seconds, _ = client.time()
     entry_id = f"{int(seconds) * 1000 - age_ms}-0"
     ((_, entry),) = client.xrange(KEYS.inbox, report(client, version, **fields))
@@ -128,7 +129,7 @@ def put_back(client: Redis, field: str, age_ms: int) -> None:
         pytest.param(("beat_at", HOUR_MS // 10), 1, id="a short time without workers"),
     ],
 )
-def test_event_does_not_expire_of_one_reading_of_a_clock(
+def test_event_does_not_expire_by_one_reading_of_a_clock(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, noted: tuple[str, int], dead: int
 ) -> None:
     report_old(client, "old", HOUR_MS, id="old")
@@ -140,10 +141,10 @@ def test_event_does_not_expire_of_one_reading_of_a_clock(
     assert len(api.requests) == 1 - dead
 
 
-def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_renewed(
+def test_clock_that_steps_during_a_run_expires_nothing_and_has_the_leases_renewed(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if Redis's clock were stepped two hours ahead after the first reading of it."""
+    """Redis's clock steps two hours ahead after the first reading of it."""
     claim, readings = outbox.claim, 0
 
     def ahead(*args: Any, **options: Any) -> list[Claimed | None]:
@@ -166,10 +167,10 @@ def test_clock_that_steps_during_a_drain_expires_nothing_and_has_the_leases_rene
     assert len(delivered_images(api)) == 60
 
 
-def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
+def test_run_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine sleeps while a request is in flight, and another drain takes the outbox over."""
+    """The machine sleeps while a request is in flight, and another run acquires the outbox."""
     slept = 0.0
     uptime = clock.uptime
     monkeypatch.setattr(clock, "uptime", lambda: uptime() + slept)
@@ -177,8 +178,8 @@ def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
     def sleep() -> None:
         nonlocal slept
         slept = 3600.0
-        client.set(PRODUCTION.lease, "another drain")
-        client.hset(PRODUCTION.run, "token", "another drain")
+        client.set(PRODUCTION.lease, "another run")
+        client.hset(PRODUCTION.run, "token", "another run")
 
     report_many(client, 20)
     with running(redis_server, api, delivery={"max_in_flight": 1}) as runtime:
@@ -188,7 +189,7 @@ def test_drain_that_was_suspended_past_its_lease_sends_nothing_more_without_it(
     assert len(api.requests) == 1
 
 
-def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
+def test_event_that_waited_too_long_expires_untried_and_restores_the_state(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     report_old(client, "old", HOUR_MS, id="old")
@@ -213,7 +214,7 @@ def test_event_that_waited_too_long_expires_untried_and_gives_its_state_back(
         report(client, "old")
         run_intake(runtime)
         run_once(runtime)
-    assert delivered_digests(api) == [digest("new"), digest("old")], "the same report made later is news"
+    assert delivered_digests(api) == [digest("new"), digest("old")], "the same report made later is new"
     assert counters_of(client).unaccounted == 0
 
 
@@ -263,7 +264,7 @@ def test_events_that_expired_in_an_outage_do_not_use_up_the_probe(
 # Only the latest
 
 
-def test_latest_of_an_instance_replaces_what_was_not_delivered(
+def test_latest_of_an_instance_supersedes_undelivered_ones(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     with running(redis_server, api, delivery={"history": "latest"}) as runtime:
@@ -282,10 +283,10 @@ def test_latest_of_an_instance_replaces_what_was_not_delivered(
         report(client, "a")
         run_intake(runtime)
         run_once(runtime)
-    assert delivered_digests(api)[-1] == digest("a"), "a rollback to one that was superseded is news"
+    assert delivered_digests(api)[-1] == digest("a"), "a rollback to a superseded one is a change"
 
 
-def test_latest_of_an_instance_replaces_what_waits_for_its_retry(
+def test_latest_of_an_instance_supersedes_one_that_waits_for_its_retry(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
@@ -323,7 +324,7 @@ def test_every_event_is_delivered_in_order_unless_only_the_latest_counts(
 
 
 @pytest.mark.parametrize("stay", [0, 0.01])
-def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
+def test_pause_lets_requests_in_flight_finish_and_sends_no_more(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, caplog: pytest.LogCaptureFixture, stay: float
 ) -> None:
     api.faults = [{"kind": "latency", "seconds": 0.02}]
@@ -339,13 +340,13 @@ def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
         assert meddled.has_happened
         sent = api.counts().received
         assert 8 <= sent < len(images)
-        assert done.delivered == sent == counters_of(client).delivered, "what was in flight is settled"
+        assert done.delivered == sent == counters_of(client).delivered, "the answers in flight are committed"
         assert client.zscore(KEYS.schedule(DEFAULT_DESTINATION), "production") == float("inf")
         assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0
 
         assert run_once(runtime).delivered == 0
         assert api.counts().received == sent
-        assert caplog.messages == [], "a pause is nothing to worry about"
+        assert caplog.messages == [], "a pause is no reason for a warning"
 
         pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"])
         deliver_until(runtime, lambda: nothing_waits(client))
@@ -353,10 +354,10 @@ def test_pause_lets_what_is_in_flight_finish_and_sends_no_more(
     assert api.counts().repeats == 0
 
 
-def test_pause_lets_go_of_what_is_in_hand_and_not_sent(
+def test_pause_releases_entries_that_are_claimed_and_not_sent(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
-    """The batch is still held open for more."""
+    """The batch still lingers for more."""
     images = report_many(client, 5)
 
     def pause() -> None:
@@ -395,7 +396,7 @@ def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 
 @pytest.mark.parametrize("lease_ran_out", [False, True], ids=["", "its lease ran out"])
-def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
+def test_run_that_lost_redis_commits_its_outcomes_later_and_repeats_nothing(
     own_server: EmbeddedRedis,
     api: Sandbox,
     caplog: pytest.LogCaptureFixture,
@@ -426,14 +427,14 @@ def test_drain_that_lost_redis_hands_back_what_it_did_and_repeats_nothing(
             restarting.join(30)
             assert done.leases_lost == 0
             assert done.delivered == api.counts().received == counters_of(client).delivered > 0
-            assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0, "it let go in peace"
+            assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0, "it was released"
 
             deliver_until(runtime, lambda: nothing_waits(client))
     assert sorted(delivered_images(api)) == sorted(images)
     assert api.counts().repeats == 0
 
 
-def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
+def test_throttle_that_the_destination_asks_for_while_redis_is_away_holds_when_it_is_back(
     own_server: EmbeddedRedis, api: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "60"}}]
@@ -462,10 +463,10 @@ def test_what_the_api_asks_for_while_redis_is_away_is_told_when_it_is_back(
             assert api.counts().received == asked > 0, "no worker sends before the time"
 
 
-def test_a_drains_idea_of_redis_time_is_never_ahead(
+def test_a_runs_estimate_of_redis_time_is_never_ahead(
     runtime: Runtime, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long its question was under way: else it would take another's hold for one that is over."""
+    """However long the reply takes: otherwise a throttle would seem to be over."""
     report_many(client, 2)
     run_intake(runtime)
     outboxes = LeasedOutboxes(runtime, Gate(runtime), DeliveryReport(), acquire(runtime, ["production"]))
@@ -483,7 +484,7 @@ def test_a_drains_idea_of_redis_time_is_never_ahead(
     assert -1000 < outboxes.now_ms - (seconds * 1000 + microseconds / 1000) <= 1
 
 
-def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
+def test_run_whose_lease_ran_out_goes_on_if_no_other_acquired_it(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:
     """Redis was away for longer than a lease, and the client's own retries bridged it."""
@@ -500,7 +501,7 @@ def test_drain_whose_lease_ran_out_while_nobody_took_over_goes_on(
     assert done.leases_lost == 0
 
 
-def test_drain_whose_connections_are_cut_goes_on_and_repeats_nothing(
+def test_run_whose_connections_are_cut_goes_on_and_repeats_nothing(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "latency", "seconds": 0.05}]
@@ -516,10 +517,10 @@ def test_drain_whose_connections_are_cut_goes_on_and_repeats_nothing(
     assert api.counts().repeats == 0
 
 
-def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
+def test_run_whose_outbox_another_acquired_commits_nothing(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
-    """Nobody else can be at it while Redis is away; but Redis may only be away for us."""
+    """No run can acquire a lease while Redis is away; but Redis may be away for one worker only."""
     images = report_many(client, 5)
     keys = PRODUCTION
     with running(redis_server, api) as runtime:
@@ -537,7 +538,7 @@ def test_drain_that_lost_redis_and_was_taken_over_commits_nothing(
 
 
 @pytest.mark.parametrize("is_away", [False, True], ids=["redis is back", "redis stays away"])
-def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
+def test_run_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
     runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch, *, is_away: bool
 ) -> None:
     monkeypatch.setattr(recovery, "RECOVERY_STOPPING_SECONDS", 0.5)
@@ -567,7 +568,7 @@ def test_drain_that_lost_redis_while_its_worker_stops_tries_for_a_moment(
 def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_newer(
     runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis fails a commit, what was answered meanwhile is the next, and the drain dies between the two."""
+    """Redis fails a commit, the answers that came meanwhile are the next, and the run dies between the two."""
     api.faults = [{"kind": "latency", "seconds": 0.5, "count": 1}]
     report_image(client, image_of("slow", "1"))
     report_image(client, image_of("quick"))
@@ -597,11 +598,11 @@ def test_of_two_commits_of_which_one_is_applied_no_older_event_goes_out_after_a_
     assert slow == [image_of("slow", "1"), image_of("slow", "1"), image_of("slow", "2")]
 
 
-# Deadly events
+# Events that kill a worker
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no drain catches it, and none lets go after it."""
+    """Stands for SIGKILL: no run catches it, and none releases its outboxes after it."""
 
 
 class Deadly:
@@ -621,7 +622,7 @@ class Deadly:
 
 
 def die_until(runtime: Runtime, condition: Callable[[], bool], most: int = 40) -> int:
-    """Run drains, and let the leases of those that die run out; return how many died."""
+    """Run delivery, and let the leases of the runs that die run out; return how many died."""
     deaths = 0
     for _ in range(most):
         if condition():
@@ -632,13 +633,13 @@ def die_until(runtime: Runtime, condition: Callable[[], bool], most: int = 40) -
         except Killed:
             deaths += 1
             runtime.client.delete(PRODUCTION.lease)
-    raise AssertionError(f"not within {most} drains, of which {deaths} died")
+    raise AssertionError(f"not within {most} runs, of which {deaths} died")
 
 
 @pytest.mark.parametrize(
     "deadly", [["event-0"], ["event-7"], ["event-29"], ["event-7", "event-8"], ["event-0", "event-1", "event-29"]]
 )
-def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_arrive(
+def test_event_that_kills_its_worker_is_a_dead_letter_and_the_others_arrive(
     runtime: Runtime, client: Redis, api: Sandbox, deadly: list[str]
 ) -> None:
     for number in range(30):
@@ -652,7 +653,7 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
     assert [(letter["id"], letter["reason"]) for letter in letters] == [(name, "worker_crash") for name in deadly]
     assert letters[0]["detail"] == f"{leases.MAX_DEATHS} workers died when they delivered it"
     assert {letter["attempts"] for letter in letters} == {"0"}
-    # The first has many in hand and nobody knows of which it died.
+    # The first has many in flight, and which one killed it is not known.
     assert deaths == 1 + leases.MAX_DEATHS * len(deadly)
     arrived = {event_of(request.idempotency_key) for request in api.requests if request.processed}
     assert arrived == {f"event-{number}" for number in range(30)} - set(deadly)
@@ -662,7 +663,7 @@ def test_event_that_kills_who_delivers_it_is_a_dead_letter_and_its_neighbours_ar
 
 
 def test_deadly_event_takes_none_of_other_environments_with_it(runtime: Runtime, client: Redis, api: Sandbox) -> None:
-    """One drain serves many environments, each of them one entry at a time after the first death."""
+    """After the first death a run delivers one entry at a time over all its environments."""
     environments = ["innocent-1", "innocent-2", "evil", "innocent-3"]
     for number in range(8):
         for environment in environments:
@@ -685,10 +686,33 @@ def test_deadly_event_takes_none_of_other_environments_with_it(runtime: Runtime,
     assert counters_of(client).unaccounted == 0
 
 
-def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time(
+def test_a_crash_search_delays_no_environment_that_did_not_crash(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """The others are released, with a wake-up for another run, before the first entry is sent."""
+    report_image(client, image_of("evil"), "evil", id="evil")
+    run_intake(runtime)
+    with pytest.raises(Killed):
+        run_delivery(replace(runtime, transport=Deadly(runtime.transport, {"evil"})), ["evil"])
+    client.delete(KEYS.of_outbox(DEFAULT_DESTINATION, "evil").lease)
+    report_many(client, 3)
+    run_intake(runtime)
+    wakeups = RecordedWakeups()
+
+    with pytest.raises(Killed):
+        run_delivery(
+            replace(runtime, transport=Deadly(runtime.transport, {"evil"}), wakeups=wakeups), ["production", "evil"]
+        )
+
+    assert wakeups.environments == ["production"]
+    assert client.exists(PRODUCTION.lease, PRODUCTION.run) == 0
+    assert run_once(runtime).delivered == 3
+
+
+def test_entry_of_a_crash_search_is_sent_under_its_lease_though_redis_is_slow(
     runtime: Runtime, client: Redis, api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Noting which entry is in hand waits for Redis, and the lease runs meanwhile."""
+    """Marking the entry waits for Redis, and the lease runs meanwhile."""
     report_image(client, image_of("app"), id="event")
     run_intake(runtime)
     with pytest.raises(Killed):
@@ -718,7 +742,7 @@ def test_what_is_handled_alone_leaves_under_its_lease_though_redis_took_its_time
     assert min(left) >= 1000 * runtime.settings.api.timeout - ROUNDING_MS
 
 
-def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(
+def test_deadly_retry_is_a_dead_letter_and_the_entry_that_it_blocks_arrives(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
@@ -735,8 +759,10 @@ def test_deadly_retry_is_a_dead_letter_and_what_waits_behind_it_arrives(
     assert delivered_digests(api) == [digest("next")]
 
 
-def test_worker_that_dies_for_another_reason_condemns_no_event(runtime: Runtime, client: Redis, api: Sandbox) -> None:
-    """Each time it is another event that is in hand."""
+def test_worker_that_dies_for_another_reason_makes_no_dead_letter(
+    runtime: Runtime, client: Redis, api: Sandbox
+) -> None:
+    """Each time another event is in flight."""
     for number in range(30):
         report_image(client, image_of(f"app-{number}"), id=f"event-{number}")
     run_intake(runtime)
@@ -757,7 +783,7 @@ def test_worker_that_dies_for_another_reason_condemns_no_event(runtime: Runtime,
 def test_deadly_events_are_found_where_only_the_latest_counts(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
-    """What a retry supersedes is to be settled before anything is sent one at a time."""
+    """The entries that a retry supersedes are committed before it is sent."""
     api.faults = [{"kind": "status", "status": 503, "count": 1}]
     with running(redis_server, api, delivery={"history": "latest"} | LATER) as runtime:
         report(client, "a")

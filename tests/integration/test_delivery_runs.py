@@ -1,4 +1,4 @@
-"""The drains against a real Redis and a real HTTP server, stopped at the points where they could race."""
+"""Intake and delivery runs against a real Redis and a real HTTP server, stopped where they could race."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_delivery_whose_lease_ran_out_commits_nothing(runtime: Runtime, client: 
     done = run_delivery(paused, ["production"])
     assert done is not None
     assert done.leases_lost == 1
-    assert client.xlen(keys.outbox) == 1, "a drain without its lease took the entry out"
+    assert client.xlen(keys.outbox) == 1, "a run without its lease deleted the entry"
     assert read_counters(client, runtime.keys).delivered == 0
 
     client.delete(keys.lease)
@@ -164,7 +164,7 @@ def test_what_is_sent_has_left_before_the_drain_waits_for_redis(
     waits: list[int] = []
 
     class Transport:
-        """The real one; what it has answered is counted."""
+        """The real one; its answers are counted."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(runtime.transport, name)

@@ -1,4 +1,4 @@
-"""Reports that one process makes at once share round trips, and nobody's fate is another's."""
+"""Reports that one process makes at once share round trips, and each has its own outcome."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_all_of_them_learn_that_redis_is_away() -> None:
     assert len({id(each) for each in told}) == AT_ONCE, "an error raised twice would get a wrong traceback"
 
 
-def test_one_who_gives_up_takes_nobody_along(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_a_cancelled_report_cancels_no_other(redis_server: EmbeddedRedis, client: Redis) -> None:
     async def use(producer: AsyncProducer) -> list[str]:
         tasks = [asyncio.create_task(producer.report(image_of(f"app-{n}"), id=f"event-{n}")) for n in range(10)]
         await asyncio.sleep(0)

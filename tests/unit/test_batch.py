@@ -1,4 +1,4 @@
-"""Order for each instance: one in flight, the others behind it until what became of it is committed."""
+"""Order of each instance: one entry in flight, the others blocked until its outcome is committed."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def dead(dead: OutboxEntry) -> DeadEntry:
     return DeadEntry(dead, "refused", "HTTP 400", 400)
 
 
-# Who may go
+# What may be sent
 
 
-def test_of_each_instance_the_first_goes_and_the_others_wait_behind() -> None:
+def test_of_each_instance_the_first_is_sent_and_the_others_are_blocked() -> None:
     batch = batch_of(entry(1, X), entry(2, Y), entry(3, X), entry(4, X), entry(5, Z))
 
     assert sent(batch) == [entry(1, X), entry(2, Y), entry(5, Z)]
@@ -88,7 +88,7 @@ def test_of_each_instance_the_first_goes_and_the_others_wait_behind() -> None:
     assert batch.size == 5
 
 
-def test_what_comes_later_waits_behind_as_well() -> None:
+def test_an_entry_that_is_claimed_later_is_blocked_as_well() -> None:
     batch = batch_of(entry(1, X))
     sent(batch)
     batch.add(claimed(entry(2, X), entry(3, Y)))
@@ -96,12 +96,12 @@ def test_what_comes_later_waits_behind_as_well() -> None:
     assert sent(batch) == [entry(3, Y)]
 
 
-@pytest.mark.parametrize("fate", ["delivered", "dead"])
-def test_the_next_goes_once_what_became_of_the_first_is_settled_not_answered(fate: str) -> None:
+@pytest.mark.parametrize("outcome", ["delivered", "dead"])
+def test_the_next_is_sent_once_the_outcome_of_the_first_is_committed_not_answered(outcome: str) -> None:
     batch = batch_of(entry(1), entry(2), entry(3))
     (first,) = sent(batch)
 
-    if fate == "delivered":
+    if outcome == "delivered":
         batch.deliver(first, 0)
     else:
         batch.bury(dead(first))
@@ -114,7 +114,7 @@ def test_the_next_goes_once_what_became_of_the_first_is_settled_not_answered(fat
     assert batch.size == 2
 
 
-def test_instance_that_is_done_starts_afresh() -> None:
+def test_instance_that_is_done_is_blocked_no_more() -> None:
     batch = batch_of(entry(1))
     batch.deliver(sent(batch)[0], 0)
     commit(batch)
@@ -126,7 +126,7 @@ def test_instance_that_is_done_starts_afresh() -> None:
 # Retries
 
 
-def test_retry_parks_the_followers_behind_it_in_order() -> None:
+def test_retry_defers_the_entries_that_it_blocks_in_order() -> None:
     batch = batch_of(entry(1, X), entry(2, X), entry(3, Y), entry(4, X))
     first, _ = sent(batch)
     batch.defer(first, 2.5)
@@ -138,7 +138,7 @@ def test_retry_parks_the_followers_behind_it_in_order() -> None:
     assert batch.size == 1
 
 
-def test_nothing_overtakes_a_retry_that_is_noted_and_not_yet_settled() -> None:
+def test_nothing_overtakes_a_retry_that_is_not_committed_yet() -> None:
     """Redis does not know of the retry yet, so a take in between brings the next one as fresh."""
     batch = batch_of(entry(1))
     batch.defer(sent(batch)[0], 1.0)
@@ -147,7 +147,7 @@ def test_nothing_overtakes_a_retry_that_is_noted_and_not_yet_settled() -> None:
     assert sent(batch) == []
 
 
-def test_retry_that_is_due_goes_again_and_parks_no_followers() -> None:
+def test_due_retry_is_sent_again_and_defers_no_others() -> None:
     due = entry(1, trials=tried(3), deferred=True)
     batch = batch_of(due=(due,))
     assert batch.retried == [X]
@@ -160,12 +160,12 @@ def test_retry_that_is_due_goes_again_and_parks_no_followers() -> None:
     assert batch.size == 0
 
 
-@pytest.mark.parametrize("fate", ["delivered", "dead"])
-def test_due_entry_is_in_hand_until_it_is_settled(fate: str) -> None:
+@pytest.mark.parametrize("outcome", ["delivered", "dead"])
+def test_claimed_retry_counts_until_it_is_committed(outcome: str) -> None:
     due = entry(1, trials=tried(1), deferred=True)
     batch = batch_of(due=(due,))
     sent(batch)
-    if fate == "delivered":
+    if outcome == "delivered":
         batch.deliver(due, 0)
     else:
         batch.bury(dead(due))
@@ -177,8 +177,8 @@ def test_due_entry_is_in_hand_until_it_is_settled(fate: str) -> None:
     assert batch.size == 0
 
 
-def test_due_entry_that_is_in_hand_is_not_sent_twice() -> None:
-    """It is marked as taken for one lease only; a drain that is at it for longer is given it again."""
+def test_retry_that_is_claimed_again_is_not_sent_twice() -> None:
+    """A claimed retry is due again after one lease, also for the run that claimed it."""
     due = entry(1, trials=tried(1), deferred=True)
     batch = batch_of(due=(due,))
     batch.add(claimed(due=(due,)))
@@ -213,7 +213,7 @@ def test_the_latest_of_an_instance_is_sent_and_the_earlier_ones_are_superseded()
     assert batch.cursor == "2-0"
 
 
-def test_what_is_in_flight_is_never_superseded_and_the_latest_behind_it_goes_next() -> None:
+def test_an_entry_in_flight_is_never_superseded_and_the_latest_that_it_blocks_is_next() -> None:
     batch = batch_of(entry(1), latest_only=True)
     (first,) = sent(batch)
     batch.add(claimed(entry(2), entry(3)))
@@ -240,7 +240,7 @@ def test_an_entry_is_superseded_until_the_moment_it_is_sent() -> None:
     assert commit(batch).superseded == superseded(entry(3))
 
 
-def test_a_retry_parks_the_one_that_will_replace_it_behind_it() -> None:
+def test_a_retry_defers_the_one_that_will_replace_it() -> None:
     """Redis finds the latest by itself when the retry is due."""
     batch = batch_of(entry(1), latest_only=True)
     (first,) = sent(batch)
@@ -253,7 +253,7 @@ def test_a_retry_parks_the_one_that_will_replace_it_behind_it() -> None:
     assert batch.size == 0
 
 
-def test_a_due_entry_comes_with_those_that_it_supersedes() -> None:
+def test_a_retry_is_claimed_with_the_entries_that_it_supersedes() -> None:
     latest = entry(3, deferred=True)
     batch = batch_of(due=(retry(latest, entry(1, deferred=True), entry(2, deferred=True)),), latest_only=True)
 
@@ -262,7 +262,7 @@ def test_a_due_entry_comes_with_those_that_it_supersedes() -> None:
     assert batch.retried == [X], "what it supersedes is done, not it"
 
 
-def test_a_due_entry_that_is_in_flight_is_not_superseded_when_it_is_given_again() -> None:
+def test_a_retry_in_flight_is_not_superseded_when_it_is_claimed_again() -> None:
     """After a lease it is; by then a later one may be deferred behind it, and Redis names it as superseded."""
     first = entry(1, deferred=True)
     batch = batch_of(due=(first,), latest_only=True)
@@ -273,7 +273,7 @@ def test_a_due_entry_that_is_in_flight_is_not_superseded_when_it_is_given_again(
     assert not batch.uncommitted
 
 
-def test_a_due_entry_is_not_replaced_by_what_is_fresh() -> None:
+def test_a_retry_is_not_replaced_by_a_fresh_entry() -> None:
     """The fresh one was read before the other was deferred; the scripts know the order, the batch does not."""
     batch = batch_of(entry(5, Y), due=(entry(1, X, deferred=True),), latest_only=True)
 
@@ -294,7 +294,7 @@ def test_a_probe_is_the_entry_that_was_tried_least() -> None:
     assert not batch.ready
 
 
-def test_what_was_tried_is_all_that_was_answered_not_only_what_used_up_an_attempt() -> None:
+def test_all_answers_count_as_tried_not_only_those_that_used_up_an_attempt() -> None:
     unlucky = entry(1, X, trials=Trials(attempts=0, answers=9), deferred=True)
     batch = batch_of(entry(3, Z), due=(unlucky, entry(2, Y, trials=tried(1), deferred=True)))
 
@@ -313,15 +313,15 @@ def test_a_probe_is_the_latest_of_its_instance() -> None:
     assert batch.send_next(least_tried=True) == entry(2, X)
 
 
-# Where the next drain begins
+# Where the next run begins
 
 
 @pytest.mark.parametrize(("given", "cursor"), [("", BEGINNING), ("(7-0", "(7-0"), ("5-0", "5-0")])
-def test_cursor_is_the_one_given_until_something_is_in_hand(given: str, cursor: str) -> None:
+def test_cursor_is_the_given_one_until_something_is_claimed(given: str, cursor: str) -> None:
     assert Batch(given).cursor == cursor
 
 
-def test_cursor_points_at_the_oldest_fresh_entry_in_hand() -> None:
+def test_cursor_points_at_the_oldest_fresh_entry() -> None:
     batch = batch_of(entry(1, X), entry(2, Y), entry(3, Z))
     first, second, third = sent(batch)
     assert batch.cursor == "1-0"
@@ -339,7 +339,7 @@ def test_cursor_points_at_the_oldest_fresh_entry_in_hand() -> None:
     assert batch.cursor == "(3-0"
 
 
-def test_cursor_passes_what_is_being_settled() -> None:
+def test_cursor_passes_the_entries_of_a_commit() -> None:
     batch = batch_of(entry(1, X), entry(2, Y))
     first, second = sent(batch)
     batch.deliver(first, 0)
@@ -350,20 +350,20 @@ def test_cursor_passes_what_is_being_settled() -> None:
     assert batch.cursor == "(2-0"
 
 
-def test_due_entries_do_not_hold_the_cursor_back() -> None:
+def test_retries_do_not_hold_the_cursor_back() -> None:
     batch = batch_of(entry(5, Y), due=(entry(1, X, deferred=True),))
 
     assert batch.cursor == "5-0"
 
 
-def test_take_that_found_nothing_leaves_the_cursor() -> None:
+def test_claim_that_found_nothing_leaves_the_cursor() -> None:
     batch = batch_of(entry(1))
     batch.add(claimed())
 
     assert batch.read_cursor == "(1-0"
 
 
-# What is settled
+# What is committed
 
 
 def test_latencies_are_counted_by_bucket() -> None:
@@ -393,7 +393,7 @@ def test_attempts_are_counted_with_the_outcomes_of_their_entries() -> None:
     assert not batch.begin_commit().attempts.counts()
 
 
-def test_what_was_settled_is_not_settled_again() -> None:
+def test_no_outcome_is_committed_twice() -> None:
     batch = batch_of(entry(1, X), entry(2, Y))
     first, second = sent(batch)
     batch.deliver(first, 0)
@@ -438,7 +438,7 @@ def test_each_kind_of_outcome_is_bounded_and_superseded_entries_are_committed_fi
 
 
 class Interleavings(RuleBasedStateMachine):
-    """`stream`, `deferred` and `due` are what the scripts have committed; the batch is what the drain has in hand."""
+    """`stream`, `deferred` and `due` are what the scripts have committed; the batch is what the run has claimed."""
 
     latest_only = False
 
@@ -506,10 +506,10 @@ class Interleavings(RuleBasedStateMachine):
         return self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
 
     @precondition(lambda self: self.flying)
-    @rule(data=st.data(), fate=st.sampled_from(["deliver", "bury", "defer"]))
-    def answer(self, data: st.DataObject, fate: str) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(["deliver", "bury", "defer"]))
+    def answer(self, data: st.DataObject, outcome: str) -> None:
         one = self.answered(data)
-        match fate:
+        match outcome:
             case "deliver":
                 self.batch.deliver(one, 0)
             case "bury":
@@ -570,19 +570,19 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        """All pauses are over; what is marked as taken stays so."""
+        """All pauses are over; a claimed retry stays claimed."""
         self.due |= set(self.deferred) - set(self.batch.retried)
 
     @rule()
     def a_lease_passes(self) -> None:
-        """What is marked as taken comes up again, though the drain is still at it."""
+        """A claimed retry is due again, though the run has not committed it."""
         self.due |= set(self.deferred)
 
     def nothing_is_left_behind(self, cursor: str) -> None:
         waiting = {entry_id for ids in self.deferred.values() for entry_id in ids}
         start = 0 if cursor == BEGINNING else self.numbered(cursor) + cursor.startswith("(")
         behind = [one.entry_id for one in self.stream if self.numbered(one.entry_id) < start]
-        assert set(behind) <= waiting, "another drain would not find these"
+        assert set(behind) <= waiting, "another run would not find these"
 
     @invariant()
     def in_flight_is_counted(self) -> None:
