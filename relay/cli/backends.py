@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from relay.events.event import DeploymentEvent
-    from relay.producer.base import Checked, Outcome
+    from relay.producer.base import Given, Outcome
     from relay.queue.receipts import Receipt
     from relay.settings import Settings
 
@@ -56,13 +56,12 @@ class DryRun(BaseProducer):
     def close(self) -> None:
         """Do nothing: there is no connection."""
 
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:  # noqa: ARG002 - no event is enqueued
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:  # noqa: ARG002 - no event is enqueued
         return partial(send_valid, send=lambda events: map(self._print, events))
 
     def _print(self, event: DeploymentEvent) -> Outcome:
         body = event.body()
-        fault = oversize(len(body), self._max_event_bytes)
-        if fault:
-            return fault
+        if len(body) > self._max_event_bytes:
+            return oversize(len(body), self._max_event_bytes)
         typer.echo(to_json({"event": from_json(body), **event.envelope}).decode())
         return ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -24,14 +25,14 @@ from relay.events.event import DeploymentEvent
 from relay.producer.streaming import in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from relay.queue.receipts import Receipt
 
 
-#: An event that passed the check of its fields, or why it did not.
-Checked = DeploymentEvent | InvalidEvent
+#: An event, or one in the shape of the API's JSON body, with `id`, `source` and `time` beside `image`.
+Given = DeploymentEvent | Mapping[str, Any]
 
 #: The id of an event that is enqueued, or why the event can never be delivered.
 Outcome = str | InvalidEvent
@@ -73,9 +74,7 @@ class BaseProducer(ABC):
         [outcome] = self._sender(receipts=receipt)([with_id(event) if receipt else event])
         return id_or_raise(outcome)
 
-    def report_many(
-        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
-    ) -> list[Outcome]:
+    def report_many(self, events: Iterable[Given], *, receipts: bool = False) -> list[Outcome]:
         """Enqueue events, `chunk_size` to a round trip, and return their outcomes.
 
         An event may be given as a mapping in the shape of the API's JSON body, with `id`, `source` and `time` beside
@@ -84,13 +83,13 @@ class BaseProducer(ABC):
         send = self._sender(receipts=receipts)
         outcomes: list[Outcome] = []
         with adding_enqueued(outcomes):
-            for chunk in batched(map(checked, events), self.chunk_size):
+            for chunk in batched(events, self.chunk_size):
                 outcomes += send(chunk)
         return outcomes
 
     def report_stream(
         self,
-        events: Iterable[DeploymentEvent | Mapping[str, Any]],
+        events: Iterable[Given],
         *,
         receipts: bool = False,
         on_error: Callable[[], object] | None = None,
@@ -104,9 +103,7 @@ class BaseProducer(ABC):
         The error of a chunk is raised when `events` gives its next event or ends; `on_error` is called before that,
         in the other thread. If `events` raises, the events before are enqueued and their outcomes yielded first.
         """
-        return in_chunks(
-            map(checked, events), self._sender(receipts=receipts), size=self.chunk_size, on_error=on_error
-        )
+        return in_chunks(events, self._sender(receipts=receipts), size=self.chunk_size, on_error=on_error)
 
     @abstractmethod
     def receipts(self, ids: Sequence[str], *, within_seconds: float = math.inf) -> Iterable[Receipt | None]:
@@ -116,7 +113,7 @@ class BaseProducer(ABC):
         """
 
     @abstractmethod
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:
         """Return the function that sends the chunks of one report and returns their outcomes."""
 
     @abstractmethod
@@ -130,7 +127,7 @@ class BaseProducer(ABC):
         self.close()
 
 
-def checked(given: DeploymentEvent | Mapping[str, Any]) -> Checked:
+def parsed(given: Given) -> DeploymentEvent | InvalidEvent:
     """Return the event, parsed if it is given as a mapping, or why it is invalid."""
     if isinstance(given, DeploymentEvent):
         return given
@@ -140,17 +137,16 @@ def checked(given: DeploymentEvent | Mapping[str, Any]) -> Checked:
         return error
 
 
-def oversize(size: int, max_event_bytes: int) -> InvalidEvent | None:
-    """Return why a body of that many bytes is refused; None if it is not."""
-    if size <= max_event_bytes:
-        return None
+def oversize(size: int, max_event_bytes: int) -> InvalidEvent:
+    """Return the refusal of a body of that many bytes."""
     return InvalidEvent("", f"the event is {size} bytes, and queue.max_event_bytes is {max_event_bytes}")
 
 
-def send_valid(chunk: Sequence[Checked], send: Callable[[list[DeploymentEvent]], Iterable[Outcome]]) -> list[Outcome]:
+def send_valid(chunk: Sequence[Given], send: Callable[[list[DeploymentEvent]], Iterable[Outcome]]) -> list[Outcome]:
     """Send the valid events of a chunk; return the outcome of each item in its place."""
-    outcomes = iter(send([item for item in chunk if isinstance(item, DeploymentEvent)]))
-    return [item if isinstance(item, InvalidEvent) else next(outcomes) for item in chunk]
+    items = list(map(parsed, chunk))
+    outcomes = iter(send([item for item in items if isinstance(item, DeploymentEvent)]))
+    return [item if isinstance(item, InvalidEvent) else next(outcomes) for item in items]
 
 
 def id_or_raise(outcome: Outcome) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from relay.events.event import DeploymentEvent
-    from relay.producer.base import Checked
+    from relay.producer.base import Given
     from relay.queue.receipts import Receipt
 
 #: Maximum duration of an attempt, so that a gateway that hangs leaves time for another one.
@@ -96,7 +96,7 @@ class GatewayProducer(BaseProducer):
             left = give_up_at - time.monotonic()
             yield self._receipt(event_id, min(left, self._settings.gateway_timeout))
 
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:  # noqa: ARG002 - a gateway always keeps them
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:  # noqa: ARG002 - a gateway always keeps them
         return partial(send_valid, send=self._send)
 
     def _send(self, events: Sequence[DeploymentEvent]) -> list[Outcome]:

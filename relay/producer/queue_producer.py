@@ -19,10 +19,10 @@ from relay.producer.base import (
     Outcome,
     adding_enqueued,
     batched,
-    checked,
     id_or_raise,
     new_id,
     oversize,
+    parsed,
     with_id,
 )
 from relay.queue import inbox, receipts, scripts
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
-    from relay.producer.base import Checked
+    from relay.producer.base import Given
     from relay.producer.spooling import Sent, SpoolingSender
     from relay.queue.receipts import Receipt
     from relay.queue.scripts import Call
@@ -80,20 +80,21 @@ class _Redis:
         self._settings = settings
         self._keys = Keys(settings.queue.namespace)
 
-    def _chunk(self, events: Iterable[Checked], *, receipts: bool) -> _Chunk:
+    def _chunk(self, events: Iterable[Given], *, receipts: bool) -> _Chunk:
         """Return the entries of the events, without those that are invalid or too large.
 
         An event without an id gets a new one; with `receipts` an event that had one asks for its receipt.
         """
         chunk = _Chunk([], [])
-        for event in events:
+        max_bytes = self._settings.queue.max_event_bytes
+        for given in events:
+            event = parsed(given)
             if isinstance(event, InvalidEvent):
                 chunk.outcomes.append(event)
                 continue
             fields = inbox.fields_of(event)
-            fault = oversize(len(fields["event"]), self._settings.queue.max_event_bytes)
-            if fault:
-                chunk.outcomes.append(fault)
+            if len(fields["event"]) > max_bytes:
+                chunk.outcomes.append(oversize(len(fields["event"]), max_bytes))
                 continue
             if "id" not in fields:
                 fields["id"] = new_id()
@@ -179,10 +180,10 @@ class Producer(_Redis, BaseProducer):
             raise ConfigurationError("there is no spool: set spool.directory (RELAY_SPOOL__DIRECTORY)")
         return self._spooling.flush()
 
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:
         send_entries = self._enqueue if self._spooling is None else self._spooling.sender()
 
-        def send(events: list[Checked]) -> list[Outcome]:
+        def send(events: list[Given]) -> list[Outcome]:
             chunk = self._chunk(events, receipts=receipts)
             if chunk.entries:
                 send_entries(chunk.entries)
@@ -240,17 +241,15 @@ class AsyncProducer(_Redis):
         [outcome] = await self._send([with_id(event) if receipt else event], receipts=receipt)
         return id_or_raise(outcome)
 
-    async def report_many(
-        self, events: Iterable[DeploymentEvent | Mapping[str, Any]], *, receipts: bool = False
-    ) -> list[Outcome]:
+    async def report_many(self, events: Iterable[Given], *, receipts: bool = False) -> list[Outcome]:
         """Enqueue events in their order and return their outcomes, as `Producer.report_many` does."""
         outcomes: list[Outcome] = []
         with adding_enqueued(outcomes):
-            for chunk in batched(map(checked, events), CHUNK):
+            for chunk in batched(events, CHUNK):
                 outcomes += await self._send(chunk, receipts=receipts)
         return outcomes
 
-    async def _send(self, events: Iterable[Checked], *, receipts: bool) -> list[Outcome]:
+    async def _send(self, events: Iterable[Given], *, receipts: bool) -> list[Outcome]:
         """Enqueue a chunk; whether Redis has it is unknown if the caller is cancelled meanwhile."""
         chunk = self._chunk(events, receipts=receipts)
         if chunk.entries:

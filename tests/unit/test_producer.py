@@ -12,6 +12,7 @@ import fakeredis
 import pytest
 
 from relay import AsyncProducer, DeploymentEvent, InvalidEvent, Producer, QueueFull, QueueUnavailable
+from relay.producer import streaming
 from relay.producer.queue_producer import CHUNK
 from relay.queue.keys import Keys
 from relay.settings import Settings
@@ -238,7 +239,10 @@ def test_of_many_the_error_tells_which_are_enqueued(redis: fakeredis.FakeRedis) 
     assert len(raised.value.enqueued) == CHUNK
 
 
-def test_stream_is_enqueued_lazily_in_chunks(producer: Producer, redis: fakeredis.FakeRedis) -> None:
+def test_stream_is_enqueued_lazily_in_chunks(
+    producer: Producer, redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PAUSE_SECONDS", 600)  # a machine under load may pause for longer
     assert CHUNK == 500
     source = events(3 * CHUNK)
     ids = producer.report_stream(source)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from relay.errors import RelayError
     from relay.events.event import DeploymentEvent
-    from relay.producer.base import Checked, Outcome
+    from relay.producer.base import Given, Outcome
     from relay.queue.receipts import Receipt
 
 #: Events that `Ending` takes together.
@@ -51,7 +51,7 @@ class Ending(BaseProducer):
     def close(self) -> None:
         pass
 
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:
         raise NotImplementedError
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from relay.producer.base import Checked, Outcome
+    from relay.producer.base import Given, Outcome
 
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 
@@ -48,7 +48,7 @@ class InMemory(BaseProducer):
     def close(self) -> None:
         pass
 
-    def _sender(self, *, receipts: bool) -> Callable[[list[Checked]], list[Outcome]]:
+    def _sender(self, *, receipts: bool) -> Callable[[list[Given]], list[Outcome]]:
         assert receipts
         return partial(send_valid, send=lambda events: [event.id or "" for event in events])
 
