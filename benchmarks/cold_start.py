@@ -70,7 +70,7 @@ class ColdStart:
 
 
 def measure(_: int | None) -> ColdStart:
-    """Start each program `STARTS` times, in turn, after one start of each that nobody times and that compiles it."""
+    """Start each program `STARTS` times, in turn, after one start of each that is not timed and compiles it."""
     with EmbeddedRedis(append_only=False) as redis:
         environment = {**bare_environment(), "RELAY_REDIS_URL": redis.url}
         forbidden = [

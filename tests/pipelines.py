@@ -29,7 +29,7 @@ def github(inputs: dict[str, str], outer: dict[str, str], run: dict[str, str]) -
     values = _given(inputs, {name: spec.get("default") for name, spec in action["inputs"].items()})
     [step] = action["runs"]["steps"]
     assert action["runs"]["using"] == "composite"
-    assert "${{" not in step["run"], "an expression in a script is a hole for whoever chooses its value"
+    assert "${{" not in step["run"], "an expression in a script executes its value"
 
     def expression(match: re.Match[str]) -> str:
         for term in match[1].split("||"):

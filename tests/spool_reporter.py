@@ -1,6 +1,6 @@
 """A program that reports through a spool until it is killed: `python spool_reporter.py DIR NAME FIRST COUNT`.
 
-It prints an event's id once its report returned: the lines are what was acknowledged.
+It prints the id of each acknowledged event.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`relay report` as a pipeline meets it: a process, a real Redis, gateway, worker and API, and its exit code."""
+"""`relay report` in a pipeline: a process with real Redis, gateway, worker and API, and its exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 GATEWAY_TOKEN = "canary-token-of-the-gateway"
 PAYMENTS_TOKEN = "canary-token-of-payments"
 
-#: A port that nothing listens on.
+#: An address without a server.
 NOWHERE = "redis://127.0.0.1:1/0"
 
 #: Variables of the CI system that may run these tests.
@@ -118,7 +118,7 @@ def received(estate: Estate, environment: str) -> list[str]:
     ]
 
 
-def test_wait_ends_when_the_api_has_it(way: dict[str, str], estate: Estate, environment: str) -> None:
+def test_wait_ends_with_the_delivery(way: dict[str, str], estate: Estate, environment: str) -> None:
     done = report(image("a"), "-e", environment, "--id", f"{environment}-1", "--wait", **way)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{environment}-1\n", "delivered\n")
     assert received(estate, environment) == [digest("a")]
@@ -129,8 +129,10 @@ def test_wait_ends_when_the_api_has_it(way: dict[str, str], estate: Estate, envi
     assert received(estate, environment) == [digest("a")]
 
 
-def test_wait_does_not_tell_another_reports_outcome(way: dict[str, str], estate: Estate, environment: str) -> None:
-    """A, then B, then A under the first one's id: what the API believes is B."""
+def test_wait_does_not_report_the_outcome_of_another_report(
+    way: dict[str, str], estate: Estate, environment: str
+) -> None:
+    """A, then B, then A with the first one's id: B stays."""
     for version in "ab":
         arguments = (image(version), "-e", environment, "--id", f"{environment}-{version}", "--wait")
         assert report(*arguments, **way).stderr == "delivered\n"
@@ -166,9 +168,7 @@ def write(process: subprocess.Popen[str], *lines: str) -> None:
     process.stdin.flush()
 
 
-def test_a_line_is_sent_though_the_next_one_does_not_come(
-    way: dict[str, str], estate: Estate, environment: str
-) -> None:
+def test_a_line_is_sent_while_the_stream_pauses(way: dict[str, str], estate: Estate, environment: str) -> None:
     with reporting_stream(**way) as process:
         write(process, line("a", environment))
         wait_for(lambda: received(estate, environment) == [digest("a")], 60)
@@ -216,7 +216,7 @@ def test_a_signal_while_waiting_leaves_nothing_to_report_again(
     pausing.resume(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
 
 
-def test_a_queue_that_goes_away_ends_a_stream_that_pauses() -> None:
+def test_an_unavailable_queue_ends_a_stream_that_pauses() -> None:
     with reporting_stream(RELAY_REDIS_URL=NOWHERE, RELAY_REDIS__CONNECT_TIMEOUT="1s") as process:
         write(process, line("a", "production"))
         assert process.wait(60) == 69
@@ -225,14 +225,14 @@ def test_a_queue_that_goes_away_ends_a_stream_that_pauses() -> None:
     assert "0 enqueued before this; report again from line 1 on" in said
 
 
-def test_wait_tells_why_an_event_is_dead(way: dict[str, str]) -> None:
+def test_wait_prints_why_an_event_is_dead(way: dict[str, str]) -> None:
     done = report(image("a"), "-e", "cursed", "--wait", **way)
     assert done.returncode == 1
     assert "dead: " in done.stderr
     assert "400" in done.stderr
 
 
-def test_wait_that_is_over_says_what_is_known(way: dict[str, str], estate: Estate, environment: str) -> None:
+def test_wait_that_timed_out_says_so(way: dict[str, str], estate: Estate, environment: str) -> None:
     pausing.pause(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
     done = report(image("a"), "-e", environment, "--wait", "--timeout", "1", **way)
     assert done.returncode == 75
@@ -240,9 +240,7 @@ def test_wait_that_is_over_says_what_is_known(way: dict[str, str], estate: Estat
     pausing.resume(estate.client, estate.keys, DEFAULT_DESTINATION, [environment])
 
 
-def test_wait_outlasts_a_stream_that_is_longer_than_what_is_waited_for_at_once(
-    way: dict[str, str], estate: Estate, environment: str
-) -> None:
+def test_wait_follows_a_stream_longer_than_its_window(way: dict[str, str], estate: Estate, environment: str) -> None:
     lines = [line(version, environment) for version in range(2_200)]
     lines[7] = "no json"
     done = report("-", "--wait", "--timeout", "60", stdin="\n".join(lines), **way)
@@ -252,7 +250,7 @@ def test_wait_outlasts_a_stream_that_is_longer_than_what_is_waited_for_at_once(
     assert len(received(estate, environment)) == 2_199
 
 
-def test_wait_counts_each_fate_of_a_stream(way: dict[str, str], environment: str) -> None:
+def test_wait_counts_each_outcome_of_a_stream(way: dict[str, str], environment: str) -> None:
     lines = [line("a", environment), line("a", environment), line("b", "cursed"), line("b", environment)]
     done = report("-", "--wait", stdin="\n".join(lines), **way)
     assert done.returncode == 1
@@ -262,7 +260,7 @@ def test_wait_counts_each_fate_of_a_stream(way: dict[str, str], environment: str
         assert count in done.stderr
 
 
-def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_path: Path) -> None:
+def test_lines_that_a_gateway_refuses_are_named(estate: Estate, tmp_path: Path) -> None:
     """Bad lines are known here, wrong environments only there; the numbers are the file's."""
     lines = [line("a", "payments-1"), "no json", "", line("a", "shop"), line("b", "payments-1")]
     (tmp_path / "events.jsonl").write_text("\n".join(lines))
@@ -278,7 +276,7 @@ def test_a_gateway_that_refuses_single_lines_has_them_named(estate: Estate, tmp_
     assert received(estate, "payments-1") == [digest("a"), digest("b")]
 
 
-def test_a_gateway_that_refuses_later_on_leaves_no_doubt_what_went_through() -> None:
+def test_a_later_refusal_of_a_gateway_says_where_to_go_on() -> None:
     ids = [str(number) for number in range(1100)]
     lines = ["no json", *(line("a", "shop", id=each) for each in ids)]
     taken = json.dumps({"ids": ids[:1000]}).encode()
@@ -289,7 +287,7 @@ def test_a_gateway_that_refuses_later_on_leaves_no_doubt_what_went_through() -> 
 
 
 @pytest.mark.parametrize("step", [answer(503), hang])
-def test_wait_is_over_in_time_though_the_gateway_does_not_tell_what_became_of_it(step: Step) -> None:
+def test_wait_times_out_though_the_gateway_gives_no_receipt(step: Step) -> None:
     begun = time.monotonic()
     with Server(answer(202, b'{"ids": ["a"]}'), step) as server:
         patient = {"RELAY_PRODUCER__GATEWAY_TIMEOUT": "60s"}

@@ -1,4 +1,4 @@
-"""`relay report --spool` and `relay spool`: what was acknowledged arrives once, whichever process is killed when."""
+"""`relay report --spool` and `relay spool`: an acknowledged event arrives once, although processes are killed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 REPORTER = Path(__file__).parents[1] / "spool_reporter.py"
 IMAGE = f"nginx@sha256:{sha256(b'x').hexdigest()}"
 
-#: Nobody listens there.
+#: An address without a server.
 NOWHERE = "redis://127.0.0.1:1/0"
 
-#: Where a process may die that spools an event, and where one that sends what waits.
+#: Fail points of a process that spools, and of one that sends the spool.
 SPOOLING = ["before:append:1", "after:spool-write:1", "after:spool-sync:1"]
 SENDING = [
     "after:spool-seal:1",
@@ -38,7 +38,7 @@ SENDING = [
     "before:spool-remove:2",
 ]
 
-#: Of the latter those that only the first to die comes to: it leaves nothing to seal, or a single segment.
+#: Those of the latter that only the first process passes: it leaves nothing to seal, or a single segment.
 PASSED_ONCE = {"after:spool-seal:1", "after:append:2", "before:spool-remove:2"}
 
 
@@ -75,12 +75,12 @@ def waiting(directory: Path) -> int:
     return Spool(directory, max_bytes=1, patience_seconds=30).status().events
 
 
-def arrived(server: EmbeddedRedis) -> list[str]:
+def enqueued(server: EmbeddedRedis) -> list[str]:
     with Redis.from_url(server.url, socket_timeout=10) as client:
         return [fields[b"id"].decode() for _, fields in client.xrange("{relay:0}:inbox")]
 
 
-def test_report_is_spooled_said_and_sent_by_flush(redis_server: EmbeddedRedis, directory: Path) -> None:
+def test_report_is_spooled_and_sent_by_flush(redis_server: EmbeddedRedis, directory: Path) -> None:
     done = report(directory, "job-7")
     assert (done.returncode, done.stdout) == (0, "job-7\n")
     assert f"spooled in {directory}: Redis at {NOWHERE} did not take it" in done.stderr
@@ -92,7 +92,7 @@ def test_report_is_spooled_said_and_sent_by_flush(redis_server: EmbeddedRedis, d
 
     flushed = relay("spool", "flush", "--spool", str(directory), url=redis_server.url)
     assert (flushed.returncode, flushed.stdout, flushed.stderr) == (0, "1 events sent\n", "")
-    assert arrived(redis_server) == ["job-7"]
+    assert enqueued(redis_server) == ["job-7"]
     assert waiting(directory) == 0
 
 
@@ -102,7 +102,7 @@ def test_directory_comes_from_the_settings_too(redis_server: EmbeddedRedis, dire
     assert "1 events wait" in relay("spool", "status", **spooling).stdout
     done = relay("report", IMAGE, "--id", "2", url=redis_server.url, **spooling)
     assert (done.returncode, done.stderr) == (0, "")
-    assert arrived(redis_server) == ["1", "2"]
+    assert enqueued(redis_server) == ["1", "2"]
     assert relay("spool", "flush", url=redis_server.url, **spooling).stdout == "0 events sent\n"
 
 
@@ -113,14 +113,14 @@ def test_stream_is_spooled_and_bad_lines_are_still_named(redis_server: EmbeddedR
     assert "line 1: the event is not valid JSON" in done.stderr
     assert "700 spooled" in done.stderr
     assert relay("spool", "flush", "--spool", str(directory), url=redis_server.url).stdout == "700 events sent\n"
-    assert arrived(redis_server) == [f"e{number}" for number in range(700)]
+    assert enqueued(redis_server) == [f"e{number}" for number in range(700)]
 
 
-def test_without_a_spool_a_redis_that_is_away_is_an_error() -> None:
+def test_without_a_spool_an_unavailable_redis_is_an_error() -> None:
     assert relay("report", IMAGE).returncode == 69
 
 
-def test_full_spool_is_an_error_and_what_waits_stays(directory: Path) -> None:
+def test_full_spool_is_an_error_and_keeps_its_events(directory: Path) -> None:
     bound = {"RELAY_SPOOL__MAX_BYTES": "300"}
     assert report(directory, "1", **bound).returncode == 0
     done = report(directory, "2", **bound)
@@ -140,7 +140,7 @@ def test_spool_that_cannot_be_used_is_a_usage_error(command: str, directory: Pat
 
 
 @pytest.mark.parametrize("command", ["status", "flush"])
-def test_spool_that_is_nowhere_is_a_usage_error(command: str, tmp_path: Path) -> None:
+def test_missing_spool_is_a_usage_error(command: str, tmp_path: Path) -> None:
     missing = relay("spool", command, "--spool", str(tmp_path / "typo"))
     assert (missing.returncode, "there is no directory" in missing.stderr) == (2, True)
     unsaid = relay("spool", command)
@@ -148,14 +148,14 @@ def test_spool_that_is_nowhere_is_a_usage_error(command: str, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_flush_with_redis_away_says_what_still_waits(directory: Path) -> None:
+def test_flush_without_redis_prints_how_many_wait(directory: Path) -> None:
     report(directory, "1")
     done = relay("spool", "flush", "--spool", str(directory))
     assert done.returncode == 69
     assert f"1 events wait in {directory}" in done.stderr
 
 
-def test_flush_tells_damage_and_keeps_it(redis_server: EmbeddedRedis, directory: Path) -> None:
+def test_flush_reports_damage_and_keeps_it(redis_server: EmbeddedRedis, directory: Path) -> None:
     report(directory, "1")
     (segment,) = directory.glob("*.sealed")
     with segment.open("ab") as file:
@@ -167,14 +167,14 @@ def test_flush_tells_damage_and_keeps_it(redis_server: EmbeddedRedis, directory:
     assert "1 damaged lines" in relay("spool", "status", "--spool", str(directory)).stdout
 
 
-def test_flush_leaves_it_to_who_is_sending(redis_server: EmbeddedRedis, directory: Path) -> None:
+def test_flush_leaves_it_to_the_process_that_is_sending(redis_server: EmbeddedRedis, directory: Path) -> None:
     report(directory, "1")
     with Spool(directory, max_bytes=1, patience_seconds=30).sending() as ours:
         assert ours
         done = relay("spool", "flush", "--spool", str(directory), url=redis_server.url)
     assert (done.returncode, done.stdout) == (75, "0 events sent\n")
     assert "another process is sending" in done.stderr
-    assert arrived(redis_server) == []
+    assert enqueued(redis_server) == []
 
 
 # Killed
@@ -190,7 +190,7 @@ def test_killed_while_it_spools(point: str, redis_server: EmbeddedRedis, directo
     assert acknowledged == ["0", "2", "4"]
     relay("spool", "flush", "--spool", str(directory), url=redis_server.url)
 
-    got = arrived(redis_server)
+    got = enqueued(redis_server)
     assert [each for each in got if each in acknowledged] == acknowledged
     assert len(got) == len(set(got)), "what was not acknowledged may arrive, once"
 
@@ -204,7 +204,7 @@ def test_killed_while_it_sends(point: str, redis_server: EmbeddedRedis, director
     again = relay(*flush, url=redis_server.url, RELAY_TEST_CRASH=point)
     assert again.returncode == (0 if point in PASSED_ONCE else -signal.SIGKILL), again.stderr
     acknowledged.append(report(directory, "last", url=redis_server.url).stdout.strip())
-    assert arrived(redis_server) == acknowledged == ["0", "1", "2", "last"]
+    assert enqueued(redis_server) == acknowledged == ["0", "1", "2", "last"]
 
 
 def test_processes_killed_at_any_moment_while_redis_comes_and_goes(
@@ -232,7 +232,7 @@ def test_processes_killed_at_any_moment_while_redis_comes_and_goes(
     redis_server.restart()
     assert relay("spool", "flush", "--spool", str(directory), url=redis_server.url).returncode in {0, 1}
 
-    got = arrived(redis_server)
+    got = enqueued(redis_server)
     assert len(got) == len(set(got)), "none is doubled"
     known = set(acknowledged)
     assert [each for each in got if each in known] == acknowledged, "none is lost, and all are in their order"

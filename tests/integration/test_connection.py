@@ -1,4 +1,4 @@
-"""A Redis that does not answer is waited for as long as the settings say, and no longer."""
+"""Clients wait for a Redis that does not answer as long as the settings allow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings_of(server: Server) -> RedisSettings:
     return RedisSettings(url=f"redis://127.0.0.1:{server.port}/0", timeout=0.1, connect_timeout=1)
 
 
-def test_silence_costs_as_many_time_outs_as_there_are_tries() -> None:
+def test_a_silent_redis_costs_a_time_out_per_attempt() -> None:
     with Server(at_once=hang) as server:
         with connect(settings_of(server)) as client, pytest.raises(redis.TimeoutError):
             client.ping()
@@ -30,7 +30,7 @@ def test_silence_costs_as_many_time_outs_as_there_are_tries() -> None:
 
 
 @pytest.mark.parametrize("connections", [1, CONNECTIONS])
-def test_silence_costs_asyncio_no_more(connections: int) -> None:
+def test_a_silent_redis_costs_asyncio_no_more(connections: int) -> None:
     async def ping(server: Server) -> None:
         async with connect_async(settings_of(server), connections=connections) as client:
             await client.ping()
@@ -41,7 +41,7 @@ def test_silence_costs_asyncio_no_more(connections: int) -> None:
         assert server.connections == RETRIES + 1
 
 
-def test_who_finds_all_connections_at_work_waits_for_one() -> None:
+def test_a_command_waits_for_a_free_connection() -> None:
     async def ping(url: str) -> int:
         async with connect_async(RedisSettings(url=url)) as client:
             assert all(await asyncio.gather(*[client.ping() for _ in range(300)]))
@@ -77,7 +77,7 @@ def test_asyncio_packs_as_redis_py_does(url: str, command: tuple[Any, ...]) -> N
 
 
 def test_an_error_repeats_no_password() -> None:
-    """A server without HELLO repeats what it was asked, and that has the password in it."""
+    """A server without HELLO repeats its arguments, which include the password."""
     its = "unknown command 'HELLO', with args beginning with: '3', 'AUTH', 'default', 'hunter2 :secret'"
     error = unavailable("redis://:hunter2%20%3Asecret@queue:6379/0", redis.ResponseError(its))
     said = "unknown command 'HELLO', with args beginning with: '3', 'AUTH', 'default', '***'"
@@ -85,9 +85,7 @@ def test_an_error_repeats_no_password() -> None:
 
 
 @pytest.mark.parametrize("connecting", [connect, connect_async])
-def test_a_socket_in_the_file_system_is_connected_to(
-    connecting: Callable[[RedisSettings], Any], tmp_path: Path
-) -> None:
+def test_a_unix_socket_is_connected_to(connecting: Callable[[RedisSettings], Any], tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with EmbeddedRedis(options={"unixsocket": str(socket)}):
         client = connecting(RedisSettings(url=f"unix://{socket}?db=3"))

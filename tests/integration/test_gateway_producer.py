@@ -1,4 +1,4 @@
-"""`GatewayProducer` against servers on real sockets that misbehave as told."""
+"""`GatewayProducer` against servers with faults on real sockets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TOKEN = "canary-token-of-the-gateway"
 IMAGE = f"ghcr.io/acme/shop@sha256:{sha256(b'a').hexdigest()}"
 
-#: What a test may take that must not take until some time-out of a library's.
+#: Longer than a test takes, and shorter than the libraries' time-outs.
 PATIENCE_SECONDS = 30.0
 
 
@@ -66,7 +66,7 @@ def lines(request: Received) -> list[dict[str, str]]:
         servers.says(b"SSH-2.0-OpenSSH_9.2\r\n"),
     ],
 )
-def test_what_fails_for_now_is_sent_again_with_the_same_id(mishap: Step) -> None:
+def test_temporary_failures_are_retried_with_the_same_id(mishap: Step) -> None:
     with serving(mishap, mishap) as server, producer(server) as reports:
         event_id = reports.report(IMAGE, environment="production", source="ci")
         requests = server.await_requests(3)
@@ -75,7 +75,7 @@ def test_what_fails_for_now_is_sent_again_with_the_same_id(mishap: Step) -> None
         assert requests[0].line == "POST / HTTP/1.1"
 
 
-def test_what_was_taken_of_many_is_not_sent_again() -> None:
+def test_enqueued_events_of_many_are_not_sent_again() -> None:
     partly = {"error": "full", "ids": ["a", None, None], "errors": [{"index": 1, "field": "x", "reason": "no"}]}
     with serving(answer(429, json.dumps(partly).encode())) as server, producer(server) as reports:
         outcomes = reports.report_many([DeploymentEvent.of(IMAGE, id=name) for name in "abc"])
@@ -107,7 +107,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
         (reset, QueueUnavailable),
     ],
 )
-def test_what_goes_on_ends_with_the_deadline(step: Step, error: type[Exception]) -> None:
+def test_retries_end_with_the_deadline(step: Step, error: type[Exception]) -> None:
     with Server(step) as server, producer(server, timeout=1.5) as reports, pytest.raises(error):
         reports.report(IMAGE)
     assert len(server.received) > 1
@@ -123,11 +123,11 @@ def test_what_goes_on_ends_with_the_deadline(step: Step, error: type[Exception])
         ),
     ],
 )
-def test_an_answer_that_takes_for_ever_ends_with_the_deadline(step: Step) -> None:
+def test_an_answer_without_end_ends_with_the_deadline(step: Step) -> None:
     """A socket's time-out begins anew with each byte: the deadline must not."""
     begun = time.monotonic()
     with Server(step) as server, producer(server, timeout=1.0) as reports:
-        with pytest.raises(QueueUnavailable, match=r"no whole answer|Read timed out"):  # whichever comes first
+        with pytest.raises(QueueUnavailable, match=r"no whole answer|Read timed out"):  # the first of two time-outs
             reports.report(IMAGE)
         assert time.monotonic() - begun < servers.DEADLINE_SECONDS / 2
     for thread in threading.enumerate():
@@ -169,9 +169,7 @@ def test_a_proxy_of_the_environment_makes_a_tunnel_for_https(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
-def test_no_proxy_of_the_environment_sees_what_goes_in_the_clear(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_proxy_of_the_environment_gets_plain_http(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server, serving() as proxy, producer(server) as reports:
         monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "")
@@ -194,8 +192,8 @@ def test_many_events_go_in_bounded_requests() -> None:
         assert [len(lines(request)) for request in server.received] == [1_000, 1_000, 500]
 
 
-def test_what_an_iterator_gave_is_sent_while_it_pauses() -> None:
-    """A generator waits until each event has arrived: with requests cut by number alone it would wait for ever."""
+def test_events_are_sent_while_the_iterator_pauses() -> None:
+    """A generator waits until each event has arrived: with requests cut by number alone it would wait without end."""
     with serving() as server, producer(server) as reports:
 
         def pausing() -> Iterator[DeploymentEvent]:
@@ -212,7 +210,7 @@ def test_what_an_iterator_gave_is_sent_while_it_pauses() -> None:
         assert [len(lines(request)) for request in server.received] == [1, 1, 3]
 
 
-def test_when_a_later_request_fails_it_is_known_what_was_taken() -> None:
+def test_error_of_a_later_request_has_the_ids_that_are_enqueued() -> None:
     taken = json.dumps({"ids": [str(number) for number in range(1_000)]}).encode()
     partly = json.dumps({"ids": ["1000", None]}).encode()
     events = [DeploymentEvent.of(IMAGE, id=str(number)) for number in range(1_002)]
@@ -232,7 +230,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-def test_an_authority_of_ones_own_is_trusted_whatever_the_environment_names(
+def test_configured_authority_takes_precedence_over_the_environment(
     authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
@@ -255,7 +253,7 @@ def test_authorities_that_are_missing_are_named(
     assert variable in str(refused.value)
 
 
-def test_a_certificate_that_proves_nothing_gets_no_token_and_no_second_try(authority: Authority) -> None:
+def test_an_untrusted_certificate_gets_no_token_and_no_retry(authority: Authority) -> None:
     with Server(answer(202), tls=authority.self_signed()) as server, producer(server) as reports:
         begun = time.monotonic()
         with pytest.raises(QueueUnavailable, match="certificate is not trusted"):
@@ -277,7 +275,7 @@ def test_a_certificate_that_proves_nothing_gets_no_token_and_no_second_try(autho
         ({"gateway_url": "https://relay.example.com", "gateway_token_file": "/nowhere/token"}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_right_is_refused_before_anything_is_sent(settings: dict[str, str], message: str) -> None:
+def test_wrong_settings_are_refused_before_anything_is_sent(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as refused:
         GatewayProducer(settings=Settings.load(producer=settings))
     assert TOKEN not in str(refused.value)

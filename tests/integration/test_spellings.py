@@ -1,4 +1,4 @@
-"""What producers append themselves, in spellings of their own: byte order marks, times, digests that never came."""
+"""Entries in other programs' spellings: byte order marks, times, unset digests."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def event(image: str) -> bytes:
     return json.dumps({"image": {"url": image}, "environment": {"name": "production"}}).encode()
 
 
-def test_mark_before_an_event_is_skipped_and_times_are_understood(
-    runtime: Runtime, client: Redis, api: Sandbox
-) -> None:
+def test_byte_order_mark_is_skipped_and_times_are_parsed(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     times = [
         "2025-01-31 12:00:00 +0000",
         "2025-01-31 13:00:01 +01",

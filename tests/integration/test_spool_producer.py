@@ -1,4 +1,4 @@
-"""A producer with a spool: Redis is stopped, hangs, loses its answers and comes back, and each event arrives once."""
+"""A producer with a spool: Redis stops, hangs, loses answers and restarts, and each event arrives once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 APP = f"registry.example.com/team/app@{DIGEST}"
 INBOX = Keys().inbox
 
-#: Nobody listens there.
+#: An address without a server.
 NOWHERE = "redis://127.0.0.1:1/0"
 
 #: Short enough that a test waits for a Redis that hangs.
@@ -63,7 +63,7 @@ def spool_of(producer: Producer) -> Spool:
     return producer._spooling.spool
 
 
-def arrived(url: str) -> list[str]:
+def enqueued(url: str) -> list[str]:
     with Redis.from_url(url, socket_timeout=10) as client:
         return [fields[b"id"].decode() for _, fields in client.xrange(INBOX)]
 
@@ -75,9 +75,7 @@ def events(count: int) -> Iterator[DeploymentEvent]:
 # Away and back
 
 
-def test_what_was_reported_while_redis_was_away_leaves_before_the_next(
-    server: EmbeddedRedis, directory: Path
-) -> None:
+def test_spooled_events_are_sent_before_the_next_report(server: EmbeddedRedis, directory: Path) -> None:
     with producing(server.url, directory) as producer:
         ids = [producer.report(APP)]
         assert producer.spooled == 0
@@ -88,7 +86,7 @@ def test_what_was_reported_while_redis_was_away_leaves_before_the_next(
         server.restart()
         ids.append(producer.report(APP))
 
-        assert arrived(server.url) == ids
+        assert enqueued(server.url) == ids
         assert len(set(ids)) == 7
         assert spool_of(producer).is_empty()
         assert producer.spooled == 5
@@ -108,13 +106,13 @@ def test_entry_is_the_one_that_would_have_been_sent(server: EmbeddedRedis, direc
     assert spooled == direct
 
 
-def test_another_process_sends_what_one_left(server: EmbeddedRedis, directory: Path) -> None:
+def test_another_process_sends_the_spool(server: EmbeddedRedis, directory: Path) -> None:
     with producing(NOWHERE, directory) as away:
         ids = away.report_many(events(5))
     with producing(server.url, directory) as producer:
         ids.append(producer.report(APP))
         assert producer.spooled == 0
-    assert arrived(server.url) == ids
+    assert enqueued(server.url) == ids
 
 
 def test_directory_of_the_settings_is_used(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +139,7 @@ def test_directory_that_is_gone_keeps_nothing_from_redis_and_is_made_anew_when_n
         assert producer.spooled == spool_of(producer).status().events == 1
         server.restart()
         producer.flush_spool()
-    assert arrived(server.url) == ids
+    assert enqueued(server.url) == ids
 
 
 def test_flushing_without_a_spool_says_what_is_missing() -> None:
@@ -156,7 +154,7 @@ def test_event_that_can_never_be_delivered_is_refused_and_not_spooled(directory:
         assert spool_of(producer).is_empty()
 
 
-def test_damaged_lines_are_passed_over_and_told(
+def test_damaged_lines_are_skipped_and_logged(
     server: EmbeddedRedis, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with producing(NOWHERE, directory) as away:
@@ -167,7 +165,7 @@ def test_damaged_lines_are_passed_over_and_told(
     behind.write_bytes(behind.read_bytes().replace(b'"2"', b'"7"'))
     with producing(server.url, directory) as producer:
         assert producer.flush_spool() == (2, 1)
-    assert arrived(server.url) == ["1", "3"]
+    assert enqueued(server.url) == ["1", "3"]
     assert "1 damaged lines" in caplog.text
     assert b'"7"' in (directory / "damaged").read_bytes()
 
@@ -185,9 +183,9 @@ def test_event_whose_answer_was_lost_arrives_once(server: EmbeddedRedis, directo
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert producer.spooled == 2
-        wait_for(lambda: "lost" in arrived(server.url), seen=lambda: "the report that was given up never arrived")
+        wait_for(lambda: "lost" in enqueued(server.url), seen=lambda: "the report that was given up never arrived")
         producer.report(APP, id="after")
-    assert arrived(server.url) == ["before", "lost", "behind", "after"]
+    assert enqueued(server.url) == ["before", "lost", "behind", "after"]
 
 
 def test_segment_is_added_once_however_often_it_is_sent(server: EmbeddedRedis, directory: Path) -> None:
@@ -204,13 +202,13 @@ def test_segment_is_added_once_however_often_it_is_sent(server: EmbeddedRedis, d
             for path, content in sealed.items():
                 assert not path.exists()
                 path.write_bytes(content)
-    assert arrived(server.url) == ids
+    assert enqueued(server.url) == ids
 
 
 # Full
 
 
-def test_full_queue_is_told_and_nothing_is_spooled(server: EmbeddedRedis, directory: Path) -> None:
+def test_full_queue_is_raised_and_nothing_is_spooled(server: EmbeddedRedis, directory: Path) -> None:
     with producing(server.url, directory, queue={"max_backlog": 2}) as producer:
         producer.report_many(events(2))
         with pytest.raises(QueueFull):
@@ -218,7 +216,7 @@ def test_full_queue_is_told_and_nothing_is_spooled(server: EmbeddedRedis, direct
         assert spool_of(producer).is_empty()
 
 
-def test_what_waits_stays_while_the_queue_is_full(server: EmbeddedRedis, directory: Path) -> None:
+def test_spooled_events_stay_while_the_queue_is_full(server: EmbeddedRedis, directory: Path) -> None:
     with producing(NOWHERE, directory) as away:
         away.report(APP, id="spooled")
     with producing(server.url, queue={"max_backlog": 1}) as other:
@@ -229,10 +227,10 @@ def test_what_waits_stays_while_the_queue_is_full(server: EmbeddedRedis, directo
         with Redis.from_url(server.url) as client:
             client.delete(INBOX)
         assert producer.flush_spool() == (1, 0)
-    assert arrived(server.url) == ["spooled"]
+    assert enqueued(server.url) == ["spooled"]
 
 
-def test_full_spool_is_told_with_the_reason_for_spooling(directory: Path) -> None:
+def test_full_spool_is_raised_with_the_reason_for_spooling(directory: Path) -> None:
     with producing(NOWHERE, directory, spool={"max_bytes": 1000}) as producer:
         taken = [producer.report(APP), producer.report(APP)]
         with pytest.raises(SpoolUnavailable, match=r"did not take it: .*; and the spool .* is full") as refused:
@@ -241,7 +239,7 @@ def test_full_spool_is_told_with_the_reason_for_spooling(directory: Path) -> Non
         assert producer.spooled == len(taken) == spool_of(producer).status().events
 
 
-def test_error_names_what_of_many_was_spooled_before(directory: Path) -> None:
+def test_error_has_the_ids_that_were_spooled_before(directory: Path) -> None:
     with producing(NOWHERE, directory.parent / "measure") as producer:
         producer.report_many(events(CHUNK))
         most = spool_of(producer).status().bytes * 3 // 2
@@ -272,7 +270,7 @@ def connections(listening: socket.socket) -> int:
     return count
 
 
-def test_report_tries_twice_whether_something_waits_or_not(directory: Path) -> None:
+def test_report_tries_twice_with_and_without_spooled_events(directory: Path) -> None:
     with black_hole() as (url, listening), producing(url, directory, redis=TIMEOUTS) as producer:
         for _ in range(2):
             producer.report(APP)
@@ -298,10 +296,10 @@ def test_report_goes_behind_what_another_process_is_sending(server: EmbeddedRedi
         with Spool(directory, max_bytes=SEGMENT_BYTES, patience_seconds=1).sending() as theirs:
             assert theirs
             producer.report(APP, id="second")
-            assert arrived(server.url) == [], "it must not overtake the first"
+            assert enqueued(server.url) == [], "it must not overtake the first"
             assert producer.flush_spool() == (0, 0)
         producer.report(APP, id="third")
-    assert arrived(server.url) == ["first", "second", "third"]
+    assert enqueued(server.url) == ["first", "second", "third"]
 
 
 def test_processes_that_share_a_spool_lose_double_and_reorder_nothing(server: EmbeddedRedis, directory: Path) -> None:
@@ -322,7 +320,7 @@ def test_processes_that_share_a_spool_lose_double_and_reorder_nothing(server: Em
             reporter.communicate()
     with producing(server.url, directory) as producer:
         producer.flush_spool()
-    got = arrived(server.url)
+    got = enqueued(server.url)
     for name, ids in zip(names, acknowledged, strict=True):
         assert ids == [f"{name}-{number}" for number in range(count)]
         assert list(dict.fromkeys(each for each in got if each.startswith(f"{name}-"))) == ids

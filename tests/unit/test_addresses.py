@@ -1,4 +1,4 @@
-"""A URL of Redis or a broker has options of a list, and all libraries are given the same by their own names."""
+"""A URL of Redis or a broker has options of a list, and all libraries get the same ones by their own names."""
 
 from __future__ import annotations
 
@@ -23,12 +23,7 @@ from workers.scheduling.app import RelayApp, make_app
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().startswith(("RELAY_", "ATOMIST_", "CLUSTER_NAME", "CELERY_")):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def refusal(**overrides: Any) -> str:

@@ -1,4 +1,4 @@
-"""Origins: which run reports, and which key an event gets there."""
+"""Origins: the run that reports, and the key that an event gets in it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def without(variables: dict[str, str], *names: str) -> dict[str, str]:
         (TEKTON | GITHUB, "tekton", "tekton:ci/report-1"),
     ],
 )
-def test_a_run_is_told_by_documented_variables(environ: dict[str, str], system: str, source: str) -> None:
+def test_a_run_is_detected_by_documented_variables(environ: dict[str, str], system: str, source: str) -> None:
     origin = detect(environ)
     assert origin is not None
     assert (origin.system, origin.source) == (system, source)
@@ -97,7 +97,7 @@ def test_a_run_is_told_by_documented_variables(environ: dict[str, str], system: 
         pytest.param(ARGO | {"RELAY_ARGO_RUN": "{{workflow.uid}}"}, id="an Argo that does not know it"),
     ],
 )
-def test_what_is_not_told_whole_is_nobody(environ: dict[str, str]) -> None:
+def test_incomplete_variables_detect_no_run(environ: dict[str, str]) -> None:
     assert detect(environ) is None
 
 
@@ -108,7 +108,7 @@ def key(environ: dict[str, str], line: int = 0, **fields: str) -> str:
 
 
 @pytest.mark.parametrize("environ", [GITHUB, GITLAB, CIRCLECI, JENKINS, ARGO, TEKTON])
-def test_a_step_that_reports_once_more_says_the_same_id(environ: dict[str, str]) -> None:
+def test_a_step_that_reports_again_gives_the_same_id(environ: dict[str, str]) -> None:
     first = key(environ, environment="production")
     assert first == key({**environ, "RUNNER_NAME": "another"}, environment="production")
     assert len(first.encode()) <= MAX_ID_BYTES
@@ -135,8 +135,8 @@ def test_a_step_that_reports_once_more_says_the_same_id(environ: dict[str, str])
         (TEKTON, {"RELAY_TEKTON_RUN": "9c0e3a52"}),
     ],
 )
-def test_another_run_attempt_job_or_step_says_another_id(environ: dict[str, str], change: dict[str, str]) -> None:
-    """Or a rollback to an image of that job would pass for a retry of its report."""
+def test_another_run_attempt_job_or_step_gives_another_id(environ: dict[str, str], change: dict[str, str]) -> None:
+    """Otherwise a rollback to an image of that job would be a retry of its report."""
     assert key(environ) != key(environ | change)
 
 
@@ -164,7 +164,7 @@ def test_another_run_attempt_job_or_step_says_another_id(environ: dict[str, str]
         pytest.param(without(ARGO, "RELAY_ARGO_POD"), id="argo, a template that does not set the pod"),
     ],
 )
-def test_a_step_that_is_not_told_whole_gives_a_source_and_no_id(environ: dict[str, str]) -> None:
+def test_an_unidentified_step_gives_a_source_and_no_id(environ: dict[str, str]) -> None:
     """Run 41 reports A, run 42 B, and run 41 once more A: with an id of the run alone the third would be dropped."""
     origin = detect(environ)
     assert origin is not None
@@ -176,7 +176,7 @@ def test_a_step_that_is_not_told_whole_gives_a_source_and_no_id(environ: dict[st
         origin.id_for(event)
 
 
-def test_giteas_runner_that_tells_the_attempt_gives_an_id() -> None:
+def test_giteas_runner_with_an_attempt_gives_an_id() -> None:
     gitea = GITHUB | {"ACT": "true", "GITEA_ACTIONS": "true"}
     assert key(gitea) != key(gitea | {"GITHUB_RUN_ATTEMPT": "2"})
 
@@ -192,12 +192,12 @@ def test_a_steps_reports_have_an_id_each() -> None:
     assert len({key(GITHUB, **fields) for fields in reports}) == len(reports)
 
 
-def test_lines_of_a_file_have_an_id_each_though_they_say_the_same() -> None:
+def test_equal_lines_of_a_file_have_an_id_each() -> None:
     """A, B, A in one file is a rollback."""
     assert key(GITHUB, 1) != key(GITHUB, 3)
 
 
-def test_an_event_keeps_what_it_says_of_itself() -> None:
+def test_an_event_keeps_its_own_id_and_source() -> None:
     origin = Origin(system="github", source="run", step=("1",))
     own = DeploymentEvent.of(IMAGE, id="mine", source="me")
     assert origin.credit(own) == own
@@ -206,7 +206,7 @@ def test_an_event_keeps_what_it_says_of_itself() -> None:
     assert half.id == origin.id_for(half)
 
 
-def test_variables_of_an_ascii_locale_are_read_as_the_utf_8_that_they_were() -> None:
+def test_variables_of_an_ascii_locale_are_read_as_utf_8() -> None:
     escaped = "acme/läden".encode().decode("ascii", errors="surrogateescape")
     plain, ascii_locale = (
         detect(GITHUB | {"GITHUB_REPOSITORY": "acme/läden"}),
@@ -218,7 +218,7 @@ def test_variables_of_an_ascii_locale_are_read_as_the_utf_8_that_they_were() -> 
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "line\nbreak", "bytes \udcff"])
-def test_a_source_that_no_event_may_have_does_not_refuse_the_report(path: str) -> None:
+def test_an_invalid_source_does_not_refuse_the_report(path: str) -> None:
     origin = detect(GITHUB | {"GITHUB_REPOSITORY": path})
     assert origin is not None
     assert DeploymentEvent.from_body({**origin.credit(DeploymentEvent.of(IMAGE)).model_dump(exclude_none=True)})

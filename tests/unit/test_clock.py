@@ -1,4 +1,4 @@
-"""The clock that leases are reckoned with."""
+"""The clock for leases."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from relay import clock
 
 
-def test_uptime_counts_the_time_in_suspend_where_the_system_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uptime_includes_time_in_suspend(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         pytest.skip("only Linux has CLOCK_BOOTTIME")
-    asked = []
+    clocks = []
 
     def clock_gettime(which: int) -> float:
-        asked.append(which)
+        clocks.append(which)
         return 5.0
 
     monkeypatch.setattr(time, "clock_gettime", clock_gettime)
     assert clock.uptime() == 5.0
-    assert asked == [time.CLOCK_BOOTTIME]
+    assert clocks == [time.CLOCK_BOOTTIME]
 
 
 def test_uptime_is_monotonic_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

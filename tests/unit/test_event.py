@@ -1,4 +1,4 @@
-"""What a deployment event may say, what it means, and what it becomes."""
+"""Deployment events: parsing, defaults, bodies and instances."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reason(raw: bytes | str, **envelope: Any) -> str:
     return str(refused.value)
 
 
-# What a body means
+# Bodies
 
 
 def test_every_part_is_read() -> None:
@@ -106,13 +106,13 @@ def test_image_and_platform_are_canonical_once_valid() -> None:
     assert event.platform == Platform(architecture="arm64")
 
 
-def test_white_space_around_text_does_not_count() -> None:
+def test_white_space_around_text_is_ignored() -> None:
     event = DeploymentEvent.of(f" {APP}\n", environment=" prod eu ", name="\tweb\n", id=" 42 ", source=" ci ")
 
     assert event == DeploymentEvent.of(APP, environment="prod eu", name="web", id="42", source="ci")
 
 
-def test_envelope_in_the_body_gives_way_to_the_one_beside_it() -> None:
+def test_envelope_beside_the_body_takes_precedence() -> None:
     raw = body(id="in", source="in", time="2025-01-31T12:00:00Z")
 
     assert DeploymentEvent.parse(raw).id == "in"
@@ -120,7 +120,7 @@ def test_envelope_in_the_body_gives_way_to_the_one_beside_it() -> None:
     assert DeploymentEvent.parse(raw, id="beside").source == "in"
 
 
-def test_last_of_doubled_fields_counts() -> None:
+def test_last_of_repeated_fields_counts() -> None:
     raw = f'{{"image":{{"url":"x","url":"{APP}"}}}}'
 
     assert DeploymentEvent.parse(raw) == DeploymentEvent.of(APP)
@@ -190,7 +190,7 @@ def test_time_is_aware_utc(text: str | datetime, moment: datetime) -> None:
         ("9999-12-31T23:59:59-02:00", "outside the years"),
     ],
 )
-def test_time_that_is_no_moment_is_refused(text: Any, expected: str) -> None:
+def test_malformed_time_is_refused(text: Any, expected: str) -> None:
     with pytest.raises(InvalidEvent, match=f"^time: .*{expected}"):
         DeploymentEvent.of(APP, time=text)
 
@@ -210,7 +210,7 @@ def test_other_encodings_are_named(encoding: str) -> None:
     )
 
 
-def test_text_of_an_ascii_locale_is_read_as_the_utf_8_that_it_was() -> None:
+def test_text_of_an_ascii_locale_is_read_as_utf_8() -> None:
     escaped = "produktion-ö".encode().decode("ascii", errors="surrogateescape")
 
     event = DeploymentEvent.of(APP, environment=escaped, name=escaped, id=escaped, source=escaped)
@@ -220,7 +220,7 @@ def test_text_of_an_ascii_locale_is_read_as_the_utf_8_that_it_was() -> None:
     )
 
 
-def test_bytes_that_are_no_utf_8_are_said_to_be_none() -> None:
+def test_bytes_that_are_not_utf_8_are_refused_as_such() -> None:
     with pytest.raises(InvalidEvent, match=r"^environment\.name: is not UTF-8$"):
         DeploymentEvent.of(APP, environment="produktion-\udcf6")
 
@@ -283,7 +283,7 @@ def test_refusal_names_field_and_fault(raw: bytes | str, expected: str) -> None:
     assert reason(raw).startswith(expected)
 
 
-def test_text_that_is_too_long_is_not_looked_through() -> None:
+def test_text_that_is_too_long_is_refused_without_a_scan() -> None:
     with pytest.raises(InvalidEvent, match="has 768 bytes in UTF-8"):
         DeploymentEvent.of(APP, environment="\ud800" * 256)
 
@@ -309,7 +309,7 @@ def test_envelope_has_no_control_characters(field: str, text: str) -> None:
     assert reason(body(), **{field: text}).startswith(f"{field}: must not have control characters")
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_named_at_once() -> None:
     raw = body(image={"url": "nginx"}, environment={"name": 5}, colour="red")
 
     with pytest.raises(InvalidEvent) as refused:
@@ -341,7 +341,7 @@ def test_image_alone_at_fault_is_an_invalid_image() -> None:
         ({"image_url": APP, "id": "x" * 129}, "id"),
     ],
 )
-def test_made_of_parts_raises_only_invalid_event(arguments: dict[str, Any], field: str) -> None:
+def test_of_raises_only_invalid_event(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidEvent) as refused:
         DeploymentEvent.of(**arguments)
 
@@ -379,7 +379,7 @@ def test_event_is_frozen() -> None:
         ),
     ],
 )
-def test_body_has_only_what_is_present_in_the_apis_order(event: DeploymentEvent, expected: str) -> None:
+def test_body_has_the_given_fields_in_the_apis_order(event: DeploymentEvent, expected: str) -> None:
     assert event.body() == expected.encode()
 
 
@@ -469,13 +469,13 @@ def test_instance_is_read_back_from_its_key(name: str | None) -> None:
         DeploymentEvent.parse(body(environment={"name": "production"}, platform={"os": "linux"})),
     ],
 )
-def test_instance_is_known_only_once_completed(event: DeploymentEvent) -> None:
+def test_only_a_completed_event_has_an_instance(event: DeploymentEvent) -> None:
     with pytest.raises(ValueError, match="completed"):
         _ = event.instance
 
 
 @pytest.mark.parametrize("key", ["", "repository", "repository linux/amd64"])
-def test_what_is_no_key_is_refused(key: str) -> None:
+def test_malformed_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         Instance.from_key("production", key)
 

@@ -1,4 +1,4 @@
-"""What a gateway's answer means to who reports."""
+"""The meaning of a gateway's answers for a producer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def answer(status: int, document: Any = None, **headers: str) -> Answer:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_what_each_status_means_without_a_word_of_a_gateways(status: int) -> None:
-    """A proxy's, a portal's, another server's answer: an event is taken only if a gateway says so."""
+def test_each_status_has_a_meaning_without_a_gateways_document(status: int) -> None:
+    """In the answer of a proxy, a portal or another server no event is enqueued."""
     again = {408: QueueUnavailable, 425: QueueUnavailable, 429: QueueFull}
     again |= dict.fromkeys(range(500, 600), QueueUnavailable)
     if status not in again:
@@ -53,14 +53,14 @@ def test_each_event_of_a_request_has_its_outcome() -> None:
     assert (second.field, second.reason) == ("environment.name", "not for this token")
 
 
-def test_none_valid_is_an_answer_too() -> None:
+def test_a_422_refuses_each_event() -> None:
     document = {"error": "none", "field": "", "ids": [None], "errors": [{"index": 0, "field": "x", "reason": "y"}]}
     read = gateway_requests.read_report(answer(422, document), 1)
     assert isinstance(read, Reported)
     assert isinstance(read.outcomes[0], InvalidEvent)
 
 
-def test_what_a_full_gateway_took_is_taken() -> None:
+def test_events_that_a_full_gateway_took_are_enqueued() -> None:
     document = {"error": "the queue is full", "ids": ["a", None, None], "errors": [{"index": 2, "reason": "bad"}]}
     read = gateway_requests.read_report(answer(429, document, retry_after="7"), 3)
     assert isinstance(read, TryAgain)
@@ -84,7 +84,7 @@ def test_what_a_full_gateway_took_is_taken() -> None:
         {"ids": ["a", None], "errors": [None, {"index": 9}]},
     ],
 )
-def test_a_202_that_leaves_an_event_open_is_no_gateways(document: Any) -> None:
+def test_a_202_without_each_outcome_is_refused(document: Any) -> None:
     with pytest.raises(GatewayRefused, match="check its URL"):
         gateway_requests.read_report(answer(202, document), 2)
 
@@ -104,7 +104,7 @@ def test_retry_after_is_seconds(given: str, seconds: float) -> None:
     assert read.after_seconds == seconds
 
 
-def test_another_programs_words_stay_on_one_line() -> None:
+def test_another_programs_text_stays_on_one_line() -> None:
     with pytest.raises(GatewayRefused) as refused:
         gateway_requests.read_report(answer(400, {"error": "a\nb\x1b[2J" + "x" * 1000}), 1)
     assert "a?b?[2Jxx" in str(refused.value)
@@ -123,7 +123,7 @@ def test_a_receipt_is_read_as_the_gateway_writes_it() -> None:
 @pytest.mark.parametrize(
     ("status", "document"), [(404, b"<html>"), (200, {}), (200, {"status": "gone", "since": "2026-01-31"}), (401, {})]
 )
-def test_what_is_no_receipt_is_refused(status: int, document: Any) -> None:
+def test_other_documents_are_no_receipt(status: int, document: Any) -> None:
     with pytest.raises(GatewayRefused):
         gateway_requests.read_receipt(answer(status, document))
 

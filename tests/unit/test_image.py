@@ -80,7 +80,7 @@ def test_repository_is_fully_qualified_without_tag(name: str, repository: str) -
         *("__DIGEST__", "((digest))", "<+artifact.digest>", "[[ .Digest ]]", "(null)", "~", "-", "N/A", "false"),
     ],
 )
-def test_digest_that_never_came_is_said_to_be_empty(algorithm: str, value: str) -> None:
+def test_unset_digest_is_refused_as_empty(algorithm: str, value: str) -> None:
     for name in ("ghcr.io/acme/api", "nginx:1.27", "ghcr.io/acme/api:v1"):
         with pytest.raises(InvalidImage) as refused:
             parse_image(f"{name}@{algorithm}{value}")
@@ -95,7 +95,7 @@ def test_algorithm_alone_is_an_empty_digest() -> None:
         parse_image("nginx@sha256")
 
 
-def test_sha512_is_taken() -> None:
+def test_sha512_is_accepted() -> None:
     assert parse_image(f"nginx@{SHA512}").digest == SHA512
 
 

@@ -1,8 +1,7 @@
-"""Settings come from arguments, environment and file; what is wrong or unsafe is refused by name."""
+"""Settings come from arguments, environment and file; wrong and unsafe ones are refused by name."""
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +16,7 @@ if TYPE_CHECKING:
 
 API = "https://api.example.com/v1"
 
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().startswith(("RELAY_", "ATOMIST_", "CLUSTER_NAME")):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "relay.toml"
-        path.write_text(text, encoding="utf-8")
-        monkeypatch.setenv("RELAY_CONFIG", str(path))
-        return path
-
-    return write
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def refusal(**overrides: Any) -> str:
@@ -42,7 +25,7 @@ def refusal(**overrides: Any) -> str:
     return str(refused.value)
 
 
-# Where they come from
+# Sources
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -109,7 +92,7 @@ def test_short_name_stands_for_its_setting(name: str, path: tuple[str, str], mon
 @pytest.mark.parametrize(
     ("first", "second"), [("RELAY_API_URL", "ATOMIST_URL"), ("RELAY_API_TOKEN", "ATOMIST_APIKEY")]
 )
-def test_our_own_short_name_wins(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relays_own_short_name_takes_precedence(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(second, "https://second.example.com")
     monkeypatch.setenv(first, "https://first.example.com")
     api = Settings.load().api
@@ -164,7 +147,7 @@ def test_duration_from_the_environment_has_a_unit_too(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("given", ["", "soon", "-5s", "5 weeks", "1h30m", "s", "1e3s", "5,5s"])
-def test_what_is_no_duration_is_refused_with_an_example(given: str) -> None:
+def test_malformed_duration_is_refused_with_an_example(given: str) -> None:
     assert refusal(delivery={"linger": given}) == (
         "delivery.linger (RELAY_DELIVERY__LINGER): not a duration: write seconds, or a number with a unit such as "
         '"250ms", "30s", "24h"'
@@ -183,7 +166,7 @@ def test_pause_may_be_zero() -> None:
     assert Settings.load(delivery={"linger": "0s"}).delivery.linger == 0
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -209,7 +192,7 @@ def test_unknown_key_of_the_environment_is_refused_by_name(monkeypatch: pytest.M
     assert "(RELAY_API__COLOUR)" in refusal()
 
 
-def test_all_faults_are_told_at_once(config: Callable[[str], Path]) -> None:
+def test_all_faults_are_named_at_once(config: Callable[[str], Path]) -> None:
     config('[api]\ncolour = 1\n[worker]\nsweep = "often"\n[queue]\nnamespace = "a b"')
     named = {line.partition(" ")[0] for line in refusal().splitlines()}
 
@@ -237,7 +220,7 @@ def test_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ("path", "why"), [("/proc/self/mem", "Input/output error"), (f"/{'x' * 300}", "File name too long")]
 )
 def test_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, path: str, why: str) -> None:
-    """Whoever runs the test: what may not be read, root may."""
+    """Neither can be read by root, who may run the tests."""
     monkeypatch.setenv("RELAY_CONFIG", path)
 
     assert refusal() == f"RELAY_CONFIG names {path}, which cannot be read: {why}"
@@ -289,7 +272,7 @@ def test_url_keeps_the_token_safe(url: str, insecure: bool, expected: str | None
 
 
 @pytest.mark.parametrize("scheme", ["https", "http", "ftp"])
-def test_refused_url_does_not_tell_its_password(scheme: str) -> None:
+def test_refusal_of_a_url_has_no_password(scheme: str) -> None:
     assert "hunter2" not in refusal(api={"url": f"{scheme}://user:hunter2@api.example.com"})
 
 
@@ -313,7 +296,9 @@ def test_refused_url_does_not_tell_its_password(scheme: str) -> None:
         ("producer", "gateway_url", "https://reporter:hunter2/x@relay.example.com", "must be percent-encoded"),
     ],
 )
-def test_refused_url_tells_what_to_do_and_nothing_of_itself(section: str, key: str, url: str, expected: str) -> None:
+def test_refusal_of_a_url_says_what_to_do_and_repeats_nothing(
+    section: str, key: str, url: str, expected: str
+) -> None:
     said = refusal(**{section: {key: url}})
 
     assert expected in said
@@ -332,7 +317,7 @@ def test_refused_url_tells_what_to_do_and_nothing_of_itself(section: str, key: s
         ("broker", "memory://"),
     ],
 )
-def test_every_url_of_a_redis_or_a_broker_is_taken(section: str, url: str) -> None:
+def test_every_url_of_a_redis_or_a_broker_is_accepted(section: str, url: str) -> None:
     assert getattr(Settings.load(**{section: {"url": url}}), section).url == url
 
 
@@ -412,7 +397,7 @@ def test_token_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path
         ({"url": API}, "set RELAY_API_TOKEN or RELAY_API_TOKEN_FILE"),
     ],
 )
-def test_what_is_missing_to_deliver_is_told(api: dict[str, str], expected: str) -> None:
+def test_missing_settings_for_delivery_are_named(api: dict[str, str], expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         Settings.load(api=api).require_api()
 
@@ -445,7 +430,7 @@ def test_secrets_are_masked_when_shown(overrides: dict[str, Any]) -> None:
         {"gateway": {"token": {"hunter2": 1}}},
     ],
 )
-def test_secrets_are_not_told_by_faults(overrides: dict[str, Any]) -> None:
+def test_faults_repeat_no_secret(overrides: dict[str, Any]) -> None:
     assert "hunter2" not in refusal(**overrides)
 
 
@@ -457,7 +442,7 @@ def test_default_registry_may_have_a_path(given: str, registry: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["acme", "https://ghcr.io", "ghcr.io/Acme", "ghcr.io/acme@x", "ghcr.io acme"])
-def test_default_registry_that_is_none_is_refused(given: str) -> None:
+def test_malformed_default_registry_is_refused(given: str) -> None:
     with pytest.raises(ConfigurationError, match="default_registry"):
         Settings.load(gateway={"default_registry": given})
 

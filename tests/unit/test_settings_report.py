@@ -1,9 +1,8 @@
-"""What `relay config` says: every value's source, every fault's place, and no secret."""
+"""`relay config` shows every value's source and every fault's place, and no secret."""
 
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 import traceback
 from typing import TYPE_CHECKING
@@ -24,23 +23,7 @@ if TYPE_CHECKING:
 
 CANARY = "canary-0123456789abcdef"
 
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().startswith(("RELAY_", "ATOMIST_", "CLUSTER_NAME")):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "relay.toml"
-        path.write_text(text, encoding="utf-8")
-        monkeypatch.setenv("RELAY_CONFIG", str(path))
-        return path
-
-    return write
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def sources() -> dict[str, tuple[object, Source, str]]:
@@ -73,7 +56,7 @@ def test_every_value_has_its_source(config: Callable[[str], Path], monkeypatch: 
 
 
 def secrets() -> list[str]:
-    """The variables of all settings that are secret."""
+    """Return the variables of all secret settings."""
     return [
         f"RELAY_{section}__{key}".upper()
         for section, field in Settings.model_fields.items()
@@ -112,7 +95,7 @@ def test_no_secret_is_in_a_fault(monkeypatch: pytest.MonkeyPatch, fault: str) ->
     assert CANARY not in said.output
 
 
-def test_what_show_writes_as_toml_is_a_configuration(
+def test_output_of_show_toml_is_a_configuration(
     config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RELAY_QUEUE__NAMESPACE", "other")
@@ -130,11 +113,11 @@ def test_what_show_writes_as_toml_is_a_configuration(
     assert after.api.token.get_secret_value() == ""
 
 
-def test_a_valid_configuration_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_configuration_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     said = CliRunner().invoke(app, ["config", "check"])
     assert said.exit_code == 0
     assert "the configuration is valid" in said.output
-    assert "RELAY_API_URL" in said.output, "that a worker would not start is said, and is no fault"
+    assert "RELAY_API_URL" in said.output, "a worker would not start: a note, and no fault"
     monkeypatch.setenv("RELAY_API_URL", "https://api.example.com")
     monkeypatch.setenv("RELAY_API_TOKEN", "t")
     said = CliRunner().invoke(app, ["config", "check", "--json"])
@@ -170,7 +153,7 @@ def test_every_fault_has_its_line_and_its_place(
 @pytest.mark.parametrize(
     ("text", "word"), [("[api\n", "cannot be read"), ('[api]\nurl = "ftp://x"\n', "api: url must be http")]
 )
-def test_a_file_that_is_wrong_as_a_whole_is_named(config: Callable[[str], Path], text: str, word: str) -> None:
+def test_a_malformed_file_is_named(config: Callable[[str], Path], text: str, word: str) -> None:
     path = config(text)
     (fault,) = settings_report.check()
     assert fault.where == str(path)
@@ -208,7 +191,7 @@ def test_files_that_cannot_be_read_are_faults(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     ("content", "word"), [(b"change-me\n", "openssl rand"), (b"", "openssl rand"), (b"\xff" * 20, "not text")]
 )
-def test_an_admission_secret_that_no_gateway_starts_with_is_a_fault(
+def test_a_malformed_admission_secret_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, word: str
 ) -> None:
     file = tmp_path / "secret"
@@ -223,7 +206,7 @@ def test_an_admission_secret_that_no_gateway_starts_with_is_a_fault(
     assert settings_report.check() == []
 
 
-def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str], Path]) -> None:
+def test_a_fault_of_an_environments_setting_has_its_place(config: Callable[[str], Path]) -> None:
     path = config('[environments."edge 1.example: a"]\nplatfrom = "linux/arm64"\n')
     (fault,) = settings_report.check()
     setting = "environments.edge 1.example: a"
@@ -235,6 +218,6 @@ def test_a_fault_in_a_rule_for_environments_is_placed_too(config: Callable[[str]
     ["RELAY_PORT", "RELAY_PORT_8080_TCP", "RELAY_PORT_8080_TCP_ADDR", "RELAY_SERVICE_HOST", "RELAY_SERVICE_PORT_HTTP",
      "RELAY_GATEWAY_SERVICE_HOST", "RELAY_GATEWAY_PORT_443_TCP_PROTO", "RELAY_ENVIRONMENTS__X__PLATFORM"],
 )  # fmt: skip
-def test_what_kubernetes_sets_for_a_service_is_no_fault(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_variables_of_kubernetes_services_are_no_faults(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "linux/arm64")
     assert settings_report.check() == []

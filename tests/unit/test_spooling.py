@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from relay.errors import QueueFull, QueueUnavailable, SpoolUnavailable
+from relay.errors import QueueUnavailable, SpoolUnavailable
 from relay.producer.spool import SEGMENT_BYTES, Spool
 from relay.producer.spooling import SEGMENT_MARK_MILLISECONDS, SpoolingSender
 
@@ -113,16 +113,6 @@ def test_what_was_sent_before_redis_went_away_is_not_sent_again(queue: Queue, sp
     assert queue.taken == ["1"]
     sender.flush()
     assert queue.taken == ["1", "2", "3", "new"]
-
-
-def test_a_full_queue_spools_nothing_and_keeps_what_waits(queue: Queue, spool: Spool) -> None:
-    fill(spool, "1")
-    queue.answers = [QueueFull("full")]
-    sender = SpoolingSender(spool, queue.enqueue, patience_seconds=30)
-    with pytest.raises(QueueFull):
-        report(sender, "new")
-    assert spool.status().events == 1
-    assert sender.spooled == 0
 
 
 def test_a_spool_that_cannot_be_read_is_not_passed_by(queue: Queue, spool: Spool, tmp_path: Path) -> None:

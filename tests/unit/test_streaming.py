@@ -1,4 +1,4 @@
-"""A stream in chunks: sent in order, and soon though the source pauses; what happens when source or sending fails."""
+"""A stream is sent in chunks, in order and without waiting for a source that pauses; source or sending may fail."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 SIZE = 10
 
-#: How long a test waits for another thread, at most.
+#: Maximum wait for another thread.
 PATIENCE_SECONDS = 30
 
 
 class Receiver:
-    """Takes chunks, and lets a test wait for an item."""
+    """Receives chunks; a test can wait for an item."""
 
     def __init__(self, *, refuses: int | None = None) -> None:
         self.chunks: list[list[int]] = []
@@ -56,8 +56,8 @@ def test_a_source_that_does_not_pause_is_sent_in_full_chunks() -> None:
     assert not streams()
 
 
-def test_what_was_read_is_sent_while_the_source_pauses() -> None:
-    """A generator waits until each item has arrived: with chunks cut by number alone it would wait for ever."""
+def test_items_are_sent_while_the_source_pauses() -> None:
+    """A generator waits until each item has arrived: with chunks cut by number alone it would wait without end."""
     receiver = Receiver()
     waits = []
 
@@ -70,10 +70,10 @@ def test_what_was_read_is_sent_while_the_source_pauses() -> None:
 
     assert list(in_chunks(pausing(), receiver.send, size=SIZE)) == ["0", "1", "2"]
     assert receiver.chunks == [[0], [1], [2]]
-    assert min(waits) >= PAUSE_SECONDS / 2, "what comes at once goes together"
+    assert min(waits) >= PAUSE_SECONDS / 2, "items that arrive at once are sent together"
 
 
-def test_of_a_source_that_never_pauses_for_long_an_item_waits_for_a_bounded_time() -> None:
+def test_an_item_waits_for_a_bounded_time_though_the_source_never_pauses_for_long() -> None:
     receiver = Receiver()
     sent_after = []
 
@@ -117,16 +117,16 @@ def test_a_source_is_read_in_the_callers_thread() -> None:
 
 
 @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
-def test_what_a_source_gave_before_it_failed_is_sent_and_told_first(error: type[BaseException]) -> None:
+def test_items_before_an_error_of_the_source_are_sent_and_returned_first(error: type[BaseException]) -> None:
     receiver = Receiver()
 
     def failing() -> Iterator[int]:
         yield from range(13)
         raise error
 
-    told = []
+    returned = []
     with pytest.raises(error):
-        told.extend(in_chunks(failing(), receiver.send, size=SIZE))
+        returned.extend(in_chunks(failing(), receiver.send, size=SIZE))
     outcomes = in_chunks(failing(), receiver.send, size=SIZE)
     assert len(list(islice(outcomes, 13))) == 13
     with pytest.raises(error):
