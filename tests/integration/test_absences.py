@@ -248,7 +248,7 @@ def test_a_redis_that_takes_no_marks_stops_no_listing(
     api.delete(pod("web"))
     client.set(OUTBOX.gone, "of another type")
     watch.list(2)
-    assert "no longer runs is not marked" in caplog.text
+    assert "no longer runs are not marked" in caplog.text
     client.delete(OUTBOX.gone)
     watch.list()
     assert watch.gone() == ["shop/web/app"]
