@@ -1,7 +1,7 @@
-"""The least that a gateway could be, to hold ours against: `python -m benchmarks.bare_asgi [REDIS_URL]`.
+"""The least possible gateway, as a baseline: `python -m benchmarks.bare_asgi [REDIS_URL]`.
 
-Without a URL it answers 202 and does nothing. With one it answers once Redis has the body, as it came, under a new
-id; what comes while a round trip is under way shares the next. It looks at no token, reads no event, bounds nothing.
+Without a URL it only answers 202. With one it answers once Redis has the unparsed body under a new id; requests
+during a round trip share the next. It checks no token, parses no event, and limits nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bare:
         self._sending: asyncio.Task[None] | None = None
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Take what is there of the body, and answer."""
+        """Read the first part of the body, and answer."""
         message = await receive()
         event_id = secrets.token_hex(16)
         if self._client is not None:

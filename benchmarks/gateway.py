@@ -1,4 +1,4 @@
-"""How many reports and admission reviews one gateway process takes, and how long each waits."""
+"""Rate and latency of reports and admission reviews at one gateway process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 SECONDS = 8.0
 
-#: Who takes reports, takes them in so many turns of so long: a machine's speed can change within seconds.
+#: Turns of each app, and the length of one: a machine's speed can change within seconds.
 TURNS = 6
 TURN_SECONDS = 2.0
 
 REVIEWS_A_SECOND = 500
 
 REQUIRED_REPORTS_A_SECOND = 8_000
-#: On a slower machine: what is required, as a part of what the least with group commit did where that was asked for.
+#: Required on a slower machine: the part of the rate of the least app with group commit.
 REQUIRED_PART = 8_000 / 13_000
 REQUIRED_REPORT_P99_MS = 30.0
 REQUIRED_REVIEW_P99_MS = 20.0
@@ -37,10 +37,10 @@ REVIEW = ROOT / "tests" / "data" / "kubernetes" / "review-create.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """One run: reports as fast as they are taken, then reviews at a steady rate with Redis there and stopped.
+    """One run: reports at full rate, then reviews at a steady rate with Redis running and stopped.
 
-    `bare` are requests to an app that only answers, `committed` to one that only commits (bare_asgi.py): what the
-    server, the client and this machine could do at most. `parts` is, for each turn, ours of the latter.
+    `bare` are requests to an app that only answers, `committed` to one that only commits (bare_asgi.py): the maximum
+    of the server, the client and this machine. `parts` is the gateway's part of `committed` in each turn.
     """
 
     bare: Posted
@@ -54,7 +54,7 @@ class Gateway:
 
     @property
     def faults(self) -> list[str]:
-        """What makes the run worthless."""
+        """Why the run is invalid."""
         faults = []
         accepted = self.reports.statuses.get("202", 0)
         if set(self.reports.statuses) != {"202"} or accepted != self.enqueued:
@@ -67,14 +67,14 @@ class Gateway:
 
 
 def measure(_events: int | None) -> Gateway:
-    """Run once, on a Redis and a gateway of its own."""
+    """Run once, with its own Redis and gateway."""
     with rig() as parts:
         urls = {
             "bare": parts.start_server("bare", "benchmarks.bare_asgi"),
             "committed": parts.start_server("committed", "benchmarks.bare_asgi", parts.redis.url),
             "reports": parts.start_gateway(),
         }
-        for each in urls.values():  # until everything is imported and open
+        for each in urls.values():  # warm-up: imports and connections
             parts.post(each, _report(), "--connections", "8", "--seconds", "1")
         parts.client.flushall()
         connections = ("--connections", str(CONNECTIONS))
@@ -104,7 +104,7 @@ def measure(_events: int | None) -> Gateway:
 
 
 def told(runs: Sequence[Gateway]) -> str:
-    """Return what the runs showed, to be printed."""
+    """Return the results as text."""
     rows = []
     for run in runs:
         passed = run.reports.rate >= REQUIRED_REPORTS_A_SECOND and run.reports.p99_ms <= REQUIRED_REPORT_P99_MS

@@ -1,6 +1,6 @@
-"""What the tests with a browser and their fixtures agree on."""
+"""Constants of the browser tests and their fixtures."""
 
 OPERATOR_TOKEN = "operator-token-of-the-tests"
 
-#: A browser on a loaded machine is slow, and slow is no fault.
+#: A browser may be slow on a loaded machine.
 PATIENCE_MILLISECONDS = 40_000

@@ -1,4 +1,4 @@
-"""An exposition as Prometheus reads it: samples by name and labels; and what is wrong with it, as promtool lints."""
+"""A metrics exposition parsed as Prometheus does, and its lint errors as of promtool."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-#: Labels whose values are bounded, by what bounds them.
+#: Labels, and the bound of their number of values.
 BOUNDED = {
     "environment": "metrics.environments",
     "stream": "three",
@@ -30,7 +30,7 @@ BOUNDED = {
     "maxmemory_policy": "eight",
 }
 
-#: Units that are not Prometheus's base units, and words that say what TYPE says.
+#: Units that are not Prometheus's base units, and words that repeat TYPE.
 _NOT_IN_A_NAME = (
     "milliseconds",
     "minutes",
@@ -45,7 +45,7 @@ _NOT_IN_A_NAME = (
 
 
 class Exposed:
-    """What one scrape told."""
+    """The samples of one scrape."""
 
     def __init__(self, text: bytes | str) -> None:
         self.text = text.decode() if isinstance(text, bytes) else text
@@ -70,12 +70,12 @@ class Exposed:
 
 
 def lint(text: str) -> list[str]:
-    """Return what `promtool check metrics` would say, and what we ask for beyond that."""
+    """Return the errors of `promtool check metrics`, and of further rules."""
     faults = []
     exposed = Exposed(text)
-    told = sum(1 for line in text.splitlines() if line and not line.startswith("#"))
-    if told != len(exposed.samples):
-        faults.append(f"{told - len(exposed.samples)} samples come twice")
+    samples = sum(1 for line in text.splitlines() if line and not line.startswith("#"))
+    if samples != len(exposed.samples):
+        faults.append(f"{samples - len(exposed.samples)} samples come twice")
     for family in exposed.families:
         # The parser takes `_total` off a counter's name, and the text has it.
         name = f"{family.name}_total" if family.type == "counter" else family.name

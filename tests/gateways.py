@@ -1,4 +1,4 @@
-"""A gateway on real sockets, in a thread of this process."""
+"""A gateway on real sockets, in a thread of this process or as a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway says of itself at /openapi.json, in OpenAPI 3.1; a test holds the gateway against it."""
+"""The description of the gateway in OpenAPI 3.1, served at /openapi.json; a test checks the gateway against it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(description: str, max_bytes: int | None = None) -> dict[str, Any]:
-    """Describe text that may be left out; null and nothing but white space count as left out."""
+    """Return the schema of an optional text; null and white space count as missing."""
     bound = {} if max_bytes is None else {"description": f"{description} At most {max_bytes} bytes in UTF-8."}
     return {"type": ["string", "null"], "description": description, **bound}
 
 
 def _part(properties: dict[str, Any], description: str) -> dict[str, Any]:
-    """Describe a part of an event that may be left out; null and the empty text count as left out."""
+    """Return the schema of an optional part of an event; null and the empty text count as missing."""
     whole = {"type": "object", "additionalProperties": False, "properties": properties}
     return {"description": description, "anyOf": [whole, {"type": "null"}, {"const": ""}]}
 
@@ -35,7 +35,7 @@ def _part(properties: dict[str, Any], description: str) -> dict[str, Any]:
 _ENVELOPE = {
     "id": _text("Idempotency key: reported again under it, the event counts once.", MAX_ID_BYTES),
     "source": _text("The cluster or pipeline that reports.", MAX_NAME_BYTES),
-    "time": _text("When the deployment happened, in RFC 3339, for those who know."),
+    "time": _text("When the deployment happened, in RFC 3339."),
 }
 
 _EVENT = {
@@ -53,13 +53,13 @@ _EVENT = {
                     "description": "An image reference by digest.",
                     "examples": [f"ghcr.io/acme/api@sha256:{_DIGEST}"],
                 },
-                "name": _text("Tells containers of one repository apart.", MAX_NAME_BYTES),
+                "name": _text("Distinguishes containers of one repository.", MAX_NAME_BYTES),
             },
         },
         "environment": _part({"name": _text("Where it runs now.", MAX_NAME_BYTES)}, "The environment."),
         "platform": _part(
             {"os": _text("linux, …"), "architecture": _text("amd64, arm64, …"), "variant": _text("v7, …")},
-            "What is left out is the environment's default.",
+            "A missing part is the environment's default.",
         ),
         **_ENVELOPE,
     },
@@ -67,23 +67,23 @@ _EVENT = {
 
 _ATTRIBUTE = {"type": "string", "minLength": 1}
 
-#: Others may stand beside them.
+#: Other attributes are allowed.
 _CLOUD_EVENT = {
     "type": "object",
     "required": ["specversion", "type", "source", "id"],
     "properties": {
         "specversion": {"const": "1.0"},
-        "type": {**_ATTRIBUTE, "description": "dev.cdevents.service.… for a CDEvent; else data are an Event."},
+        "type": {**_ATTRIBUTE, "description": "dev.cdevents.service.… for a CDEvent; else data is an Event."},
         "source": {**_ATTRIBUTE, "description": f"Who reports. At most {MAX_NAME_BYTES} bytes in UTF-8."},
         "id": {**_ATTRIBUTE, "description": "With the source, the idempotency key."},
         "time": _ENVELOPE["time"],
         "datacontenttype": {"type": ["string", "null"], "description": "A type of JSON."},
         "data": {"anyOf": [_ref("Event"), _ref("CDEvent"), {"type": "null"}]},
-        "data_base64": {"type": ["string", "null"], "description": "The same as JSON text in base64."},
+        "data_base64": {"type": ["string", "null"], "description": "The data as JSON text in base64."},
     },
 }
 
-#: Others may stand beside them.
+#: Other attributes are allowed.
 _CDEVENT = {
     "type": "object",
     "required": ["context"],
@@ -114,8 +114,8 @@ _FAULT = {
     },
 }
 
-#: Of one event, or of many with a place for each.
-_TAKEN = {
+#: The body of a 202, for one event or for many.
+_ACCEPTED = {
     "anyOf": [
         {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
         {
@@ -133,8 +133,8 @@ _ERROR = {
     "type": "object",
     "required": ["error", "field"],
     "properties": {
-        "error": {"type": "string", "description": "What is wrong."},
-        "field": {"type": "string", "description": "The event's field at fault, empty if it is none."},
+        "error": {"type": "string", "description": "The reason."},
+        "field": {"type": "string", "description": "The event's field at fault, if any."},
         "ids": {"type": "array", "items": {"type": ["string", "null"]}},
         "errors": {"type": "array", "items": _ref("Fault")},
     },
@@ -149,13 +149,13 @@ _RECEIPT = {
         "since": {"type": "string", "format": "date-time"},
         "reason": {
             "type": "string",
-            "description": "Why it is dead; of a duplicate, the id of the event that it repeats; `id` if it is "
-            "superseded because its id was reported before, and another digest since.",
+            "description": "Of a dead letter, its reason; of a duplicate, the id of the event that it repeats; `id` "
+            "if it is superseded because its id was reported before, and another digest since.",
         },
         "detail": {
             "type": "string",
-            "description": "What the API, or intake, said; of a duplicate, whether the event that it repeats is "
-            "`delivered` or `waiting`; the digest that was accepted since.",
+            "description": "The response of the destination, or the error of intake; of a duplicate, whether the "
+            "event that it repeats is `delivered` or `waiting`; the digest that was accepted since.",
         },
     },
 }
@@ -177,26 +177,26 @@ _ADMISSION_REVIEW = {
 
 
 def _refusal(description: str, *, later: bool = False) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": description, "content": _json(_ref("Error"))}
+    response: dict[str, Any] = {"description": description, "content": _json(_ref("Error"))}
     if later:
         seconds = {"type": "string", "pattern": "^[0-9]+$"}
-        answer["headers"] = {"Retry-After": {"description": "Seconds.", "schema": seconds, "required": True}}
-    return answer
+        response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": seconds, "required": True}}
+    return response
 
 
 _REFUSALS = {
     "401": _refusal("A bearer token is missing."),
     "403": _refusal("The token is wrong, or not for that environment; or a page of another site sent it."),
-    "503": _refusal("Redis is away; report again with the same id.", later=True),
+    "503": _refusal("Redis is unavailable; report again with the same id.", later=True),
 }
 
 
-#: Where the token of a report may stand.
+#: The places of a report's token.
 _SENDERS: list[dict[str, list[str]]] = [{"token": []}, {"tokenHeader": []}, {"tokenQuery": []}]
 
 
 def _report(name: str) -> dict[str, Any]:
-    """Describe the one request under its two paths."""
+    """Return the description for one of the two paths."""
     headers = [
         {"name": "ce-id", "in": "header", "schema": {"type": "string"}, "description": "The event's id."},
         {"name": "ce-source", "in": "header", "schema": {"type": "string"}, "description": "Who reports."},
@@ -219,8 +219,8 @@ def _report(name: str) -> dict[str, Any]:
     return {
         "operationId": name,
         "summary": "Report deployment events.",
-        "description": "Answers once Redis has them. The reporting API's own request, so that a change of URL and "
-        "token is all that a client needs.",
+        "description": "Answers once Redis has them. The deployment API's own request, so that a client only needs "
+        "another URL and token.",
         "parameters": headers,
         "security": _SENDERS,
         "requestBody": {
@@ -236,8 +236,8 @@ def _report(name: str) -> dict[str, Any]:
         "responses": {
             "202": {
                 # No `content`: it would promise a body.
-                "description": "Redis has what has an id. The body is JSON, the schema `Taken`; a CloudEvent, or "
-                "`Prefer: reply`, is answered without one.",
+                "description": "Redis has the events with an id. The body is JSON, the schema `Accepted`; a "
+                "CloudEvent, or `Prefer: reply`, is answered without one.",
                 "headers": {EVENT_ID_HEADER: no_body},
             },
             "400": _refusal("The body is not JSON, or not as its Content-Encoding says."),
@@ -253,11 +253,11 @@ def _report(name: str) -> dict[str, Any]:
 
 
 def _review(name: str) -> dict[str, Any]:
-    """Describe the one request under its two paths."""
+    """Return the description for one of the two paths."""
     return {
         "operationId": name,
         "summary": "Report what Kubernetes admits.",
-        "description": "Always allows, within 200 ms, whatever the API server sends. `gateway.admission` says which "
+        "description": "Always allows, within 200 ms, whatever the API server sends. `gateway.admission` sets which "
         "reviews are reported.",
         "requestBody": {"required": False, "content": _json({"description": "An AdmissionReview."})},
         "responses": {
@@ -269,7 +269,7 @@ def _review(name: str) -> dict[str, Any]:
 
 
 def _handshake(name: str) -> dict[str, Any]:
-    """Describe the handshake of CloudEvents' web hooks under its two paths."""
+    """Return the description of CloudEvents' handshake for one of the two paths."""
     text = {"type": "string"}
     return {
         "operationId": name,
@@ -312,7 +312,7 @@ DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {
         "title": "Deployment relay",
-        "description": "Takes deployment events and owes their delivery to a deployment-tracking API.",
+        "description": "Accepts deployment events and delivers them to deployment-tracking systems.",
         "version": version("deployment-relay"),
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
@@ -323,13 +323,13 @@ DOCUMENT: dict[str, Any] = {
         "/events/{event_id}": {
             "get": {
                 "operationId": "receipt",
-                "summary": "Tell what became of an event that came with an id.",
+                "summary": "Return the receipt of an event that has an id.",
                 "parameters": [
                     {"name": "event_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
                 ],
                 "responses": {
-                    "200": {"description": "What is known.", "content": _json(_ref("Receipt"))},
-                    "404": _refusal("Nothing is known, or not any more."),
+                    "200": {"description": "The receipt.", "content": _json(_ref("Receipt"))},
+                    "404": _refusal("There is no receipt, or it has expired."),
                     "421": _refusal("On loopback without a token, the host is none of this machine's."),
                     **_REFUSALS,
                 },
@@ -345,7 +345,7 @@ DOCUMENT: dict[str, Any] = {
                         "in": "path",
                         "required": True,
                         "schema": {"type": "string", "minLength": 1},
-                        "description": "That of `gateway.admission_secret_file`, in place of a token.",
+                        "description": "A secret of `gateway.admission_secret_file`, in place of a token.",
                     }
                 ],
             }
@@ -353,9 +353,9 @@ DOCUMENT: dict[str, Any] = {
         "/metrics": {
             "get": {
                 "operationId": "metrics",
-                "summary": "The whole relay in numbers, for Prometheus. `gateway.metrics` says which clients may.",
+                "summary": "The relay's metrics for Prometheus; `gateway.metrics` sets who may read them.",
                 "responses": {
-                    "200": {"description": "All of it.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    "200": {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
                     "401": _refusal("A bearer token is missing."),
                     "403": _refusal("The token is wrong."),
                     "421": _refusal("On loopback, the host is none of this machine's."),
@@ -363,14 +363,14 @@ DOCUMENT: dict[str, Any] = {
             }
         },
         "/healthz": {"get": _health("Whether the process is alive.", may_fail=False)},
-        "/readyz": {"get": _health("Whether a report would be taken.", may_fail=True)},
+        "/readyz": {"get": _health("Whether a report would be accepted.", may_fail=True)},
     },
     "components": {
         "schemas": {
             "Event": _EVENT,
             "CloudEvent": _CLOUD_EVENT,
             "CDEvent": _CDEVENT,
-            "Taken": _TAKEN,
+            "Accepted": _ACCEPTED,
             "Fault": _FAULT,
             "Error": _ERROR,
             "Receipt": _RECEIPT,

@@ -11,8 +11,10 @@ from relay.processes.embedded_redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from gateways import Running
+    from kubernetes_api import KubernetesApi
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +41,14 @@ def serving(redis_server: EmbeddedRedis) -> Iterator[Running]:
 @pytest.fixture
 def gateway(serving: Running, client: Redis) -> Running:
     return serving
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubernetesApi]:
+    """Return a Kubernetes API server that the kubeconfig of the environment names."""
+    from kubernetes_api import KubernetesApi  # noqa: PLC0415 - for the tests that need it
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with KubernetesApi() as api:
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
+        yield api

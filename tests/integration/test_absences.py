@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from kubernetes_api import KubernetesApi
 from pods import digest_of, pod_of
 from runs import KEYS, make_runtime_for
 
@@ -23,8 +22,8 @@ from workers.intake.run import run_intake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from kubernetes_api import KubernetesApi
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
@@ -32,14 +31,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "test/shop"
 OUTBOX = KEYS.of_outbox(DEFAULT_DESTINATION, ENVIRONMENT)
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubernetesApi]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with KubernetesApi() as api:
-        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
-        yield api
 
 
 @pytest.fixture

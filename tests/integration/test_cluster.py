@@ -19,16 +19,7 @@ from relay.kubernetes.node_cache import NodeCache
 from relay.settings import KubernetesSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubernetesApi]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with KubernetesApi() as api:
-        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
-        yield api
 
 
 def cluster_of(**settings: Any) -> Cluster:

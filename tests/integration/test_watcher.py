@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from kubernetes_api import KubernetesApi
 from pods import digest_of, load, node_of, pod_of
 from rig import wait_for
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kubernetes_api import KubernetesApi
     from redis import Redis
 
     from relay.processes.embedded_redis import EmbeddedRedis
@@ -85,14 +85,6 @@ class Watch:
 
 
 _SEEDS = {digest_of(seed): seed for seed in "abcdefgh"}
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubernetesApi]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with KubernetesApi() as api:
-        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
-        yield api
 
 
 @pytest.fixture
