@@ -91,7 +91,7 @@ def test_the_cause_of_an_outage_is_on_the_overview(estate: Estate, open_page: Op
     page = open_page(estate.stack.gateway_url)
     sign_in(page)
     report(estate, "1")
-    expect(page.get_by_label("What needs attention")).to_contain_text("the API refuses the token")
+    expect(page.get_by_label("What needs attention")).to_contain_text("the destination refuses the token")
     expect(page.locator("#destination-state")).to_have_text("unauthorized")
     expect(page.get_by_role("row", name="production")).to_contain_text("unauthorized")
     estate.api.faults = []
@@ -190,7 +190,7 @@ def test_everything_works_without_scripts(estate: Estate, open_page: OpenPage) -
     expect(page.get_by_role("row", name="docker.io/library/nginx")).to_contain_text("delivered")
     page.get_by_role("navigation", name="Console").get_by_role("link", name="Dead letters").click()
     page.locator(f'a[href$="id={letter}"]').click()
-    page.get_by_text("Fields as they lie in Redis").click()
+    page.get_by_text("Fields in Redis").click()
     expect(page.get_by_text("job-2", exact=True).last).to_be_visible()
     page.get_by_role("link", name="Drop…").click()
     page.get_by_role("button", name="Drop").click()
