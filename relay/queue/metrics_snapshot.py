@@ -190,7 +190,9 @@ def _destination(fields: Sequence[bytes], now: int) -> DestinationState:
         state=health.state(now),
         concurrency_limit=int(known.get("window", 0)),
         unhealthy_ms={
-            name.removeprefix("held_ms:"): int(value) for name, value in known.items() if name.startswith("held_ms:")
+            name.removeprefix("unhealthy_ms:"): int(value)
+            for name, value in known.items()
+            if name.startswith("unhealthy_ms:")
         },
         retry_after_ms=int(known["asked_ms"]) if "asked_ms" in known else None,
     )

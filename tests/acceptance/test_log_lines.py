@@ -69,8 +69,8 @@ def test_a_drain_that_met_an_outage_says_why(estate: Estate) -> None:
     assert "unavailable (HTTP 503)" in {line["held"] for line in held}
     assert sum(line.get("retrying", 0) for line in held) > 0
     warnings = [line["event"] for line in lines_of(estate) if line["level"] == "warning"]
-    assert any(event.startswith("deliveries are held, unavailable: HTTP 503") for event in warnings)
-    wait_for(lambda: "the API takes events again" in estate.stack.log_path("worker").read_text())
+    assert any(event.startswith("destination default is unavailable: HTTP 503") for event in warnings)
+    wait_for(lambda: "destination default is healthy again" in estate.stack.log_path("worker").read_text())
 
 
 def test_dead_letters_are_a_warning(estate: Estate) -> None:

@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         "hold-lost-with-redis",
         "a Retry-After that comes while Redis is away is forgotten",
-        edits=(Edit("workers/delivery/recovery.py", "            health.tell_hold()\n", ""),),
+        edits=(Edit("workers/delivery/recovery.py", "            health.throttle()\n", ""),),
         tests=(f"{MISHAPS}::test_throttle_that_the_destination_asks_for_while_redis_is_away_holds_when_it_is_back",),
     ),
     Mutant(

@@ -270,7 +270,7 @@ def be_echoed(ground: Ground, worker: Worker) -> None:
     ground.wait(lambda: any(attempt.environment == LATER for attempt in ground.api.attempts))
     ground.api.behave(echo(401))
     ground.report(5)
-    ground.wait(lambda: "deliveries are held, unauthorized" in worker.log(), 30, worker.log)
+    ground.wait(lambda: "default is unauthorized: " in worker.log(), 30, worker.log)
     ground.api.behave(OK)
     ground.rest()
 

@@ -110,7 +110,7 @@ def test_a_worker_without_descriptors_backs_off_and_uses_up_no_attempt(ground: G
     most = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in worker.pids)  # noqa: PTH208 - names suffice
     assert few.dead == 0
     ground.bit(few.retries, "some POSTs got no descriptor")
-    ground.bit(f"held, {HealthState.UNAVAILABLE}: connect" in worker.log(), "the destination was unavailable for it")
+    ground.bit(f"is {HealthState.UNAVAILABLE}: connect" in worker.log(), "the destination was unavailable for it")
     assert most <= FEW_DESCRIPTORS
 
     ground.api.behave(OK)

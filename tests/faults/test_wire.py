@@ -223,8 +223,7 @@ ENOUGH = 40
 def deliveries_held(worker: Worker, because: str, since: int = 0) -> bool:
     """Return whether its log says, from this position, that the circuit breaker is open for this reason."""
     return any(
-        f"deliveries are held, {HealthState.UNAVAILABLE}" in line and because in line
-        for line in worker.log()[since:].splitlines()
+        f"is {HealthState.UNAVAILABLE}: " in line and because in line for line in worker.log()[since:].splitlines()
     )
 
 

@@ -38,7 +38,7 @@ from relay.queue import leases, outbox, pausing, scripts
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery import recovery
-from workers.delivery.health import Gate
+from workers.delivery.health import DestinationHealth
 from workers.delivery.outboxes import LeasedOutboxes, acquire
 from workers.delivery.report import DeliveryReport
 from workers.delivery.run import run_delivery
@@ -469,7 +469,7 @@ def test_a_runs_estimate_of_redis_time_is_never_ahead(
     """However long the reply takes: otherwise a throttle would seem to be over."""
     report_many(client, 2)
     run_intake(runtime)
-    outboxes = LeasedOutboxes(runtime, Gate(runtime), DeliveryReport(), acquire(runtime, ["production"]))
+    outboxes = LeasedOutboxes(runtime, DestinationHealth(runtime), DeliveryReport(), acquire(runtime, ["production"]))
     run_all = scripts.run_all
 
     def slowly(*args: Any) -> list[Any]:

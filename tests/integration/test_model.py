@@ -306,7 +306,7 @@ class SteeredTransport:
             if post.processed is None:
                 self._process.world.model.processed(post, was=processed)
 
-    def let_go(self) -> None:
+    def flush(self) -> None:
         pass
 
     def wait(self, timeout_seconds: float) -> list[tuple[Any, Answer]]:

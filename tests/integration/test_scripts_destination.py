@@ -121,7 +121,7 @@ def test_observation_in_between_neither_hinders_a_transition_nor_is_lost(client:
 
 def unhealthy_ms(client: Redis) -> dict[str, int]:
     known = client.hgetall(DESTINATION)
-    return {name.decode()[8:]: int(ms) for name, ms in known.items() if name.startswith(b"held_ms:")}
+    return {name.decode()[13:]: int(ms) for name, ms in known.items() if name.startswith(b"unhealthy_ms:")}
 
 
 def test_unhealthy_time_is_counted_by_state_and_no_moment_twice(client: Redis) -> None:

@@ -541,7 +541,7 @@ def test_answer_that_came_while_nobody_waited_counts(status: int, serve: Serve, 
     transport = connect(server.url, timeout=TIMEOUT_SECONDS)
     assert post(transport).status == 200, "the connection is made"
     transport.send(Request("tag", b"", "k2"))
-    transport.let_go()
+    transport.flush()
     time.sleep(2 * TIMEOUT_SECONDS)
 
     assert answers(transport, 1)["tag"].status == status
@@ -553,7 +553,7 @@ def test_what_was_not_answered_while_nobody_waited_times_out_at_once(serve: Serv
     transport = connect(server.url, timeout=TIMEOUT_SECONDS)
     post(transport)
     transport.send(Request("tag", b"", "k2"))
-    transport.let_go()
+    transport.flush()
     time.sleep(2 * TIMEOUT_SECONDS)
     started = time.monotonic()
 
@@ -568,7 +568,7 @@ def test_request_whose_kept_connection_had_ended_is_not_sent_after_its_time(serv
     assert post(transport) == Answer(200)
     server.await_closed(1)
     transport.send(Request("tag", b"", "k2"))
-    transport.let_go()
+    transport.flush()
     arrived = len(server.received)
     time.sleep(2 * TIMEOUT_SECONDS)
     found = answers(transport, 1)["tag"]
@@ -597,9 +597,9 @@ def test_what_was_answered_while_requests_were_let_go_is_told_by_the_next_wait(
     transport = connect(serve(answer(200)).url)
     post(transport)
     transport.send(Request("tag", b"", "k2"))
-    transport.let_go()
+    transport.flush()
     time.sleep(0.05)
-    transport.let_go()
+    transport.flush()
 
     assert transport.in_flight == 1
     assert answers(transport, 1)["tag"] == Answer(200)

@@ -12,7 +12,7 @@ from relay.destinations.outcome import Delivered, Refused, Retry, Unauthorized
 from relay.logs import get_logger
 from relay.queue.dead_letters import Reason
 from relay.queue.outbox import DeadEntry, OutboxEntry
-from workers.delivery.forbidden import suspect
+from workers.delivery.forbidden import decide_token_fault
 from workers.delivery.idempotency import IdempotencyKeys
 from workers.delivery.transport import Request
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from relay.destinations.answer import Answer
     from relay.destinations.outcome import Outcome
-    from workers.delivery.health import Gate
+    from workers.delivery.health import DestinationHealth
     from workers.delivery.outboxes import LeasedOutbox, LeasedOutboxes
     from workers.delivery.report import DeliveryReport
     from workers.delivery.runtime import DeliveryRuntime
@@ -45,7 +45,12 @@ class Attempts:
     """Sends entries through the transport and notes their outcomes in their batches."""
 
     def __init__(
-        self, runtime: DeliveryRuntime, health: Gate, outboxes: LeasedOutboxes, report: DeliveryReport, dataset: str
+        self,
+        runtime: DeliveryRuntime,
+        health: DestinationHealth,
+        outboxes: LeasedOutboxes,
+        report: DeliveryReport,
+        dataset: str,
     ) -> None:
         self._transport = runtime.transport
         self._random = runtime.random
@@ -87,7 +92,7 @@ class Attempts:
 
     def flush(self) -> None:
         """Put on the wire what was sent, while the leases certainly last: the next step may wait for Redis."""
-        self._transport.let_go()
+        self._transport.flush()
 
     def wait(self, seconds: float) -> None:
         """Wait for answers so long at most, and note their outcomes."""
@@ -106,7 +111,7 @@ class Attempts:
         for (outbox, entry, successes, sent_at), answer in answers:
             outcome = outcome_of(answer)
             if not isinstance(outcome, Delivered):
-                self._health.heard(outcome)
+                self._health.note_pause(outcome)
             if log_each:
                 _log_attempt(outbox, entry, outcome)
             own_fault = False
@@ -120,7 +125,7 @@ class Attempts:
                 self._outboxes.note_outcomes(now)
             seen.append((outcome, own_fault))
         for outcome, own_fault in seen:
-            self._health.saw(outcome, own_fault=own_fault)
+            self._health.observe(outcome, own_fault=own_fault)
 
     def _note_failure(
         self, outbox: LeasedOutbox, entry: OutboxEntry, outcome: Refused | Unauthorized | Retry, successes: int
@@ -131,15 +136,15 @@ class Attempts:
                 self.bury(outbox, DeadEntry(self._tried(entry), Reason.REFUSED, because, status))
             case Unauthorized(because, status):
                 entry = self._tried(entry, uses_attempt=False)
-                suspicion = suspect(
+                fault = decide_token_fault(
                     entry.trials, status, successes=self._health.successes, successes_when_sent=successes
                 )
-                if suspicion.is_forbidden:
+                if fault.is_forbidden:
                     self.bury(outbox, DeadEntry(entry, Reason.FORBIDDEN, because, status))
                 else:
                     tries = max(entry.trials.attempts, entry.trials.forbidden)
-                    outbox.batch.defer(entry._replace(trials=suspicion.trials), self._pause(tries))
-                return suspicion.own_fault
+                    outbox.batch.defer(entry._replace(trials=fault.trials), self._pause(tries))
+                return fault.own_fault
             case Retry():
                 # The answer to a probe is about the destination: it uses up no attempt, and lengthens no pause.
                 is_probe = self._health.is_probing

@@ -19,7 +19,7 @@ from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:
     from workers.delivery.attempts import Attempts
-    from workers.delivery.health import Gate
+    from workers.delivery.health import DestinationHealth
     from workers.delivery.outboxes import LeasedOutbox, LeasedOutboxes
     from workers.delivery.runtime import DeliveryRuntime
 
@@ -32,10 +32,10 @@ TICK_SECONDS = 0.001
 
 
 def search(
-    runtime: DeliveryRuntime, health: Gate, outboxes: LeasedOutboxes, attempts: Attempts, deadline: float
+    runtime: DeliveryRuntime, health: DestinationHealth, outboxes: LeasedOutboxes, attempts: Attempts, deadline: float
 ) -> None:
     """Deliver until no entry is left, the deadline, or the destination lets nothing be sent."""
-    while outboxes.held and health.hold is None and clock.uptime() < deadline and not is_stopping():
+    while outboxes.held and health.stopped_by is None and clock.uptime() < deadline and not is_stopping():
         outboxes.claim(CLAIM_ENTRIES)
         outboxes.commit()  # superseded entries: a crash must not forget what replaced them
         if outboxes.is_empty:
@@ -51,7 +51,11 @@ def search(
 
 
 def _deliver_one(
-    runtime: DeliveryRuntime, health: Gate, outboxes: LeasedOutboxes, attempts: Attempts, one: LeasedOutbox
+    runtime: DeliveryRuntime,
+    health: DestinationHealth,
+    outboxes: LeasedOutboxes,
+    attempts: Attempts,
+    one: LeasedOutbox,
 ) -> None:
     """Mark the next entry of an outbox as in flight, send it, and wait for its answer."""
     entry = one.batch.send_next(least_tried=health.is_probing)

@@ -19,7 +19,7 @@ FORBIDDEN = 3
 _FORBIDDEN_STATUS = 403
 
 
-class Suspicion(NamedTuple):
+class TokenFault(NamedTuple):
     """The event's trials now, whether the refusal is its own fault, and whether it is refused for good."""
 
     trials: Trials
@@ -27,7 +27,7 @@ class Suspicion(NamedTuple):
     is_forbidden: bool
 
 
-def suspect(trials: Trials, status: int, *, successes: int, successes_when_sent: int) -> Suspicion:
+def decide_token_fault(trials: Trials, status: int, *, successes: int, successes_when_sent: int) -> TokenFault:
     """Decide whose fault a 401 or 403 is, from the successes that the destination has had with other events.
 
     `successes` are the destination's so far, of all workers; `successes_when_sent` those when this event was sent.
@@ -35,7 +35,7 @@ def suspect(trials: Trials, status: int, *, successes: int, successes_when_sent:
     was_refused = trials.forbidden > 0
     others_passed_since = was_refused and successes > trials.successes
     refusals = trials.forbidden + 1 if others_passed_since else max(1, trials.forbidden)
-    return Suspicion(
+    return TokenFault(
         trials._replace(forbidden=refusals, successes=successes),
         own_fault=others_passed_since or successes > successes_when_sent,
         is_forbidden=status == _FORBIDDEN_STATUS and others_passed_since and refusals >= FORBIDDEN,

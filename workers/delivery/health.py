@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from relay import clock
 from relay.destinations.outcome import Delivered, Retry
@@ -29,28 +29,22 @@ SHRINK_GAP_SECONDS = 0.2
 _log = logging.getLogger(__name__)
 
 
-class Hold(NamedTuple):
-    """The state for which the run may send nothing more."""
-
-    reason: HealthState
-
-
-class Gate:
+class DestinationHealth:
     """Decides how many requests the run may send, and moves the destination from state to state by their answers.
 
     The states and transitions are those of `relay.queue.health.Health`. Here are the parts that decide on them: the
-    circuit breaker (`decide_state`), the throttle (`heard`, `tell_hold`), and the concurrency limit; the rate limit
-    is in admit.lua. Redis is asked only where other runs matter: for a probe, for requests under a rate limit, and to
-    change the state. What the run observed goes along with its commits.
+    circuit breaker (`decide_state`), the throttle (`note_pause`, `throttle`), and the concurrency limit; the rate
+    limit is in admit.lua. Redis is asked only where other runs matter: for a probe, for requests under a rate limit,
+    and to change the state. What the run observed goes along with its commits.
     """
 
     def __init__(self, runtime: DeliveryRuntime) -> None:
         #: Set once the run may send nothing more, and never reset: the run ends.
-        self.hold: Hold | None = None
+        self.stopped_by: HealthState | None = None
         #: The answer that led to it, if this run got it.
         self.because = ""
         #: Set when Redis is away: no state can be changed then.
-        self.is_over = False
+        self.is_detached = False
         self._runtime = runtime
         self._settings = runtime.settings
         self._shard = runtime.shard
@@ -87,11 +81,11 @@ class Gate:
         self._health = health
         self._limit.adopt(health.window)
         if health.is_waiting(now):
-            self.hold = Hold(health.state(now))
+            self.stopped_by = health.state(now)
 
     def room(self, in_flight: int) -> int:
         """Return how many more requests may be in flight, as far as this run knows."""
-        if self.hold is not None or clock.uptime() < self._ask_again_at:
+        if self.stopped_by is not None or clock.uptime() < self._ask_again_at:
             return 0
         return (1 if self.is_probing else self._limit.window) - in_flight
 
@@ -117,28 +111,29 @@ class Gate:
         if not admission.granted:
             self._ask_again_at = clock.uptime() + admission.again_seconds
             if self.is_probing:  # another run probes: this one has nothing to do until that is answered
-                self.hold = Hold(HealthState(self._health.circuit))
+                self.stopped_by = HealthState(self._health.circuit)
         return admission.granted
 
-    def heard(self, outcome: Outcome) -> None:
+    def note_pause(self, outcome: Outcome) -> None:
         """Note a pause that the destination asks for, without Redis: no failure of Redis loses it."""
         if isinstance(outcome, Retry) and outcome.throttle_seconds is not None:
             seconds = min(outcome.throttle_seconds, self._settings.delivery.retry_after_max)
             self._asked_until = max(self._asked_until or 0.0, clock.uptime() + seconds)
             self.because = outcome.because
 
-    def saw(self, outcome: Outcome, *, own_fault: bool = False) -> None:
+    def observe(self, outcome: Outcome, *, own_fault: bool = False) -> None:
         """Count an answer, and change the destination's state if the answer does."""
-        match outcome:
-            case Delivered():
-                self._successes += 1
-                self._failures = 0
-                self._limit.succeeded(was_full=self._is_full)
-            case Retry(is_pushback=is_pushback):
-                self._failures += 1
-                if is_pushback:
-                    self._limit.pushed_back()
-        if self.is_over:
+        if isinstance(outcome, Delivered):
+            self._successes += 1
+            self._failures = 0
+            self._limit.succeeded(was_full=self._is_full)
+            if not self.is_probing and self._asked_until is None:
+                return
+        elif isinstance(outcome, Retry):
+            self._failures += 1
+            if outcome.is_pushback:
+                self._limit.pushed_back()
+        if self.is_detached:
             return
         circuit = self._health.circuit if self.is_probing else ""
         earlier = 0 if self._successes else self._health.failures
@@ -147,11 +142,11 @@ class Gate:
             state = None  # the request was sent before the destination asked for its pause
         if state is HealthState.HEALTHY:
             self._close()
-        elif state is not None and self.hold is None:
+        elif state is not None and self.stopped_by is None:
             self._open(state, outcome.because)
-        self.tell_hold()
+        self.throttle()
 
-    def tell_hold(self) -> None:
+    def throttle(self) -> None:
         """Throttle the destination for all workers, if it asked for that."""
         if self._asked_until is None:
             return
@@ -159,10 +154,10 @@ class Gate:
         changed = self._change(lambda health, now: health.throttled(now, seconds=seconds))
         if self.is_probing:
             self._sent_probe = self._sent_probe and seconds <= health.PROBE_THROTTLE_SECONDS
-        self.hold = Hold(HealthState(changed.after.circuit or HealthState.THROTTLED))
+        self.stopped_by = HealthState(changed.after.circuit or HealthState.THROTTLED)
         self._asked_until = None
 
-    def observation(self) -> Call | None:
+    def report_call(self) -> Call | None:
         """Return the call that reports what the run observed since the last; None if that is nothing."""
         change = self._limit.take_change()
         if not (self._successes or self._failures or change):
@@ -190,16 +185,16 @@ class Gate:
             )
         )
         self.because = because
-        self.hold = Hold(HealthState(changed.after.circuit))
+        self.stopped_by = HealthState(changed.after.circuit)
         if not changed.before.openings:
-            _log.warning("deliveries are held, %s: %s; the API is probed from now on", state, because)
+            _log.warning("destination %s is %s: %s; it is probed from now on", self._destination, state, because)
 
     def _close(self) -> None:
         self._sent_probe = False
         self._change(lambda health, _: health.closed())
         self._failures = 0
         self._limit.adopt(1)
-        _log.warning("the API takes events again")
+        _log.warning("destination %s is healthy again", self._destination)
 
     def _change(self, transition: Callable[[Health, int], Health]) -> Changed:
         changed = health.change(self._shard, self._destination, transition)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from relay.queue.leases import Lease
-    from workers.delivery.health import Gate
+    from workers.delivery.health import DestinationHealth
     from workers.delivery.report import DeliveryReport
     from workers.delivery.runtime import DeliveryRuntime
 
@@ -100,7 +100,7 @@ class LeasedOutboxes:
     def __init__(
         self,
         runtime: DeliveryRuntime,
-        health: Gate,
+        health: DestinationHealth,
         report: DeliveryReport,
         acquired: Sequence[tuple[LeasedOutbox, Lease]],
     ) -> None:
@@ -238,7 +238,7 @@ class LeasedOutboxes:
         self._committing += [
             (one, one.batch.begin_commit(), one.batch.cursor) for one in self.held if one.batch.uncommitted
         ]
-        observation = self._health.observation()
+        observation = self._health.report_call()
         if not self._committing:
             if observation:
                 self._health.learn(Health.decode(scripts.run(self._shard.client, observation)), self.now_ms)
@@ -296,7 +296,7 @@ class LeasedOutboxes:
             self._shard,
             [(one.lease, one.batch.cursor, one.batch.retried) for one in released],
             wakeup_seconds=self._settings.worker.sweep,
-            is_healthy=self._health.hold is None,
+            is_healthy=self._health.stopped_by is None,
         )
         for one, reply in zip(released, replies, strict=True):
             if reply.has_more:

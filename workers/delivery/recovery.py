@@ -13,7 +13,7 @@ from workers.shutdown import is_stopping
 
 if TYPE_CHECKING:
     from workers.delivery.attempts import Attempts
-    from workers.delivery.health import Gate
+    from workers.delivery.health import DestinationHealth
     from workers.delivery.outboxes import LeasedOutboxes
 
 #: How long such a run keeps trying, in a worker that stops too, and the pause between two tries.
@@ -27,20 +27,20 @@ WAIT_SECONDS = 0.01
 _log = get_logger(__name__)
 
 
-def recover(error: RedisError, health: Gate, outboxes: LeasedOutboxes, attempts: Attempts) -> None:
+def recover(error: RedisError, health: DestinationHealth, outboxes: LeasedOutboxes, attempts: Attempts) -> None:
     """Commit and release once Redis is back; raise its error if it is not in time.
 
     No other run can acquire a lease while Redis is away, so the commit is accepted, and no request is repeated.
     """
     _log.warning("Redis failed a delivery run, which now only commits and releases what it has: %s", error)
-    health.is_over = True
+    health.is_detached = True
     give_up_at = clock.uptime() + RECOVERY_SECONDS
     while True:
         while attempts.in_flight:
             attempts.wait(WAIT_SECONDS)
         try:
             outboxes.commit()
-            health.tell_hold()
+            health.throttle()
             outboxes.release(outboxes.held)
         except RedisError:
             now = clock.uptime()

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from relay import clock
 from workers.delivery import crash_search
 from workers.delivery.attempts import Attempts
-from workers.delivery.health import Gate
+from workers.delivery.health import DestinationHealth
 from workers.delivery.outboxes import CLAIM_AGAIN_SECONDS, COMMIT_SECONDS, LeasedOutboxes, acquire
 from workers.delivery.recovery import recover
 from workers.delivery.report import DeliveryReport
@@ -44,7 +44,7 @@ def run_delivery(runtime: DeliveryRuntime, environments: Sequence[str]) -> Deliv
     if not acquired:
         return None
     report = DeliveryReport([one.environment for one, _ in acquired])
-    health = Gate(runtime)
+    health = DestinationHealth(runtime)
     outboxes = LeasedOutboxes(runtime, health, report, acquired)
     attempts = Attempts(runtime, health, outboxes, report, acquired[0][1].dataset)
     deadline = started + runtime.settings.worker.budget
@@ -62,18 +62,18 @@ def run_delivery(runtime: DeliveryRuntime, environments: Sequence[str]) -> Deliv
         recover(error, health, outboxes, attempts)
     finally:
         runtime.transport.abandon()
-    if health.hold is not None:
-        report.held = f"{health.hold.reason} ({health.because})" if health.because else health.hold.reason
+    if health.stopped_by is not None:
+        report.held = f"{health.stopped_by} ({health.because})" if health.because else health.stopped_by
     report.seconds = clock.uptime() - started
     return report
 
 
 def _deliver(
-    runtime: DeliveryRuntime, health: Gate, outboxes: LeasedOutboxes, attempts: Attempts, deadline: float
+    runtime: DeliveryRuntime, health: DestinationHealth, outboxes: LeasedOutboxes, attempts: Attempts, deadline: float
 ) -> None:
     settings = runtime.settings
     while outboxes.held:
-        may_send = health.hold is None and clock.uptime() < deadline and not is_stopping()
+        may_send = health.stopped_by is None and clock.uptime() < deadline and not is_stopping()
         if may_send:
             outboxes.claim(settings.delivery.batch_size)
             _send(runtime, health, outboxes, attempts)
@@ -93,7 +93,7 @@ def _deliver(
         outboxes.renew()
 
 
-def _send(runtime: DeliveryRuntime, health: Gate, outboxes: LeasedOutboxes, attempts: Attempts) -> None:
+def _send(runtime: DeliveryRuntime, health: DestinationHealth, outboxes: LeasedOutboxes, attempts: Attempts) -> None:
     """Send as much as may be in flight, one entry of each outbox in turn."""
     room = health.room(attempts.in_flight)
     if room <= 0:

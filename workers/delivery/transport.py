@@ -223,7 +223,7 @@ class CurlTransport:
         return len(self._busy) + len(self._answered)
 
     def send(self, request: Request) -> None:
-        """Start one attempt. libcurl sends nothing, and counts no time, before `let_go` or `wait`."""
+        """Start one attempt. libcurl sends nothing, and counts no time, before `flush` or `wait`."""
         handle = self._free.pop() if self._free else _Handle(self._api, self._kept)
         key = deployment_api.header_text(request.idempotency_key)
         headers = [*self._headers, f"{deployment_api.IDEMPOTENCY_KEY}: {key}"]
@@ -231,7 +231,7 @@ class CurlTransport:
         self._busy[handle.curl] = handle
         self._multi.add_handle(handle.curl)
 
-    def let_go(self) -> None:
+    def flush(self) -> None:
         """Send the requests that were started, now and not at the next `wait`."""
         self._perform()
 

@@ -15,6 +15,6 @@ for at = wanted_first, wanted_last, WANTED_SIZE do
   end
 end
 if unhealthy_ms ~= '0' then
-  call('HINCRBY', health_key, 'held_ms:' .. state, unhealthy_ms)
+  call('HINCRBY', health_key, 'unhealthy_ms:' .. state, unhealthy_ms)
 end
 return 1

@@ -14,7 +14,7 @@ from relay.queue.health import Health, HealthState
 from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.circuit_breaker import FAILURES
-from workers.delivery.health import PROBE_MARGIN_SECONDS, Gate
+from workers.delivery.health import PROBE_MARGIN_SECONDS, DestinationHealth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +38,9 @@ def runtime(redis_server: EmbeddedRedis, client: Redis) -> Iterator[Runtime]:
         yield made
 
 
-def tell(gate: Gate, client: Redis) -> Health:
+def tell(gate: DestinationHealth, client: Redis) -> Health:
     """Do with the gate's observation what a settlement does."""
-    call = gate.observation()
+    call = gate.report_call()
     assert call is not None
     health = Health.decode(scripts.run(client, call))
     gate.learn(health, now_ms(client))
@@ -69,10 +69,10 @@ def health(client: Redis) -> Health:
     return Health.decode(scripts.run(client, call))
 
 
-def open_for(client: Redis, runtime: Runtime) -> Gate:
+def open_for(client: Redis, runtime: Runtime) -> DestinationHealth:
     """Return a gate that knows of an open circuit whose hold is over."""
     client.hset(DESTINATION, mapping={"until": 1, "openings": 1, "circuit": "unavailable", "window": 1})
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     gate.learn(health(client), now_ms(client))
     return gate
 
@@ -81,7 +81,7 @@ def open_for(client: Redis, runtime: Runtime) -> Gate:
 
 
 def test_all_that_fits_the_window_is_let_through_without_asking_redis(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     client.config_resetstat()
     assert gate.room(in_flight=0) == 8
     assert gate.room(in_flight=6) == 2
@@ -93,7 +93,7 @@ def test_all_that_fits_the_window_is_let_through_without_asking_redis(runtime: R
 
 
 def test_the_window_that_all_share_counts_and_never_beyond_the_drains_own(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     gate.learn(Health(window=3), now_ms(client))
     assert gate.room(in_flight=0) == 3
 
@@ -102,17 +102,17 @@ def test_the_window_that_all_share_counts_and_never_beyond_the_drains_own(runtim
 
 
 def test_there_is_no_room_once_the_destination_is_held(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     now = now_ms(client)
     gate.learn(Health(until=int(now) - 1, reason="throttled"), now)
-    assert gate.hold is None
+    assert gate.stopped_by is None
 
     gate.learn(Health(until=int(now) + 5000, reason="throttled"), now)
-    assert gate.hold == ("throttled",)
+    assert gate.stopped_by == "throttled"
     assert gate.room(in_flight=0) == 0
 
     gate.learn(Health(), now)
-    assert gate.hold is not None, "the drain ends at it"
+    assert gate.stopped_by is not None, "the drain ends at it"
 
 
 def test_one_probe_is_let_through_and_another_drain_ends_at_once(runtime: Runtime, client: Redis) -> None:
@@ -123,20 +123,20 @@ def test_one_probe_is_let_through_and_another_drain_ends_at_once(runtime: Runtim
     assert prober.room(in_flight=1) == 0
 
     assert other.admit(wanted=30, room=1) == 0
-    assert other.hold is not None
-    assert other.hold.reason == "unavailable"
+    assert other.stopped_by is not None
+    assert other.stopped_by == "unavailable"
     probe_until = int(client.hget(DESTINATION, "probe_until") or 0)
     assert 0 < probe_until - now_ms(client) <= 1000 * (runtime.settings.api.timeout + PROBE_MARGIN_SECONDS)
 
 
 def test_a_rate_limit_is_no_hold(redis_server: EmbeddedRedis, client: Redis) -> None:
     with running(redis_server, NOWHERE, api={"rate_limit": 0.01, "burst": 3}) as limited:
-        gate = Gate(limited)
+        gate = DestinationHealth(limited)
         assert gate.admit(wanted=30, room=32) == 3
         assert gate.room(in_flight=0) > 0, "whether more may go is asked when there is more"
         assert gate.admit(wanted=30, room=32) == 0
 
-        assert gate.hold is None
+        assert gate.stopped_by is None
         assert gate.room(in_flight=0) == 0
         assert gate.pause_seconds == pytest.approx(100, abs=5)
 
@@ -169,39 +169,39 @@ def test_a_probe_carries_the_token_as_it_is_now(
 
 
 def test_failures_of_all_drains_together_open_the_circuit(runtime: Runtime, client: Redis) -> None:
-    gate, other = Gate(runtime), Gate(runtime)
+    gate, other = DestinationHealth(runtime), DestinationHealth(runtime)
     for _ in range(FAILURES - 2):
-        other.saw(FAILED)
+        other.observe(FAILED)
     assert tell(other, client).failures == FAILURES - 2
     gate.learn(health(client), now_ms(client))
-    gate.saw(FAILED)
-    assert gate.hold is None
+    gate.observe(FAILED)
+    assert gate.stopped_by is None
 
-    gate.saw(FAILED)
+    gate.observe(FAILED)
 
-    assert gate.hold is not None
-    assert (gate.hold.reason, gate.because) == ("unavailable", "HTTP 500")
+    assert gate.stopped_by is not None
+    assert (gate.stopped_by, gate.because) == ("unavailable", "HTTP 500")
     assert health(client).openings == 1
 
 
 def test_a_success_between_keeps_the_circuit_closed(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     gate.learn(Health(failures=FAILURES - 1), now_ms(client))
-    gate.saw(Delivered())
+    gate.observe(Delivered())
     for _ in range(FAILURES - 1):
-        gate.saw(FAILED)
+        gate.observe(FAILED)
 
-    assert gate.hold is None
+    assert gate.stopped_by is None
     assert tell(gate, client).failures == FAILURES - 1
 
 
 def test_refusals_say_nothing_of_the_destination(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     for _ in range(3 * FAILURES):
-        gate.saw(Refused("HTTP 422", 422))
+        gate.observe(Refused("HTTP 422", 422))
 
-    assert gate.hold is None
-    assert gate.observation() is None
+    assert gate.stopped_by is None
+    assert gate.report_call() is None
 
 
 @pytest.mark.parametrize("own_fault", [False, True])
@@ -210,10 +210,10 @@ def test_a_refused_token_opens_the_circuit_at_once_unless_it_is_the_events_own_a
     client: Redis,
     own_fault: bool,  # noqa: FBT001
 ) -> None:
-    gate = Gate(runtime)
-    gate.saw(Unauthorized("HTTP 403", 403), own_fault=own_fault)
+    gate = DestinationHealth(runtime)
+    gate.observe(Unauthorized("HTTP 403", 403), own_fault=own_fault)
 
-    assert (gate.hold is None) == own_fault
+    assert (gate.stopped_by is None) == own_fault
     assert health(client).openings == (0 if own_fault else 1)
 
 
@@ -222,9 +222,9 @@ def test_a_probe_that_passes_closes_the_circuit_and_the_window_grows_from_one(
 ) -> None:
     gate = open_for(client, runtime)
     gate.admit(wanted=1, room=1)
-    gate.saw(Delivered())
+    gate.observe(Delivered())
 
-    assert (gate.is_probing, gate.hold, gate.room(in_flight=0)) == (False, None, 2)
+    assert (gate.is_probing, gate.stopped_by, gate.room(in_flight=0)) == (False, None, 2)
     assert (health(client).openings, health(client).circuit, health(client).window) == (0, "", 1)
     assert tell(gate, client).window == 2
 
@@ -234,7 +234,7 @@ def test_deliveries_begin_slowly_whatever_the_window_was_before(runtime: Runtime
     gate.learn(Health(openings=1, circuit="unavailable", window=8), now_ms(client))
     assert gate.room(in_flight=0) == 1
     gate.admit(wanted=1, room=1)
-    gate.saw(Delivered())
+    gate.observe(Delivered())
 
     assert gate.room(in_flight=0) == 1
 
@@ -242,29 +242,29 @@ def test_deliveries_begin_slowly_whatever_the_window_was_before(runtime: Runtime
 def test_a_probe_that_fails_opens_the_circuit_again_for_longer(runtime: Runtime, client: Redis) -> None:
     gate = open_for(client, runtime)
     gate.admit(wanted=1, room=1)
-    gate.saw(FAILED)
+    gate.observe(FAILED)
     assert health(client).openings == 2
 
     let_hold_pass(client)
     stray = open_for(client, runtime)
     client.hset(DESTINATION, "openings", 2)
-    stray.saw(FAILED)
+    stray.observe(FAILED)
     assert health(client).openings == 2, "what is no probe says nothing new"
-    assert stray.hold is not None
+    assert stray.stopped_by is not None
 
 
 def test_what_the_api_asks_for_is_held_up_to_the_longest(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     for outcome in (
         Retry("HTTP 429", 429, throttle_seconds=5.0, uses_attempt=False),
         Retry("HTTP 429: again", 429, throttle_seconds=100_000.0, uses_attempt=False),
         Retry("HTTP 429", 429, throttle_seconds=1.0, uses_attempt=False),
     ):
-        gate.heard(outcome)
-        gate.saw(outcome)
+        gate.note_pause(outcome)
+        gate.observe(outcome)
 
     found = destination.read(shard(client), DEFAULT_DESTINATION)
-    assert gate.hold == (found.state(now_ms(client)),) == ("throttled",)
+    assert gate.stopped_by == found.state(now_ms(client)) == "throttled"
     assert found.until - now_ms(client) == pytest.approx(60_000, abs=2000)
 
 
@@ -277,10 +277,10 @@ LONG = Retry("HTTP 429", 429, throttle_seconds=3600.0, uses_attempt=False)
 
 def test_answers_to_what_was_sent_before_a_throttle_do_not_end_it(redis_server: EmbeddedRedis, client: Redis) -> None:
     with throttled(redis_server) as runtime:
-        gate = Gate(runtime)
-        gate.heard(LONG)
+        gate = DestinationHealth(runtime)
+        gate.note_pause(LONG)
         for outcome in (LONG, Delivered(), Refused("HTTP 422", 422), FAILED, Delivered()):
-            gate.saw(outcome)
+            gate.observe(outcome)
         found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
@@ -294,15 +294,15 @@ def test_probe_of_a_throttle_ends_it_or_not(
     redis_server: EmbeddedRedis, client: Redis, outcome: Outcome, circuit: str
 ) -> None:
     with throttled(redis_server) as runtime:
-        first = Gate(runtime)
-        first.heard(LONG)
-        first.saw(LONG)
+        first = DestinationHealth(runtime)
+        first.note_pause(LONG)
+        first.observe(LONG)
         client.hset(DESTINATION, "until", 1)
-        gate = Gate(runtime)
+        gate = DestinationHealth(runtime)
         gate.learn(health(client), now_ms(client))
         assert gate.admit(wanted=5, room=1) == 1
-        gate.heard(outcome)
-        gate.saw(outcome)
+        gate.note_pause(outcome)
+        gate.observe(outcome)
         found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == circuit
         assert bool(found.throttled_until) is bool(circuit)
@@ -317,29 +317,29 @@ def test_a_throttle_after_a_probe_that_passed_is_not_ended_by_what_was_sent_betw
     with throttled(redis_server) as runtime:
         gate = open_for(client, runtime)
         assert gate.admit(wanted=5, room=1) == 1
-        gate.saw(Delivered())
+        gate.observe(Delivered())
         assert gate.admit(wanted=5, room=5) == 5
-        other = gate if teller == "the same run" else Gate(runtime)
-        other.heard(LONG)
-        other.saw(LONG)
+        other = gate if teller == "the same run" else DestinationHealth(runtime)
+        other.note_pause(LONG)
+        other.observe(LONG)
         gate.learn(health(client), now_ms(client))
-        gate.saw(Delivered())
+        gate.observe(Delivered())
         found = destination.read(shard(client), DEFAULT_DESTINATION)
         assert found.circuit == "throttled"
         assert found.throttled_until - now_ms(client) == pytest.approx(3_600_000, abs=2000)
 
 
 def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     outcome = Retry("HTTP 429", 429, throttle_seconds=30.0, uses_attempt=False)
-    gate.is_over = True
-    gate.heard(outcome)
-    gate.saw(outcome)
+    gate.is_detached = True
+    gate.note_pause(outcome)
+    gate.observe(outcome)
     assert destination.read(shard(client), DEFAULT_DESTINATION).state(now_ms(client)) is HealthState.HEALTHY
 
-    gate.tell_hold()
+    gate.throttle()
     found = destination.read(shard(client), DEFAULT_DESTINATION)
-    assert gate.hold == (found.state(now_ms(client)),) == ("throttled",)
+    assert gate.stopped_by == found.state(now_ms(client)) == "throttled"
     assert found.until - now_ms(client) == pytest.approx(30_000, abs=2000)
 
 
@@ -347,47 +347,47 @@ def test_what_the_api_asks_for_is_told_once_there_is_somebody_to_tell(runtime: R
 
 
 def test_what_was_seen_is_told_once(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
-    assert gate.observation() is None
-    gate.saw(FAILED)
-    gate.saw(Delivered())
-    gate.saw(Delivered())
-    gate.saw(FAILED)
+    gate = DestinationHealth(runtime)
+    assert gate.report_call() is None
+    gate.observe(FAILED)
+    gate.observe(Delivered())
+    gate.observe(Delivered())
+    gate.observe(FAILED)
     assert gate.successes == 2
 
     assert tell(gate, client) == Health(failures=1, successes=2)
     assert gate.successes == 2
-    assert gate.observation() is None
+    assert gate.report_call() is None
 
 
 def test_push_back_shrinks_the_window_of_all(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     for _ in range(8):
-        gate.saw(PUSHBACK)
-    gate.saw(FAILED)
+        gate.observe(PUSHBACK)
+    gate.observe(FAILED)
 
     assert tell(gate, client).window == 4
     assert gate.room(in_flight=0) == 4
 
 
 def test_failures_that_are_no_push_back_leave_the_window(runtime: Runtime, client: Redis) -> None:
-    gate = Gate(runtime)
-    gate.saw(FAILED)
+    gate = DestinationHealth(runtime)
+    gate.observe(FAILED)
 
     assert tell(gate, client).window == 0
 
 
 def test_a_window_that_is_used_up_grows_for_all_and_one_that_is_not_stays(runtime: Runtime, client: Redis) -> None:
     client.hset(DESTINATION, "window", 2)
-    gate = Gate(runtime)
+    gate = DestinationHealth(runtime)
     gate.learn(health(client), now_ms(client))
     gate.admit(wanted=1, room=2)
     for _ in range(10):
-        gate.saw(Delivered())
+        gate.observe(Delivered())
     assert tell(gate, client).window == 2
 
     gate.admit(wanted=2, room=2)
-    gate.saw(Delivered())
-    gate.saw(Delivered())
+    gate.observe(Delivered())
+    gate.observe(Delivered())
     assert tell(gate, client).window == 3
     assert gate.room(in_flight=0) == 3
