@@ -1,4 +1,4 @@
-"""How many events a second go from producers through Redis and the worker to an API that costs next to nothing."""
+"""Events a second from producers through Redis and the worker to the trivial API."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 EVENTS = 200_000
 REQUIRED_EVENTS_PER_SECOND = 10_000
 
-#: Shares of the deliveries whose latency is told.
+#: Quantiles of the latency that are shown.
 SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndToEnd:
-    """One run; `latency_seconds` is from a report's arrival in Redis to the API's answer, by share."""
+    """One run; `latency_seconds` is from a report's XADD to the API's answer, by quantile."""
 
     throughput: Throughput
     waiting: int
@@ -36,12 +36,12 @@ class EndToEnd:
 
     @property
     def events_per_second(self) -> float:
-        """The figure."""
+        """Events a second."""
         return self.throughput.events_per_second
 
     @property
     def faults(self) -> list[str]:
-        """What makes the run worthless."""
+        """Defects that make the run invalid."""
         faults = self.throughput.faults
         if self.unaccounted:
             faults.append(f"the counters has {self.unaccounted} events unaccounted for")
@@ -51,7 +51,7 @@ class EndToEnd:
 
 
 def measure(events: int | None) -> EndToEnd:
-    """Run once, on a Redis, a worker and an API of its own."""
+    """Run once, with its own Redis, worker and API."""
     keys = Keys()
     with rig() as parts:
 
@@ -60,7 +60,7 @@ def measure(events: int | None) -> EndToEnd:
 
         worker = parts.start_worker("workers", lambda: any(parts.client.scan_iter(keys.worker("*"))))
         done = throughput.run(parts, worker, "relay", events or EVENTS)
-        parts.wait_until(lambda: counters().waiting == 0, GRACE_SECONDS)  # the last answers are recorded after them
+        parts.wait_until(lambda: counters().waiting == 0, GRACE_SECONDS)  # the last commits follow the last answers
         end = counters()
     return EndToEnd(
         throughput=done,
@@ -71,7 +71,7 @@ def measure(events: int | None) -> EndToEnd:
 
 
 def told(runs: Sequence[EndToEnd]) -> str:
-    """Return what the runs showed, to be printed."""
+    """Format the runs' figures."""
     rate = median(run.events_per_second for run in runs)
     speed = table(
         ["events/s", "seconds", "enqueued/s", *(f"p{share * 100:g} s" for share in SHARES)],

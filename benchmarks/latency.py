@@ -1,4 +1,4 @@
-"""How long one event takes from XADD to the API when nothing else is under way."""
+"""Latency of one event from XADD to the API in an idle relay."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 EVENTS = 150
 
-#: Environments that the events are spread over, a measurement each.
+#: Numbers of environments, one measurement each.
 SPREADS = (1, 8)
 
-#: Between two events: long enough for all drains to have let go, and never in step with anything.
+#: Pauses between events: long enough for all runs to end, and not a multiple of any timer.
 PAUSE_SECONDS = (0.1, 0.3)
 
-#: How long the last event may take to arrive.
+#: Deadline of the last event.
 LAST_SECONDS = 10.0
 
 REQUIRED_MEDIAN_MS = 10.0
@@ -34,7 +34,7 @@ REQUIRED_P99_MS = 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """One measurement: events over so many environments, and each one's latency in the order of sending."""
+    """One measurement: events over a number of environments, and their latencies in the order of sending."""
 
     environments: int
     events: int
@@ -42,12 +42,12 @@ class Spread:
 
     @property
     def median_ms(self) -> float:
-        """The latency that half of the events stayed within."""
+        """The median latency."""
         return median(self.latency_ms)
 
     @property
     def p99_ms(self) -> float:
-        """The latency that 99 % of the events stayed within (nearest rank)."""
+        """The latency at the 99th percentile (nearest rank)."""
         return sorted(self.latency_ms)[math.ceil(0.99 * len(self.latency_ms)) - 1]
 
 
@@ -59,7 +59,7 @@ class Latency:
 
     @property
     def faults(self) -> list[str]:
-        """What makes the run worthless."""
+        """Defects that make the run invalid."""
         return [
             f"over {spread.environments} environments {spread.events} events were added, "
             f"and {len(spread.latency_ms)} came to the API"
@@ -69,7 +69,7 @@ class Latency:
 
 
 def measure(events: int | None) -> Latency:
-    """Run once, on a Redis, a worker and an API of its own."""
+    """Run once, with its own Redis, worker and API."""
     keys = Keys()
     added: dict[int, dict[str, float]] = {}
     total = events or EVENTS
@@ -90,7 +90,7 @@ def measure(events: int | None) -> Latency:
 
 
 def told(runs: Sequence[Latency]) -> str:
-    """Return what the runs showed, to be printed."""
+    """Format the runs' figures."""
     rows = [
         [
             str(spread.environments),
@@ -111,7 +111,7 @@ def told(runs: Sequence[Latency]) -> str:
 
 
 def _body(name: str, environment: int) -> str:
-    """Return a report of an image that the environment has never had."""
+    """Return a report of an image that is new in the environment."""
     digest = f"{random.getrandbits(256):064x}"
     url = f"docker.io/library/nginx@sha256:{digest}"
     return json.dumps({"image": {"url": url}, "environment": {"name": f"{name.partition('-')[0]}-{environment}"}})

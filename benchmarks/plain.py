@@ -1,4 +1,4 @@
-"""The plain Celery design in the relay's place: one task an event, beside the same Redis and the same API."""
+"""The plain Celery design instead of the relay: one task an event, with the same Redis and API."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ EVENTS = 5000
 
 
 def measure(events: int | None) -> Throughput:
-    """Run once, on a Redis, a worker and an API of its own."""
+    """Run once, with its own Redis, worker and API."""
     with rig() as parts:
         worker = parts.start_worker("benchmarks.plain_worker", lambda: bool(parts.client.exists(READY_KEY)))
         return throughput.run(parts, worker, "plain", events or EVENTS)
 
 
 def told(runs: Sequence[Throughput]) -> str:
-    """Return what the runs showed, to be printed."""
+    """Format the runs' figures."""
     rows = [
         [f"{run.events_per_second:,.0f}", f"{run.seconds:.1f}", f"{run.events / run.produced_seconds:,.0f}"]
         for run in runs

@@ -1,8 +1,8 @@
 """The plain Celery design: one task an event, `SET NX` against repeats, `requests.post` to the API.
 
-What one writes who knows Celery and has an afternoon, and sensibly so: no results, a kept-alive session and one
-Redis connection a child, a retry with backoff, and a report whose POST failed may come again. What it lacks is
-the relay's reason to be (see README.md here), not an optimisation that everybody would make.
+A sensible implementation of one afternoon: no results, a kept-alive session and one Redis connection a child, a
+retry with backoff, and a failed report may be repeated. It lacks the relay's guarantees (see README.md here), not an
+optimisation that every author would make.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPORT = "plain.report"
 #: Set in Redis once the worker consumes.
 READY_KEY = "plain:ready"
 
-#: How long a digest counts as reported already.
+#: Window in which a digest counts as reported.
 WINDOW_SECONDS = 120
 
 API_SECONDS = 10.0
@@ -55,7 +55,7 @@ def _tell(**_: Any) -> None:
 
 @app.task(name=REPORT, bind=True, max_retries=12)
 def report(task: Task, body: dict[str, Any]) -> None:
-    """Tell the API, unless it was told within the window."""
+    """POST to the API, unless that was done within the window."""
     seen = _seen_key(body)
     if not _connections["redis"].set(seen, 1, nx=True, ex=WINDOW_SECONDS):
         return

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pycurl
 
-#: What the requests show at the door.
+#: Headers of the requests.
 AUTHORIZATION = "Authorization: Bearer benchmark"
 
-#: How long any one request may take.
+#: Deadline of one request.
 TIMEOUT_SECONDS = 30
 
-#: How long to wait for sockets at once.
+#: Maximum wait for sockets at a time.
 SELECT_SECONDS = 0.001
 
 
 def main() -> None:
-    """Post for so many seconds and print the figures."""
+    """Post for a number of seconds and print the figures."""
     options = _options()
     client = _Client(options)
     sys.stdout.write(json.dumps(client.run()) + "\n")
@@ -39,12 +39,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("body", type=Path, help="a file with the body; @N@ in it becomes the request's number")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: as fast as can be")
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: unbounded")
     return parser.parse_args()
 
 
 class _Client:
-    """The connections, and what they saw."""
+    """The connections and their figures."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._before, self._mark, self._after = options.body.read_bytes().partition(b"@N@")

@@ -1,4 +1,4 @@
-"""Processor time, by session and of the whole machine; from /proc, so on Linux only."""
+"""Processor time of a session and of the whole machine, from /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 #: Positions in /proc/<pid>/stat behind the command's name, and in the first line of /proc/stat.
 _SESSION = 3
-_USED = slice(11, 15)  # its own in user mode and in the kernel, and that of its children that have ended
+_USED = slice(11, 15)  # its own in user mode and in the kernel, and that of its ended children
 _BUSY = (1, 2, 3, 6, 7)  # user, nice, system, irq, softirq; neither idle nor iowait nor steal
 
 
 def of_session(leader: int) -> float:
-    """Return the seconds that a session's processes have used, those that its living ones waited for included."""
+    """Return the seconds that a session's processes have used, their ended children included."""
     return sum(_ticks(process, leader) for process in _PROC.glob("[0-9]*")) / _TICKS_PER_SECOND
 
 
@@ -27,7 +27,7 @@ def of_machine() -> float:
 
 
 def _ticks(process: Path, leader: int) -> int:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended a moment ago
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         if int(fields[_SESSION]) == leader:
             return sum(map(int, fields[_USED]))

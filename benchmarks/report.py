@@ -1,4 +1,4 @@
-"""How figures are printed."""
+"""Formatting of figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under their header, each column as wide as it must be and flush right."""
+    """Format rows under their header, in columns of minimum width, flush right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

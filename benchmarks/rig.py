@@ -37,24 +37,24 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: How often a run's end is looked for.
+#: Interval of checks for a run's end.
 POLL_SECONDS = 0.05
 
-#: A worker is at rest when it used less than this share of a processor for so long, looked at for at most so long.
+#: A worker is at rest once it used less than this share of a processor for this long; checked for at most this long.
 REST_SHARE = 0.1
 REST_SECONDS = 0.5
 REST_WITHIN_SECONDS = 30.0
 
-#: How long a client of HTTP may take for its work.
+#: Deadline of an HTTP client's work.
 POST_SECONDS = 120.0
 
-#: How long the API may take to answer a question.
+#: Deadline of the API's answers about its counts.
 ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the API has received; `last_unix_seconds` is when the last distinct key came."""
+    """Requests that the API received; `last_unix_seconds` is the time of the last distinct key."""
 
     requests: int
     distinct: int
@@ -62,12 +62,12 @@ class Counts:
 
     @property
     def repeats(self) -> int:
-        """Requests whose key had come before."""
+        """Requests with a key that was received before."""
         return self.requests - self.distinct
 
 
 class Api:
-    """The trivial API, as those ask it who look after a run."""
+    """Client of the trivial API's counts."""
 
     def __init__(self, url: str, child: Child) -> None:
         self.url = url
@@ -75,11 +75,11 @@ class Api:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=ANSWER_SECONDS)
 
     def counts(self) -> Counts:
-        """Return what has come so far."""
+        """Return the counts so far."""
         return Counts(**json.loads(self._get("/counts")))
 
     def receipts(self) -> dict[str, float]:
-        """Return when each event came first, in Unix seconds, by its id: what its key begins with."""
+        """Return each event's first reception in Unix seconds, by its id, with which its key begins."""
         lines = (line.split("\t") for line in self._get("/receipts").decode().splitlines())
         return {key.rpartition(".")[0]: float(seconds) for key, seconds in lines}
 
@@ -124,14 +124,14 @@ class Rig:
         return self.start_server("gateway", "relay", "gateway", "--port", "0")
 
     def start_server(self, name: str, module: str, *arguments: str) -> str:
-        """Start a module that serves, and return the URL that its first line ends with."""
+        """Start a server module, and return the URL at the end of its first line."""
         log = self._log(name)
         argv = [sys.executable, "-m", module, *arguments]
         self._watched.append(self._start(name, argv, lambda: log.read_text().endswith("\n")))
         return log.read_text().split()[-1]
 
     def post(self, url: str, body: str, *options: str) -> Posted:
-        """POST to it from a process of its own (posting.py), and return what that saw."""
+        """POST from a process of its own (posting.py), and return its figures."""
         file = self._directory / "body.json"
         file.write_text(body)
         argv = [sys.executable, "-m", "benchmarks.posting", url, str(file), *options]
@@ -141,7 +141,7 @@ class Rig:
         return Posted(**json.loads(done.stdout))
 
     def wait_until(self, done: Callable[[], bool], within_seconds: float) -> bool:
-        """Wait for a condition and tell whether it came true in time; `ChildFailed` if a part ended."""
+        """Wait for a condition and return whether it held in time; raise `ChildFailed` if a part ended."""
         deadline = time.monotonic() + within_seconds
         while not done():
             for child in self._watched:
@@ -168,7 +168,7 @@ class Rig:
 
 @dataclass(frozen=True, kw_only=True)
 class Posted:
-    """What a client of HTTP saw: answers by status (0 for none), and latencies in milliseconds."""
+    """Figures of an HTTP client: answers by status (0 for none), and latencies in milliseconds."""
 
     requests: int
     statuses: dict[str, int]
@@ -180,7 +180,7 @@ class Posted:
 
     @classmethod
     def together(cls, parts: Sequence[Posted]) -> Posted:
-        """Return several as one; its p50 is the middle one of theirs, its p99 the worst."""
+        """Merge several; the p50 is the middle one of theirs, the p99 the worst."""
         statuses: Counter[str] = Counter()
         for part in parts:
             statuses.update(part.statuses)
@@ -207,14 +207,14 @@ class Producers:
         self._children = children
 
     def go(self) -> float:
-        """Let all begin; return when that was, in Unix seconds."""
+        """Start all; return the time in Unix seconds."""
         now = time.time()
         for child in self._children:
             child.signal(signal.SIGUSR1)
         return now
 
     def results(self, within_seconds: float) -> list[Produced]:
-        """Return what each did, once all have ended; `ChildFailed` if one did not or failed."""
+        """Return each producer's figures once all have ended; raise `ChildFailed` if one did not or failed."""
         deadline = time.monotonic() + within_seconds
         results = []
         for child in self._children:
@@ -228,7 +228,7 @@ class Producers:
 
 @dataclass(frozen=True, kw_only=True)
 class Produced:
-    """What one producer did: events, its processor time for them, and when it was done in Unix seconds."""
+    """One producer's figures: events, its processor time for them, and its end in Unix seconds."""
 
     reported: int
     cpu_seconds: float
@@ -237,7 +237,7 @@ class Produced:
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
-    """Processor seconds by part, and the share of the machine that everything else took."""
+    """Processor seconds by part, and the share of the machine that everything else used."""
 
     by_part: dict[str, float]
     others_share: float
@@ -253,7 +253,7 @@ class Meter:
         self._before = self._of_parts()
 
     def read(self, produced: Sequence[Produced]) -> Used:
-        """Return what was used since."""
+        """Return the processor time used since."""
         grown = {name: seconds - self._before[name] for name, seconds in self._of_parts().items()}
         by_part = {"producers": sum(each.cpu_seconds for each in produced), **grown}
         others = processor_time.of_machine() - self._machine - sum(by_part.values())
@@ -291,7 +291,7 @@ def _is_ready(log: Path) -> bool:
 
 
 def _await_rest(worker: Child) -> None:
-    """Wait until a worker's children have started too: it says that it is ready before they are."""
+    """Wait until a worker's children have started, too: it is ready before they are."""
     deadline = time.monotonic() + REST_WITHIN_SECONDS
     before = processor_time.of_session(worker.pid)
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""One run of a design: producers together, worker, API, and what it all took until the last delivery."""
+"""One run of a design: concurrent producers, worker and API, until the last delivery."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from benchmarks.rig import Rig
     from relay.processes.supervisor import Child
 
-#: A run that is slower than this is given up, and what starting and stopping may add.
+#: Minimum rate, below which a run is abandoned, and the tolerance for start and stop.
 SLOWEST_EVENTS_PER_SECOND = 100
 GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a run showed. Seconds count from the signal to the producers; `cpu_seconds` are by part.
+    """Figures of a run. Seconds count from the signal to the producers; `cpu_seconds` are by part.
 
     `others_share` is how much of all processors was taken by what has no part in the run, this process included:
     well above a few percent, the run was disturbed.
@@ -41,13 +41,13 @@ class Throughput:
         return self.received / self.seconds
 
     def microseconds_an_event(self, part: str | None = None) -> float:
-        """Return the processor time that a part spent on an event, or all parts together."""
+        """Return the processor time per event of one part, or of all."""
         used = sum(self.cpu_seconds.values()) if part is None else self.cpu_seconds[part]
         return 1e6 * used / self.events
 
     @property
     def faults(self) -> list[str]:
-        """What makes the run worthless."""
+        """Defects that make the run invalid."""
         faults = []
         if self.received != self.events:
             faults.append(f"{self.events} events were reported, and {self.received} came to the API")
@@ -57,7 +57,7 @@ class Throughput:
 
 
 def run(rig: Rig, worker: Child, design: str, events: int) -> Throughput:
-    """Let the producers report all events, and wait until the API has them or the time is over."""
+    """Report all events, and wait until the API has them or the deadline is over."""
     within_seconds = GRACE_SECONDS + events / SLOWEST_EVENTS_PER_SECOND
     producers = rig.start_producers(design, events)
     meter = Meter(rig, worker)
@@ -78,7 +78,7 @@ def run(rig: Rig, worker: Child, design: str, events: int) -> Throughput:
 
 
 def costs(runs: Sequence[Throughput]) -> str:
-    """Return what the runs cost, to be printed."""
+    """Format the runs' processor times."""
     parts = list(runs[0].cpu_seconds)
     rows = [
         [

@@ -1,11 +1,12 @@
-"""A reporting API that does next to nothing: `python -m benchmarks.trivial_api`.
+"""The cheapest API for the benchmarks: `python -m benchmarks.trivial_api`.
 
-It answers each POST with 202 and notes when it first saw the request's Idempotency-Key. It checks nothing else
-and knows just enough HTTP/1.1 for clients that send a Content-Length and keep their connections, so that what
-the benchmarks measure is the relay. (`relay sandbox` is the one that checks.)
+It answers each POST with 202 and records the first time of its Idempotency-Key. It checks nothing else, and knows
+just enough HTTP/1.1 for clients that send a Content-Length and keep their connections. `relay sandbox`, which
+validates and records each request, would dominate the measurement: 24 µs of processor time a request, against 2.5 µs
+here.
 
-    GET /counts   {"requests": 3, "distinct": 2, "last_unix_seconds": 1.5}    the last that was distinct
-    GET /receipts one line for each distinct key: the key, a tab, when it came in Unix seconds
+    GET /counts   {"requests": 3, "distinct": 2, "last_unix_seconds": 1.5}    the time of the last distinct one
+    GET /receipts one line for each distinct key: the key, a tab, its first time in Unix seconds
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _KEY = b"\r\nidempotency-key:"
 
 
 class Received:
-    """What came in."""
+    """The requests received."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -33,13 +34,13 @@ class Received:
         self._last_unix_seconds = 0.0
 
     def note(self, key: bytes) -> None:
-        """Count a request and note when its key was first seen."""
+        """Count a request and record its key's first time."""
         self.requests += 1
         if key not in self.first_seen:
             self.first_seen[key] = self._last_unix_seconds = time.time()
 
     def counts(self) -> bytes:
-        """Return what `GET /counts` answers."""
+        """Return the body of `GET /counts`."""
         counts = {
             "requests": self.requests,
             "distinct": len(self.first_seen),
@@ -48,12 +49,12 @@ class Received:
         return json.dumps(counts).encode()
 
     def receipts(self) -> bytes:
-        """Return what `GET /receipts` answers."""
+        """Return the body of `GET /receipts`."""
         return b"".join(b"%b\t%.6f\n" % receipt for receipt in self.first_seen.items())
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: whole requests are answered in order, a part of one waits for its rest."""
+    """One client's connection: answers complete requests in order, and keeps a part of one for the next bytes."""
 
     def __init__(self, received: Received) -> None:
         self._received = received
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        """Answer the requests that are whole now."""
+        """Answer the requests that are complete."""
         data = self._rest + data
         answers = []
         start = 0

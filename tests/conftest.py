@@ -1,4 +1,4 @@
-"""What holds for every test: default signals, a time-out that ends the run, and no silent skip in CI."""
+"""Rules of every test: default signals, a time-out that ends the run, and no silent skip in CI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import watchdog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: In CI a missing program is a failure: a test that is skipped there guards nothing.
+#: In CI a missing program is a failure: a skipped test checks nothing.
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 #: Seconds beyond the limit of a test, for fixtures to stop their processes.
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     marker = item.get_closest_marker("timeout")
     limit = marker.args[0] if marker else float(item.config.getini("timeout"))
-    if not limit:  # pytest-timeout's word for none
+    if not limit:  # pytest-timeout: no limit
         return (yield)
     capture = item.config.pluginmanager.getplugin("capturemanager")
     grace = float(item.config.getini("timeout_grace"))
@@ -40,7 +40,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Fail what is skipped in CI; what is expected to fail is not skipped."""
+    """Fail skipped tests in CI; expected failures are not skipped."""
     report = yield
     if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
         _fail(report, item.nodeid)

@@ -1,4 +1,4 @@
-"""A primary and its replica behind one address, and the failover from one to the other by that address."""
+"""A primary and its replica behind one address, and the failover between them by that address."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from relay.processes.embedded_redis import EmbeddedRedis
 if TYPE_CHECKING:
     from relay.settings import RedisSettings
 
-#: A replica that may be promoted at once: its first synchronisation does not wait for others.
+#: Options of a replica that may be promoted at once: its first synchronisation does not wait for others.
 _AT_ONCE = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
 
 
 class Pair:
-    """Two servers and the address that clients know; `a` is the primary at first."""
+    """Two servers and the clients' address; `a` is the first primary."""
 
     def __init__(self, a: EmbeddedRedis | None = None, *, append_only: bool = False) -> None:
-        """`a` is a server that runs already, and goes on after this."""
+        """Take a running server as `a`; it keeps running."""
         self._own = a is None
         self.a = a or EmbeddedRedis(append_only=append_only, options=_AT_ONCE)
         self.b = EmbeddedRedis(append_only=append_only, options=_AT_ONCE)
@@ -53,7 +53,7 @@ class Pair:
         return RedisSettings(url=self.url, **more)
 
     def replicate(self, replica: Redis, primary: EmbeddedRedis) -> None:
-        """Make it a replica, and wait until it has all data."""
+        """Make a server a replica, and wait until it has all data."""
         replica.replicaof("127.0.0.1", str(primary.port))  # type: ignore[no-untyped-call]
         wait_for(lambda: _info(replica)["master_link_status"] == "up", 20, lambda: str(_info(replica)))
 
@@ -67,7 +67,7 @@ class Pair:
         self.move(cut_off=cut_off)
 
     def is_replicated(self) -> bool:
-        """Tell whether B has all that A acknowledged."""
+        """Return whether B has everything that A acknowledged."""
         return bool(_info(self.to_a)["master_repl_offset"] == _info(self.to_b)["slave_repl_offset"])
 
     def promote(self) -> None:
@@ -75,7 +75,7 @@ class Pair:
         self.to_b.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
 
     def move(self, *, cut_off: bool = False) -> None:
-        """Lead new connections to B, and make A its replica."""
+        """Connect new connections to B, and make A its replica."""
         self.address.retarget(self.b.port)
         if cut_off:
             self.to_a.replicaof("127.0.0.1", "1")  # type: ignore[no-untyped-call]

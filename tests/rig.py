@@ -1,4 +1,4 @@
-"""A whole relay as real processes, as a test sees it: a Redis, Celery workers, and the sandbox API over sockets."""
+"""A whole relay as real processes: a Redis, Celery workers, and the sandbox API over sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKEN = "canary-token-of-the-tests"
 
 MEBIBYTE = 2**20
 
-#: A value that with what Redis puts around it takes a mebibyte; from there allocators round up to the next size.
+#: A value that takes a mebibyte with Redis's overhead; beyond it allocators round up to the next size.
 FILLER = b"x" * (MEBIBYTE - 64)
 
 #: Timers scaled down, so that a fault is over in seconds.
@@ -40,7 +40,7 @@ TIMERS = {
 
 
 class Estate:
-    """A running relay as a test sees it: where to put events, what the API got, what the counters says."""
+    """A running relay: its queue, its counters and the API."""
 
     def __init__(self, stack: Stack, client: Redis, api: Sandbox) -> None:
         self.stack = stack
@@ -49,11 +49,11 @@ class Estate:
         self.keys = Keys()
 
     def xadd(self, body: str, **fields: str) -> None:
-        """Add to the inbox as redis-cli would."""
+        """Add an entry to the inbox as redis-cli would."""
         self.client.xadd("{relay:0}:inbox", {"event": body, **fields})
 
     def start_worker(self, name: str = "worker", concurrency: int = 1) -> Child:
-        """Start a worker of one process, which starts sooner; a test that needs several says so."""
+        """Start a worker of one process, which starts faster than several."""
         return self.stack.start_worker(name, concurrency=concurrency)
 
     def counters(self) -> Counters:
@@ -82,7 +82,7 @@ def wait_for(
 
 
 def pool_processes(pid: int) -> list[int]:
-    """The processes that run a worker's drains: its children but multiprocessing's own, and but those that ended."""
+    """Return the pool's processes: a worker's living children without multiprocessing's own."""
     children = [
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _proc(task / "children").split()
     ]
@@ -90,7 +90,7 @@ def pool_processes(pid: int) -> list[int]:
 
 
 def event_of(key: str | None) -> str:
-    """Return the id of the event that a request was of, by its idempotency key."""
+    """Return the event id in a request's idempotency key."""
     assert key
     return key.rpartition(".")[0]
 
@@ -101,7 +101,7 @@ def signal_all(pids: list[int], number: int) -> None:
 
 
 def _proc(file: Path) -> bytes:
-    """What a file of /proc says; nothing, once its process or thread has ended."""
+    """Return the contents of a file of /proc; nothing once its process or thread has ended."""
     try:
         return file.read_bytes()
     except (FileNotFoundError, ProcessLookupError):

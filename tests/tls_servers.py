@@ -1,4 +1,4 @@
-"""Servers that speak TLS with a certificate as a test needs it: a real Redis, and one that records bytes."""
+"""TLS servers with the certificates that a test needs: a real Redis, and one that records bytes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 20.0
 
-#: The name that all clients of the tests ask for. It is an address of this machine, and needs no name server.
+#: The host that all clients of the tests use: an address of this machine, without a name server.
 HOST = "127.0.0.1"
 
 
 class Case(StrEnum):
-    """What is wrong with a server's certificate."""
+    """Defect of a server's certificate."""
 
     RIGHT = "right"
     OTHER_NAME = "other name"
@@ -36,12 +36,12 @@ class Case(StrEnum):
     EXPIRED = "expired"
 
 
-#: All that a client must refuse.
+#: Defects that a client must refuse.
 WRONG = (Case.OTHER_NAME, Case.UNKNOWN_AUTHORITY, Case.EXPIRED)
 
 
 class Certificates:
-    """An authority that clients are told to trust, in `ca_file`, and what servers show."""
+    """An authority that clients trust, in `ca_file`, and the servers' certificates."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class Certificates:
 
 
 class Recorder:
-    """Takes connections with TLS, records every byte that was sent encrypted, and answers none."""
+    """Accepts TLS connections, records every decrypted byte, and answers none."""
 
     def __init__(self, certificate: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -94,18 +94,18 @@ class Recorder:
 
     @property
     def decrypted(self) -> bytes:
-        """All that clients sent over connections that they took for safe."""
+        """All bytes that clients sent over connections that they accepted."""
         with self._changed:
             return bytes(self._decrypted)
 
     @property
     def handshakes(self) -> int:
-        """How many connections came to the end of their handshake, well or not."""
+        """Number of connections whose handshake has ended, with success or not."""
         with self._changed:
             return self._handshakes
 
     def forget(self, *, ends_at: bytes = b"") -> None:
-        """Begin anew; close a connection once these bytes came, so that its client need not wait for an answer."""
+        """Reset the records; close a connection after these bytes, so that its client does not wait for an answer."""
         with self._changed:
             self._decrypted.clear()
             self._handshakes = 0
@@ -169,7 +169,7 @@ class Recorder:
 
 
 class RedisServer(NamedTuple):
-    """A Redis, and the port that speaks TLS."""
+    """A Redis, and its TLS port."""
 
     port: int
     tls_port: int
@@ -212,7 +212,7 @@ def redis_server(
 
 
 def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the server takes connections: any of its commands may be renamed."""
+    """Wait until the server accepts connections: any of its commands may be renamed."""
     waiting = threading.Event()
     for _ in range(int(DEADLINE_SECONDS / 0.02)):
         if process.poll() is not None:

@@ -1,4 +1,4 @@
-"""`relay sandbox`: a stand-in for the reporting API."""
+"""`relay sandbox`: a stand-in for the deployment API."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def sandbox(
         str, typer.Option(help="Address to listen on; keep to loopback; * is all of both families.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8300,
-    token: Annotated[
-        str | None, typer.Option(help="The bearer token expected; without this, any one passes.")
-    ] = None,
+    token: Annotated[str | None, typer.Option(help="The expected bearer token; without it any token passes.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="A file with the token.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Append each request to this file, a JSON line each.")] = None,
-    keep: Annotated[int, typer.Option(min=1, help="Requests held in memory; counts go on beyond.")] = 1_000_000,
+    record: Annotated[Path | None, typer.Option(help="Append each request to this file as a JSON line.")] = None,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Requests held in memory; the counts are not limited.")
+    ] = 1_000_000,
     fault: Annotated[list[str] | None, typer.Option(help="A fault rule in JSON; may be repeated.")] = None,
 ) -> None:
-    """Stand in for the reporting API: validate, record, and be slow or failing when told to.
+    """Stand in for the deployment API: validate, record, and be slow or fail on demand.
 
-    Takes the same POST as the API on any path, and answers questions under /_sandbox/.
+    Accepts the API's POST on any path, and serves its own endpoints under /_sandbox/.
 
     \b
     Examples:

@@ -40,7 +40,7 @@ class SandboxApi(Responder):
     def on_request(self, connection: Connection, request: Request) -> Iterator[Step]:
         """Return the steps of the response, once the request is recorded."""
         if request.path.startswith(control.PREFIX):
-            response = control.respond(self, request)
+            response = control.respond(self.records, self.faults, request)
             if request.method == b"HEAD":
                 response = Response(raw=response.head(closes=request.closes))
             return response.steps(closes=request.closes)

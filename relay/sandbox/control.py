@@ -21,10 +21,9 @@ from relay.sandbox.faults import parse_rules
 from relay.sandbox.response import Response, json_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from relay.sandbox.api import SandboxApi
     from relay.sandbox.contract import Request
+    from relay.sandbox.faults import FaultPlan
+    from relay.sandbox.record import Records
 
 #: Path of these endpoints; all other paths are the API.
 PREFIX: Final = b"/_sandbox/"
@@ -34,69 +33,59 @@ DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 10_000
 
 
-def respond(api: SandboxApi, request: Request) -> Response:
+#: Methods of each endpoint.
+METHODS: Final = {
+    b"healthz": (b"GET",),
+    b"counts": (b"GET",),
+    b"requests": (b"GET",),
+    b"faults": (b"GET", b"PUT", b"DELETE"),
+    b"reset": (b"POST",),
+}
+
+
+def respond(records: Records, faults: FaultPlan, request: Request) -> Response:
     """Execute a request under `PREFIX`."""
     if request.too_large:
         return json_response(413, {"error": "the body is too large"})
-    path, _, query = request.path.partition(b"?")
-    methods = _ROUTES.get(path.removeprefix(PREFIX))
-    if methods is None:
-        return json_response(404, {"error": "unknown; known are " + ", ".join(sorted(map(bytes.decode, _ROUTES)))})
-    act = methods.get(request.method)
-    if act is None:
-        return json_response(405, {"error": "allowed are " + ", ".join(sorted(map(bytes.decode, methods)))})
-    return act(api, query, request.body)
+    path, _, query = request.path.removeprefix(PREFIX).partition(b"?")
+    if path not in METHODS:
+        return json_response(404, {"error": "unknown; known are " + ", ".join(sorted(map(bytes.decode, METHODS)))})
+    if request.method not in METHODS[path]:
+        return json_response(405, {"error": "allowed are " + ", ".join(sorted(map(bytes.decode, METHODS[path])))})
+    try:
+        return json_response(200, _execute(records, faults, path, request, query))
+    except (ValueError, ConfigurationError) as error:
+        return json_response(422, {"error": str(error)})
 
 
-def _healthz(_api: SandboxApi, _query: bytes, _body: bytes) -> Response:
-    return json_response(200, {"status": "ok"})
+def _execute(records: Records, faults: FaultPlan, path: bytes, request: Request, query: bytes) -> object:
+    """Return the JSON document of the response, or raise ValueError or ConfigurationError."""
+    match path, request.method:
+        case b"counts", _:
+            return records.counts()._asdict()
+        case b"requests", _:
+            return _requests(records, query)
+        case b"reset", _:
+            records.reset()
+            faults.replace(())
+            return records.counts()._asdict()
+        case b"faults", method:
+            if method != b"GET":
+                faults.replace(parse_rules(from_json(request.body)) if method == b"PUT" else ())
+            return faults.describe()
+    return {"status": "ok"}
 
 
-def _counts(api: SandboxApi, _query: bytes, _body: bytes) -> Response:
-    return json_response(200, api.records.counts()._asdict())
-
-
-def _requests(api: SandboxApi, query: bytes, _body: bytes) -> Response:
+def _requests(records: Records, query: bytes) -> list[dict[str, object]]:
     given = {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
     unknown = given.keys() - {"offset", "limit", "environment"}
     if unknown:
-        return json_response(422, {"error": f"unknown parameter {min(unknown)}"})
+        raise ValueError(f"unknown parameter {min(unknown)}")
     try:
         offset, limit = int(given.get("offset", "0")), int(given.get("limit", DEFAULT_LIMIT))
-    except ValueError:
-        return json_response(422, {"error": "offset and limit must be whole numbers"})
+    except ValueError as error:
+        raise ValueError("offset and limit must be whole numbers") from error
     if offset < 0 or not 0 <= limit <= MAX_LIMIT:
-        return json_response(422, {"error": f"offset must be 0 or more and limit from 0 to {MAX_LIMIT}"})
-    found = api.records.requests(offset=offset, limit=limit, environment=given.get("environment"))
-    return json_response(200, [each.document() for each in found])
-
-
-def _show_faults(api: SandboxApi, _query: bytes, _body: bytes) -> Response:
-    return json_response(200, api.faults.describe())
-
-
-def _set_faults(api: SandboxApi, query: bytes, body: bytes) -> Response:
-    try:
-        api.faults.replace(parse_rules(from_json(body)))
-    except (ValueError, ConfigurationError) as error:
-        return json_response(422, {"error": str(error)})
-    return _show_faults(api, query, body)
-
-
-def _clear_faults(api: SandboxApi, query: bytes, body: bytes) -> Response:
-    api.faults.replace(())
-    return _show_faults(api, query, body)
-
-
-def _reset(api: SandboxApi, query: bytes, body: bytes) -> Response:
-    api.reset()
-    return _counts(api, query, body)
-
-
-_ROUTES: Final[dict[bytes, dict[bytes, Callable[[SandboxApi, bytes, bytes], Response]]]] = {
-    b"healthz": {b"GET": _healthz},
-    b"counts": {b"GET": _counts},
-    b"requests": {b"GET": _requests},
-    b"faults": {b"GET": _show_faults, b"PUT": _set_faults, b"DELETE": _clear_faults},
-    b"reset": {b"POST": _reset},
-}
+        raise ValueError(f"offset must be 0 or more and limit from 0 to {MAX_LIMIT}")
+    found = records.requests(offset=offset, limit=limit, environment=given.get("environment"))
+    return [each.document() for each in found]

@@ -1,4 +1,4 @@
-"""From a queue entry to the API's receipt, through real Celery worker processes."""
+"""From a queue entry to the API, through real Celery worker processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def received_digests(estate: Estate) -> list[str]:
     return [request.event["image"]["url"].partition("@")[2] for request in estate.api.requests]
 
 
-def test_a_bare_queue_entry_arrives_with_its_defaults(estate: Estate) -> None:
+def test_a_bare_queue_entry_is_delivered_with_its_defaults(estate: Estate) -> None:
     estate.start_worker()
     estate.xadd(json.dumps({"image": {"url": image("a")}}))
     estate.api.wait_for(1, timeout_seconds=10)
@@ -56,7 +56,7 @@ def test_a_rollback_is_delivered_and_a_repeat_is_not(estate: Estate) -> None:
 
 
 def test_order_is_kept_for_each_of_500_instances_from_two_producers(estate: Estate) -> None:
-    """A, B, A and A, A, A for 500 instances, interleaved at random, while the API fails now and then."""
+    """A, B, A and A, A, A for 500 instances, interleaved at random, while the API sometimes fails."""
     estate.api.faults = [{"kind": "status", "status": 503, "probability": 0.05}]
     estate.start_worker("one", concurrency=2)
     estate.start_worker("two", concurrency=2)
@@ -122,7 +122,7 @@ def test_a_killed_process_loses_nothing(estate: Estate, victim: str) -> None:
     assert counts.repeats <= 2 * 32 + 250, "more was repeated than was in flight or answered and not yet committed"
 
 
-def test_a_drain_paused_past_its_lease_is_replaced_and_cannot_commit(estate: Estate) -> None:
+def test_a_run_suspended_past_its_lease_is_replaced_and_cannot_commit(estate: Estate) -> None:
     paused = estate.start_worker("paused", concurrency=1)
     estate.api.faults = [{"kind": "latency", "seconds": 0.3}]
     with Producer(estate.stack.redis_url) as producer:
@@ -144,11 +144,15 @@ def test_a_drain_paused_past_its_lease_is_replaced_and_cannot_commit(estate: Est
     assert counts.repeats <= 32 + 250
 
 
-def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Estate) -> None:
+def test_an_outage_loses_nothing_and_a_refused_event_is_a_dead_letter(estate: Estate) -> None:
     estate.start_worker()
     estate.api.faults = [
         {"kind": "status", "status": 422, "image": "ghcr.io/acme/refused@*"},
-        {"kind": "status", "status": 503, "count": FAILURES + 2},  # as many as open the circuit, and two probes
+        {
+            "kind": "status",
+            "status": 503,
+            "count": FAILURES + 2,
+        },  # as many as open the circuit breaker, and two probes
     ]
     with Producer(estate.stack.redis_url) as producer:
         for n in range(50):
@@ -168,7 +172,7 @@ def test_an_outage_loses_nothing_and_what_is_refused_is_a_dead_letter(estate: Es
     assert counters.delivered == 51, "the report made again was taken for a duplicate of one that never arrived"
 
 
-def test_a_bad_token_burns_no_attempt(estate: Estate) -> None:
+def test_a_bad_token_uses_up_no_attempt(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "status": 401, "count": 3}]
     estate.start_worker()
     estate.xadd(json.dumps({"image": {"url": image("a")}}))
@@ -177,7 +181,7 @@ def test_a_bad_token_burns_no_attempt(estate: Estate) -> None:
     assert estate.api.counts().received > 1
 
 
-def test_retry_after_holds_the_whole_destination(estate: Estate) -> None:
+def test_retry_after_throttles_the_whole_destination(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "status": 429, "headers": {"Retry-After": "2"}, "count": 1}]
     estate.start_worker("one", concurrency=2)
     estate.start_worker("two", concurrency=2)
@@ -218,7 +222,7 @@ def test_an_environment_has_its_own_default_platform(estate: Estate) -> None:
     }
 
 
-def test_the_token_is_nowhere_but_in_the_request(estate: Estate) -> None:
+def test_the_token_is_only_in_the_request(estate: Estate) -> None:
     estate.api.faults = [{"kind": "status", "sequence": [401, 500, 422]}]
     estate.start_worker()
     for n in range(3):
@@ -229,7 +233,7 @@ def test_the_token_is_nowhere_but_in_the_request(estate: Estate) -> None:
     assert token not in b"".join(path.read_bytes() for path in estate.stack.directory.rglob("*.log"))
 
 
-def test_sigterm_ends_a_worker_tidily_under_load(estate: Estate) -> None:
+def test_sigterm_stops_a_worker_under_load_with_nothing_left(estate: Estate) -> None:
     estate.api.faults = [{"kind": "latency", "seconds": 0.05}]
     worker = estate.start_worker()
     with Producer(estate.stack.redis_url) as producer:
@@ -240,7 +244,7 @@ def test_sigterm_ends_a_worker_tidily_under_load(estate: Estate) -> None:
     ended = worker.wait(15)
     assert ended is not None
     assert ended.code == 0
-    assert not list(estate.client.scan_iter("{relay:0}:lease:*")), "a lease outlived its drain"
+    assert not list(estate.client.scan_iter("{relay:0}:lease:*")), "a run left its lease"
     estate.start_worker("successor")
     assert estate.wait_until_done(2000).delivered == 2000
     assert estate.api.counts().repeats == 0

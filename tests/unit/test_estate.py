@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import rules
 from rules import Decision, Report, decisions
 
 from relay.demo.estate import MALFORMED, Arrival, Entry, Outcome, Subject, partition, simulate
@@ -150,6 +154,14 @@ def test_outcomes_are_those_of_the_rules(valid: Valid) -> None:
 def seconds(entry: Entry) -> float | None:
     time = parse(entry).time
     return time.timestamp() if time else None
+
+
+def test_restated_rules_import_nothing_of_the_relay() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import rules; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(rules.__file__).parent)], capture_output=True, text=True, check=True
+    )
+    assert not {"relay", "workers"} & set(done.stdout.split())
 
 
 A, B, C = "sha256:a", "sha256:b", "sha256:c"

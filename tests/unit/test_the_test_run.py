@@ -1,4 +1,4 @@
-"""The rules of the test run itself: conftest.py and watchdog.py, tried in runs of their own."""
+"""The rules of the test run itself: conftest.py and watchdog.py, in test runs of their own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 
-#: What a run with scaled-down limits may take on a loaded machine; without the rules it takes minutes, or never ends.
+#: Deadline of a run with scaled-down limits on a loaded machine; without the rules it takes minutes, or never ends.
 DEADLINE_SECONDS = 60
 
 
 def run(folder: Path, source: str, *, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a test file under our rules, started by a shell that has done something `before`."""
+    """Run a test file under these rules, from a shell that runs `before` first."""
     (folder / "test_it.py").write_text(source)
     options = (
         f"-q -p conftest -p pytest_timeout -p no:cacheprovider -o timeout=1 -o timeout_grace=0.5 --rootdir {folder}"
@@ -113,6 +113,6 @@ def test_a_skip_is_a_failure_in_ci_and_there_alone(tmp_path: Path, source: str) 
 
 
 def test_each_test_file_has_a_name_of_its_own() -> None:
-    """Test folders are no packages: of two files with one name pytest imports only the first, and stops the run."""
+    """Test folders are not packages: of two files with one name pytest imports only the first, and stops the run."""
     names = sorted(file.name for file in TESTS.rglob("test_*.py"))
     assert names == sorted(set(names))
