@@ -18,6 +18,8 @@ from pathlib import Path
 _armed, _, _count = os.environ.get("RELAY_TEST_CRASH", "").rpartition(":")
 _once = os.environ.get("RELAY_TEST_CRASH_ONCE", "")
 _deadly = os.environ.get("RELAY_TEST_CRASH_EVENT", "")
+#: Whether an event is armed: stages ask before they name each event.
+KILLS_EVENTS = bool(_deadly)
 _passes = 0
 
 

@@ -99,8 +99,7 @@ class DecidedEntry(NamedTuple):
     is_internal: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecidedInstance:
+class DecidedInstance(NamedTuple):
     """The decided entries of one instance, its state as the decisions found it, and as they leave it; "" for none."""
 
     instance: str
@@ -215,9 +214,10 @@ def _commit_call(lease: InboxLease, outbox: OutboxKeys, instances: Sequence[Deci
     decisions: Counter[str] = Counter()
     newest = 0
     for each in instances:
-        if each.state != each.expected:
-            states += (each.instance, each.state)
-        for entry_id, decision, accepted, receipt, is_internal in each.entries:
+        instance, expected, state, decided = each
+        if state != expected:
+            states += (instance, state)
+        for entry_id, decision, accepted, receipt, is_internal in decided:
             ids.append(entry_id)
             decisions[decision] += 1
             if accepted is not None:

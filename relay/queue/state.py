@@ -46,21 +46,33 @@ class Accepted(NamedTuple):
         return self.at, self.sequence
 
     def encode(self) -> str:
-        """Write it as the hash field's value."""
-        time = "" if self.time is None else self.time
-        seen = f"{self.seen} {self.resynced} {self.confirmed}".removesuffix(" 0").removesuffix(" 0")
-        head = f"{self.digest}\n{time}\n{written_arrival(self.at, self.sequence)}\n{seen}"
-        return "\n".join((head, *((f"\t{self.repeat_time}",) if self.repeat_time else ()), *self.ids))
+        """Return the hash field's value."""
+        digest, time, at, seen, ids, sequence, resynced, confirmed, repeat_time = self
+        marks = f" {resynced} {confirmed}" if confirmed else f" {resynced}" if resynced else ""
+        place = f"{at}-{sequence}" if sequence else at
+        head = f"{digest}\n{'' if time is None else time}\n{place}\n{seen}{marks}"
+        return "\n".join((head, f"\t{repeat_time}", *ids) if repeat_time else (head, *ids))
 
     @classmethod
     def decode(cls, value: str) -> Accepted:
-        """Read the hash field's value."""
-        digest, time, at, seen, *ids = value.split("\n")
-        at, _, sequence = at.partition("-")
-        moment = int(time) if time else None
-        seen_ms, resynced, confirmed = (*map(int, seen.split(" ")), 0, 0)[:3]
+        """Parse the hash field's value."""
+        digest, time, place, seen, *ids = value.split("\n")
+        at, _, sequence = place.partition("-")
+        resynced = confirmed = "0"
+        if " " in seen:
+            seen, resynced, confirmed = f"{seen} 0".split(" ")[:3]
         repeat_time = int(ids.pop(0)) if ids and ids[0].startswith("\t") else 0
-        return cls(digest, moment, int(at), seen_ms, tuple(ids), int(sequence or 0), resynced, confirmed, repeat_time)
+        return cls(
+            digest,
+            int(time) if time else None,
+            int(at),
+            int(seen),
+            tuple(ids),
+            int(sequence) if sequence else 0,
+            int(resynced),
+            int(confirmed),
+            repeat_time,
+        )
 
 
 class Delivered(NamedTuple):

@@ -82,19 +82,14 @@ def decide_in_order(events: Iterable[Parsed], states: States, rules: Rules) -> D
         instance.entries.append(
             DecidedEntry(
                 event.entry_id,
-                decision,
+                decision.value,  # text hashes faster than an enum
                 accepted,
                 _receipt(decision, event, instance) if event.receipt_id else None,
                 event.is_resync or event.redriven is not None,
             )
         )
     decided = [
-        DecidedInstance(
-            instance=name,
-            expected=each.expected,
-            state=each.state.encode() if each.state else "",
-            entries=each.entries,
-        )
+        DecidedInstance(name, each.expected, each.state.encode() if each.state else "", each.entries)
         for name, each in instances.items()
     ]
     return Decided(decided, changes, ahead)

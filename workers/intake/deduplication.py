@@ -27,10 +27,7 @@ class Decision(StrEnum):
     @property
     def should_deliver(self) -> bool:
         """Whether the event is to be delivered."""
-        return self in _DELIVERED
-
-
-_DELIVERED = frozenset({Decision.NEW, Decision.CHANGED, Decision.REASSERTED})
+        return self is not Decision.DUPLICATE and self is not Decision.STALE
 
 
 class Report(NamedTuple):

@@ -57,7 +57,8 @@ def parse_all(entries: list[InboxEntry], defaults: Defaults, max_bytes: int) -> 
     """Parse entries; an event may have `max_bytes`."""
     parsed, rejected = [], []
     for entry in entries:
-        failpoints.handling("intake", entry.given_id)
+        if failpoints.KILLS_EVENTS:
+            failpoints.handling("intake", entry.given_id)
         result = parse(entry, defaults, max_bytes)
         if isinstance(result, Parsed):
             parsed.append(result)
@@ -68,16 +69,17 @@ def parse_all(entries: list[InboxEntry], defaults: Defaults, max_bytes: int) -> 
 
 def parse(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Parsed | Rejected:
     """Parse one entry; what is wrong with it is returned, never raised."""
-    if (why := entry.unreadable) is not None:
-        return Rejected(entry, why[:_DETAIL_CHARACTERS])
     body = entry.body
+    if entry.unreadable is not None:
+        return Rejected(entry, entry.unreadable[:_DETAIL_CHARACTERS])
     if body is None:
         return Rejected(entry, "the entry has no field `event`")
     if len(body) > max_bytes:
         return Rejected(entry, f"the event is {len(body)} bytes, and queue.max_event_bytes is {max_bytes}")
     try:
         event = entry.event().completed(defaults)
-        redriven = entry.redriven() if entry.is_internal else None
+        is_internal = entry.is_internal
+        redriven = entry.redriven() if is_internal else None
     except InvalidEvent as error:
         return Rejected(entry, str(error)[:_DETAIL_CHARACTERS])
     instance = event.instance
@@ -93,7 +95,7 @@ def parse(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Parsed | Rej
         enqueued_at,
         sequence,
         redriven,
-        entry.is_resync,
+        is_internal and entry.is_resync,
         entry.receipt_id,
     )
 
