@@ -62,13 +62,13 @@ def walk(runtime: Runtime) -> Walk:
         return Walk(summary=f"nothing forgotten: {why}")
     deadline = time.monotonic() + runtime.settings.worker.budget
     instances = environments = 0
-    saved = forgetting.position(client, keys)
+    saved = forgetting.read_position(client, keys)
     for at, step in _steps(runtime, saved, seen_before(now, forget_after)):
         instances += step.instances
         environments += step.environments
         is_over = at != START and (time.monotonic() > deadline or is_stopping())
         if is_over or at.page != saved.page or at == START:  # each page, in case this process is killed
-            forgetting.note_position(client, keys, at)
+            forgetting.write_position(client, keys, at)
             saved = at
         if is_over:
             return Walk(
@@ -82,7 +82,7 @@ def _steps(runtime: Runtime, at: Position, threshold: int) -> Iterator[tuple[Pos
     """Walk on from a position. After each step yield the next position, `START` at the end, and what it forgot."""
     client, keys, destination = runtime.client, runtime.keys, runtime.settings.destination
     while True:
-        next_page, names = forgetting.environments(client, keys, destination, at.page)
+        next_page, names = forgetting.read_environments(client, keys, destination, at.page)
         for name in (name for name in names if name >= at.environment):
             outbox = keys.of_outbox(destination, name)
             cursor = at.instances if name == at.environment else 0

@@ -1,11 +1,11 @@
-"""`relay dead`: look at dead letters, send them again, or let them go."""
+"""`relay dead`: lists, shows, redrives, exports and drops dead letters."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
@@ -14,20 +14,20 @@ from redis.exceptions import RedisError
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.dead_letters import as_json_line, json_line, plain_row, show_letter, show_table
-from relay.cli.options import filled, positive_duration, somebody_can_answer
+from relay.cli.options import can_prompt, filled, positive_duration
+from relay.cli.progress import counting_bar
 from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, LeaseLost
 from relay.queue.dead_letters import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
 from relay.queue.redrive import LEASE_SECONDS, Redrive, redrive_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from relay.cli.queue_client import Shard
     from relay.queue.dead_letters import DeadLetter
 
-#: Letters that `list` shows unless told otherwise.
+#: Default number of dead letters of `list`.
 LISTED = 50
 
 dead = typer.Typer(
@@ -35,7 +35,7 @@ dead = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="""Work with dead letters: events that could not be taken in or delivered, each with its reason.
+    help="""Work with dead letters: events that could not be processed or delivered, each with its reason.
 
     Exit codes: 0 done, 1 something was refused or not found, 2 usage, 69 Redis not reachable, 75 try again.
 
@@ -52,31 +52,38 @@ dead = typer.Typer(
 
 _Environment = Annotated[
     str | None,
-    typer.Option("--environment", "-e", parser=filled, metavar="GLOB", help="Of environments whose name matches."),
+    typer.Option(
+        "--environment", "-e", parser=filled, metavar="GLOB", help="Only of environments whose name matches."
+    ),
 ]
 _Reasons = Annotated[
     list[Reason] | None,
-    typer.Option("--reason", metavar="REASON", help=f"With this reason: {', '.join(Reason)}; may be repeated."),
+    typer.Option("--reason", metavar="REASON", help=f"Only with this reason: {', '.join(Reason)}; may be repeated."),
 ]
 _Image = Annotated[
     str | None,
     typer.Option(
-        parser=filled, metavar="TEXT|GLOB", help="With this in the image reference; a glob matches all of it."
+        parser=filled, metavar="TEXT|GLOB", help="Only with this in the image reference; a glob matches all of it."
     ),
 ]
 _OlderThan = Annotated[
     float | None,
-    typer.Option(parser=positive_duration, metavar="DURATION", help="That died before that long: 90s, 12h, 30d."),
+    typer.Option(
+        parser=positive_duration,
+        metavar="DURATION",
+        help="Only letters dead-lettered more than DURATION ago: 90s, 12h, 30d.",
+    ),
 ]
 _NewerThan = Annotated[
-    float | None, typer.Option(parser=positive_duration, metavar="DURATION", help="That died within that long.")
+    float | None,
+    typer.Option(parser=positive_duration, metavar="DURATION", help="Only letters dead-lettered within DURATION."),
 ]
 _EventIds = Annotated[
-    list[str] | None, typer.Option("--id", parser=filled, metavar="ID", help="Of this event; may be repeated.")
+    list[str] | None, typer.Option("--id", parser=filled, metavar="ID", help="Only of this event; may be repeated.")
 ]
-_Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at most, the oldest first.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, though no filter is given.")]
+_Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number, the oldest first.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation without a filter.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, as `export` writes it.")]
 
 
@@ -89,13 +96,13 @@ def list_(
     older_than: _OlderThan = None,
     newer_than: _NewerThan = None,
     event_id: _EventIds = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="So many at most, the newest.")] = LISTED,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number, the newest.")] = LISTED,
     as_json: _Json = False,
 ) -> None:
     """Show the newest dead letters, the newest last.
 
-    A table on a terminal; piped, a line each with tabs between: letter, died, reason, status, attempts, environment,
-    image, event id, detail.
+    A table on a terminal. Piped, one line each with tabs between: letter, dead since, reason, status, attempts,
+    environment, image, event id, detail.
 
     \b
     Examples:
@@ -107,7 +114,7 @@ def list_(
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
     with open_shard() as shard:
         total = count(shard.client, shard.keys)
-        letters, looked_at = _newest(shard, filters, limit)
+        letters, scanned = _newest(shard, filters, limit)
     if as_json:
         for letter in letters:
             typer.echo(as_json_line(letter))
@@ -116,16 +123,18 @@ def list_(
     else:
         for letter in letters:
             typer.echo(plain_row(letter))
-    typer.echo(_listed(len(letters), total, max(0, total - looked_at), filters), err=True)
+    typer.echo(_listed(len(letters), total, max(0, total - scanned), filters), err=True)
 
 
 @dead.command()
 def show(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of a letter, as `list` shows it, or an event.")],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Id of a letter, as `list` shows it, or of an event.")
+    ],
     *,
     as_json: _Json = False,
 ) -> None:
-    """Show all of single dead letters.
+    """Show single dead letters in full.
 
     \b
     Examples:
@@ -136,7 +145,7 @@ def show(
     with open_shard() as shard:
         for wanted in ids:
             found = 0
-            for letter in _meant_by(shard, wanted):
+            for letter in _with_id(shard, wanted):
                 found += 1
                 if as_json:
                     typer.echo(as_json_line(letter))
@@ -160,22 +169,23 @@ def redrive(
     newer_than: _NewerThan = None,
     event_id: _EventIds = None,
     limit: _Limit = None,
-    rate: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many a second at most.")] = None,
+    rate: Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number per second.")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Deliver whatever was accepted since: skips the stale check, may undo it."),
+        typer.Option("--force", help="Skip the stale check: deliver even if it undoes a newer deployment."),
     ] = False,
     dry_run: _DryRun = False,
     yes: _Yes = False,
 ) -> None:
-    """Send dead letters again: they go back to the inbox, the oldest first.
+    """Move dead letters back to the inbox, the oldest first.
 
-    What would undo a newer deployment is stale, and what was delivered since is a duplicate: neither is sent, unless
-    --force. Only what was dead at the start is moved, so what dies again is not sent for ever. Stopped anywhere, it
-    can be started again: each letter is either still dead or back in the inbox. Only one redrive goes on at a time.
+    An event that would undo a newer deployment is stale, and one that was delivered since is a duplicate: neither is
+    delivered, except with --force. Only letters that exist at the start are moved, so one that fails again is not
+    redriven in a loop. A redrive that was stopped can be run again: each event is either a dead letter or in the
+    inbox. Only one redrive runs at a time.
 
-    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable, 75 try again (the queue is full, or another
-    redrive is under way).
+    Exit codes: 0 done, 1 not confirmed, 2 usage, 69 Redis not reachable, 75 try again (the queue is full, or another
+    redrive is running).
 
     \b
     Examples:
@@ -191,9 +201,9 @@ def redrive(
             return
         _confirm(shard, filters, "redrive", yes=yes)
         run = Redrive(shard.client, shard.keys, max_backlog=shard.settings.queue.max_backlog, force=force)
-        if not run.begin():
+        if not run.acquire():
             _try_again(
-                f"another redrive is under way, or died less than {LEASE_SECONDS:g} s ago; wait until it is done"
+                f"another redrive is running, or died less than {LEASE_SECONDS:g} s ago; wait until it is done"
             )
         _redrive(shard, run, filters, limit, rate)
 
@@ -211,9 +221,9 @@ def drop_(
     dry_run: _DryRun = False,
     yes: _Yes = False,
 ) -> None:
-    """Delete dead letters for good; `export` them first if you may want them.
+    """Delete dead letters; `export` them first if you may need them.
 
-    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable.
+    Exit codes: 0 done, 1 not confirmed, 2 usage, 69 Redis not reachable.
 
     \b
     Examples:
@@ -227,10 +237,10 @@ def drop_(
             return
         _confirm(shard, filters, "drop", yes=yes)
         dropped = 0
-        with _bar(count(shard.client, shard.keys)) as tell:
-            for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
+        with counting_bar(count(shard.client, shard.keys)) as update:
+            for page, scanned in limited(walk(shard.client, shard.keys, filters), limit):
                 dropped += drop(shard.client, shard.keys, page)
-                tell(looked_at, f"{dropped:,} dropped")
+                update(scanned, f"{dropped:,} dropped")
     typer.echo(f"{dropped} dropped", err=True)
 
 
@@ -246,12 +256,14 @@ def export(
     limit: _Limit = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", parser=filled, metavar="FILE", help="A file, else standard output."),
+        typer.Option(
+            "--output", "-o", parser=filled, metavar="FILE", help="File to write; default: standard output."
+        ),
     ] = None,
 ) -> None:
     """Write dead letters as JSON lines, the oldest first; nothing is changed.
 
-    `fields` of a line are the event's as they lie in Redis, in pairs of name and value; one that is not UTF-8 is
+    `fields` of a line are the event's fields in Redis, as pairs of name and value; a value that is not UTF-8 is
     {"base64": "..."}.
 
     \b
@@ -287,25 +299,25 @@ def _filters(
 
 
 def _newest(shard: Shard, filters: Filters, limit: int) -> tuple[list[DeadLetter], int]:
-    """Return the newest letters that match, the newest last, and how many letters were looked at."""
+    """Return the newest matching dead letters, newest last, and the number of scanned ones."""
     found: list[DeadLetter] = []
-    looked_at = 0
-    for page, seen in limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
+    total = 0
+    for page, scanned in limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
         found += page
-        looked_at = seen
-    return found[::-1], looked_at
+        total = scanned
+    return found[::-1], total
 
 
-def _listed(shown: int, total: int, not_looked_at: int, filters: Filters) -> str:
+def _listed(shown: int, total: int, not_scanned: int, filters: Filters) -> str:
     if filters == EVERYTHING:
         return f"{shown} shown of {total} dead letters"
-    aged = filters.older_than_seconds is not None or filters.newer_than_seconds is not None
-    rest = f"; {not_looked_at} not looked at ({'by age, or ' if aged else ''}beyond --limit)" if not_looked_at else ""
+    has_age = filters.older_than_seconds is not None or filters.newer_than_seconds is not None
+    rest = f"; {not_scanned} not scanned ({'by age, or ' if has_age else ''}beyond --limit)" if not_scanned else ""
     return f"{shown} shown of {total} dead letters{rest}"
 
 
-def _meant_by(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
-    """Return the letter of this id, or else those of the event of this id."""
+def _with_id(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
+    """Yield the dead letter with this id, or else those of the event with this id."""
     letter = find(shard.client, shard.keys, wanted)
     if letter is not None:
         yield letter
@@ -316,39 +328,39 @@ def _meant_by(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
 
 def _rehearse(shard: Shard, filters: Filters, limit: int | None, would_be: str) -> None:
     reasons: Counter[str] = Counter()
-    with _bar(count(shard.client, shard.keys)) as tell:
-        for page, looked_at in limited(walk(shard.client, shard.keys, filters), limit):
+    with counting_bar(count(shard.client, shard.keys)) as update:
+        for page, scanned in limited(walk(shard.client, shard.keys, filters), limit):
             reasons.update(letter.reason for letter in page)
-            tell(looked_at, f"{reasons.total():,} match")
+            update(scanned, f"{reasons.total():,} match")
     parts = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
     typer.echo(f"{reasons.total()} would be {would_be}{f': {parts}' if parts else ''}")
 
 
 def _confirm(shard: Shard, filters: Filters, what: str, *, yes: bool) -> None:
-    """Ask before all dead letters are meant; where nobody can answer, --yes is asked for."""
+    """Ask for confirmation if all dead letters are selected; without a terminal, require --yes."""
     if yes or filters != EVERYTHING:
         return
-    if not somebody_can_answer():
-        raise ConfigurationError(f"to {what} all dead letters, say --yes; or give a filter (--help)")
+    if not can_prompt():
+        raise ConfigurationError(f"to {what} all dead letters without a terminal, give --yes or a filter (--help)")
     typer.confirm(f"{what.capitalize()} all {count(shard.client, shard.keys)} dead letters?", abort=True, err=True)
 
 
 def _redrive(shard: Shard, run: Redrive, filters: Filters, limit: int | None, rate: int | None) -> None:
     moved, why = 0, ""
     try:
-        with _bar(count(shard.client, shard.keys)) as tell:
+        with counting_bar(count(shard.client, shard.keys)) as update:
             for progress in redrive_all(run, filters, limit=limit, rate=rate):
                 moved = progress.moved
-                why = "the queue is full" if progress.full else ""
-                tell(progress.looked_at, f"{moved:,} redriven")
+                why = "the queue is full" if progress.is_full else ""
+                update(progress.scanned, f"{moved:,} redriven")
     except LeaseLost:
         why = "another redrive has taken over"
     finally:
         typer.echo(f"{moved} redriven", err=True)
-        with suppress(RedisError):  # then the lease expires by itself
-            run.end()
+        with suppress(RedisError):  # the lease expires
+            run.release()
     if why:
-        _try_again(f"{why}; start again later for what is left")
+        _try_again(f"{why}; run it again later for the rest")
 
 
 def _try_again(message: str) -> NoReturn:
@@ -358,7 +370,7 @@ def _try_again(message: str) -> NoReturn:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Open what is written to: a file, standard output, or what is no file, such as a pipe."""
+    """Open the output: a file, standard output, or a special file such as a pipe."""
     if output is None:
         yield sys.stdout.buffer
         return
@@ -372,7 +384,7 @@ def _opened(output: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside its place, and put it there once it is whole; before that, what was there stays."""
+    """Write a file beside its path and rename it once it is complete; until then the old file stays."""
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -382,12 +394,3 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:
-    """Draw a bar on a terminal, and nothing anywhere else."""
-    if not sys.stderr.isatty():
-        return nullcontext(lambda _done, _note: None)
-    from relay.cli.progress import counting_bar  # noqa: PLC0415 - rich is for terminals only
-
-    return counting_bar(total)

@@ -1,4 +1,4 @@
-"""How a dead letter is shown: as JSON, as a line, as a row of a table, or whole."""
+"""Formats of a dead letter: JSON, a line, a row of a table, or in full."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ if TYPE_CHECKING:
 
     from relay.queue.dead_letters import DeadLetter
 
-#: The columns of a table, each with two lines, so that it fits on eighty characters.
-COLUMNS = ("letter\ndied", "reason\nstatus", "environment\nevent id", "image\ndetail")
+#: Columns of the table, with two lines each, so that it fits on 80 characters.
+COLUMNS = ("letter\ndead since", "reason\nstatus", "environment\nevent id", "image\ndetail")
 
 #: Characters of an RFC 3339 time to the second.
 _TO_SECONDS = 19
 
 
 def as_json_line(letter: DeadLetter) -> str:
-    """Write a letter as one line of JSON, all of it, without loss.
+    """Format a dead letter as one line of JSON, complete and without loss.
 
-    In ASCII: an event that is not valid may name half a surrogate pair, which no other encoding can carry.
+    In ASCII: an invalid event may contain half a surrogate pair, which no other encoding can represent.
     """
-    death, redriven = letter.death, letter.redriven
+    cause, redriven = letter.cause, letter.redriven
     return json.dumps(
         {
             "letter": letter.letter_id,
-            "died": moment(letter.died),
+            "dead_since": moment(letter.dead_since),
             "reason": letter.reason,
-            "detail": death.get("detail", ""),
-            "status": _number(death.get("status", "")),
-            "attempts": _number(death.get("attempts", "")),
-            "first_attempt": _moment(death.get("first", "")),
-            "last_attempt": _moment(death.get("last", "")),
-            "destination": death.get("destination") or None,
+            "detail": cause.get("detail", ""),
+            "status": _number(cause.get("status", "")),
+            "attempts": _number(cause.get("attempts", "")),
+            "first_attempt_at": _moment(cause.get("first", "")),
+            "last_attempt_at": _moment(cause.get("last", "")),
+            "destination": cause.get("destination") or None,
             "environment": letter.environment or None,
             "image": letter.image or None,
             "event_id": letter.event_id,
             "source": letter.source or None,
             "redriven": redriven.times if redriven else 0,
-            "first_arrived": moment(redriven.arrived if redriven else letter.arrival[0]),
-            "entry": death.get("entry") or None,
+            "first_enqueued_at": moment(redriven.arrived if redriven else letter.arrival[0]),
+            "entry": cause.get("entry") or None,
             "fields": [[_text(name), _text(value)] for name, value in letter.fields],
         }
     )
 
 
 def json_line(letter: DeadLetter) -> bytes:
-    """Write a letter as a line of a JSON lines file."""
+    """Format a dead letter as a line of a JSON lines file."""
     return as_json_line(letter).encode() + b"\n"
 
 
 def plain_row(letter: DeadLetter) -> str:
-    """Write a letter's columns with tabs between; what would break the line is a question mark."""
+    """Format a dead letter as columns with tabs between; unprintable characters become question marks."""
     return "\t".join(_columns(letter))
 
 
 def show_table(letters: Sequence[DeadLetter]) -> None:
-    """Draw a table."""
+    """Print a table."""
     from rich.console import Console  # noqa: PLC0415 - rich is for terminals only
     from rich.table import Table  # noqa: PLC0415 - the same
     from rich.text import Text  # noqa: PLC0415 - the same
@@ -72,24 +72,23 @@ def show_table(letters: Sequence[DeadLetter]) -> None:
     for number, column in enumerate(COLUMNS):
         table.add_column(column, overflow="fold", no_wrap=number < len(COLUMNS) // 2)
     for letter in letters:
-        letter_id, died, reason, status, _, environment, image, event_id, detail = _columns(letter)
-        pairs = ((letter_id, died[:_TO_SECONDS]), (reason, status), (environment, event_id), (image, detail))
+        letter_id, dead_since, reason, status, _, environment, image, event_id, detail = _columns(letter)
+        pairs = ((letter_id, dead_since[:_TO_SECONDS]), (reason, status), (environment, event_id), (image, detail))
         table.add_row(*(Text("\n".join(pair)) for pair in pairs))
     Console().print(table)
 
 
 def show_letter(letter: DeadLetter) -> None:
-    """Write a letter whole: what is known of its death, then the event's own fields."""
-    death, redriven = letter.death, letter.redriven
-    lines = [("letter", letter.letter_id), ("died", moment(letter.died)), ("reason", letter.reason)]
-    lines += [(name, death[name]) for name in ("detail", "status", "attempts") if death.get(name)]
+    """Print a dead letter in full: its cause, then the event's own fields."""
+    cause, redriven = letter.cause, letter.redriven
+    lines = [("letter", letter.letter_id), ("dead since", moment(letter.dead_since)), ("reason", letter.reason)]
+    lines += [(name, cause[name]) for name in ("detail", "status", "attempts") if cause.get(name)]
     for name in ("first", "last"):
-        tried = _moment(death.get(name, ""))
-        if tried:
-            lines.append((f"{name} attempt", tried))
+        if at := _moment(cause.get(name, "")):
+            lines.append((f"{name} attempt", at))
     lines += [("environment", letter.environment), ("image", letter.image), ("event id", letter.event_id)]
     if redriven:
-        lines.append(("redriven", f"{redriven.times} times, first arrived {moment(redriven.arrived)}"))
+        lines.append(("redriven", f"{redriven.times} times, first enqueued {moment(redriven.arrived)}"))
     lines += [(f"  {_shown(name)}", _shown(value)) for name, value in letter.fields]
     for name, value in lines:
         if value:
@@ -98,19 +97,19 @@ def show_letter(letter: DeadLetter) -> None:
 
 
 def _columns(letter: DeadLetter) -> list[str]:
-    death = letter.death
+    cause = letter.cause
     return [
         printable(text)
         for text in (
             letter.letter_id,
-            moment(letter.died),
+            moment(letter.dead_since),
             letter.reason,
-            death.get("status", ""),
-            death.get("attempts", ""),
+            cause.get("status", ""),
+            cause.get("attempts", ""),
             letter.environment,
             letter.image,
             letter.event_id,
-            death.get("detail", ""),
+            cause.get("detail", ""),
         )
     ]
 
@@ -128,7 +127,7 @@ def _shown(value: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """Leave nothing in a text from outside that a terminal would obey, or that would break the line."""
+    """Replace control characters and line breaks, so that text from outside cannot control the terminal."""
     if text.isascii() and text.isprintable():
         return text
     encoding = sys.stdout.encoding or "utf-8"

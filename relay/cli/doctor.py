@@ -1,4 +1,4 @@
-"""`relay doctor`: what is wrong with the installation, and what to do about it."""
+"""`relay doctor`: checks the installation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COLOURS = {Severity.OK: "green", Severity.NOTE: None, Severity.WARNING: "yellow
 
 def doctor(
     *,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave the API alone.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Send nothing to the destination.")] = False,
     as_json: Json = False,
 ) -> None:
-    """WorkReading for what is wrong with Redis, broker, workers, API and configuration, and say what to do.
+    """Check Redis, broker, workers, destination and configuration, and say what to do.
 
-    One line a check: ok, note, warning or fault, what was found, and after an arrow what to do. All checks are made,
-    whatever some find, and nothing is changed: the API gets an empty object, of which it can make no deployment.
-    Run it where the workers run, with their settings: it sees what this machine sees.
+    One line for each finding: ok, note, warning or fault, what was found, and after an arrow what to do. All checks
+    run, whatever others find, and change nothing: the destination gets an empty object, of which it can make no
+    deployment. Run it where the workers run, with their settings: it sees what this machine sees.
 
     Exit codes: 0 no fault, 1 a fault or more, 2 usage.
 
@@ -37,26 +37,26 @@ def doctor(
     Examples:
       relay doctor
       relay doctor --offline
-      relay doctor --json | jq -r '.results[] | select(.severity == "fault").what'
+      relay doctor --json | jq -r '.findings[] | select(.severity == "fault").what'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    results = run_doctor(offline=offline)
-    counted = Counter(each.severity for each in results)
+    findings = run_doctor(offline=offline)
+    count = Counter(each.severity for each in findings)
     if as_json:
-        found = {"faults": counted[Severity.FAULT], "warnings": counted[Severity.WARNING]}
-        typer.echo(json.dumps({**found, "results": [asdict(each) for each in results]}, indent=2))
+        totals = {"faults": count[Severity.FAULT], "warnings": count[Severity.WARNING]}
+        typer.echo(json.dumps({**totals, "findings": [asdict(each) for each in findings]}, indent=2))
     else:
-        for each in results:
+        for each in findings:
             _show(each)
-        typer.echo(f"{_number(counted[Severity.FAULT], 'fault')}, {_number(counted[Severity.WARNING], 'warning')}")
-    raise typer.Exit(1 if counted[Severity.FAULT] else 0)
+        typer.echo(f"{_number(count[Severity.FAULT], 'fault')}, {_number(count[Severity.WARNING], 'warning')}")
+    raise typer.Exit(1 if count[Severity.FAULT] else 0)
 
 
-def _show(result: Finding) -> None:
+def _show(finding: Finding) -> None:
     severity = typer.style(
-        f"{result.severity:<8}", fg=_COLOURS[result.severity], bold=result.severity is Severity.FAULT
+        f"{finding.severity:<8}", fg=_COLOURS[finding.severity], bold=finding.severity is Severity.FAULT
     )
-    to_do = f" → {result.do}" if result.do else ""
-    typer.echo(f"{severity} {result.check}: {printable(result.what + to_do)}")
+    to_do = f" → {finding.do}" if finding.do else ""
+    typer.echo(f"{severity} {finding.check}: {printable(finding.what + to_do)}")
 
 
 def _number(number: int, of: str) -> str:

@@ -1,4 +1,4 @@
-"""`relay forget`: drop what is known of instances that no longer run."""
+"""`relay forget`: deletes the state of instances that no longer run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli import EX_TEMPFAIL
-from relay.cli.options import Json, filled, name_or_id, positive_duration, somebody_can_answer
+from relay.cli.options import Json, can_prompt, filled, name_or_id, positive_duration
 from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError, InvalidImage
 from relay.events.image import parse_image
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from relay.cli.queue_client import Shard
     from relay.queue.forgetting import Forgotten
 
-#: A digest that makes a reference of a repository, so that the parser of images can read it.
+#: Makes an image reference of a repository, for the parser.
 _ANY_DIGEST = f"sha256:{'0' * 64}"
 
 
 def instance_prefix(text: str) -> str:
-    """Return what the keys of the instances meant begin with: a repository, or one with a platform, and a name."""
+    """Return the prefix of the selected instances' keys, from a repository, also with a platform and a name."""
     repository, *rest = filled(text).strip().split(" ", 2)
     try:
         repository = parse_image(f"{repository.partition('@')[0]}@{_ANY_DIGEST}").repository
@@ -36,7 +36,7 @@ def instance_prefix(text: str) -> str:
 
 
 def forget(
-    environment: Annotated[str, typer.Argument(parser=name_or_id, metavar="ENV", help="An environment, by name.")],
+    environment: Annotated[str, typer.Argument(parser=name_or_id, metavar="ENV", help="Name of an environment.")],
     *,
     instance: Annotated[
         list[str] | None,
@@ -45,7 +45,7 @@ def forget(
             "-i",
             parser=instance_prefix,
             metavar="'REPOSITORY [PLATFORM [NAME]]'",
-            help="Only this instance, or those of this repository; may be repeated.",
+            help="Only this instance, or the instances of this repository; may be repeated.",
         ),
     ] = None,
     unseen_for: Annotated[
@@ -54,18 +54,18 @@ def forget(
             parser=positive_duration, metavar="DURATION", help="Only instances not reported for DURATION: 12h, 30d."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> None:
     """Forget instances that no longer run: inventory and resync leave them out from then on.
 
-    Nothing is sent to the API, which keeps what it was told. An instance that is reported again is new, and is
-    delivered. An instance with an event in the outbox is kept: run the command again once that is delivered or dead.
-    Without --instance and --unseen-for the environment goes too, with its counters, unless it is paused; dead letters
+    Nothing is sent to the destination, which keeps its data. An instance that is reported again is new, and is
+    delivered. An instance with an event in the outbox is kept: run the command again when that is done. Without
+    --instance and --unseen-for the environment and its counters are forgotten too, unless it is paused. Dead letters
     stay (`relay dead drop -e ENV`). Forgetting twice does no harm.
 
-    Exit codes: 0 done, 1 you said no, 2 usage, 69 Redis not reachable, 75 some were kept (try again).
+    Exit codes: 0 done, 1 not confirmed, 2 usage, 69 Redis not reachable, 75 some were kept (try again).
 
     \b
     Examples:
@@ -76,7 +76,7 @@ def forget(
     """  # noqa: D301 - \b keeps typer from joining the lines
     prefixes = tuple(instance or ())
 
-    def is_meant(key: str) -> bool:
+    def is_selected(key: str) -> bool:
         return not prefixes or any(
             key.startswith(prefix) if prefix.endswith(" ") else key == prefix for prefix in prefixes
         )
@@ -85,10 +85,10 @@ def forget(
         total = inventory.count(shard.client, shard.keys, DEFAULT_DESTINATION, environment)
         seen_before = None if unseen_for is None else forgetting.now_ms(shard.client) - round(unseen_for * 1000)
         if total and not dry_run and not yes:
-            _confirm(shard, environment, is_meant, seen_before)
+            _confirm(shard, environment, is_selected, seen_before)
         outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
         done = forgetting.forget_some(
-            shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=dry_run
+            shard.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=dry_run
         )
         is_whole = not prefixes and unseen_for is None and not dry_run and not done.kept
         environment_forgotten = is_whole and forgetting.forget_environment(
@@ -103,19 +103,23 @@ def forget(
         typer.echo(f"relay: nothing is known of {environment}; `relay inventory` shows what is", err=True)
     if done.kept:
         typer.echo(
-            f"relay: {done.kept:,} kept, because their events wait to be delivered, or were accepted just now; "
+            f"relay: {done.kept:,} kept, because their events wait for delivery, or were accepted just now; "
             "try again once they are delivered (`relay status`)",
             err=True,
         )
         raise typer.Exit(EX_TEMPFAIL)
 
 
-def _confirm(shard: Shard, environment: str, is_meant: Callable[[str], bool], seen_before: int | None) -> None:
-    if not somebody_can_answer():
-        raise ConfigurationError(f"to forget instances of {environment}, say --yes; --dry-run counts them")
+def _confirm(shard: Shard, environment: str, is_selected: Callable[[str], bool], seen_before: int | None) -> None:
+    if not can_prompt():
+        raise ConfigurationError(
+            f"to forget instances of {environment} without a terminal, give --yes; --dry-run counts them"
+        )
     outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
-    meant = forgetting.forget_some(shard.client, outbox, is_meant=is_meant, seen_before=seen_before, dry_run=True)
-    typer.confirm(f"Forget {meant.forgotten:,} instances of {environment}?", abort=True, err=True)
+    selected = forgetting.forget_some(
+        shard.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=True
+    )
+    typer.confirm(f"Forget {selected.forgotten:,} instances of {environment}?", abort=True, err=True)
 
 
 def _outcome(done: Forgotten, *, dry_run: bool, environment_forgotten: bool) -> str:

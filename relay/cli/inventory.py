@@ -1,4 +1,4 @@
-"""`relay inventory`: what runs where, as far as it was reported."""
+"""`relay inventory`: shows which digest of each instance was last reported, and whether it was delivered."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from relay.cli.queue_client import Shard
     from relay.queue.inventory import Running
 
-#: Rows of one table; a terminal gets one after the other, so that nothing is held until the last row is known.
+#: Rows of one table. A terminal gets several tables in turn, so that memory stays bounded.
 ROWS = 200
 
-#: How long before an instance is forgotten standard error has it; with a short `delivery.forget_after` half of that.
+#: Notice before an instance is forgotten, printed on standard error; half of a short `delivery.forget_after`.
 FORGET_NOTICE_SECONDS = 30 * 86_400.0
 
-#: Characters of a digest that tell it from others, with its algorithm.
-_TELLING = len("sha256:") + 12
+#: Characters of a shortened digest, with its algorithm.
+_SHORT_DIGEST = len("sha256:") + 12
 
 #: Characters of an RFC 3339 time to the second.
 _TO_SECONDS = 19
@@ -42,25 +42,28 @@ def inventory(
     environment: Annotated[
         str | None,
         typer.Argument(
-            parser=name_or_id, metavar="ENV", help="One environment, by name; else all.", show_default=False
+            parser=name_or_id, metavar="ENV", help="Name of an environment; default: all.", show_default=False
         ),
     ] = None,
     *,
     search: Annotated[
-        str, typer.Option("--search", "-s", metavar="TEXT", help="With this in the repository, name or digest.")
+        str,
+        typer.Option(
+            "--search", "-s", metavar="TEXT", help="Only instances with this in the repository, name or digest."
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Show what runs where, as far as it was reported: each instance's digest, since when, and whether the API knows.
+    """Show each instance's last reported digest, since when it runs, and whether it was delivered.
 
-    A table on a terminal; piped, a line each with tabs between: environment, repository, name, platform, digest,
-    since, delivered (yes or no), what the API was told last, when, and when the instance was last seen. With --json a
-    line of JSON each. An instance may come twice while others come and go.
+    A table on a terminal. Piped, one line each with tabs between: environment, repository, name, platform, digest,
+    since, delivered (yes or no), last delivered digest, delivered at, last seen at. With --json one line of JSON
+    each. An instance may appear twice while others are added or removed.
 
-    An instance is last seen when it is reported, as a duplicate too; that is noted once an hour. It is forgotten
-    delivery.forget_after later; standard error has how many are within a month of that.
+    An instance is seen when it is reported, also as a duplicate; that is noted once an hour. It is forgotten
+    delivery.forget_after later; standard error has the number of those within a month of that.
 
-    Exit codes: 0 done, 1 nothing was found, 2 usage, 69 Redis not reachable.
+    Exit codes: 0 done, 1 nothing found, 2 usage, 69 Redis not reachable.
 
     \b
     Examples:
@@ -72,18 +75,18 @@ def inventory(
         running = _all(shard, environment, search)
         first = next(running, None)
         if first is None:
-            what = f"nothing like {search} was" if search else "nothing was"
-            typer.echo(f"{what} reported{f' in {environment}' if environment else ''}", err=True)
+            where = f" in {environment}" if environment else ""
+            typer.echo(f"nothing{f' with {search}' if search else ''} was reported{where}", err=True)
             raise typer.Exit(EX_REFUSED)
-        soon = _Soon(shard)
-        running = map(soon.noted, chain([first], running))
+        expiring = _Expiring(shard)
+        running = map(expiring.noted, chain([first], running))
         show = _show_json if as_json else _show_tables if sys.stdout.isatty() else _show_lines
         show(running)
-    if soon.count:
-        typer.echo(soon.message, err=True)
+    if expiring.count:
+        typer.echo(expiring.message, err=True)
 
 
-class _Soon:
+class _Expiring:
     """Counts the instances that are forgotten soon unless they are reported again."""
 
     def __init__(self, shard: Shard) -> None:
@@ -99,7 +102,7 @@ class _Soon:
 
     @property
     def message(self) -> str:
-        """Return what to do about them."""
+        """The warning about them."""
         instances = "1 instance is" if self.count == 1 else f"{self.count:,} instances are"
         return (
             f"{instances} forgotten within {_days(self._notice)}, because delivery.forget_after is "
@@ -111,12 +114,12 @@ def _days(seconds: float) -> str:
     return f"{seconds / 86_400:.3g} days"
 
 
-def _all(shard: Shard, environment: str | None, wanted: str) -> Iterator[Running]:
-    """Go through the instances, never holding more than a page of them."""
+def _all(shard: Shard, environment: str | None, text: str) -> Iterator[Running]:
+    """Yield the instances, with at most a page of them in memory."""
     client, keys, _ = shard
     names = counters.environment_names(client, keys, DEFAULT_DESTINATION) if environment is None else [environment]
     for name in names:
-        for page in store.pages(client, keys, DEFAULT_DESTINATION, name, wanted=wanted):
+        for page in store.pages(client, keys, DEFAULT_DESTINATION, name, text=text):
             yield from page
 
 
@@ -126,7 +129,7 @@ def _show_json(running: Iterable[Running]) -> None:
 
 
 def _as_json(running: Running) -> dict[str, Any]:
-    instance, told = running.instance, running.told
+    instance, last = running.instance, running.last_delivered
     return {
         "environment": instance.environment,
         "repository": instance.repository,
@@ -134,8 +137,8 @@ def _as_json(running: Running) -> dict[str, Any]:
         "platform": instance.platform,
         "digest": running.digest,
         "since": moment(running.since),
-        "delivered": running.delivered,
-        "told": {"digest": told.digest, "at": moment(told.at)} if told else None,
+        "delivered": running.is_delivered,
+        "last_delivered": {"digest": last.digest, "delivered_at": moment(last.at)} if last else None,
         "last_seen_at": moment(running.last_seen_at),
         "gone_since": None if running.gone_since is None else moment(running.gone_since),
     }
@@ -143,10 +146,10 @@ def _as_json(running: Running) -> dict[str, Any]:
 
 def _show_lines(running: Iterable[Running]) -> None:
     for each in running:
-        instance, told = each.instance, each.told
+        instance, last = each.instance, each.last_delivered
         columns = [instance.environment, instance.repository, instance.name, instance.platform, each.digest]
-        columns += [moment(each.since), "yes" if each.delivered else "no"]
-        columns += [told.digest, moment(told.at)] if told else ["", ""]
+        columns += [moment(each.since), "yes" if each.is_delivered else "no"]
+        columns += [last.digest, moment(last.at)] if last else ["", ""]
         columns.append(moment(each.last_seen_at))
         typer.echo("\t".join(map(printable, columns)))
 
@@ -168,13 +171,14 @@ def _draw(rows: list[Running]) -> None:
     for each in rows:
         instance = each.instance
         columns = [instance.environment, instance.repository, instance.name, instance.platform]
-        columns += [each.digest[:_TELLING], moment(each.since)[:_TO_SECONDS]]
+        columns += [each.digest[:_SHORT_DIGEST], moment(each.since)[:_TO_SECONDS]]
         columns += [moment(each.last_seen_at)[:_TO_SECONDS], _delivered(each)]
         table.add_row(*(Text(printable(text)) for text in columns))
     Console().print(table)
 
 
 def _delivered(running: Running) -> str:
-    if running.delivered:
+    if running.is_delivered:
         return "yes"
-    return f"not yet; told {running.told.digest[:_TELLING]}" if running.told else "not yet"
+    last = running.last_delivered
+    return f"not yet; last {last.digest[:_SHORT_DIGEST]}" if last else "not yet"

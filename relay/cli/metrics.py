@@ -1,4 +1,4 @@
-"""`relay metrics`: what Prometheus scrapes, on a port of its own."""
+"""`relay metrics`: serves the metrics on a port of its own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from relay.settings import Settings
 def metrics(
     *,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; * is all of both families; default: metrics.host.")
+        str | None,
+        typer.Option(help="Address to listen on; * is all addresses of both families; default: metrics.host."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 picks a free port; default: metrics.port.")
     ] = None,
 ) -> None:
-    """Serve what Prometheus scrapes: exact for the whole cluster, and the same from every process.
+    """Serve metrics for Prometheus: exact for the whole cluster, and equal from every process.
 
-    The gateway serves the same at /metrics. Prints its URL when it listens. While Redis is away the answer is
-    relay_up 0.
+    The gateway serves the same at /metrics. Prints its URL when it listens. While Redis is not reachable the answer
+    is relay_up 0.
 
     \b
     Examples:

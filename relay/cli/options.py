@@ -1,4 +1,4 @@
-"""Options that more than one command has, and how their values are read."""
+"""Options shared by commands, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from relay.settings import Duration, PositiveDuration
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def somebody_can_answer() -> bool:
-    """Tell whether standard input is a terminal; closed, it is none."""
+def can_prompt() -> bool:
+    """Return whether standard input is a terminal; a closed one is not."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def filled(text: str) -> str:
-    """Read what must not be empty, for an empty one is most often a variable of a script that was never set."""
+    """Refuse an empty value: it is most often an unset variable of a script."""
     if not text.strip():
-        raise typer.BadParameter("is empty; see whether what it should have come from was set")
+        raise typer.BadParameter("is empty; check that the variable it comes from is set")
     return text
 
 
 def name_or_id(text: str) -> str:
-    """Read an environment's name or an event's id; what is not UTF-8 is nobody's."""
+    """Parse an environment's name or an event's id, which are UTF-8."""
     try:
         text = restored(text)
         text.encode()
@@ -37,12 +37,12 @@ def name_or_id(text: str) -> str:
 
 
 def duration(text: str) -> float:
-    """Read a duration of any length, zero too, in seconds."""
+    """Parse a duration, which may be zero, in seconds."""
     return _read(text, TypeAdapter(Duration))
 
 
 def positive_duration(text: str) -> float:
-    """Read a duration that is not zero, in seconds."""
+    """Parse a duration greater than zero, in seconds."""
     return _read(text, TypeAdapter(PositiveDuration))
 
 

@@ -1,4 +1,4 @@
-"""`relay pause`: hold single environments' deliveries."""
+"""`relay pause`: pauses the deliveries of environments."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from relay.queue import pausing
 from relay.queue.dead_letters import moment
 from relay.settings import DEFAULT_DESTINATION
 
-Environments = Annotated[
-    list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="One environment or more, by name.")
-]
+Environments = Annotated[list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="Names of environments.")]
 
 
 def pause(environments: Environments, *, as_json: Json = False) -> None:
-    """Hold environments' deliveries until they are resumed; their events keep queueing.
+    """Pause environments' deliveries until they are resumed; their events stay in the queue.
 
-    What is in flight is finished. An environment that is paused already stays so.
+    Requests in flight are finished. An environment that is already paused stays paused.
 
     Exit codes: 0 done, 2 usage, 69 Redis not reachable.
 
@@ -31,9 +29,9 @@ def pause(environments: Environments, *, as_json: Json = False) -> None:
       relay pause staging-1 staging-2
     """  # noqa: D301 - \b keeps typer from joining the lines
     with open_shard() as (client, keys, _):
-        held = pausing.pause(client, keys, DEFAULT_DESTINATION, environments)
-    for name, (newly, since) in zip(environments, held, strict=True):
+        paused = pausing.pause(client, keys, DEFAULT_DESTINATION, environments)
+    for name, (newly, since) in zip(environments, paused, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "newly": newly, "paused_since": moment(since)}))
             continue
-        typer.echo(f"{name} is paused" if newly else f"{name} was paused before, since {moment(since)}")
+        typer.echo(f"{name} is paused" if newly else f"{name} was already paused, since {moment(since)}")

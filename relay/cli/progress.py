@@ -1,12 +1,10 @@
-"""Progress bars: over a file's bytes, and over a number of things."""
+"""Progress bars on a terminal: over a file's bytes, and over a number of items. rich is imported only to draw."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,15 +12,30 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bytes_bar(size: int) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on standard error while in the context; call what it gives with bytes done."""
+    """Draw a bar on standard error; the yielded function adds processed bytes."""
+    from rich.console import Console  # noqa: PLC0415 - for drawing only
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn  # noqa: PLC0415 - the same
+
     with Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=size)
         yield lambda done: progress.advance(task, done)
 
 
 @contextmanager
-def counting_bar(total: int) -> Iterator[Callable[[int, str], None]]:
-    """Draw a bar on standard error while in the context; call what it gives with how many are done, and a note."""
+def counting_bar(total: int) -> Iterator[Callable[[int, str], object]]:
+    """Draw a bar if standard error is a terminal; the yielded function sets the number of items done, and a note."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _note: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - for drawing only
+    from rich.progress import (  # noqa: PLC0415 - the same
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)

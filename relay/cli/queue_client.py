@@ -1,4 +1,4 @@
-"""The shard that a command works on: its Redis and its keys, from the settings."""
+"""The connection of a command: Redis, keys and settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Shard(NamedTuple):
-    """Where a command looks and what it is told to heed."""
+    """A shard's Redis and keys, and the settings."""
 
     client: Redis
     keys: Keys
@@ -27,7 +27,7 @@ class Shard(NamedTuple):
 
 @contextmanager
 def open_shard() -> Iterator[Shard]:
-    """Connect while in the context; Redis's errors in it become `QueueUnavailable`."""
+    """Connect for the duration of the context; `RedisError`s in it become `QueueUnavailable`."""
     settings = Settings.load()
     with connect(settings.redis) as client:
         try:

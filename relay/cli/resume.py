@@ -1,4 +1,4 @@
-"""`relay resume`: release what `relay pause` held, or end a destination's throttle."""
+"""`relay resume`: ends the pause of environments, or the throttle of a destination."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
 from relay.queue import health, pausing
 from relay.queue.dead_letters import moment
+from relay.queue.health import HealthState
 from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from relay.queue.keys import Keys
 
 Environments = Annotated[
-    list[str] | None, typer.Argument(parser=name_or_id, metavar="ENV", help="Environments, by name.")
+    list[str] | None, typer.Argument(parser=name_or_id, metavar="ENV", help="Names of environments.")
 ]
 Destination = Annotated[
     str | None,
@@ -34,10 +35,10 @@ Destination = Annotated[
 
 
 def resume(environments: Environments = None, *, destination: Destination = None, as_json: Json = False) -> None:
-    """Release paused environments' deliveries, or those of a throttled destination.
+    """Resume the deliveries of paused environments, or of a throttled destination.
 
-    What queued meanwhile is delivered in order. An environment that is not paused is left as it is, and so is a
-    destination that is not held. A destination that still asks to be spared is throttled again by its first answer.
+    Waiting events are delivered in order. An environment that is not paused, or a destination that is healthy, is not
+    changed. A destination that still limits the rate is throttled again by its first answer.
 
     Exit codes: 0 done, 2 usage, 69 Redis not reachable.
 
@@ -58,8 +59,8 @@ def resume(environments: Environments = None, *, destination: Destination = None
 
 
 def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool) -> None:
-    held = pausing.resume(client, keys, DEFAULT_DESTINATION, environments)
-    for name, since in zip(environments, held, strict=True):
+    paused = pausing.resume(client, keys, DEFAULT_DESTINATION, environments)
+    for name, since in zip(environments, paused, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "paused_since": None if since is None else moment(since)}))
             continue
@@ -72,12 +73,9 @@ def _lift(client: Redis, keys: Keys, name: str, *, as_json: bool) -> None:
     lifted = health.lift(Shard(client=client, keys=keys), name)
     until = None if lifted is None else moment(max(lifted.until, lifted.throttled_until))
     if as_json:
-        typer.echo(
-            json.dumps({"destination": name, "held": None if lifted is None else lifted.reason, "held_until": until})
-        )
+        state = HealthState.HEALTHY if lifted is None else lifted.reason
+        typer.echo(json.dumps({"destination": name, "health": state, "until": until}))
         return
     typer.echo(
-        f"{name} was not held"
-        if lifted is None
-        else f"{name} is resumed; it was held ({lifted.reason}) until {until}"
+        f"{name} was healthy" if lifted is None else f"{name} is resumed; it was {lifted.reason} until {until}"
     )

@@ -1,17 +1,16 @@
-"""`relay resync`: deliver an environment's whole current state again."""
+"""`relay resync`: delivers an environment's current state again."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
-from relay.cli.options import Json, duration, name_or_id, positive_duration, somebody_can_answer
+from relay.cli.options import Json, can_prompt, duration, name_or_id, positive_duration
+from relay.cli.progress import counting_bar
 from relay.cli.queue_client import open_shard
 from relay.errors import ConfigurationError
 from relay.queue import inventory
@@ -20,15 +19,14 @@ from relay.queue.resync import Progress, rehearse, resync_all
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from relay.cli.queue_client import Shard
 
-#: The pause before a queue that is full is tried again.
+#: Pause before retrying while the queue is full.
 FULL_PAUSE_SECONDS = 0.5
 
-#: What `--wait` is unless given, in seconds.
+#: Default of `--wait`, in seconds.
 WAIT_SECONDS = 60.0
 
 
@@ -45,26 +43,26 @@ def resync(
     ] = None,
     wait: Annotated[
         float,
-        typer.Option(parser=duration, metavar="DURATION", help="How long to wait for room while the queue is full."),
+        typer.Option(parser=duration, metavar="DURATION", help="Maximum wait while the queue is full."),
     ] = WAIT_SECONDS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Deliver an environment's whole current state again: to another API, or to one that lost data.
+    """Deliver an environment's current state again: to another destination, or to one that lost data.
 
-    Each instance whose digest was delivered is delivered once more. What is still on its way is delivered anyhow;
-    what is reported meanwhile wins, so nothing is undone. Stopped anywhere, it can be run again: the API is told the
-    same things once more.
+    Each instance whose digest was delivered is delivered once more; waiting events are delivered anyway. Reports that
+    arrive meanwhile win, so nothing is undone. A resync that was stopped can be run again: the same state is then
+    delivered once more.
 
-    What the watcher of a cluster (`relay watch`) no longer sees in two listings in a row is left out.
+    Instances that the watcher of a cluster (`relay watch`) has not seen in two successive listings are left out.
 
-    An instance that no longer runs is known until `relay forget` or delivery.forget_after. Where everything that runs
-    is reported regularly, as by `relay watch`, --seen-within leaves out what no longer runs. The time of the last
-    report is kept to the hour, so an instance may be included for up to an hour more.
+    An instance that no longer runs is known until `relay forget` or delivery.forget_after. If everything that runs is
+    reported regularly, as by `relay watch`, --seen-within leaves out what no longer runs. The time of the last report
+    is kept to the hour, so an instance may be included for up to an hour longer.
 
-    Exit codes: 0 done, 1 nothing is known of that environment, or you said no, 2 usage, 69 Redis not reachable, 75
-    the queue stayed full (try again).
+    Exit codes: 0 done, 1 environment not known or not confirmed, 2 usage, 69 Redis not reachable, 75 the queue stayed
+    full (try again).
 
     \b
     Examples:
@@ -87,8 +85,8 @@ def resync(
         typer.echo(_outcome(done, dry_run=dry_run))
     if done.full:
         typer.echo(
-            f"relay: {done.full}; {done.looked_at:,} of about {total:,} instances were looked at. "
-            "Run it again later: what was delivered is delivered once more, and nothing is undone",
+            f"relay: {done.full}; {done.scanned:,} of about {total:,} instances were processed. "
+            "Run it again later: they are then delivered once more, and nothing is undone",
             err=True,
         )
         raise typer.Exit(EX_TEMPFAIL)
@@ -97,8 +95,8 @@ def resync(
 def _confirm(environment: str, total: int, *, yes: bool) -> None:
     if yes:
         return
-    if not somebody_can_answer():
-        raise ConfigurationError(f"to deliver all of {environment} again, say --yes")
+    if not can_prompt():
+        raise ConfigurationError(f"to deliver all of {environment} again without a terminal, give --yes")
     typer.confirm(f"Deliver the {total:,} instances of {environment} again?", abort=True, err=True)
 
 
@@ -106,7 +104,7 @@ def _walk(
     shard: Shard, environment: str, total: int, *,
     wait_seconds: float, seen_within_seconds: float | None, dry_run: bool,
 ) -> Progress:  # fmt: skip
-    """Go through the environment; what is returned says `full` if it ended because there was no room for so long."""
+    """Resync or rehearse the environment; the result is `full` if it ended because the queue stayed full."""
     client, keys, settings = shard
     queue = settings.queue
     seen_since = None if seen_within_seconds is None else now_ms(client) - round(seen_within_seconds * 1000)
@@ -125,9 +123,9 @@ def _walk(
     )
     done = Progress()
     give_up_at = None
-    with _bar(total) as tell:
+    with counting_bar(total) as update:
         for done in steps:
-            tell(done.looked_at, f"{done.added:,} again{' (the queue is full, waiting)' if done.full else ''}")
+            update(done.scanned, f"{done.added:,} again{' (the queue is full, waiting)' if done.full else ''}")
             if not done.full:
                 give_up_at = None
                 continue
@@ -141,16 +139,7 @@ def _walk(
 
 def _outcome(done: Progress, *, dry_run: bool) -> str:
     again = f"{done.added} {'would be ' if dry_run else ''}delivered again"
-    on_their_way = f"{done.on_their_way} on their way anyhow" if done.on_their_way else ""
+    undelivered = f"{done.undelivered} waiting for their first delivery" if done.undelivered else ""
     not_seen = f"{done.not_seen} left out, not seen within that time" if done.not_seen else ""
     gone = f"{done.gone} left out, gone from their cluster" if done.gone else ""
-    return ", ".join(filter(None, (again, on_their_way, not_seen, gone)))
-
-
-def _bar(total: int) -> AbstractContextManager[Callable[[int, str], object]]:
-    """Draw a bar on a terminal, and nothing anywhere else."""
-    if not sys.stderr.isatty():
-        return nullcontext(lambda _done, _note: None)
-    from relay.cli.progress import counting_bar  # noqa: PLC0415 - rich is for terminals only
-
-    return counting_bar(total)
+    return ", ".join(filter(None, (again, undelivered, not_seen, gone)))

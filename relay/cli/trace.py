@@ -1,4 +1,4 @@
-"""`relay trace`: what became of an event."""
+"""`relay trace`: the history of one event."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from relay.cli import EX_REFUSED
 from relay.cli.dead_letters import printable
 from relay.cli.options import Json, name_or_id
 from relay.cli.queue_client import open_shard
-from relay.queue import lookup
 from relay.queue.dead_letters import moment
-from relay.queue.lookup import LOOK_AT, Place, Sighting, Trace
+from relay.queue.lookup import MAX_SCANNED, LookupResult, Place, Trace, look_up
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Columns that a time takes.
+#: Width of a time.
 _TIME_CHARACTERS = len("2025-01-31T12:00:00.000+00:00")
 
 
@@ -39,15 +38,15 @@ def trace(
         ),
     ] = None,
     look_at: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Look at so many entries of each kind at most.")
-    ] = LOOK_AT,
+        int, typer.Option(min=1, metavar="N", help="Maximum number of entries to scan of each kind.")
+    ] = MAX_SCANNED,
     as_json: Json = False,
 ) -> None:
-    """Tell what became of an event: where it waits, or when it was delivered, or why it died.
+    """Show the history of an event: where it waits, when it was delivered, or why it is a dead letter.
 
-    An id that came with a receipt is known at once, for as long as the receipt is kept. Else the inbox, the outboxes,
-    the dead letters and the ids that each instance remembers are searched. A duplicate or a stale event leaves no
-    trace but its receipt.
+    An event that asked for a receipt is found at once, as long as the receipt is kept. Besides, the inbox, the
+    outboxes, the dead letters and the ids in each instance's state are scanned. A duplicate or stale event leaves
+    only its receipt.
 
     Exit codes: 0 found, 1 not found, 2 usage, 69 Redis not reachable.
 
@@ -57,65 +56,64 @@ def trace(
       relay trace 1750000000000-0 -e production
       relay trace job-7 --json | jq -r '.timeline[].what'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with open_shard() as shard:
-        found = lookup.trace(
-            shard.client, shard.keys, DEFAULT_DESTINATION, event_id, environments=environment or None, look_at=look_at
+    with open_shard() as (client, keys, _):
+        result = look_up(
+            client, keys, DEFAULT_DESTINATION, event_id, environments=environment or None, max_scanned=look_at
         )
     if as_json:
-        typer.echo(json.dumps(_as_json(found), indent=2))
+        typer.echo(json.dumps(_as_json(result), indent=2))
     else:
-        for at, what in timeline(found):
+        for at, what in timeline(result):
             when = "" if at is None else moment(at)
             typer.echo(printable(f"{when:<{_TIME_CHARACTERS}}  {what}"))
-        typer.echo(_looked(found), err=True)
-    if not found.sightings:
+        typer.echo(_scanned(result), err=True)
+    if not result.traces:
         raise typer.Exit(EX_REFUSED)
 
 
-def timeline(found: Trace) -> list[tuple[int | None, str]]:
-    """Return what is known, the oldest first, what has no time before it; the same thing once."""
-    steps = {step for sighting in found.sightings for step in _steps(sighting)}
+def timeline(result: LookupResult) -> list[tuple[int | None, str]]:
+    """Return the distinct steps in order of time, those without a time first."""
+    steps = {step for trace in result.traces for step in _steps(trace)}
     return sorted(steps, key=lambda step: (step[0] is not None, step[0] or 0, step[1]))
 
 
-def _steps(seen: Sighting) -> Iterator[tuple[int | None, str]]:
-    what = f"{seen.instance.strip()} in {seen.environment}" if seen.instance else seen.environment
-    match seen.place:
+def _steps(trace: Trace) -> Iterator[tuple[int | None, str]]:
+    what = f"{trace.instance.strip()} in {trace.environment}" if trace.instance else trace.environment
+    match trace.place:
         case Place.RECEIPT:
-            yield seen.at, f"{seen.status}{f' ({seen.detail})' if seen.detail else ''}, says its receipt"
+            yield trace.at, f"receipt: {trace.status}{f' ({trace.detail})' if trace.detail else ''}"
         case Place.INBOX:
-            yield seen.at, "came to the inbox, and waits there to be taken in"
+            yield trace.at, "enqueued; waiting in the inbox"
         case Place.OUTBOX:
-            tried = f", tried {seen.attempts} times" if seen.attempts else ", not tried yet"
-            yield seen.at, f"was accepted for {what}, and is on its way{tried}"
-            if seen.due is not None:
-                yield seen.due, "is tried again"
+            attempts = f"{trace.attempts} attempts so far" if trace.attempts else "not attempted yet"
+            yield trace.at, f"accepted for {what}; waiting for delivery, {attempts}"
+            if trace.retry_at is not None:
+                yield trace.retry_at, "next retry"
         case Place.DEAD:
-            why = ": ".join(filter(None, (seen.status, seen.detail)))
-            yield seen.at, f"became dead letter {seen.letter}{f' of {what}' if what else ''} ({why})"
+            why = ": ".join(filter(None, (trace.status, trace.detail)))
+            yield trace.at, f"became dead letter {trace.letter}{f' of {what}' if what else ''} ({why})"
         case Place.CURRENT:
-            yield seen.at, f"came, and is what was last accepted for {what}: {seen.digest}"
-            if seen.delivered is not None:
-                yield seen.delivered, "was delivered"
+            yield trace.at, f"enqueued; the last accepted event of {what}: {trace.digest}"
+            if trace.delivered_at is not None:
+                yield trace.delivered_at, "delivered"
         case Place.EARLIER:
-            yield None, f"was accepted for {what} before others that were accepted since"
+            yield None, f"accepted for {what}; other events of it were accepted later"
 
 
-def _looked(found: Trace) -> str:
-    parts = ", ".join(f"{name} {looked.at:,} of {looked.of:,}" for name, looked in found.looked.items())
-    fate = "" if found.sightings else f"nothing is known of {printable(found.event_id)}; "
-    more = "" if found.is_complete else "; --look-at goes farther, --environment narrows it down"
-    return f"{fate}looked at: {parts}{more}"
+def _scanned(result: LookupResult) -> str:
+    parts = ", ".join(f"{name} {each.scanned:,} of {each.total:,}" for name, each in result.scanned.items())
+    nothing = "" if result.traces else f"nothing is known of {printable(result.event_id)}; "
+    more = "" if result.is_complete else "; --look-at N scans more, --environment narrows the search"
+    return f"{nothing}scanned: {parts}{more}"
 
 
-def _as_json(found: Trace) -> dict[str, object]:
+def _as_json(result: LookupResult) -> dict[str, object]:
     return {
-        "id": found.event_id,
-        "found": bool(found.sightings),
-        "timeline": [{"at": None if at is None else moment(at), "what": what} for at, what in timeline(found)],
-        "sightings": [
-            {name: value for name, value in asdict(each).items() if value not in {"", None}}
-            for each in found.sightings
+        "id": result.event_id,
+        "found": bool(result.traces),
+        "timeline": [{"at": None if at is None else moment(at), "what": what} for at, what in timeline(result)],
+        "traces": [
+            {name: value for name, value in asdict(each).items() if value not in {"", None}} for each in result.traces
         ],
-        "looked_at": {name: looked._asdict() for name, looked in found.looked.items()},
+        "scanned": {name: each._asdict() for name, each in result.scanned.items()},
     }

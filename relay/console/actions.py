@@ -108,7 +108,7 @@ def selected(form: Mapping[str, str]) -> Selection:
 def confirmed(form: Mapping[str, str]) -> Selection:
     """Return the selection of a confirmed form, which excludes letters that died after it was shown."""
     selection = selected(form)
-    if selection.filters.died_until is None:
+    if selection.filters.dead_until is None:
         raise PageError(HTTPStatus.BAD_REQUEST, "Not understood", "The form does not have the time it was shown at.")
     return selection
 

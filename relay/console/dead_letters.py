@@ -91,7 +91,7 @@ class Selection:
             image=given["image"] or None,
             newer_than_seconds=ages["newer"],
             older_than_seconds=ages["older"],
-            died_until=int(until) if is_time else None,
+            dead_until=int(until) if is_time else None,
         )
         return cls(**given, filters=filters, faults=tuple(faults))
 
@@ -151,11 +151,11 @@ async def read_page(queue: QueueClient, settings: Settings, selection: Selection
         if not selection.faults:
             found = dead_letters.newest(
                 client, keys, selection.filters,
-                limit=ROWS, look_at=MAX_SCANNED, look_seconds=SCAN_SECONDS, behind=before,
+                limit=ROWS, max_scanned=MAX_SCANNED, max_seconds=SCAN_SECONDS, after=before,
             )  # fmt: skip
-            secrets, following = Secrets.of(settings, shortest=PAGE_CHARACTERS), found.behind
+            secrets, following = Secrets.of(settings, shortest=PAGE_CHARACTERS), found.after
             rows = [
-                Row(each, secrets.excerpt(each.death.get("detail", ""), _LONGEST_DETAIL)) for each in found.letters
+                Row(each, secrets.excerpt(each.cause.get("detail", ""), _LONGEST_DETAIL)) for each in found.letters
             ]
         return Page(rows, following, dead_letters.count(client, keys), _now(client))
 
@@ -196,7 +196,7 @@ def details_of(letter: DeadLetter, secrets: Secrets) -> Details:
 
     return Details(
         letter=letter,
-        detail=shown(letter.death.get("detail", "")),
+        detail=shown(letter.cause.get("detail", "")),
         body=shown(_indented(letter.body)) if letter.body else "",
         fields=[(shown(name), shown(value)) for name, value in letter.fields],
         history=list(_history(letter)),
@@ -216,7 +216,7 @@ def _indented(body: Any) -> str:
 
 
 def _history(letter: DeadLetter) -> Iterator[tuple[str, int]]:
-    redriven, death = letter.redriven, letter.death
+    redriven, death = letter.redriven, letter.cause
     if redriven is None:
         yield "enqueued", letter.arrival[0]
     else:
@@ -226,7 +226,7 @@ def _history(letter: DeadLetter) -> Iterator[tuple[str, int]]:
     for name, label in (("first", "first attempt"), ("last", "last attempt")):
         if death.get(name, "").isdecimal():
             yield label, int(death[name])
-    yield "dead-lettered", letter.died
+    yield "dead-lettered", letter.dead_since
 
 
 async def redrive_set(queue: QueueClient, selection: Selection, *, max_backlog: int, force: bool) -> ActionResult:
@@ -236,7 +236,7 @@ async def redrive_set(queue: QueueClient, selection: Selection, *, max_backlog: 
         moved, started = 0, time.monotonic()
         for progress in redrive_all(redrive, selection.filters, limit=MAX_PER_FORM):
             moved = progress.moved
-            if progress.full:
+            if progress.is_full:
                 return ActionResult(moved, "full")
             if time.monotonic() - started > FORM_SECONDS:
                 return ActionResult(moved, "more")
@@ -257,7 +257,7 @@ async def redrive_one(queue: QueueClient, letter_id: str, *, max_backlog: int, f
 
         def move(redrive: Redrive) -> ActionResult:
             moved = redrive.move([letter])
-            return ActionResult(moved.letters, "full" if moved.full else "" if moved.letters else "gone")
+            return ActionResult(moved.letters, "full" if moved.is_full else "" if moved.letters else "gone")
 
         return _under_lease(Redrive(client, keys, max_backlog=max_backlog, force=force), move)
 
@@ -265,7 +265,7 @@ async def redrive_one(queue: QueueClient, letter_id: str, *, max_backlog: int, f
 
 
 def _under_lease(redrive: Redrive, move: Callable[[Redrive], ActionResult]) -> ActionResult:
-    if not redrive.begin():
+    if not redrive.acquire():
         return ActionResult(0, "busy")
     try:
         return move(redrive)
@@ -273,7 +273,7 @@ def _under_lease(redrive: Redrive, move: Callable[[Redrive], ActionResult]) -> A
         return ActionResult(0, "busy")
     finally:
         with suppress(RedisError):  # then the lease expires
-            redrive.end()
+            redrive.release()
 
 
 async def drop_set(queue: QueueClient, selection: Selection) -> ActionResult:

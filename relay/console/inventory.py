@@ -96,7 +96,8 @@ def scan(
     for place, name in enumerate(names):
         cursor = after if place == 0 else 0
         while True:
-            step = inventory.read(client, keys, destination, name, wanted=text, after=cursor, limit=ROWS - len(found))
+            room = ROWS - len(found)
+            step = inventory.read_page(client, keys, destination, name, text=text, after=cursor, limit=room)
             found += step.running
             cursor = step.after
             is_full = len(found) >= ROWS or time.monotonic() - started > SEARCH_SECONDS

@@ -105,8 +105,8 @@ def read(client: Redis, keys: Keys, settings: Settings) -> CachedStatus:
     began = time.monotonic()
     status = read_status(client, keys, settings.destination, settings.queue)
     if status.newest_dead is not None:
-        death = status.newest_dead.death
+        death = status.newest_dead.cause
         secrets = Secrets.of(settings, shortest=PAGE_CHARACTERS)
         detail = secrets.mask_credentials(death.get("detail", ""))
-        status = replace(status, newest_dead=replace(status.newest_dead, death={**death, "detail": detail}))
+        status = replace(status, newest_dead=replace(status.newest_dead, cause={**death, "detail": detail}))
     return CachedStatus(status=status, findings=diagnose(status), began=began, took_seconds=time.monotonic() - began)

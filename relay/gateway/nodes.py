@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from relay.queue.nodes import NodeMap, read
+from relay.queue.nodes import NodeMap, read_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ class NodePlatforms:
     async def _refresh(self) -> None:
         while True:
             try:
-                self._map = await read(self._client, self._keys, self._cluster, self._map)
+                self._map = await read_nodes(self._client, self._keys, self._cluster, self._map)
                 self._has_reply.set()
             except NoPermissionError:  # a user of an older ACL file: treated as no map
                 if not self._has_reply.is_set():

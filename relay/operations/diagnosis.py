@@ -279,11 +279,12 @@ def _dead_letters(status: Status) -> Iterator[Finding]:
     number, letter = status.counters.dead_waiting, status.newest_dead
     if not number or letter is None:
         return
-    detail = letter.death.get("detail", "")
+    detail = letter.cause.get("detail", "")
     where = f" in {letter.environment}" if letter.environment else ""
+    age = duration(status.now - letter.dead_since)
     what = (
         f"{number:,} dead letter{' waits' if number == 1 else 's wait'} for a decision; the newest, "
-        f"{duration(status.now - letter.died)} old, is {letter.image or letter.event_id or 'unreadable'}{where}: "
+        f"{age} old, is {letter.image or letter.event_id or 'unreadable'}{where}: "
         f"{letter.reason}{f', {detail}' if detail else ''}"
     )
     yield warning(

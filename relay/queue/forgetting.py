@@ -1,4 +1,4 @@
-"""Letting go of what was not seen for long: of instances, a page at a time, and of environments without any."""
+"""Forgetting: deletes the state of instances that were not seen for long, and of environments without instances."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
     from relay.queue.keys import Keys, OutboxKeys
 
-#: Instances that are read in one step, about.
+#: Instances that one step reads, approximately.
 PAGE = 500
 
-#: Environments that are read in one step, about, and how long the position of a walk is kept.
+#: Environments that one step reads, approximately.
 ENVIRONMENTS_PAGE = 100
+
+#: How long the position of a walk is kept.
 POSITION_MILLISECONDS = 30 * 86_400_000
 
-#: The most entries of an outbox, and bytes, that are read to learn which instances have an event waiting. Redis does
-#: nothing else meanwhile; of an environment with more, nothing is forgotten until a later walk.
+#: Maximum entries and bytes of an outbox that a script reads to find the instances with a waiting event, because
+#: Redis is blocked meanwhile. In an environment with more, no instance is forgotten until a later walk.
 MAX_WAITING, MAX_WAITING_BYTES = 1000, 524_288
 
 _FORGET = scripts.load("forget")
@@ -33,16 +35,16 @@ _FORGET_ENVIRONMENT = scripts.load("forget_environment")
 
 
 class Page(NamedTuple):
-    """What one step did; the next starts at `cursor`, and 0 is the end."""
+    """Result of one step; `cursor` starts the next one, 0 is the end."""
 
     cursor: int
     forgotten: int
 
 
 def claim(client: Redis, keys: Keys, every_seconds: float) -> bool:
-    """Tell whether a walk is due, and leave the mark that keeps others from one for so long.
+    """Return whether a walk is due, and set the mark that keeps others from starting one for that long.
 
-    A Redis without memory takes no mark: then none is due.
+    Redis without free memory refuses the mark: then no walk is due.
     """
     try:
         return bool(client.set(keys.forgetting, "1", nx=True, px=round(every_seconds * 1000)))
@@ -51,15 +53,15 @@ def claim(client: Redis, keys: Keys, every_seconds: float) -> bool:
 
 
 def unclaim(client: Redis, keys: Keys) -> None:
-    """Take the mark back: nobody was called to walk."""
+    """Delete the mark, because no walk was started."""
     client.delete(keys.forgetting)
 
 
 class Position(NamedTuple):
-    """Where a walk goes on: a page of environments, the first of its names not done yet, and a page of its instances.
+    """Position of a walk: a page of environments, the first of its names to do, and a page of its instances.
 
-    Both pages are Redis's cursors, which a restart or a growing set does not make wrong. Where so many environments
-    are forgotten that Redis shrinks the set, one may change its page and be met by the next walk only.
+    Both pages are Redis's cursors, which stay valid over a restart or a growing set. If so many environments are
+    forgotten that Redis shrinks the set, an environment may change its page and be reached by the next walk only.
     """
 
     page: int = 0
@@ -70,8 +72,8 @@ class Position(NamedTuple):
 START = Position()
 
 
-def position(client: Redis, keys: Keys) -> Position:
-    """Return where the last walk ended, `START` for at the end."""
+def read_position(client: Redis, keys: Keys) -> Position:
+    """Return the position of the last walk, `START` if it came to the end."""
     found = cast("bytes | None", client.get(keys.forget_position))
     if found is None:
         return START
@@ -79,8 +81,8 @@ def position(client: Redis, keys: Keys) -> Position:
     return Position(int(page), name, int(instances))
 
 
-def note_position(client: Redis, keys: Keys, at: Position) -> None:
-    """Note where a walk goes on, so that it does not begin again. A Redis without memory takes no note."""
+def write_position(client: Redis, keys: Keys, at: Position) -> None:
+    """Write the position at which the walk continues. Redis without free memory refuses it."""
     if at == START:
         client.delete(keys.forget_position)
         return
@@ -88,31 +90,31 @@ def note_position(client: Redis, keys: Keys, at: Position) -> None:
         client.set(keys.forget_position, f"{at.page} {at.instances} {at.environment}", px=POSITION_MILLISECONDS)
 
 
-def environments(client: Redis, keys: Keys, destination: str, page: int) -> tuple[int, list[str]]:
-    """Return the next cursor (0 for the end) and the environments at a cursor, in the order of their names."""
+def read_environments(client: Redis, keys: Keys, destination: str, page: int) -> tuple[int, list[str]]:
+    """Return the next cursor (0 at the end) and the sorted environments at a cursor."""
     reply: Any = client.zscan(keys.environments(destination), page, count=ENVIRONMENTS_PAGE)
     following, found = reply
     return int(following), sorted(name.decode() for name, _ in found)
 
 
 def forget_page(client: Redis, outbox: OutboxKeys, cursor: int, seen_before: int) -> Page:
-    """Forget those of a page of instances that were last seen before then, in milliseconds since the epoch."""
+    """Forget the instances of a page that were last seen before then, in milliseconds since the epoch."""
     reply: Any = client.hscan(outbox.accepted, cursor, count=PAGE)
     following, states = reply
     args: list[scripts.Argument] = [MAX_WAITING, MAX_WAITING_BYTES]
     for instance, state in states.items():
         if Accepted.decode(state.decode()).seen < seen_before:
             args += (instance, state)
-    if len(args) == 2:  # noqa: PLR2004 - nothing but the bounds
+    if len(args) == 2:  # noqa: PLR2004 - only the bounds
         return Page(cursor=int(following), forgotten=0)
     call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
     return Page(cursor=int(following), forgotten=int(scripts.run(client, call)))
 
 
 def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_before: int) -> bool:
-    """Forget an environment and its counts, if nothing is left of it and nothing happened there since then.
+    """Forget an environment and its counts, unless it was active since then; return whether it was forgotten.
 
-    It stays with an instance, an event on its way, a drain or a wakeup, and while it is paused.
+    An instance, an event in the outbox, a run, a wake-up mark or a pause keeps it.
     """
     destination = outbox.destination
     script_keys = (
@@ -125,11 +127,11 @@ def forget_environment(client: Redis, keys: Keys, outbox: OutboxKeys, seen_befor
 
 
 class Forgotten(NamedTuple):
-    """Count what a deliberate forgetting has done so far, in instances."""
+    """Result of `relay forget`, in instances."""
 
-    looked_at: int = 0
+    scanned: int = 0
     forgotten: int = 0
-    #: Meant, and not forgotten: an event of theirs waits in the outbox, or was accepted at this very moment.
+    #: Selected and not forgotten: an event waits in the outbox, or was accepted at the same time.
     kept: int = 0
 
 
@@ -137,14 +139,14 @@ def forget_some(
     client: Redis,
     outbox: OutboxKeys,
     *,
-    is_meant: Callable[[str], bool],
+    is_selected: Callable[[str], bool],
     seen_before: int | None = None,
     dry_run: bool = False,
 ) -> Forgotten:
-    """Forget an environment's instances whose keys are meant, a page at a time, and return how many.
+    """Forget the selected instances of an environment, a page at a time, and return their number.
 
-    With `seen_before`, only those that were not seen since then. In a dry run `forgotten` are those that are meant,
-    whether or not an event of theirs waits.
+    With `seen_before`, only those that were not seen since then. In a dry run `forgotten` counts the selected ones,
+    whether or not an event waits.
     """
     done = Forgotten()
     cursor = 0
@@ -154,18 +156,18 @@ def forget_some(
         args: list[scripts.Argument] = [MAX_WAITING, MAX_WAITING_BYTES]
         for instance, state in states.items():
             seen_until = Accepted.decode(state.decode()).seen + SEEN_STEP_MS
-            if is_meant(instance.decode()) and (seen_before is None or seen_until < seen_before):
+            if is_selected(instance.decode()) and (seen_before is None or seen_until < seen_before):
                 args += (instance, state)
-        meant = forgotten = len(args) // 2 - 1
-        if meant and not dry_run:
+        selected = forgotten = len(args) // 2 - 1
+        if selected and not dry_run:
             call = scripts.Call(_FORGET, (outbox.outbox, outbox.accepted, outbox.delivered, outbox.gone), args)
             forgotten = int(scripts.run(client, call))
-        done = Forgotten(done.looked_at + len(states), done.forgotten + forgotten, done.kept + meant - forgotten)
+        done = Forgotten(done.scanned + len(states), done.forgotten + forgotten, done.kept + selected - forgotten)
         if not cursor:
             return done
 
 
 def now_ms(client: Redis) -> int:
-    """Return Redis's time in milliseconds: the clock that `seen` is of."""
+    """Return Redis's time in milliseconds, the clock of `seen`."""
     seconds, microseconds = client.time()
     return int(seconds) * 1000 + int(microseconds) // 1000

@@ -1,7 +1,7 @@
-"""Where is an event, and what became of it? Whatever Redis still knows of an id.
+"""Lookup of an event by its id: where it is, or what became of it. Changes nothing.
 
-A receipt tells at once; beside it the inbox, the outboxes, the dead letters and the ids that the states remember are
-gone through, a page at a time and no farther than a bound. Changes nothing.
+Reads its receipt, and scans the inbox, the outboxes, the dead letters and the ids in the instances' states, a page at
+a time and up to a bound.
 """
 
 from __future__ import annotations
@@ -25,191 +25,192 @@ if TYPE_CHECKING:
 #: Entries or states that one round trip reads.
 PAGE = 500
 
-#: Entries of a stream that one round trip reads; fewer, because they may be large.
+#: Entries of a stream that one round trip reads: fewer, because they may be large.
 BOUNDED_PAGE = 100
 
-#: Entries of each kind, and states, that are looked at unless told otherwise.
-LOOK_AT = 100_000
+#: Default maximum of entries scanned of each kind, and of states.
+MAX_SCANNED = 100_000
 
 
 class Place(StrEnum):
-    """Where something is known of an event."""
+    """Where an event was found."""
 
     RECEIPT = "receipt"
     INBOX = "inbox"
     OUTBOX = "outbox"
     DEAD = "dead"
-    #: The state has it as the last that was accepted of its instance.
+    #: It is the last accepted event of its instance.
     CURRENT = "current"
-    #: The state remembers its id, and accepted others of its instance since.
+    #: Other events of its instance were accepted since; the state still has its id.
     EARLIER = "earlier"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
-    """One thing that is known of an event. Times are Redis milliseconds."""
+class Trace:
+    """One place where an event was found. Times are Redis milliseconds."""
 
     place: Place
-    #: Since when that is so, as far as is known.
+    #: Since when, if known.
     at: int | None = None
     environment: str = ""
-    #: The instance's key, or of what was not taken in yet, nothing.
+    #: The instance's key; empty for an inbox entry.
     instance: str = ""
     digest: str = ""
-    #: What a receipt says, or why a letter died.
+    #: The receipt's status, or the dead letter's reason.
     status: str = ""
     detail: str = ""
     #: The dead letter's id.
     letter: str = ""
     #: Attempts so far.
     attempts: int = 0
-    #: When it is tried next.
-    due: int | None = None
-    #: When it was delivered.
-    delivered: int | None = None
+    retry_at: int | None = None
+    delivered_at: int | None = None
 
 
-class Looked(NamedTuple):
-    """How far a search went in one kind of thing: at how many of how many."""
+class Scanned(NamedTuple):
+    """How many of one kind were scanned, and how many there are."""
 
-    at: int
-    of: int
+    scanned: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """What is known of an event, and how far it was searched for."""
+class LookupResult:
+    """Where an event was found, and how much was scanned."""
 
     event_id: str
-    sightings: Sequence[Sighting]
-    looked: dict[str, Looked]
+    traces: Sequence[Trace]
+    scanned: dict[str, Scanned]
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether all was looked at that there is."""
-        return all(looked.at >= looked.of for looked in self.looked.values())
+        """Whether everything was scanned."""
+        return all(each.scanned >= each.total for each in self.scanned.values())
 
 
-def trace(
+def look_up(
     client: Redis, keys: Keys, destination: str, event_id: str, *,
-    environments: Sequence[str] | None = None, look_at: int = LOOK_AT,
-) -> Trace:  # fmt: skip
-    """Search for an event, in these environments or all. A Redis that is away raises `RedisError`."""
+    environments: Sequence[str] | None = None, max_scanned: int = MAX_SCANNED,
+) -> LookupResult:  # fmt: skip
+    """Search for an event in these environments, or in all. Raise `RedisError` if Redis is not reachable."""
     names = counters.environment_names(client, keys, destination) if environments is None else environments
     outboxes = [keys.of_outbox(destination, name) for name in names]
-    search = _Search(client, keys, event_id, look_at)
-    sightings = [*search.receipt(), *search.inbox(), *search.outboxes(outboxes), *search.letters()]
-    sightings += search.states(outboxes)
-    return Trace(event_id=event_id, sightings=sightings, looked=search.looked)
+    search = _Search(client, keys, event_id, max_scanned)
+    traces = [*search.receipt(), *search.inbox(), *search.outboxes(outboxes), *search.dead_letters()]
+    traces += search.states(outboxes)
+    return LookupResult(event_id=event_id, traces=traces, scanned=search.scanned)
 
 
 class _Search:
-    def __init__(self, client: Redis, keys: Keys, event_id: str, look_at: int) -> None:
-        self.looked: dict[str, Looked] = {}
+    def __init__(self, client: Redis, keys: Keys, event_id: str, max_scanned: int) -> None:
+        self.scanned: dict[str, Scanned] = {}
         self._client, self._keys = client, keys
         self._id, self._wanted = event_id, event_id.encode()
-        self._look_at = look_at
+        self._max_scanned = max_scanned
 
-    def receipt(self) -> Iterator[Sighting]:
-        """Yield what was written down for whoever asks."""
+    def receipt(self) -> Iterator[Trace]:
+        """Yield the event's receipt."""
         found = receipts.read(self._client, self._keys, self._id)
         if found is not None:
-            yield Sighting(
+            yield Trace(
                 place=Place.RECEIPT,
                 at=found.at,
                 status=found.status,
                 detail=": ".join(filter(None, (found.reason, found.detail))) if found.status.is_failure else "",
             )
 
-    def inbox(self) -> Iterator[Sighting]:
-        """Yield entries that wait to be taken in; one without an id goes by its entry's."""
+    def inbox(self) -> Iterator[Trace]:
+        """Yield its inbox entries; an entry without an id has that of the stream."""
         total = int(self._client.xlen(self._keys.inbox))
-        looked = 0
-        for entry_id, fields in self._entries(self._keys.inbox, self._look_at):
-            looked += 1
+        scanned = 0
+        for entry_id, fields in self._entries(self._keys.inbox, self._max_scanned):
+            scanned += 1
             if fields.get(b"id", b"").strip() == self._wanted or (b"id" not in fields and entry_id == self._wanted):
-                yield Sighting(place=Place.INBOX, at=_milliseconds(entry_id))
-        self.looked["inbox"] = Looked(looked, max(looked, total))
+                yield Trace(place=Place.INBOX, at=_milliseconds(entry_id))
+        self.scanned["inbox"] = Scanned(scanned, max(scanned, total))
 
-    def outboxes(self, outboxes: Sequence[OutboxKeys]) -> Iterator[Sighting]:
-        """Yield entries that are on their way to the API."""
+    def outboxes(self, outboxes: Sequence[OutboxKeys]) -> Iterator[Trace]:
+        """Yield its outbox entries."""
         waiting = self._lengths([outbox.outbox for outbox in outboxes], "xlen")
-        looked = 0
+        scanned = 0
         for outbox, length in zip(outboxes, waiting, strict=True):
-            if not length or looked >= self._look_at:
+            if not length or scanned >= self._max_scanned:
                 continue
-            for entry_id, fields in self._entries(outbox.outbox, self._look_at - looked):
-                looked += 1
+            for entry_id, fields in self._entries(outbox.outbox, self._max_scanned - scanned):
+                scanned += 1
                 if fields[b"id"] == self._wanted:
-                    yield self._on_its_way(outbox, entry_id, fields)
-        self.looked["outboxes"] = Looked(looked, max(looked, sum(waiting)))
+                    yield self._in_outbox(outbox, entry_id, fields)
+        self.scanned["outboxes"] = Scanned(scanned, max(scanned, sum(waiting)))
 
-    def _on_its_way(self, outbox: OutboxKeys, entry_id: bytes, fields: dict[bytes, bytes]) -> Sighting:
+    def _in_outbox(self, outbox: OutboxKeys, entry_id: bytes, fields: dict[bytes, bytes]) -> Trace:
         instance = fields[b"instance"].decode()
-        due = self._client.zscore(outbox.due, instance)
+        retry_at = self._client.zscore(outbox.due, instance)
         trials = cast("bytes | None", self._client.hget(outbox.attempts, instance))
-        return Sighting(
+        return Trace(
             place=Place.OUTBOX,
             at=_milliseconds(entry_id),
             environment=outbox.environment,
             instance=instance,
             digest=fields[b"digest"].decode(),
             attempts=Trials.decode(trials or b"").answers,
-            due=None if due is None else round(due),
+            retry_at=None if retry_at is None else round(retry_at),
         )
 
-    def letters(self) -> Iterator[Sighting]:
-        """Yield dead letters, the newest first."""
+    def dead_letters(self) -> Iterator[Trace]:
+        """Yield its dead letters, newest first."""
         total = dead_letters.count(self._client, self._keys)
-        looked = 0
+        scanned = 0
         wanted = Filters(event_ids=frozenset({self._id}))
         for page in dead_letters.walk(self._client, self._keys, wanted, newest_first=True):
-            looked += page.looked_at
+            scanned += page.scanned
             for letter in page.letters:
-                yield Sighting(
+                yield Trace(
                     place=Place.DEAD,
-                    at=letter.died,
+                    at=letter.dead_since,
                     environment=letter.environment,
                     digest=letter.image.partition("@")[2],
                     status=letter.reason,
-                    detail=letter.death.get("detail", ""),
+                    detail=letter.cause.get("detail", ""),
                     letter=letter.letter_id,
                 )
-            if looked >= self._look_at:
+            if scanned >= self._max_scanned:
                 break
-        self.looked["dead letters"] = Looked(looked, max(looked, total))
+        self.scanned["dead letters"] = Scanned(scanned, max(scanned, total))
 
-    def states(self, outboxes: Sequence[OutboxKeys]) -> Iterator[Sighting]:
-        """Yield instances that remember the id."""
+    def states(self, outboxes: Sequence[OutboxKeys]) -> Iterator[Trace]:
+        """Yield the instances whose state has the id."""
         sizes = self._lengths([outbox.accepted for outbox in outboxes], "hlen")
-        looked = 0
+        scanned = 0
         for outbox, size in zip(outboxes, sizes, strict=True):
-            if not size or looked >= self._look_at:
+            if not size or scanned >= self._max_scanned:
                 continue
             for instance, state in self._client.hscan_iter(outbox.accepted, count=PAGE):
-                looked += 1
-                if self._wanted in state:  # decoding each would cost more than all the rest
+                scanned += 1
+                if self._wanted in state:  # cheaper than decoding each state
                     yield from self._remembered(outbox, instance, Accepted.decode(state.decode()))
-                if looked >= self._look_at:
+                if scanned >= self._max_scanned:
                     break
-        self.looked["instances"] = Looked(looked, max(looked, sum(sizes)))
+        self.scanned["instances"] = Scanned(scanned, max(scanned, sum(sizes)))
 
-    def _remembered(self, outbox: OutboxKeys, instance: bytes, state: Accepted) -> Iterator[Sighting]:
+    def _remembered(self, outbox: OutboxKeys, instance: bytes, state: Accepted) -> Iterator[Trace]:
         if self._id not in state.ids:
             return
         if state.ids[-1] != self._id or not state.digest:
-            yield Sighting(place=Place.EARLIER, environment=outbox.environment, instance=instance.decode())
+            yield Trace(place=Place.EARLIER, environment=outbox.environment, instance=instance.decode())
             return
         last = cast("bytes | None", self._client.hget(outbox.delivered, instance.decode()))
-        told = Delivered.decode(last.decode()) if last else None
-        arrived = told is not None and (told.digest, told.came) == (state.digest, written_arrival(*state.arrival))
-        yield Sighting(
+        delivered = Delivered.decode(last.decode()) if last else None
+        is_delivered = delivered is not None and (delivered.digest, delivered.came) == (
+            state.digest,
+            written_arrival(*state.arrival),
+        )
+        yield Trace(
             place=Place.CURRENT,
             at=state.at,
             environment=outbox.environment,
             instance=instance.decode(),
             digest=state.digest,
-            delivered=told.at if told and arrived else None,
+            delivered_at=delivered.at if delivered and is_delivered else None,
         )
 
     def _entries(self, stream: str, most: int) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:

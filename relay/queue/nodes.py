@@ -1,8 +1,8 @@
-"""Platforms of a cluster's nodes: published by its watcher, looked up by the webhook, which cannot ask the cluster.
+"""Platforms of a cluster's nodes: published by its watcher, read by the webhook, which cannot query the cluster.
 
-The value is a version (a hash of the rest) and JSON: `{"linux/arm64": ["node-1", …], …}`. Readers ask for the version
-first, and for the whole only when it is another. The key expires after `LIFETIME_SECONDS` unless the watcher
-refreshes it; as long as it lives, the webhook guesses no platform.
+The value is a version (a hash of the rest) and JSON: `{"linux/arm64": ["node-1", …], …}`. Readers read the version
+first, and the rest only if it has changed. The key expires after `LIFETIME_SECONDS` unless the watcher refreshes it;
+while it exists, the webhook guesses no platform.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from relay.events.platform import Platform
     from relay.queue.keys import Keys
 
-#: How long a map lives that is not refreshed. Long, because a node seldom changes its platform: while the watcher is
-#: away, an old map is wrong about new nodes only, and pods on those are left to the watcher.
+#: Expiry of a map that is not refreshed. Long, because a node seldom changes its platform: while the watcher is down,
+#: an old map lacks new nodes only, and their pods are left to the watcher.
 LIFETIME_SECONDS = 3600.0
 
-#: How often the watcher refreshes it.
+#: Interval at which the watcher refreshes it.
 REFRESH_SECONDS = 60.0
 
-#: Nodes of the largest map; Kubernetes supports clusters of 5,000. Of a larger cluster no map is published.
+#: Maximum nodes of a map; Kubernetes supports clusters of 5,000. No map of a larger cluster is published.
 MAX_NODES = 20_000
 
-#: The largest value that is read: `MAX_NODES` names of 63 characters are 1.3 MB.
+#: Maximum size of a value that is read: `MAX_NODES` names of 63 characters are 1.3 MB.
 MAX_BYTES = 4 * 1024 * 1024
 
 #: Hex digits of the version.
@@ -44,7 +44,7 @@ _VERSION_DIGITS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeMap:
-    """A map as it was read. Without a version there is none, and no watcher publishes."""
+    """Platforms by node name. Without a version there is no map: no watcher publishes one."""
 
     version: bytes = b""
     platforms: Mapping[str, Platform] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class NodeMap:
 
 
 def publish(client: Redis, keys: Keys, cluster: str, platforms: Mapping[str, Platform]) -> None:
-    """Write the map, or refresh it; it is whole or not there."""
+    """Write or refresh the map, atomically."""
     client.set(keys.nodes(cluster), encode(platforms), px=round(LIFETIME_SECONDS * 1000))
 
 
-async def read(client: AsyncRedis, keys: Keys, cluster: str, known: NodeMap) -> NodeMap:
-    """Return the map there is: `known` itself if that is it. A map that cannot be read is none."""
+async def read_nodes(client: AsyncRedis, keys: Keys, cluster: str, known: NodeMap) -> NodeMap:
+    """Return the current map: `known` itself if it has not changed. An unreadable map is an empty one."""
     key = keys.nodes(cluster)
     version = cast("bytes", await client.getrange(key, 0, _VERSION_DIGITS - 1))
     if version == known.version:
@@ -71,7 +71,7 @@ async def read(client: AsyncRedis, keys: Keys, cluster: str, known: NodeMap) -> 
 
 
 def encode(platforms: Mapping[str, Platform]) -> bytes:
-    """Return the value of a map; of nodes whose platform is not known whole, nothing is in it."""
+    """Return the value of a map, without the nodes whose platform is incomplete."""
     by_platform: dict[str, list[str]] = {}
     for name, platform in sorted(platforms.items()):
         if platform.is_complete:
@@ -81,7 +81,7 @@ def encode(platforms: Mapping[str, Platform]) -> bytes:
 
 
 def decode(value: bytes) -> NodeMap:
-    """Read a value; what has another shape is no map."""
+    """Parse a value; one of another shape is an empty map."""
     version, content = value[:_VERSION_DIGITS], value[_VERSION_DIGITS:]
     try:
         by_platform = from_json(content)

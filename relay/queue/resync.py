@@ -1,8 +1,8 @@
-"""Resyncing: what an environment runs is put on its way to the API once more, as far as the API was told it before.
+"""Resync: delivers the current, already delivered state of an environment once more.
 
-Each instance becomes an entry of the inbox like any other, with a field `resync`. Whether it is still what runs is
-judged when it is taken in (workers/intake/deduplication.py), so nothing that is reported
-meanwhile is undone, and a resync that is stopped anywhere, or made twice, does no harm.
+Each instance becomes an inbox entry with a field `resync`. Intake decides whether it is still the current state
+(workers/intake/deduplication.py), so a resync undoes no report that arrives meanwhile, and one that is stopped or
+repeated does no harm.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """How far a resync is, in instances. `full` says why the queue took no more; going on tries again."""
+    """Progress of a resync in instances. `full` is why the queue refused more; continuing tries again."""
 
-    looked_at: int = 0
+    scanned: int = 0
     added: int = 0
     #: Accepted and not delivered yet: there is nothing to repeat.
-    on_their_way: int = 0
+    undelivered: int = 0
     full: str = ""
-    #: Left out, because they were not seen for as long as was given.
+    #: Left out, because they were not seen within the given time.
     not_seen: int = 0
     #: Left out, because the watcher of their cluster no longer sees them.
     gone: int = 0
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 def rehearse(
     client: Redis, keys: Keys, destination: str, environment: str, *, seen_since: int | None = None
 ) -> Iterator[Progress]:
-    """Go through an environment's instances and add nothing; `added` are those that would be."""
+    """Yield the progress of a dry run, which adds nothing; `added` counts what would be added."""
     done = Progress()
     for running in inventory.pages(client, keys, destination, environment):
         done = _after(done, running, seen_since)
@@ -51,14 +51,14 @@ def resync_all(
     client: Redis, keys: Keys, destination: str, environment: str, *,
     max_backlog: int, memory_watermark: float, seen_since: int | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """Add an entry for each of an environment's instances that was delivered; yield how far it is after each page.
+    """Add an entry for each delivered instance of an environment, and yield the progress after each page.
 
-    Left out is what the watcher of a cluster no longer sees, and with `seen_since`, in milliseconds of Redis's clock,
-    what was not reported since then.
+    Instances that the watcher of their cluster no longer sees are left out. With `seen_since`, in milliseconds of
+    Redis's clock, so are those that were not reported since then.
     """
     done = Progress()
     for running in inventory.pages(client, keys, destination, environment):
-        entries = [_entry(each) for each in running if each.delivered and _is_there(each, seen_since)]
+        entries = [_entry(each) for each in running if each.is_delivered and _is_present(each, seen_since)]
         call = inbox.append_call(keys, entries, max_backlog, memory_watermark, internal=True)
         while entries and (why := _full(client, call)):
             yield done._replace(full=why)
@@ -66,8 +66,8 @@ def resync_all(
         yield done
 
 
-def _is_there(running: Running, seen_since: int | None) -> bool:
-    """Return whether an instance may still run; the API must not be told again of one that does not."""
+def _is_present(running: Running, seen_since: int | None) -> bool:
+    """Return whether an instance may still run; one that does not must not be delivered again."""
     if running.gone_since is not None:
         return False
     return seen_since is None or running.was_seen_since(seen_since)
@@ -75,13 +75,13 @@ def _is_there(running: Running, seen_since: int | None) -> bool:
 
 def _after(done: Progress, running: Sequence[Running], seen_since: int | None) -> Progress:
     gone = sum(each.gone_since is not None for each in running)
-    there = [each for each in running if _is_there(each, seen_since)]
-    delivered = sum(each.delivered for each in there)
+    present = [each for each in running if _is_present(each, seen_since)]
+    delivered = sum(each.is_delivered for each in present)
     return Progress(
-        looked_at=done.looked_at + len(running),
+        scanned=done.scanned + len(running),
         added=done.added + delivered,
-        on_their_way=done.on_their_way + len(there) - delivered,
-        not_seen=done.not_seen + len(running) - len(there) - gone,
+        undelivered=done.undelivered + len(present) - delivered,
+        not_seen=done.not_seen + len(running) - len(present) - gone,
         gone=done.gone + gone,
     )
 
@@ -98,7 +98,7 @@ def _entry(running: Running) -> dict[str, bytes | str]:
 
 
 def _full(client: Redis, call: scripts.Call) -> str:
-    """Add the entries, or say why there is no room for them."""
+    """Add the entries, and return why the queue refused them, if it did."""
     try:
         scripts.run(client, call)
     except RedisError as error:

@@ -113,7 +113,7 @@ def read_status(
         workers=alive_workers(client, keys, snapshot.workers),
         environments=environments,
         retrying=_read_retrying(client, keys, destination, environments),
-        newest_dead=dead_letters.newest_of_all(client, keys),
+        newest_dead=dead_letters.find_newest(client, keys),
         contested=contested.read(client, keys, destination, snapshot.now),
         server=snapshot.server,
         write_error=_write_error(client, keys, snapshot.server),

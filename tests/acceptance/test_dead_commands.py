@@ -192,7 +192,7 @@ def test_export_loses_not_a_byte(redis_server: EmbeddedRedis, client: Redis, tmp
     for (letter_id, fields), (stored_id, stored) in zip(found, client.xrange(KEYS.dead), strict=True):
         assert letter_id == stored_id.decode()
         assert [name for name, _ in fields] == list(stored)[: len(fields)]
-    assert (lines[0]["status"], lines[0]["last_attempt"]) == (422, "2025-06-15T15:06:40.009+00:00")
+    assert (lines[0]["status"], lines[0]["last_attempt_at"]) == (422, "2025-06-15T15:06:40.009+00:00")
     assert client.xlen(KEYS.dead) == 4
 
 
@@ -292,7 +292,7 @@ def test_second_redrive_is_told_to_wait(redis_server: EmbeddedRedis, client: Red
     done = run(redis_server.url, "dead", "redrive", "--yes")
 
     assert done.returncode == 75
-    assert "another redrive is under way" in done.stderr
+    assert "another redrive is running" in done.stderr
     assert client.xlen(KEYS.dead) == 3
 
 
@@ -379,7 +379,7 @@ def test_help_has_examples(redis_server: EmbeddedRedis, command: str) -> None:
 def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
     assert run(url, "pause", "production", "staging").stdout == "production is paused\nstaging is paused\n"
-    assert "production was paused before, since 20" in run(url, "pause", "production").stdout
+    assert "production was already paused, since 20" in run(url, "pause", "production").stdout
     assert client.hkeys(KEYS.paused(DEFAULT_DESTINATION)) == [b"production", b"staging"]
     status = json.loads(run(url, "status", "--json").stdout)
     assert [each["environment"] for each in status["environments"] if each["paused_since"]] == [
@@ -396,12 +396,12 @@ def test_pause_and_resume_say_what_they_did(redis_server: EmbeddedRedis, client:
 
 def test_resume_ends_a_throttle(redis_server: EmbeddedRedis, client: Redis) -> None:
     url = redis_server.url
-    assert run(url, "resume", "--destination", "default").stdout == "default was not held\n"
+    assert run(url, "resume", "--destination", "default").stdout == "default was healthy\n"
     throttle(client, 3600)
     status = json.loads(run(url, "status", "--json").stdout)
     assert status["destination"]["throttled_for_seconds"] > 3000
     done = json.loads(run(url, "resume", "--destination", "default", "--json").stdout)
-    assert (done["destination"], done["held"]) == ("default", "throttled")
+    assert (done["destination"], done["health"]) == ("default", "throttled")
     assert json.loads(run(url, "status", "--json").stdout)["destination"]["health"] == "healthy"
     assert run(url, "resume").returncode == 2
     assert "there is only the destination 'default'" in run(url, "resume", "--destination", "other").stderr

@@ -88,7 +88,7 @@ def test_resync_tells_each_instance_once_more_and_undoes_nothing(estate: Estate)
     reporting.join()
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
-    assert outcome["looked_at"] == outcome["added"] + outcome["on_their_way"] == INSTANCES
+    assert outcome["scanned"] == outcome["added"] + outcome["undelivered"] == INSTANCES
     counters = estate.wait_until_done(INSTANCES + CHANGED + outcome["added"])
 
     times = Counter(seen_by(estate))
@@ -125,7 +125,7 @@ def test_resync_of_a_full_queue_says_how_far_it_came(estate: Estate) -> None:
     done = ask(estate, "resync", "production", "--yes", "--wait", "0s", RELAY_QUEUE__MAX_BACKLOG="1")
     assert done.returncode == 75
     assert done.stdout == "0 delivered again\n"
-    assert "1 events wait; 0 of about 1 instances were looked at. Run it again later" in done.stderr
+    assert "1 events wait; 0 of about 1 instances were processed. Run it again later" in done.stderr
     assert ask(estate, "resync", "production", "--yes").stdout == "1 delivered again\n"
 
 
@@ -146,12 +146,16 @@ def test_inventory_shows_what_runs_and_whether_the_api_knows(estate: Estate) -> 
     ]
     (line,) = ask(estate, "inventory", "--search", "ACME", "--json").stdout.splitlines()
     found = json.loads(line)
-    assert (found["digest"], found["delivered"], found["told"]["digest"]) == (digest("2"), False, digest("1"))
+    assert (found["digest"], found["delivered"], found["last_delivered"]["digest"]) == (
+        digest("2"),
+        False,
+        digest("1"),
+    )
     assert found["since"].startswith("20")
     assert ask(estate, "inventory", "production").stdout.count("\n") == 1
     nothing = ask(estate, "inventory", "production", "--search", "acme")
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert "nothing like acme was reported in production" in nothing.stderr
+    assert "nothing with acme was reported in production" in nothing.stderr
 
 
 # Forget
@@ -184,7 +188,7 @@ def test_forget_drops_what_is_meant_asks_first_and_may_be_repeated(
     assert outcome == {
         "environment": "production",
         "dry_run": False,
-        "looked_at": 5,
+        "scanned": 5,
         "forgotten": 1,
         "kept": 0,
         "environment_forgotten": False,
@@ -241,13 +245,13 @@ def test_trace_tells_an_events_fate(estate: Estate) -> None:
     estate.wait_until_done(1)
     found = ask(estate, "trace", "job-1")
     assert found.returncode == 0
-    assert found.stdout.splitlines()[-1].endswith("was delivered")
+    assert found.stdout.splitlines()[-1].endswith("  delivered")
     as_json = json.loads(ask(estate, "trace", "job-1", "--json").stdout)
     assert as_json["found"] is True
-    assert [step["what"] for step in as_json["timeline"]][-1] == "was delivered"
+    assert [step["what"] for step in as_json["timeline"]][-1] == "delivered"
     nothing = ask(estate, "trace", "nobody")
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert "nothing is known of nobody; looked at: inbox 0 of 0" in nothing.stderr
+    assert "nothing is known of nobody; scanned: inbox 0 of 0" in nothing.stderr
 
 
 # Status

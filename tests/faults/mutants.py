@@ -375,8 +375,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "relay/queue/dead_letters.py",
-                "    if before is not None:\n        return Redriven(before.times + 1,",
-                "    if before is ...:\n        return Redriven(before.times + 1,",
+                "    if last is not None:\n        return Redriven(last.times + 1,",
+                "    if last is ...:\n        return Redriven(last.times + 1,",
             ),
         ),
         tests=("tests/integration/test_dead_letters.py::test_event_that_dies_again_keeps_its_history",),

@@ -68,10 +68,10 @@ def report(runtime: Runtime, bodies: str) -> None:
 def redrive(runtime: Runtime, _: str) -> None:
     """Redrive all dead letters."""
     run = Redrive(runtime.client, runtime.keys, max_backlog=runtime.settings.queue.max_backlog)
-    assert run.begin(), "another redrive is under way"
+    assert run.acquire(), "another redrive is under way"
     for _ in redrive_all(run, dead_letters.EVERYTHING):
         pass
-    run.end()
+    run.release()
 
 
 def drop(runtime: Runtime, _: str) -> None:

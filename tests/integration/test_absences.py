@@ -107,7 +107,7 @@ def test_what_two_listings_in_a_row_do_not_have_is_gone(api: KubernetesApi, watc
     assert left.last_seen_at < left.gone_since <= forgetting.now_ms(client)
     assert 0 < client.pttl(OUTBOX.gone) <= watch.settings.delivery.forget_after * 1000
     done = list(rehearse(client, KEYS, DEFAULT_DESTINATION, ENVIRONMENT))[-1]
-    assert (done.looked_at, done.on_their_way, done.gone, done.not_seen) == (2, 1, 1, 0)
+    assert (done.scanned, done.undelivered, done.gone, done.not_seen) == (2, 1, 1, 0)
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
@@ -218,7 +218,7 @@ def test_forgetting_takes_marks_along(api: KubernetesApi, watch: Watch, client: 
     watch.list(2)
     client.delete(OUTBOX.outbox)
     client.hset(OUTBOX.gone, "not known", 1)
-    forgetting.forget_some(client, OUTBOX, is_meant=lambda key: "web" in key)
+    forgetting.forget_some(client, OUTBOX, is_selected=lambda key: "web" in key)
     assert client.hkeys(OUTBOX.gone) == [b"not known"]
 
 

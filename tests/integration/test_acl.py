@@ -310,7 +310,7 @@ class TestTheOthers:
 
         async def read() -> nodes.NodeMap:
             async with AsyncRedis.from_url(guarded.url("relay-gateway")) as client:
-                return await nodes.read(client, KEYS, "eu-1", nodes.NodeMap())
+                return await nodes.read_nodes(client, KEYS, "eu-1", nodes.NodeMap())
 
         assert asyncio.run(read()).platforms == {"n1": platform}
         assert not guarded.refused()

@@ -190,8 +190,8 @@ def test_lookups_hold_little_of_oversize_entries(client: Redis) -> None:
     with little_is_held():
         assert read_status(client, KEYS, DEFAULT_DESTINATION, QueueSettings()).inbox_oldest == arrived
         assert metrics_snapshot.read_snapshot(client, KEYS, DEFAULT_DESTINATION, environments=5).inbox.events == 2
-        found = lookup.trace(client, KEYS, DEFAULT_DESTINATION, "wanted")
-    assert [each.place for each in found.sightings] == [lookup.Place.INBOX]
+        found = lookup.look_up(client, KEYS, DEFAULT_DESTINATION, "wanted")
+    assert [each.place for each in found.traces] == [lookup.Place.INBOX]
 
 
 def test_page_of_dead_letters_is_bounded_in_bytes_and_large_ones_are_cut(client: Redis) -> None:

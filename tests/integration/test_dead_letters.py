@@ -88,9 +88,9 @@ def deliver_refusing(runtime: Runtime, api: Sandbox, version: str) -> None:
 
 def redrive(client: Redis, filters: Filters = EVERYTHING, *, force: bool = False, **options: Any) -> Progress:
     run = Redrive(client, KEYS, max_backlog=options.pop("max_backlog", PLENTY), force=force)
-    assert run.begin()
-    steps = [Progress(0, 0, full=False), *redrive_all(run, filters, **options)]
-    run.end()
+    assert run.acquire()
+    steps = [Progress(0, 0, is_full=False), *redrive_all(run, filters, **options)]
+    run.release()
     return steps[-1]
 
 
@@ -346,7 +346,7 @@ def test_event_that_dies_again_keeps_its_history(runtime: Runtime, client: Redis
         work(runtime, api, refuse=True)
         [letter] = letters(client)
         assert (letter.redriven.times if letter.redriven else 0) == times - 1
-        deaths.append(letter.died)
+        deaths.append(letter.dead_since)
         redrive(client, force=times == 2)
         [(_, entry)] = client.xrange(KEYS.inbox)
         assert Redriven.decode(entry[b"redriven"].decode()) == Redriven(
@@ -433,7 +433,7 @@ def test_death_at_intake_is_counted_by_its_reason(client: Redis) -> None:
 
 def begun(client: Redis, **options: Any) -> Redrive:
     run = Redrive(client, KEYS, **{"max_backlog": PLENTY, **options})
-    assert run.begin()
+    assert run.acquire()
     return run
 
 
@@ -441,11 +441,11 @@ def test_redrive_applied_twice_moves_once(client: Redis) -> None:
     bury(client, refused("a"), invalid({"event": "{"}), refused("b"))
     run = begun(client)
     found = letters(client)
-    assert run.move(found) == Moved(3, full=False)
+    assert run.move(found) == Moved(3, is_full=False)
     client.pexpire(KEYS.redrive_lease, 60_000)
     before = {key: value for key, value in everything(client).items() if key != KEYS.redrive_lease.encode()}
 
-    assert run.move(found) == Moved(0, full=False)
+    assert run.move(found) == Moved(0, is_full=False)
     assert everything(client).items() >= before.items()
     assert client.xlen(KEYS.inbox) == 3
     assert_all_accounted_for(client)
@@ -454,10 +454,10 @@ def test_redrive_applied_twice_moves_once(client: Redis) -> None:
 def test_second_redrive_waits_for_the_first(client: Redis) -> None:
     first = begun(client)
     second = Redrive(client, KEYS, max_backlog=PLENTY)
-    assert not second.begin()
-    assert first.begin(), "its own lease is no obstacle: the answer of its first try may have been lost"
-    first.end()
-    assert second.begin()
+    assert not second.acquire()
+    assert first.acquire(), "its own lease is no obstacle: the answer of its first try may have been lost"
+    first.release()
+    assert second.acquire()
     assert 0 < client.pttl(KEYS.redrive_lease) <= redriving.LEASE_SECONDS * 1000
 
 
@@ -470,7 +470,7 @@ def test_redrive_that_lost_its_lease_moves_nothing_more(client: Redis) -> None:
 
     with pytest.raises(LeaseLost):
         list(steps)
-    run.end()
+    run.release()
     assert client.get(KEYS.redrive_lease) == b"successor"
     assert (client.xlen(KEYS.inbox), client.xlen(KEYS.dead)) == (3, 7)
 
@@ -510,8 +510,8 @@ def test_redrive_drop_pause_and_resume_work_at_maxmemory(client: Redis, request:
     found = letters(client)
     request.getfixturevalue("full_memory")
 
-    assert run.move([*found[:1], *found[:1]]) == Moved(1, full=False)
-    assert run.move(found) == Moved(1, full=False)
+    assert run.move([*found[:1], *found[:1]]) == Moved(1, is_full=False)
+    assert run.move(found) == Moved(1, is_full=False)
     assert dead_letters.drop(client, KEYS, found) == 0
     assert pausing.pause(client, KEYS, DEFAULT_DESTINATION, ["production"])[0].newly
     assert pausing.resume(client, KEYS, DEFAULT_DESTINATION, ["production"]) != [None]
@@ -663,7 +663,7 @@ def test_twenty_thousand_letters_are_never_in_memory_together(client: Redis) -> 
 
 def test_page_of_huge_letters_is_small(client: Redis) -> None:
     bury(client, *(invalid({"event": "x" * 1_000_000}) for _ in range(80)))
-    sizes = [page.looked_at for page in dead_letters.walk(client, KEYS)]
+    sizes = [page.scanned for page in dead_letters.walk(client, KEYS)]
 
     assert sum(sizes) == 80
     assert max(sizes) <= 5

@@ -115,7 +115,7 @@ def test_environments_are_walked_in_pages_and_no_key_space_is_scanned(client: Re
     found: set[str] = set()
     page, pages = 0, 0
     while True:
-        page, some = forgetting.environments(client, KEYS, DEFAULT_DESTINATION, page)
+        page, some = forgetting.read_environments(client, KEYS, DEFAULT_DESTINATION, page)
         assert some == sorted(some)
         found.update(some)
         pages += 1
@@ -336,10 +336,10 @@ def test_walk_goes_on_where_the_last_one_ended_even_if_that_environment_is_gone(
 ) -> None:
     remember(client, "old", OLD)
     client.zadd(INDEX, {"production": 0, "zebra": 0})
-    forgetting.note_position(client, KEYS, forgetting.Position(0, "prod gone", 17))
-    assert forgetting.position(client, KEYS) == (0, "prod gone", 17)
+    forgetting.write_position(client, KEYS, forgetting.Position(0, "prod gone", 17))
+    assert forgetting.read_position(client, KEYS) == (0, "prod gone", 17)
     assert forget.walk(runtime).summary.startswith("instances forgotten: 1")
-    assert forgetting.position(client, KEYS) == forgetting.START
+    assert forgetting.read_position(client, KEYS) == forgetting.START
 
 
 # Clocks

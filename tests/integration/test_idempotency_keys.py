@@ -93,10 +93,10 @@ def test_attempts_of_one_event_carry_one_key_also_after_a_redrive(
     for _ in range(2):
         epoch.beat(client, KEYS, "a worker", keep_seconds=10)
         moving = Redrive(client, KEYS, max_backlog=100)
-        assert moving.begin()
+        assert moving.acquire()
         for page in walk(client, KEYS):
             moving.move(page.letters)
-        moving.end()
+        moving.release()
         run_intake(runtime)
         run_once(runtime)
     assert counters_of(client).delivered == 1
@@ -128,10 +128,10 @@ def test_a_forced_redrive_has_another_key(runtime: Runtime, client: Redis, api: 
     run_intake(runtime)
     run_once(runtime)
     moving = Redrive(client, KEYS, max_backlog=100, force=True)
-    assert moving.begin()
+    assert moving.acquire()
     for page in walk(client, KEYS):
         moving.move(page.letters)
-    moving.end()
+    moving.release()
     run_intake(runtime)
     run_once(runtime)
     first, _, forced = keys_of(api)

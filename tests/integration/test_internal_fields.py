@@ -71,10 +71,10 @@ def work(runtime: Runtime) -> None:
 
 def redrive(client: Redis, *, force: bool = False) -> None:
     moving = Redrive(client, KEYS, max_backlog=1_000_000, force=force)
-    assert moving.begin()
+    assert moving.acquire()
     for page in walk(client, KEYS):
         moving.move(page.letters)
-    moving.end()
+    moving.release()
 
 
 @pytest.mark.parametrize("forged", FORGED, ids=str)

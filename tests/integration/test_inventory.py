@@ -36,11 +36,11 @@ def deliver(client: Redis, name: str, version: str) -> None:
 
 
 def read(client: Redis, **how: object) -> inventory.Page:
-    return inventory.read(client, KEYS, DESTINATION, "production", **how)  # type: ignore[arg-type]
+    return inventory.read_page(client, KEYS, DESTINATION, "production", **how)  # type: ignore[arg-type]
 
 
 def test_an_environment_that_nobody_reported_is_empty(client: Redis) -> None:
-    assert read(client) == inventory.Page(running=[], looked_at=0, after=0)
+    assert read(client) == inventory.Page(running=[], scanned=0, after=0)
     assert inventory.count(client, KEYS, DESTINATION, "production") == 0
 
 
@@ -54,11 +54,11 @@ def test_each_instance_with_its_digest_and_what_the_api_was_told(client: Redis) 
     assert [each.instance for each in page.running] == [instance("a"), instance("b"), instance("c with a space")]
     a, b, c = page.running
     assert {each.last_seen_at for each in page.running} == {NOW + 1}
-    assert (a.digest, a.since, a.delivered) == (digest("1"), NOW, True)
-    assert (b.digest, b.since, b.delivered) == (digest("2"), NOW - 5000, False)
-    assert b.told == Delivered(digest("1"), NOW, NOW + 9, f"{NOW}-3")
-    assert (c.told, c.delivered) == (None, False)
-    assert (page.looked_at, page.after) == (3, 0)
+    assert (a.digest, a.since, a.is_delivered) == (digest("1"), NOW, True)
+    assert (b.digest, b.since, b.is_delivered) == (digest("2"), NOW - 5000, False)
+    assert b.last_delivered == Delivered(digest("1"), NOW, NOW + 9, f"{NOW}-3")
+    assert (c.last_delivered, c.is_delivered) == (None, False)
+    assert (page.scanned, page.after) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_search_looks_at_names_and_digests(client: Redis, wanted: str, names: 
     accept(client, "a", "1")
     accept(client, "b", "2")
     deliver(client, "b", "old")
-    assert [each.instance.name for each in read(client, wanted=wanted).running] == names
+    assert [each.instance.name for each in read(client, text=wanted).running] == names
 
 
 def test_a_large_environment_comes_in_pages(client: Redis) -> None:
@@ -96,9 +96,9 @@ def test_a_large_environment_comes_in_pages(client: Redis) -> None:
 def test_a_search_that_finds_nothing_looks_at_a_bounded_number(client: Redis) -> None:
     for number in range(1500):
         accept(client, f"n{number}", "1")
-    page = read(client, wanted="nothing", look_at=400)
+    page = read(client, text="nothing", max_scanned=400)
     assert page.running == []
-    assert 400 <= page.looked_at < 1000
+    assert 400 <= page.scanned < 1000
     assert page.after
 
 
@@ -133,11 +133,11 @@ def test_an_destinations_health_is_read_without_a_change(client: Redis) -> None:
 
 def test_the_newest_letters_come_in_pages(client: Redis) -> None:
     buried = bury(client, *(refused(str(number)) for number in range(130)))
-    some = dead_letters.newest(client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60)
+    some = dead_letters.newest(client, KEYS, Filters(), limit=50, max_scanned=1000, max_seconds=60)
     listed = list(some.letters)
-    while some.behind is not None:
+    while some.after is not None:
         some = dead_letters.newest(
-            client, KEYS, Filters(), limit=50, look_at=1000, look_seconds=60, behind=some.behind
+            client, KEYS, Filters(), limit=50, max_scanned=1000, max_seconds=60, after=some.after
         )
         listed += some.letters
     assert [letter.letter_id for letter in listed] == buried[::-1]
@@ -148,16 +148,16 @@ def test_what_is_behind_nothing_readable_begins_at_the_newest(client: Redis) -> 
     assert [
         each.letter_id
         for each in dead_letters.newest(
-            client, KEYS, Filters(), limit=5, look_at=5, look_seconds=60, behind="x"
+            client, KEYS, Filters(), limit=5, max_scanned=5, max_seconds=60, after="x"
         ).letters
     ] == [letter]
 
 
 def test_what_died_after_a_moment_is_not_meant(client: Redis) -> None:
     before, after = bury(client, refused("1"), refused("2"), died=NOW)
-    pages = list(dead_letters.walk(client, KEYS, Filters(died_until=NOW)))
+    pages = list(dead_letters.walk(client, KEYS, Filters(dead_until=NOW)))
     assert [letter.letter_id for page in pages for letter in page.letters] == [before]
-    pages = list(dead_letters.walk(client, KEYS, Filters(died_until=NOW + 1, older_than_seconds=0)))
+    pages = list(dead_letters.walk(client, KEYS, Filters(dead_until=NOW + 1, older_than_seconds=0)))
     assert [letter.letter_id for page in pages for letter in page.letters] == [before, after]
 
 
@@ -165,7 +165,7 @@ def test_a_look_at_letters_ends_in_time_and_goes_on(client: Redis) -> None:
     bury(client, refused("wanted", environment="staging"), *(refused(str(number)) for number in range(200)))
     filters, behind, looks = Filters(environment="staging"), "", 0
     while not (
-        some := dead_letters.newest(client, KEYS, filters, limit=5, look_at=10**6, look_seconds=0, behind=behind)
+        some := dead_letters.newest(client, KEYS, filters, limit=5, max_scanned=10**6, max_seconds=0, after=behind)
     ).letters:
-        behind, looks = some.behind or "", looks + 1
+        behind, looks = some.after or "", looks + 1
     assert looks > 1

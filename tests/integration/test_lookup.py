@@ -21,7 +21,7 @@ from runs import (
 )
 
 from relay.cli.trace import timeline
-from relay.queue.lookup import Looked, Place, Trace, trace
+from relay.queue.lookup import LookupResult, Place, Scanned, look_up
 from relay.sandbox import Sandbox
 from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.run import run_delivery
@@ -49,38 +49,38 @@ def runtime(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> Iterato
     made.close()
 
 
-def follow(client: Redis, event_id: str = "job-1", **how: object) -> Trace:
-    return trace(client, KEYS, DEFAULT_DESTINATION, event_id, **how)  # type: ignore[arg-type]
+def follow(client: Redis, event_id: str = "job-1", **how: object) -> LookupResult:
+    return look_up(client, KEYS, DEFAULT_DESTINATION, event_id, **how)  # type: ignore[arg-type]
 
 
-def places(found: Trace) -> list[Place]:
-    return [sighting.place for sighting in found.sightings]
+def places(found: LookupResult) -> list[Place]:
+    return [trace.place for trace in found.traces]
 
 
-def said(found: Trace) -> str:
+def said(found: LookupResult) -> str:
     return "\n".join(what for _, what in timeline(found))
 
 
 def test_an_event_is_followed_from_the_inbox_to_the_api(runtime: Runtime, client: Redis) -> None:
     report(client, "a", id="job-1")
     assert places(follow(client)) == [Place.INBOX]
-    assert "waits there to be taken in" in said(follow(client))
+    assert "waiting in the inbox" in said(follow(client))
 
     run_intake(runtime)
     assert places(follow(client)) == [Place.OUTBOX, Place.CURRENT]
     assert f"for {REPOSITORY} linux/amd64 in production" in said(follow(client))
-    assert "not tried yet" in said(follow(client))
-    assert "was delivered" not in said(follow(client))
+    assert "not attempted yet" in said(follow(client))
+    assert "\ndelivered" not in said(follow(client))
 
     deliver_until(runtime, lambda: counters_of(client).delivered == 1)
     found = follow(client)
     assert places(found) == [Place.CURRENT]
-    assert said(found).endswith(f"{digest('a')}\nwas delivered")
+    assert said(found).endswith(f"{digest('a')}\ndelivered")
 
     report(client, "b", id="job-2")
     run_intake(runtime)
     assert places(follow(client)) == [Place.EARLIER]
-    assert "before others that were accepted since" in said(follow(client))
+    assert "other events of it were accepted later" in said(follow(client))
 
 
 def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
@@ -90,9 +90,9 @@ def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, cli
         run_intake(runtime)
         run_delivery(replace(runtime, random=Longest()), ["production"])
     found = follow(client)
-    assert found.sightings[0].attempts == 1
-    assert found.sightings[0].due is not None
-    assert "tried 1 times" in said(found)
+    assert found.traces[0].attempts == 1
+    assert found.traces[0].retry_at is not None
+    assert "1 attempts so far" in said(found)
 
 
 def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -> None:
@@ -102,7 +102,7 @@ def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -
     deliver_until(runtime, lambda: counters_of(client).dead == 1)
     found = follow(client)
     assert places(found) == [Place.DEAD]
-    assert found.sightings[0].letter in said(found)
+    assert found.traces[0].letter in said(found)
     assert "refused: HTTP 422" in said(found)
 
 
@@ -111,8 +111,8 @@ def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Red
     report(client, "a", id="job-2", receipt="1")
     report(client, "a", id="job-3")
     run_intake(runtime)
-    assert said(follow(client, "job-2")) == "duplicate, says its receipt"
-    assert follow(client, "job-3").sightings == []
+    assert said(follow(client, "job-2")) == "receipt: duplicate"
+    assert follow(client, "job-3").traces == []
 
 
 def test_an_event_without_an_id_goes_by_its_entrys(runtime: Runtime, client: Redis) -> None:
@@ -125,22 +125,22 @@ def test_an_event_without_an_id_goes_by_its_entrys(runtime: Runtime, client: Red
 def test_a_part_of_an_id_is_not_the_id(runtime: Runtime, client: Redis) -> None:
     report(client, "a", id="job-10")
     run_intake(runtime)
-    assert follow(client).sightings == []
+    assert follow(client).traces == []
 
 
 def test_a_search_says_how_far_it_looked(runtime: Runtime, client: Redis) -> None:
     report_many(client, 30)
     run_intake(runtime)
     report_many(client, 20)
-    found = follow(client, look_at=10)
-    assert found.sightings == []
+    found = follow(client, max_scanned=10)
+    assert found.traces == []
     assert not found.is_complete
-    assert found.looked == {
-        "inbox": Looked(10, 20), "outboxes": Looked(10, 30), "dead letters": Looked(0, 0),
-        "instances": Looked(10, 30),
+    assert found.scanned == {
+        "inbox": Scanned(10, 20), "outboxes": Scanned(10, 30), "dead letters": Scanned(0, 0),
+        "instances": Scanned(10, 30),
     }  # fmt: skip
     assert follow(client).is_complete
-    assert follow(client, environments=["staging"]).looked["outboxes"] == Looked(0, 0)
+    assert follow(client, environments=["staging"]).scanned["outboxes"] == Scanned(0, 0)
     before = client.info("persistence")["rdb_changes_since_last_save"]
     follow(client)
     assert client.info("persistence")["rdb_changes_since_last_save"] == before

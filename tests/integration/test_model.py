@@ -386,9 +386,9 @@ class World:
         def run(process: Process) -> None:
             redrive = redriving.Redrive(process.client, KEYS, max_backlog=max_backlog, force=force)
             try:
-                if redrive.begin():
+                if redrive.acquire():
                     list(redriving.redrive_all(redrive, dead_letters.EVERYTHING))
-                    redrive.end()
+                    redrive.release()
             except LeaseLost:
                 pass
 

@@ -61,9 +61,9 @@ def work(runtime: Runtime) -> None:
 
 def redrive(client: Redis) -> None:
     run = Redrive(client, KEYS, max_backlog=100)
-    assert run.begin()
+    assert run.acquire()
     assert [step.moved for step in redrive_all(run, dead_letters.EVERYTHING)][-1] == 1
-    run.end()
+    run.release()
 
 
 def test_receipt_follows_an_event_from_inbox_to_api(client: Redis, producer: Producer, runtime: Runtime) -> None:

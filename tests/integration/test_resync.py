@@ -73,10 +73,10 @@ def instance_of(image: str) -> str:
 
 def redrive(client: Redis) -> None:
     run = Redrive(client, KEYS, max_backlog=1_000_000)
-    assert run.begin()
+    assert run.acquire()
     for page in list(walk(client, KEYS)):
         run.move(page.letters)
-    run.end()
+    run.release()
 
 
 def deliver(runtime: Runtime) -> None:
@@ -129,7 +129,7 @@ def test_only_what_was_seen_lately_is_told_again_if_that_is_asked_for(
     month_ago = Accepted.decode(state.decode())._replace(seen=now - 30 * DAY_MS)
     client.hset(PRODUCTION.accepted, instance_of(gone), month_ago.encode())
 
-    expected = Progress(looked_at=2, added=1, on_their_way=0, not_seen=1)
+    expected = Progress(scanned=2, added=1, undelivered=0, not_seen=1)
     since = now - DAY_MS
     assert list(rehearse(client, KEYS, DEFAULT_DESTINATION, "production", seen_since=since))[-1] == expected
     assert resync(client, seen_since=since)[-1] == expected

@@ -25,7 +25,7 @@ from relay.operations.diagnosis import Cause, diagnose
 from relay.operations.doctor import deliveries
 from relay.queue import metrics_snapshot
 from relay.queue.dead_letters import walk
-from relay.queue.inventory import read as read_inventory
+from relay.queue.inventory import read_page as read_inventory
 from relay.queue.redrive import Redrive
 from relay.queue.resync import resync_all
 from relay.queue.state import Accepted
@@ -83,10 +83,10 @@ def refused(runtime: Runtime, api: Sandbox, version: str, **fields: str) -> None
 
 def redrive(runtime: Runtime) -> None:
     moving = Redrive(runtime.client, KEYS, max_backlog=1000)
-    assert moving.begin()
+    assert moving.acquire()
     for page in walk(runtime.client, KEYS):
         moving.move(page.letters)
-    moving.end()
+    moving.release()
     work(runtime)
 
 

@@ -243,7 +243,7 @@ def test_an_environments_whole_name_matches_it_alone() -> None:
 def test_an_unreadable_filter_is_a_fault() -> None:
     selection = Selection.of({"newer": "soon", "older": "2h", "reason": "bored", "until": "12"})
     assert selection.faults == ("'soon' is no duration: write 90s, 12h or 30d", "there is no reason 'bored'")
-    assert (selection.filters.older_than_seconds, selection.filters.died_until) == (7200, 12)
+    assert (selection.filters.older_than_seconds, selection.filters.dead_until) == (7200, 12)
 
 
 def test_an_event_of_many_lines_stays_one_event() -> None:

@@ -1,9 +1,8 @@
--- A page of dead letters, each with its fields as they lie there, in order and even if a name comes twice.
--- Ends with the letter with which it reaches its bytes; of a letter that is larger than that, long values are cut.
--- Changes nothing.
+-- Return a page of dead letters, each with all its fields in order, also repeated ones. Changes nothing.
+-- The page ends with the letter that reaches its size. Of a letter larger than a page, long values are cut.
 -- KEYS  dead
--- ARGV  XRANGE or XREVRANGE, where to begin, where to end, letters at most, bytes of the page, bytes that are kept of a
---       value of a letter larger than the page, and how many fields and values of it
+-- ARGV  XRANGE or XREVRANGE, first id, last id, maximum number of letters, bytes of the page; of a letter larger than
+--       the page: bytes kept of each value, and number of fields and values kept at each end
 -- ->    letters: {id, {field, value, ...}}...
 local most, page_bytes, kept, kept_parts = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local start, bytes, step = ARGV[2], 0, 1
@@ -22,7 +21,7 @@ while #result < most and bytes < page_bytes do
     if size > page_bytes then
       local cut = {}
       for i = 1, #parts do
-        -- What was appended at its death, at the end, is short, and says why it died.
+        -- The fields at the end were appended by the scripts: they are short and contain the reason.
         if i <= kept_parts or i > #parts - kept_parts then
           cut[#cut + 1] = string.sub(parts[i], 1, kept)
         end

@@ -1,4 +1,4 @@
--- Drop dead letters for good. Harmless when applied twice: what is not there any more is not counted.
+-- Delete dead letters. Harmless when applied twice: a letter that no longer exists is not counted.
 -- KEYS  dead, counts
 -- ARGV  ids
 -- ->    letters dropped

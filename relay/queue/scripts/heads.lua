@@ -1,4 +1,4 @@
--- How much waits in some outboxes, and since when. Changes nothing.
+-- Return the length and the first entry of outboxes. Changes nothing.
 -- KEYS  outboxes
 -- ->    of each: entries, first id or ''
 local result = {}

@@ -1,10 +1,10 @@
--- Move dead letters back to the inbox, as many as fit in it, each as the fields that are given for it. Atomic, fenced
--- by the redrive's lease, and harmless when applied twice: a letter that is not there any more is passed over.
--- Without letters it renews the lease; with 0 ms it lets go of it.
--- Each entry is noted as internal: of no other does intake believe what its fields say of a redrive.
+-- Move dead letters back to the inbox, as many as fit, each with the given fields. Atomic, fenced by the redrive's
+-- lease, and harmless when applied twice: a dead letter that no longer exists is skipped.
+-- Without letters it renews the lease; with 0 ms it releases it.
+-- Each entry is noted as internal: intake ignores the field `redriven` of all other entries.
 -- KEYS  lease, dead, inbox, counts, internal
 -- ARGV  token, lease in ms, max_backlog, then for each letter: its id, number of fields and values, then these
--- ->    {0} when the lease is lost; else {1, letters moved, 1 if the inbox is full}
+-- ->    {0} if the lease is lost; else {1, letters moved, 1 if the inbox is full}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return {0}
 end
@@ -12,7 +12,7 @@ local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[3])
              - tonumber(redis.call('HGET', KEYS[4], 'outbox') or '0')
 local moved, full = 0, 0
 if redis.call('XLEN', KEYS[3]) == 0 then
-  redis.call('DEL', KEYS[5]) -- notes of entries that were trimmed or deleted by hand
+  redis.call('DEL', KEYS[5]) -- notes of entries that were trimmed or deleted manually
 end
 local at = 4
 while ARGV[at] do

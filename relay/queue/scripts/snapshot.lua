@@ -1,13 +1,13 @@
--- One look at what the metrics tell of, in one step, so that its numbers agree with each other. Changes nothing.
--- A script, because Redis refuses a transaction at maxmemory even if it only reads.
+-- Return a snapshot of the shard, atomically, so that its numbers agree with each other. Changes nothing.
+-- A script, because at maxmemory Redis refuses a transaction even if it only reads.
 -- KEYS  counts, latency, inbox, dead, environments, destination, paused, workers, then outboxes
--- ARGV  how many of the environments with the most deliveries
--- ->    {now in ms, counts, latency, last id of the inbox or ''
---       (if it would take an entry that is too large to read, too), environments and their deliveries, destination,
+-- ARGV  number of environments with the most deliveries
+-- ->    {now in ms, counts, latency, last id of the inbox or '' (also if
+--       reading it would read an entry that is too large), environments and their deliveries, destination,
 --       paused environments, workers and their heartbeats, {entries, first id or ''} of the inbox, of the dead
 --       letters, and of each outbox}
--- No command returns an entry's id without its contents, and a producer's entry may be of 500 MB. MEMORY USAGE with one
--- sample counts the first listpack as often as there are others than the last, and the last.
+-- No command returns an entry's id without its contents, and a producer's entry may have 500 MB. MEMORY USAGE with one
+-- sample multiplies the size of the first listpack by the number of all but the last, and adds the last.
 local MOST_BYTES = 67108864
 local NODE_ENTRIES = 100 -- of one listpack at most, Redis's default
 local function used(stream)
@@ -17,7 +17,7 @@ end
 local function is_small_at_first(stream)
   return used(stream) / math.max(1, redis.call('XLEN', stream) / NODE_ENTRIES - 2) <= MOST_BYTES
 end
-local function is_small(stream) -- a guess: one large entry among very many small ones goes unnoticed
+local function is_small(stream) -- an estimate: it misses one large entry among very many small ones
   return used(stream) <= math.max(MOST_BYTES, redis.call('XLEN', stream) * MOST_BYTES / 1000)
 end
 local function waiting(stream)
