@@ -165,7 +165,7 @@ class KubernetesApi:
         self._thread.start()
 
     def stop(self) -> None:
-        """Reset all connections and listen no more; what is stored stays."""
+        """Reset all connections and stop listening; objects are kept."""
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
@@ -484,7 +484,7 @@ def _key(given: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _is_chosen(given: Mapping[str, Any] | None, asked: Asked) -> bool:
-    """Tell whether a watch or listing is about this object; selectors are of the form `name=value,…`."""
+    """Return whether a watch or listing is about this object; selectors are of the form `name=value,…`."""
     if given is None or _RESOURCES[given["kind"]] != asked.resource:
         return False
     labels = given["metadata"].get("labels", {})
@@ -517,7 +517,7 @@ def _bookmark(version: int) -> Mapping[str, Any]:
 def _is_closed(connection: socket.socket) -> bool:
     readable, _, _ = select.select([connection], [], [], 0)
     if isinstance(connection, ssl.SSLSocket):
-        return bool(readable)  # nobody says anything while he watches, but good-bye
+        return bool(readable)  # during a watch a client sends nothing but its end
     try:
         return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
     except OSError:

@@ -34,7 +34,7 @@ _SERVICE = re.compile(r"dev\.cdevents\.service\.([a-z]+)\.0\.[0-9]+\.[0-9]+(?:-[
 _REPORTED = ("deployed", "upgraded", "rolledback")
 _IGNORED = {
     "published": "publishing a service does not change which image runs",
-    "removed": "the reporting API takes only what runs, and no removal",
+    "removed": "the deployment API has no removal",
 }
 _TAKEN = f"{_TYPES}service.{{{','.join((*_REPORTED, *_IGNORED))}}}.0.x.y are taken"
 

@@ -61,7 +61,7 @@ def is_json(content_type: str) -> bool:
 def _plain(data: object, **envelope: Any) -> DeploymentEvent:
     """Parse the deployment API's body; the CloudEvent's attributes take precedence over the body's envelope."""
     if not isinstance(data, Mapping):
-        raise InvalidEvent("", "must be a JSON object, as the reporting API takes it")
+        raise InvalidEvent("", "must be a JSON object in the form of the deployment API")
     return DeploymentEvent.from_body(
         {**data, **{name: value for name, value in envelope.items() if value is not None}}
     )

@@ -1,4 +1,4 @@
-"""What a cluster's watcher no longer sees is marked, and a resync leaves it out; what is seen again is not."""
+"""Marks of instances that a cluster no longer runs: a resync omits them, and a later report removes the mark."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 LINES = {"Content-Type": "application/x-ndjson"}
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/deployments", "/?unheeded=1"])
+@pytest.mark.parametrize("path", ["/", "/v1/deployments", "/?ignored=1"])
 def test_the_deployment_apis_request_is_accepted(gateway: Running, client: redis.Redis, path: str) -> None:
     answer = gateway.post(path=path, Content_Type="application/json")
     assert answer.status_code == 202

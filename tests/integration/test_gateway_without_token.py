@@ -252,7 +252,7 @@ class TestSecretPath:
         def broken(*_: object) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("relay.gateway.admission_endpoint.judge", broken)
+        monkeypatch.setattr("relay.gateway.admission_endpoint.read_review", broken)
         with (
             caplog.at_level(logging.DEBUG),
             running(

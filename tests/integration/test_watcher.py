@@ -374,7 +374,7 @@ CONTAINERS = [{"name": "app", "image": "ghcr.io/acme/web:1"}]
 
 
 def test_pods_of_a_node_that_is_gone_run_nowhere(api: KubernetesApi, watch: Watch) -> None:
-    """They say that they run until they are deleted too, and nobody knows any more on which platform."""
+    """Their status says that they run until they are deleted, and their platform is unknown."""
     here = {"kind": "Node", "metadata": {"name": "here"}}
     api.put(here)
     api.put(web("a", name="web-5d-a", spec={"nodeName": "gone", "containers": CONTAINERS}))

@@ -506,7 +506,7 @@ class TestRights:
 
 
 def may_reach(source: str | Mapping[str, str], target: str, port: int) -> bool:
-    """Tell whether the policies let a pod reach another's port; a source outside is its namespace's labels."""
+    """Return whether the policies let a pod reach another's port; a source outside is its namespace's labels."""
     labels = PODS[target]["metadata"]["labels"]
     into = rules("ingress", "from", labels, port)
     if not isinstance(source, str):

@@ -1,4 +1,4 @@
-"""Templates give names, labels among them, and nothing else; what they cannot mean is refused when settings load."""
+"""Names by templates; a template that cannot be filled in is refused when the settings load."""
 
 from __future__ import annotations
 

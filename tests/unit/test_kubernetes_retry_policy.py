@@ -42,7 +42,7 @@ def test_a_watch_that_failed_is_resumed_unless_its_place_is_gone() -> None:
 
 
 def test_what_cannot_be_resumed_again_and_again_is_listed() -> None:
-    """A listing would not mend what is wrong with our rights, and make it worse for a server with too much to do."""
+    """A listing would not fix missing rights, and would add load to an overloaded server."""
     steps = {status: after(status, failures=RESUMES).step for status in STATUSES}
     assert {status for status, step in steps.items() if step is not Step.LIST} == {401, 403, 429}
     assert after(500, failures=RESUMES + 1).step is Step.RESUME
