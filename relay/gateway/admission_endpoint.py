@@ -35,6 +35,7 @@ from relay.kubernetes.admission import allow, read_review
 from relay.kubernetes.naming import Naming
 from relay.kubernetes.skip_reason import SkipReason
 from relay.logs import get_logger
+from relay.producer.base import id_or_raise
 from relay.queue.counters import note_skipped
 from relay.queue.keys import Keys
 
@@ -208,7 +209,8 @@ class AdmissionEndpoint:
 
     async def _enqueue(self, events: list[DeploymentEvent]) -> None:
         try:
-            await self._producer.report_many(events)
+            for outcome in await self._producer.report_many(events):
+                id_or_raise(outcome)
         except RelayError as error:
             if not self._skipped.has(SkipReason.NOT_REPORTED):  # one line for each count, not for each review
                 _log.warning("events of admission reviews are not reported: %s", type(error).__name__)

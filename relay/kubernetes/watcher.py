@@ -32,6 +32,7 @@ from relay.kubernetes.pod import read_pod
 from relay.kubernetes.pod_cache import PodCache
 from relay.kubernetes.retry_policy import Step, decide_step, pause_seconds
 from relay.kubernetes.snapshot import read_snapshot
+from relay.producer.base import id_or_raise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -200,7 +201,7 @@ class Watcher:
         failures = 0
         while remaining:
             try:
-                self._producer.report_many(remaining)
+                outcomes = self._producer.report_many(remaining)
             except (QueueFull, QueueUnavailable) as error:
                 if not self._is_patient:
                     raise
@@ -210,6 +211,8 @@ class Watcher:
                 log.warning("%s; %d events wait, retried in %.1f s", error, len(remaining), seconds)
                 self._pause(seconds)
             else:
+                for outcome in outcomes:
+                    id_or_raise(outcome)
                 return
 
     def _publish(self, *, at_once: bool = False) -> None:
