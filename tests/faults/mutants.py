@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-fence",
-        "no script asks whose lease it is",
+        "no script checks the lease's token",
         edits=(
             Edit("relay/queue/scripts/commit_delivery.lua", _FENCE, "if false then"),
             Edit("relay/queue/scripts/release_outbox.lua", _FENCE, "if false then"),
@@ -193,7 +193,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-fence-at-commit",
-        "a commit does not ask whose lease it is, the rest does",
+        "only a commit does not check the lease's token",
         edits=(Edit("relay/queue/scripts/commit_delivery.lua", _FENCE, "if false then"),),
         tests=(f"{RUNS}::test_delivery_whose_lease_ran_out_commits_nothing",),
     ),
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     Mutant(
         "sent-late",
-        "a request that found its connection closed goes out whenever it is looked at again",
+        "a request whose connection was closed is sent at any later time",
         edits=(
             Edit(
                 "workers/delivery/transport.py",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     Mutant(
         "alone-in-each-outbox",
-        "after a death each outbox has an entry in hand alone, beside the others'",
+        "after a crash one entry of each outbox is in flight, instead of one of all",
         edits=(
             Edit(
                 "workers/delivery/crash_search.py",
@@ -247,7 +247,7 @@ MUTANTS = (
     ),
     Mutant(
         "hold-lost-with-redis",
-        "a Retry-After that comes while Redis is away is forgotten",
+        "a Retry-After received while Redis is unreachable is lost",
         edits=(Edit("workers/delivery/recovery.py", "            health.throttle()\n", ""),),
         tests=(f"{MISHAPS}::test_throttle_that_the_destination_asks_for_while_redis_is_away_holds_when_it_is_back",),
     ),
@@ -277,7 +277,7 @@ MUTANTS = (
     ),
     Mutant(
         "retry-on-400",
-        "what the API refuses for good is tried again",
+        "refused events are retried",
         edits=(
             Edit(
                 "relay/destinations/deployment_api.py",
@@ -289,7 +289,7 @@ MUTANTS = (
     ),
     Mutant(
         "attempts-burned",
-        "a probe of a destination that is held uses up an attempt",
+        "a probe of an unhealthy destination uses up an attempt",
         edits=(
             Edit("workers/delivery/attempts.py", "outcome.uses_attempt and not is_probe", "outcome.uses_attempt"),
         ),
@@ -309,7 +309,7 @@ MUTANTS = (
     ),
     Mutant(
         "time-window-dedupe",
-        "what comes within ten seconds of an instance's last event is taken for a repeat",
+        "an event within ten seconds of its instance's last one is a duplicate",
         edits=(
             Edit(
                 "workers/intake/deduplication.py",
@@ -321,7 +321,7 @@ MUTANTS = (
     ),
     Mutant(
         "stale-redrive",
-        "a redriven event is not compared with what was accepted since",
+        "a redriven event is not compared with events accepted since",
         edits=(
             Edit(
                 "workers/intake/deduplication.py",
@@ -333,19 +333,19 @@ MUTANTS = (
     ),
     Mutant(
         "stale-guard-lost",
-        "an event without a time does not carry the newest time that is known of its instance",
+        "an event without a time does not keep the newest time of its instance",
         edits=(Edit("relay/queue/outbox.py", 'fields[b"newest"].decode() if b"newest" in fields else time', "time"),),
         tests=(f"{STALE_GUARD}::test_a_superseded_event_leaves_its_time",),
     ),
     Mutant(
         "repeat-forgotten",
-        "a time that only a duplicate told is given back with the event that dies",
+        "a time that only a duplicate brought is undone by a dead letter",
         edits=(Edit("relay/queue/state.py", "[delivered.time, accepted.repeat_time or None]", "[delivered.time]"),),
         tests=(f"{STALE_GUARD}::test_a_time_that_only_a_repeat_told_stays_when_a_later_event_dies",),
     ),
     Mutant(
         "forged-redrive",
-        "a producer's own field `redriven` is believed",
+        "a producer's own field `redriven` is trusted",
         edits=(
             Edit(
                 "workers/intake/read.py",
@@ -357,7 +357,7 @@ MUTANTS = (
     ),
     Mutant(
         "entry-id-as-key",
-        "the idempotency key is the event's id, which two Redis servers give to different events",
+        "the idempotency key is the event's id, which two Redis servers may give to different events",
         edits=(Edit("workers/delivery/attempts.py", "entry.body, key)", "entry.body, entry.event_id)"),),
         tests=(
             "tests/integration/test_idempotency_keys.py::test_several_images_under_one_id_have_keys_of_their_own",
@@ -371,7 +371,7 @@ MUTANTS = (
     ),
     Mutant(
         "redrive-forgets",
-        "a redriven event does not say when it first came",
+        "a redriven event loses its first enqueued_at",
         edits=(
             Edit(
                 "relay/queue/dead_letters.py",
@@ -383,7 +383,7 @@ MUTANTS = (
     ),
     Mutant(
         "order-lost",
-        "events of one instance are sent side by side",
+        "events of one instance are sent concurrently",
         edits=(
             Edit(
                 "workers/delivery/batch.py",
@@ -396,7 +396,7 @@ MUTANTS = (
     ),
     Mutant(
         "followers-forgotten",
-        "what waits behind an event that is to be tried again is not deferred with it",
+        "events blocked by a retry are not deferred with it",
         edits=(
             Edit(
                 "workers/delivery/batch.py",
@@ -408,7 +408,7 @@ MUTANTS = (
     ),
     Mutant(
         "state-not-given-back",
-        "what dies stays what was last accepted, so the same report made later is taken for a repeat",
+        "a dead letter does not restore the state, so the same report later is a duplicate",
         edits=(
             Edit(
                 "relay/queue/outbox.py",
@@ -438,7 +438,7 @@ MUTANTS = (
     ),
     Mutant(
         "breaker-stays-open",
-        "a success closes no circuit",
+        "a success does not close the circuit breaker",
         edits=(Edit("workers/delivery/health.py", "            self._close()\n", "            pass\n"),),
         tests=(f"{DESTINATION}::test_deliveries_begin_slowly_after_an_outage", STORM),
     ),
@@ -452,7 +452,7 @@ MUTANTS = (
     ),
     Mutant(
         "token-told",
-        "an answer that says the token back is kept as it is",
+        "an answer that repeats the token is not redacted",
         edits=(
             Edit(
                 "relay/redaction.py",
@@ -488,7 +488,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-watermark",
-        "producers are taken until Redis has no memory left for the workers",
+        "producers are accepted until Redis has no memory left for the workers",
         edits=(Edit("relay/queue/scripts/append.lua", "if used > tonumber(ARGV[2]) * most then", "if false then"),),
         tests=(
             "tests/integration/test_memory.py::test_producers_are_refused_at_the_watermark_and_taken_again_below_it",
@@ -496,13 +496,13 @@ MUTANTS = (
     ),
     Mutant(
         "no-worker-crash",
-        "an event that kills is delivered again for ever",
+        "an event that kills its process is retried without limit",
         edits=(Edit("workers/delivery/crash_search.py", "if deliveries >= leases.MAX_DEATHS:", "if False:"),),
         tests=(f"{MISHAPS}::test_event_that_kills_its_worker_is_a_dead_letter_and_the_others_arrive",),
     ),
     Mutant(
         "superseded-uncounted",
-        "what gives way to a newer event is not counted",
+        "superseded events are not counted",
         edits=(
             Edit(
                 "relay/queue/scripts/commit_delivery.lua",
@@ -514,7 +514,7 @@ MUTANTS = (
     ),
     Mutant(
         "pause-ignored",
-        "a paused environment's events are handed out and sent",
+        "a paused environment's events are claimed and sent",
         edits=(
             Edit(
                 "relay/queue/scripts/claim.lua",
