@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relay import DeploymentEvent, Producer
 from relay.queue.counters import read_counters
 from relay.queue.keys import Keys
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 TOKEN = "canary-token-of-the-tests"
 
 MEBIBYTE = 2**20
+
+#: Found once: some tests empty PATH.
+PS = shutil.which("ps") or "ps"
 
 #: A value that takes a mebibyte with Redis's overhead; beyond it allocators round up to the next size.
 FILLER = b"x" * (MEBIBYTE - 64)
@@ -56,6 +63,19 @@ class Estate:
         """Start a worker of one process, which starts faster than several."""
         return self.stack.start_worker(name, concurrency=concurrency)
 
+    def report(
+        self, count: int, *, first: int = 0, version: str = "", environment: str = "deployed", ids: str = ""
+    ) -> None:
+        """Report one version of each of so many instances, with ids that begin with `ids` if given."""
+        with Producer(self.stack.redis_url) as producer:
+            producer.report_many(
+                DeploymentEvent.of(image(n, version), environment=environment, id=f"{ids}{n}" if ids else None)
+                for n in range(first, first + count)
+            )
+
+    def log(self, name: str = "worker") -> str:
+        return self.stack.log_path(name).read_text(encoding="utf-8", errors="replace")
+
     def counters(self) -> Counters:
         return read_counters(self.client, self.keys)
 
@@ -70,6 +90,10 @@ class Estate:
 
         wait_for(done, timeout_seconds, lambda: f"{counters}")
         return counters
+
+
+def image(number: int, version: str = "") -> str:
+    return f"ghcr.io/acme/app-{number}@sha256:{sha256(f'{version} {number}'.encode()).hexdigest()}"
 
 
 def wait_for(
@@ -93,6 +117,12 @@ def event_of(key: str | None) -> str:
     """Return the event id in a request's idempotency key."""
     assert key
     return key.rpartition(".")[0]
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is dead: its parent may be another process."""
+    state = subprocess.run([PS, "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return state.stdout.strip()[:1] not in ("", "Z")
 
 
 def signal_all(pids: list[int], number: int) -> None:

@@ -1,9 +1,9 @@
-"""Ends a test that its own time-out cannot end: kills what it waits for, then the run's process.
+"""A watchdog for tests that their own time-out cannot end: it kills their processes, then the test run.
 
-pytest-timeout raises an exception where the test waits, and sets no limit to what follows: a `with Popen(…)` around
-that place waits for its process once more, and so does a fixture that stops a child. The watchdog looks from a thread
-of its own. Once a test is over its limit by the grace, it kills all processes that the test started, which ends such
-a wait. If the test is not over a grace later, the run's process prints its stacks and exits.
+pytest-timeout raises an exception where the test waits, and does not limit the code after it: a `with Popen(…)` waits
+for its process again, and so does a fixture that stops a child. The watchdog has a thread of its own. When a test
+exceeds its limit by the grace, it kills all processes that the test started, which ends such a wait. If the test has
+not ended a grace later, the process of the test run prints its stacks and exits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Exit code of a run that did not end by itself, as of `timeout`.
+#: Exit code of a test run that did not end, the same as that of `timeout`.
 STUCK = 124
 
-#: Signals that a parent may have set to "ignore" (nohup, cron, a shell's `&`): the tests send them.
+#: Signals that the tests send, and that a parent may have set to "ignore" (nohup, cron, a shell's `&`).
 DEFAULT_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def reset_signals() -> None:
-    """Give this process, and so all that tests start, the default signals, whatever it was started with."""
+    """Give this process, and so all processes that tests start, the default signal handlers."""
     for number in DEFAULT_SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
@@ -36,7 +36,7 @@ def reset_signals() -> None:
 
 @contextmanager
 def watched(limit_seconds: float, grace_seconds: float, uncapture: Callable[[], object]) -> Iterator[None]:
-    """Watch over a test with this limit, its fixtures included; `uncapture` gives standard error back to the run."""
+    """Watch a test and its fixtures; `uncapture` restores standard error."""
     before = set(descendants(os.getpid()))
     over = threading.Event()
 
@@ -64,7 +64,7 @@ def watched(limit_seconds: float, grace_seconds: float, uncapture: Callable[[], 
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Yield the processes below a process, as /proc lists them; none where there is no /proc."""
+    """Yield the descendants of a process from /proc; none without /proc."""
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended
             for child in map(int, file.read_text().split()):

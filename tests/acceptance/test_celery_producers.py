@@ -1,4 +1,4 @@
-"""Producers that speak Celery: the snippets of docs/celery-producers.md, in a Python with no more than they need."""
+"""Producers that use Celery: the snippets of docs/celery-producers.md, with no more packages than they need."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "celery-producers.md").read_text(encoding="utf-8")
 WITH_CELERY, WITH_KOMBU = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
-#: What `pip install 'kombu[redis]'` brings.
+#: The packages that `pip install 'kombu[redis]'` installs.
 KOMBU = {"amqp", "kombu", "packaging", "redis", "vine"}
 
-#: What `pip install celery` brings beside it.
+#: The packages that `pip install celery` adds.
 CELERY = {
     "billiard", "celery", "click", "click-didyoumean", "click-plugins", "click-repl", "prompt-toolkit",
     "python-dateutil", "six", "tzlocal", "wcwidth",
@@ -29,7 +29,7 @@ CELERY = {
 
 
 def site_with(folder: Path, packages: set[str]) -> Path:
-    """Make a directory that has these installed packages and no other."""
+    """Return a directory with these installed packages and no others."""
     folder.mkdir()
     for package in map(distribution, packages):
         for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
@@ -38,7 +38,7 @@ def site_with(folder: Path, packages: set[str]) -> Path:
 
 
 def run(site: Path, snippet: str, broker_url: str, absent: tuple[str, ...]) -> None:
-    """Run a snippet in a Python that has the standard library and the directory, and show what is not in it."""
+    """Run a snippet with the standard library and the directory; check which packages are absent."""
     code = f"""import sys
 sys.path.append({str(site)!r})
 {snippet.replace("redis://127.0.0.1:6379/0", broker_url)}
@@ -61,10 +61,10 @@ def only_celery(tmp_path: Path) -> Path:
     return site_with(tmp_path / "only-celery", KOMBU | CELERY)
 
 
-def test_the_snippets_report_and_a_retry_with_the_same_id_counts_once(
+def test_snippets_report_events_and_a_repeat_with_the_same_id_is_a_duplicate(
     estate: Estate, only_kombu: Path, only_celery: Path
 ) -> None:
-    """The retry comes after another digest: but for its id it would be a rollback, and so news."""
+    """The repeat follows another digest: without its id it would be a rollback, and so a change."""
     url = estate.stack.redis_url
     estate.start_worker()
     run(only_kombu, WITH_KOMBU, url, absent=("celery", "relay", "workers"))
@@ -83,7 +83,7 @@ def test_the_snippets_report_and_a_retry_with_the_same_id_counts_once(
     assert {request.environment for request in estate.api.requests} == {"production"}
 
 
-def test_without_an_id_it_is_the_messages_own(estate: Estate, only_kombu: Path) -> None:
+def test_default_id_is_the_messages_own(estate: Estate, only_kombu: Path) -> None:
     snippet = WITH_KOMBU.replace('"id": "deploy-1042", ', "").replace("str(uuid.uuid4())", '"message-7"')
     assert snippet.count("deploy-1042") == 0
     assert snippet.count("message-7") == 1

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process, its output and its exit code."""
+"""The command line as a process: its output and its exit code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_report_enqueues_one_event_and_prints_its_id(redis_server: EmbeddedRedis
     assert (fields[b"id"], fields[b"source"]) == (b"job-7", b"ci")
 
 
-def test_report_names_bad_lines_and_lets_the_good_ones_through(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_report_names_faulty_lines_and_enqueues_the_others(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     lines = [json.dumps({"image": {"url": f"nginx@{DIGEST}"}}), "no json", "", '{"image":{"url":"nginx:1.27"}}']
     for arguments, stdin in ((("report", "-"), "\n".join(lines)), (("report", str(tmp_path / "e.jsonl")), "")):
         (tmp_path / "e.jsonl").write_text("\n".join(lines))
@@ -113,7 +113,7 @@ def test_report_names_bad_lines_and_lets_the_good_ones_through(redis_server: Emb
         (["worker"], {"RELAY_API_URL": "https://a.example.com/", "RELAY_API_TOKEN_FILE": "/none"}, 2, "token_file"),
     ],
 )
-def test_errors_say_what_to_do_and_exit_as_documented(
+def test_error_has_its_message_and_its_exit_code(
     arguments: list[str], environment: dict[str, str], code: int, message: str
 ) -> None:
     done = relay(*arguments, **environment)
@@ -130,7 +130,7 @@ def test_errors_say_what_to_do_and_exit_as_documented(
         (["dead", "drop"], "to drop all dead letters, say --yes; or give a filter (--help)"),
     ],
 )
-def test_an_input_that_is_closed_is_no_stream_and_answers_nothing(arguments: list[str], message: str) -> None:
+def test_closed_standard_input_is_an_error(arguments: list[str], message: str) -> None:
     command = [sys.executable, "-m", "relay", *arguments]
     done = subprocess.run(
         ["/bin/sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, timeout=90, check=False
@@ -153,8 +153,8 @@ def test_status_shows_each_environment(redis_server: EmbeddedRedis) -> None:
     assert "added 1, waiting 1" in relay("status", RELAY_REDIS_URL=redis_server.url).stdout
 
 
-def test_up_runs_everything_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    """From the gateway through Redis and a worker to the sandbox API; SIGTERM stops all of it."""
+def test_up_runs_all_parts_and_continues_after_a_restart(tmp_path: Path) -> None:
+    """An event passes the gateway, Redis, a worker and the sandbox. SIGTERM stops all of them."""
     for version in ("one", "two"):
         log = tmp_path / f"up-{version}.log"
         with Children() as children:
@@ -183,11 +183,11 @@ def test_up_runs_everything_and_goes_on_where_it_was_stopped(tmp_path: Path) -> 
     with EmbeddedRedis(tmp_path / "data" / "redis") as server:
         counters = json.loads(relay("status", "--json", RELAY_REDIS_URL=server.url).stdout)["counters"]
     assert counters["delivered"] == 2
-    assert counters["added"] == 4, "the second start did not find what the first one left"
+    assert counters["added"] == 4, "the second start did not find the data of the first"
 
 
-def test_up_refuses_what_another_one_uses(tmp_path: Path) -> None:
-    """Two servers on one append-only file would break it, and a taken port is another's gateway."""
+def test_up_refuses_a_directory_or_port_in_use(tmp_path: Path) -> None:
+    """Two servers would damage one append-only file."""
     arguments = [sys.executable, "-m", "relay", "up", "--data", str(tmp_path / "data"), "--port"]
     log = tmp_path / "up.log"
     with Children() as children, socket.create_server(("127.0.0.1", 0)) as taken:
@@ -203,7 +203,7 @@ def test_up_refuses_what_another_one_uses(tmp_path: Path) -> None:
         assert f"port {port} is taken" in blocked.stderr
 
 
-def test_up_ends_when_its_redis_does(tmp_path: Path) -> None:
+def test_up_ends_with_its_redis(tmp_path: Path) -> None:
     log = tmp_path / "up.log"
     argv = [sys.executable, "-m", "relay", "up", "--data", str(tmp_path / "data"), "--port", "0"]
     with Children() as children:
@@ -216,17 +216,15 @@ def test_up_ends_when_its_redis_does(tmp_path: Path) -> None:
         assert "redis exited with code 0" in log.read_text()
 
 
-def test_the_demo_begins_with_an_empty_directory(tmp_path: Path) -> None:
+def test_demo_refuses_a_directory_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
     done = relay("demo", "--logs", str(tmp_path))
     assert done.returncode == 2
     assert "is not empty" in done.stderr
 
 
-def test_the_demo_accounts_for_every_event_though_a_worker_is_killed(
-    tmp_path: Path, redis_server: EmbeddedRedis
-) -> None:
-    """And it comes near nothing that this machine is set up for: no queue, no broker, no spool."""
+def test_demo_accounts_for_every_event_though_a_worker_is_killed(tmp_path: Path, redis_server: EmbeddedRedis) -> None:
+    """It uses none of the configured queue, broker and spool."""
     away, in_use = {"RELAY_REDIS_URL": "redis://127.0.0.1:1/0"}, {"RELAY_REDIS__URL": redis_server.url}
     spool = {"RELAY_SPOOL__DIRECTORY": str(tmp_path / "spool")}
     relay("report", f"nginx@{DIGEST}", **away, **spool)

@@ -1,4 +1,4 @@
-"""Flower, the real one, as `relay up --flower` starts it."""
+"""Flower, as `relay up --flower` starts it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 LOGIN = ("operator", "password-of-the-tests")
 BROKER_PASSWORD = "password-of-the-broker"
 
-#: Flower and a worker start on a loaded machine, and a hold runs out.
+#: Deadline of a wait: Flower and a worker start on a loaded machine, and the destination recovers.
 SECONDS = 60
 
 
 class Flower:
-    """Flower's API, for who has the password."""
+    """Flower's API, with the password."""
 
     def __init__(self, estate: Estate) -> None:
         self._estate = estate
@@ -53,7 +52,7 @@ class Flower:
         return answer.json() if kind == "json" else answer.text
 
     def tasks(self, **wanted: str) -> list[dict[str, Any]]:
-        """The tasks of which it knows the name (none if their receipt went before it listened)."""
+        """The tasks with a name: Flower has none for those received before it was connected."""
         tasks = [task for task in self.get("/api/tasks?limit=10000").values() if task["name"]]
         return [task for task in tasks if all(task[key] == value for key, value in wanted.items())]
 
@@ -64,7 +63,7 @@ class Flower:
 
 @pytest.fixture
 def broker(estate: Estate) -> Iterator[EmbeddedRedis]:
-    """A broker with a password, which Flower is told too."""
+    """A broker with a password, which Flower gets too."""
     with EmbeddedRedis(append_only=False) as server:
         with Redis.from_url(server.url) as client:
             client.config_set("requirepass", BROKER_PASSWORD)
@@ -78,36 +77,25 @@ def broker(estate: Estate) -> Iterator[EmbeddedRedis]:
 def flower(estate: Estate, broker: EmbeddedRedis) -> Flower:
     estate.start_worker()
     seen = Flower(estate)
-    wait_until_heard(estate, seen)
+    wait_until_connected(estate, seen)
     return seen
 
 
-def report(estate: Estate, version: str, count: int = 1, environment: str = "production") -> None:
-    with Producer(estate.stack.redis_url) as producer:
-        producer.report_many(
-            DeploymentEvent.of(
-                f"ghcr.io/acme/app-{n}@sha256:{sha256(f'{version} {n}'.encode()).hexdigest()}",
-                environment=environment,
-            )
-            for n in range(count)
-        )
+def wait_until_connected(estate: Estate, flower: Flower) -> None:
+    """Flower sees only events after it has connected: report until it has seen the end of a task."""
 
-
-def wait_until_heard(estate: Estate, flower: Flower) -> None:
-    """Flower sees only what happens while it listens, so give it something to see until it has seen a task end."""
-
-    def heard() -> bool:
-        report(estate, f"warm up {time.monotonic()}", environment="warm-up")
+    def has_seen_a_task() -> bool:
+        estate.report(1, version=f"warm up {time.monotonic()}", environment="warm-up")
         return bool(flower.tasks(state="SUCCESS"))
 
-    wait_for(heard, SECONDS, lambda: estate.stack.log_path("flower").read_text())
+    wait_for(has_seen_a_task, SECONDS, lambda: estate.stack.log_path("flower").read_text())
     wait_for(lambda: not estate.counters().waiting, SECONDS)
 
 
-def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
-    """A success as one, an outage as a retry with its reason, and no failure; nobody's secret anywhere."""
+def test_tasks_show_environments_results_and_reasons(estate: Estate, flower: Flower) -> None:
+    """A success as such, an outage as a retry with its reason, no failure, and no secret on any page."""
     estate.api.faults = [{"kind": "status", "status": 503}]
-    report(estate, "one", 40)
+    estate.report(40, environment="production")
     retried = flower.wait_for_tasks(state="RETRY", name=DELIVER, args="production")
     assert all("unavailable" in task["exception"] for task in retried)
     assert any("HTTP 503" in task["exception"] for task in retried), retried
@@ -120,10 +108,10 @@ def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
     assert any(re.match(r"'production: [1-9]\d* delivered", each) for each in results), results
 
     tasks = flower.tasks()
-    assert {task["name"] for task in tasks} <= {INTAKE, DELIVER, "relay.forget"}, "an echo is nobody's task to see"
+    assert {task["name"] for task in tasks} <= {INTAKE, DELIVER, "relay.forget"}, "a probe is not shown"
     assert {task["state"] for task in tasks} <= {"SUCCESS", "RETRY", "RECEIVED", "STARTED"}
     assert {task["worker"].partition("@")[0] for task in tasks} == {"worker"}
-    assert not any(task["retries"] for task in tasks), "Celery ran something again by itself"
+    assert not any(task["retries"] for task in tasks), "Celery itself retried a task"
 
     name = tasks[0]["worker"]
     pages = ("/api/tasks?limit=10000", "/api/workers?refresh=1", "/workers", f"/worker/{name}", "/broker", "/tasks")
@@ -133,10 +121,10 @@ def test_tasks_show_where_what_and_why(estate: Estate, flower: Flower) -> None:
     assert requests.get(f"{flower.url}/api/tasks", timeout=20).status_code == 401
 
 
-def test_a_bell_for_many_environments_is_short_to_read(estate: Estate, flower: Flower) -> None:
-    """They wait while the destination is held, and are rung for together when that is over."""
+def test_wakeup_for_many_environments_is_shown_shortened(estate: Estate, flower: Flower) -> None:
+    """They wait while the destination is unavailable, and one wake-up names them when it has recovered."""
     estate.api.faults = [{"kind": "status", "status": 503, "for_seconds": 3}]
-    report(estate, "one", 40)
+    estate.report(40, environment="production")
     flower.wait_for_tasks(state="RETRY")
     with Producer(estate.stack.redis_url) as producer:
         image = f"ghcr.io/acme/app@sha256:{'a' * 64}"
@@ -150,7 +138,7 @@ def test_a_bell_for_many_environments_is_short_to_read(estate: Estate, flower: F
     assert max(len(task["args"]) for task in flower.tasks()) < 100
 
 
-def test_queue_lengths_are_true(estate: Estate, flower: Flower, broker: EmbeddedRedis) -> None:
+def test_queue_lengths_are_those_of_the_broker(estate: Estate, flower: Flower, broker: EmbeddedRedis) -> None:
     with Celery(broker=estate.stack.environment["RELAY_BROKER_URL"], set_as_current=False) as app:
         worker = next(each.child for each in estate.stack._children._started if each.child.name == "worker")
         processes = [worker.pid, *pool_processes(worker.pid)]
@@ -161,41 +149,41 @@ def test_queue_lengths_are_true(estate: Estate, flower: Flower, broker: Embedded
                 for _ in range(count):
                     app.send_task("relay.nothing", queue=name, ignore_result=True)
             waiting = {name: int(client.llen(name)) for name in sent}
-        assert all(waiting[name] >= sent[name] - 1 for name in sent), "more was taken than one waiting worker takes"
+        assert all(waiting[name] >= sent[name] - 1 for name in sent), (
+            "a stopped worker received more than it requested"
+        )
         shown = {each["name"]: each["messages"] for each in flower.get("/api/queues/length")["active_queues"]}
         assert {name: shown[name] for name in waiting} == waiting
         signal_all(processes, signal.SIGCONT)
 
 
-def test_reports_by_celery_make_no_events(estate: Estate, flower: Flower) -> None:
-    """They come once an event, and nobody wants to watch them."""
+def test_reports_by_celery_are_not_shown(estate: Estate, flower: Flower) -> None:
+    """There is one for each event, which would hide all else."""
     added = estate.counters().added
     with Celery(broker=estate.stack.environment["RELAY_BROKER_URL"], set_as_current=False) as app:
         for n in range(20):
             body = {"image": {"url": f"ghcr.io/acme/app-{n}@sha256:{'a' * 64}"}, "environment": {"name": "celery"}}
             app.send_task("relay.report", args=[body], queue="celery", ignore_result=True)
     estate.wait_until_done(added + 20, SECONDS)
-    report(estate, "after", environment="after")
+    estate.report(1, environment="after")
     wait_for(lambda: any("after: 1 delivered" in str(task["result"]) for task in flower.tasks()), SECONDS)
     assert not flower.tasks(name="relay.report")
 
 
-def test_it_is_started_as_compose_starts_it(estate: Estate, broker: EmbeddedRedis, tmp_path: Path) -> None:
+def test_command_line_is_that_of_compose(estate: Estate, broker: EmbeddedRedis, tmp_path: Path) -> None:
     flower = Flower(estate)
     argv = flower_argv(flower.process.pid)
     assert set(FLOWER[1:]) <= set(argv)
-    assert LOGIN[1] not in " ".join(argv), "everybody on the machine can read a command line"
+    assert LOGIN[1] not in " ".join(argv), "every user of the machine can read a command line"
     shown = flower.get("/api/queues/length")["active_queues"]
-    assert {each["name"] for each in shown} == {INTAKE, DELIVER, "celery"}, (
-        "what the queues are is known without workers"
-    )
+    assert {each["name"] for each in shown} == {INTAKE, DELIVER, "celery"}, "the queues are known without workers"
 
 
 def flower_argv(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
 
 
-def test_up_starts_it_with_a_password_goes_on_without_it_and_stops_with_it(tmp_path: Path) -> None:
+def test_up_starts_flower_with_a_password_and_goes_on_without_it(tmp_path: Path) -> None:
     log = tmp_path / "up.log"
     argv = ["up", "--data", str(tmp_path / "data"), "--port", "0", "--flower", "--flower-port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != "FLOWER_BASIC_AUTH"}
@@ -227,10 +215,10 @@ def test_up_starts_it_with_a_password_goes_on_without_it_and_stops_with_it(tmp_p
         assert ended.code == 0, log.read_text()
 
 
-def test_it_is_stopped_though_it_hangs_on_sigterm(estate: Estate, broker: EmbeddedRedis) -> None:
+def test_flower_is_stopped_though_it_hangs_on_sigterm(estate: Estate, broker: EmbeddedRedis) -> None:
     flower = Flower(estate)
     started = time.monotonic()
-    assert estate.stack._children.stop() == ("flower",), "it heeds SIGTERM by now: then it need not be killed"
+    assert estate.stack._children.stop() == ("flower",), "SIGTERM suffices by now: it need not be killed"
     assert time.monotonic() - started < 30
     assert flower.process.poll() is not None
 

@@ -1,18 +1,15 @@
-"""One signal asks a worker to stop, a second insists."""
+"""How a worker stops: the first signal asks, the second forces."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from rig import pool_processes, wait_for
-
-from relay import DeploymentEvent, Producer
 
 if TYPE_CHECKING:
     from rig import Estate
@@ -21,25 +18,21 @@ if TYPE_CHECKING:
 
 
 def under_load(estate: Estate, worker: Child, latency_seconds: float, events: int = 2000) -> list[int]:
-    """Have the worker at it, a few in flight at a slow API; return its pool's processes."""
+    """Report events to a slow destination, wait for the first request, and return the pool's processes."""
     estate.api.faults = [{"kind": "latency", "seconds": latency_seconds}]
-    with Producer(estate.stack.redis_url) as producer:
-        producer.report_many(
-            DeploymentEvent.of(f"ghcr.io/acme/app-{n}@sha256:{sha256(str(n).encode()).hexdigest()}")
-            for n in range(events)
-        )
+    estate.report(events)
     estate.api.wait_for(1, timeout_seconds=20)
     return pool_processes(worker.pid)
 
 
-def ended(processes: list[int]) -> bool:
+def have_ended(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{each}/cmdline").exists() for each in processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["relay worker", "celery worker"])
-def test_one_signal_ends_a_worker_warmly_with_0(estate: Estate, command: str, number: int) -> None:
-    """What is in flight is finished and recorded, the rest handed back: no lease is left, nothing is repeated."""
+def test_first_signal_stops_a_worker_with_exit_code_0(estate: Estate, command: str, number: int) -> None:
+    """Requests in flight are finished and committed, the rest is released: no lease is left, no request repeated."""
     if command == "relay worker":
         worker = estate.start_worker()
     else:
@@ -50,7 +43,7 @@ def test_one_signal_ends_a_worker_warmly_with_0(estate: Estate, command: str, nu
     end = worker.wait(20)
     assert end is not None
     assert end.code == 0, estate.stack.log_path("worker").read_text()
-    assert not list(estate.client.scan_iter("{relay:0}:lease:*")), "a lease outlived its drain"
+    assert not list(estate.client.scan_iter("{relay:0}:lease:*")), "a lease outlived its run"
     counters = estate.counters()
     assert counters.delivered == len(estate.api.requests)
     assert counters.waiting > 0, "the load was over before the signal"
@@ -58,7 +51,7 @@ def test_one_signal_ends_a_worker_warmly_with_0(estate: Estate, command: str, nu
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once_with_its_children(estate: Estate, number: int) -> None:
+def test_second_signal_ends_a_worker_at_once_with_its_children(estate: Estate, number: int) -> None:
     estate.stack.environment |= {"RELAY_API__TIMEOUT": "60s", "RELAY_WORKER__LEASE": "90s"}
     worker = estate.start_worker()
     processes = under_load(estate, worker, latency_seconds=50)
@@ -68,12 +61,12 @@ def test_a_second_signal_ends_it_at_once_with_its_children(estate: Estate, numbe
     end = worker.wait(10)
     assert end is not None
     assert end.code == 128 + number
-    wait_for(lambda: ended(processes), 10)
-    assert estate.client.exists(estate.keys.of_outbox("default", "deployed").lease), "it waited for its drain"
+    wait_for(lambda: have_ended(processes), 10)
+    assert estate.client.exists(estate.keys.of_outbox("default", "deployed").lease), "it waited for its run"
 
 
-def test_a_signal_to_the_whole_group_cuts_nothing_short(estate: Estate) -> None:
-    """As systemd sends SIGTERM, and a terminal SIGINT."""
+def test_signal_to_the_whole_group_interrupts_no_run(estate: Estate) -> None:
+    """systemd sends SIGTERM this way, a terminal SIGINT."""
     worker = estate.start_worker()
     under_load(estate, worker, latency_seconds=0.3)
     os.killpg(worker.pid, signal.SIGTERM)
@@ -84,7 +77,7 @@ def test_a_signal_to_the_whole_group_cuts_nothing_short(estate: Estate) -> None:
     assert not list(estate.client.scan_iter("{relay:0}:lease:*"))
 
 
-def test_what_a_stopping_worker_leaves_is_done_by_the_next(estate: Estate) -> None:
+def test_next_worker_continues_where_a_stopping_one_ended(estate: Estate) -> None:
     first = estate.start_worker("first")
     under_load(estate, first, latency_seconds=0.05, events=1000)
     first.signal(signal.SIGTERM)
@@ -96,7 +89,7 @@ def test_what_a_stopping_worker_leaves_is_done_by_the_next(estate: Estate) -> No
 
 
 @pytest.mark.parametrize("where", ["closed", "full", "broken"])
-def test_a_log_that_cannot_be_written_stops_no_delivery(estate: Estate, where: str) -> None:
+def test_log_that_cannot_be_written_stops_no_delivery(estate: Estate, where: str) -> None:
     redirect = {"closed": ">&- 2>&-", "full": ">/dev/full 2>&1", "broken": "> >(exit) 2>&1"}[where]
     command = f'exec "$0" -m relay worker --name mute@test --concurrency 1 {redirect}'
     worker = estate.stack._children.start(

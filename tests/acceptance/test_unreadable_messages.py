@@ -1,4 +1,4 @@
-"""Messages on the broker that are no report: each becomes a dead letter, and the worker lives."""
+"""Messages on the broker that are not reports: each becomes a dead letter, and the worker survives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def event(name: str) -> dict[str, Any]:
 
 
 def message(body: Any = None, *, headers: Any = None, without: str = "", **other: Any) -> bytes:
-    """Make a report as kombu puts it into a list, wrong in what is given, without a property."""
+    """Return a report as kombu puts it into a list, with faulty parts, or without a property."""
     whole = [[event("wrong")], {}, {}] if body is None else body
     raw = whole if isinstance(whole, bytes) else json.dumps(whole).encode()
     properties = {
@@ -51,7 +51,7 @@ def headers(**other: Any) -> dict[str, Any]:
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,7 +60,7 @@ class Bomb:
         return open, (str(self._path), "w")
 
 
-#: A message, and what its dead letter says.
+#: A message, and a part of its dead letter's detail.
 UNREADABLE = [
     (b"not json", "not JSON"),
     (b"\xff\xfe\x00", "not JSON"),
@@ -105,7 +105,7 @@ UNREADABLE = [
     (message([[], {}, {}]), "must be"),
 ]
 
-#: Reports that a sender's defaults shape in their own way.
+#: Reports shaped by the defaults of their senders.
 READABLE: list[dict[str, Any]] = [
     *({"priority": priority} for priority in range(10)),
     {"compression": "gzip"},
@@ -118,12 +118,12 @@ READABLE: list[dict[str, Any]] = [
 ]
 
 
-def letters(estate: Estate) -> list[dict[str, str]]:
+def dead_letters(estate: Estate) -> list[dict[str, str]]:
     found = estate.client.xrange(estate.keys.dead)
     return [{key.decode(): value.decode(errors="replace") for key, value in fields.items()} for _, fields in found]
 
 
-def test_what_is_no_report_becomes_a_dead_letter_and_the_worker_lives(estate: Estate, tmp_path: Path) -> None:
+def test_unreadable_message_becomes_a_dead_letter_and_the_worker_survives(estate: Estate, tmp_path: Path) -> None:
     worker = estate.start_worker(concurrency=1)
     processes = pool_processes(worker.pid)
     exploded = tmp_path / "exploded"
@@ -139,17 +139,17 @@ def test_what_is_no_report_becomes_a_dead_letter_and_the_worker_lives(estate: Es
             ([event("yaml")], {}, {}), serializer="yaml", routing_key="celery", headers=headers()
         )
 
-    def ended() -> bool:
-        assert worker.poll() is None, estate.stack.log_path("worker").read_text()[-3000:]
+    def are_all_dead() -> bool:
+        assert worker.poll() is None, estate.log()[-3000:]
         return estate.counters().dead_by_reason.get("invalid", 0) == len(wrong) + 1
 
     def seen() -> str:
-        return f"{estate.counters()} {[letter['detail'] for letter in letters(estate)]}"
+        return f"{estate.counters()} {[letter['detail'] for letter in dead_letters(estate)]}"
 
-    wait_for(ended, 30, seen)
-    dead = letters(estate)
-    for raw, says in wrong:
-        assert any(says in letter["detail"] for letter in dead), (raw[:100], says)
+    wait_for(are_all_dead, 30, seen)
+    dead = dead_letters(estate)
+    for raw, detail in wrong:
+        assert any(detail in letter["detail"] for letter in dead), (raw[:100], detail)
     assert not any(len(letter["event"]) > 20_000 for letter in dead)
     assert not exploded.exists()
     assert pool_processes(worker.pid) == processes

@@ -1,4 +1,4 @@
-"""Workers that come and go as they do in a rollout."""
+"""Workers that start and stop, as in a rollout."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 LONGEST_SILENCE_SECONDS = 2.0
 
-#: What a machine that is busy with other things may add to that.
+#: Delay that a busy machine may add, in seconds.
 BUSY_SECONDS = 2.0
 
-#: Of eight workers, those that must be seen to deliver before seven are stopped.
+#: Of eight workers, the number that must have delivered before seven are stopped.
 SEVERAL = 4
 
 
 @scenario(6, "rolling restart of all workers under load", bound="repeats 0, no silence of 2 s")
-def test_a_rolling_restart_repeats_nothing_and_never_falls_silent(ground: Ground) -> None:
-    sweep = {"RELAY_WORKER__SWEEP": "500ms"}  # a wakeup that a worker takes into its end is rung again after this
+def test_rolling_restart_repeats_no_request_and_leaves_no_gap(ground: Ground) -> None:
+    sweep = {"RELAY_WORKER__SWEEP": "500ms"}  # after this a wake-up is repeated that a stopping worker received
     old = ground.start_workers(2, concurrency=2, **sweep)
     with ground.load(200):
         for worker in old:
@@ -44,13 +44,13 @@ def test_a_rolling_restart_repeats_nothing_and_never_falls_silent(ground: Ground
 
 
 @scenario(35, "1 → 8 → 1 workers under load", bound="repeats 0")
-def test_growing_and_shrinking_repeats_nothing(ground: Ground) -> None:
+def test_scaling_up_and_down_repeats_no_request(ground: Ground) -> None:
     first = ground.start_workers(1)
     with ground.load(50, environments=20):
         others = ground.start_workers(7)
         ground.wait(lambda: sum(map(ground.has_delivered, ground.running)) >= SEVERAL)
         codes = ground.terminate(*others)
-    ground.bit(codes == [0] * 7, "seven left while others delivered")
+    ground.bit(codes == [0] * 7, "seven stopped while others delivered")
     assert ground.running == first
     ground.check()
     ground.observed(f"{len(ground.api.attempts)} POSTs by up to 8 workers, {ground.api.repeats()} repeats")

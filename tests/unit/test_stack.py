@@ -1,4 +1,4 @@
-"""What `relay up` and `relay demo` start from."""
+"""The stack of `relay up` and `relay demo`: its port file, its environment, its health checks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(("written", "port"), [("6400\n", 6400), ("", None), ("64\x00", None), (None, None)])
-def test_a_port_that_cannot_be_read_is_forgotten(tmp_path: Path, written: str | None, port: int | None) -> None:
+def test_port_file_that_cannot_be_read_is_ignored(tmp_path: Path, written: str | None, port: int | None) -> None:
     remembered = tmp_path / "redis-port"
     if written is not None:
         remembered.write_text(written)
     assert _read_port(remembered) == port
 
 
-def test_no_proxy_is_asked_for_what_listens_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_check_of_a_local_server_ignores_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -30,7 +30,7 @@ def test_no_proxy_is_asked_for_what_listens_here(monkeypatch: pytest.MonkeyPatch
         assert _answers(f"{sandbox.url}/_sandbox/healthz")
 
 
-def test_a_demo_forgets_the_relays_settings_and_nothing_else() -> None:
+def test_demo_removes_the_relays_variables_and_no_others() -> None:
     kept = {"PATH": "/bin", "RELAY_REDIS_SERVER": "/usr/bin/redis-server", "RELAY_TEST_CRASH": "", "HTTP_PROXY": ""}
     forgotten = dict.fromkeys(
         [
@@ -48,7 +48,7 @@ def test_a_demo_forgets_the_relays_settings_and_nothing_else() -> None:
     assert environment == kept
 
 
-def test_what_a_stack_starts_wins_over_what_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_a_stack_overrides_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_API__TOKEN_FILE", "/another")
     with Stack(tmp_path / "data") as stack:
         assert stack.environment["RELAY_REDIS__URL"] == stack.redis_url
