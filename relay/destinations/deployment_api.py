@@ -34,11 +34,11 @@ STATUSES = (
 )
 _CLASS_OF = {status: meaning for statuses, meaning in reversed(STATUSES) for status in statuses}
 
-#: What shows that the API has more to do than it can: fewer requests at once would help.
+#: Signs of an overloaded API: fewer requests at once would help.
 PUSHBACK = frozenset({408, 429, 503, 504})
 PUSHBACK_FAILURES = frozenset({Failure.TIMEOUT, Failure.RESET, Failure.CONNECT})
 
-#: Failures of every request, whichever event it carries. They use up no attempt.
+#: Failures that are the same for every event. They use up no attempt.
 DESTINATION_FAILURES = frozenset({Failure.DNS, Failure.CONNECT, Failure.TLS})
 
 _FORBIDDEN = 403
@@ -63,7 +63,7 @@ def headers(token: str) -> dict[str, str]:
 
 
 def header_text(value: str) -> str:
-    """Return text as a header can carry it: what is not printable ASCII is escaped."""
+    """Return text as a header can carry it, with all but printable ASCII escaped."""
     return value if value.isascii() and value.isprintable() else value.encode("unicode_escape").decode("ascii")
 
 

@@ -1,8 +1,8 @@
-"""Read the rate limit headers of an answer. Pure.
+"""The rate limit headers of an answer, as a number of seconds. Pure.
 
-APIs say in many ways that a client has used up its requests: `RateLimit` and `RateLimit-Remaining`/`-Reset` (the
-drafts of the IETF, the reset in seconds from now), and `X-RateLimit-…` or `X-Rate-Limit-…`, whose reset is a Unix
-time at most APIs and seconds from now at others. Some name it only in the body of a 403.
+APIs tell a client in many ways that it has used up its requests: `RateLimit` and `RateLimit-Remaining`/`-Reset` (the
+drafts of the IETF, with the reset in seconds from now), and `X-RateLimit-…` or `X-Rate-Limit-…`, whose reset is a
+Unix time at most APIs and seconds from now at others. Some say it only in the body of a 403.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Headers = Callable[[str], Sequence[str]]
 
-#: What the names of single-value headers begin with.
+#: The beginnings of the names of single-value headers.
 PREFIXES = ("RateLimit-", "X-RateLimit-", "X-Rate-Limit-")
 
 #: A reset of so many seconds or more is a Unix time: as seconds from now it would be more than thirty years.
@@ -28,13 +28,13 @@ _UNIX_SECONDS = 1e9
 #: The same in milliseconds.
 _UNIX_MILLISECONDS = 1e11
 
-#: How long to wait when the body says that the limit is used up, and no header says until when: what GitHub asks for.
+#: The pause if the body says that the limit is used up, and no header says until when; GitHub documents it.
 UNSAID_SECONDS = 60.0
 
-#: How long when a header says that no request remains, and none says until when.
+#: The pause if a header says that no request remains, and none says until when.
 UNSAID_RESET_SECONDS = 1.0
 
-#: What bodies say instead of a header.
+#: The texts of bodies that stand in for a header.
 _USED_UP = re.compile(
     rb"secondary rate limit|rate[ _-]?limit[ _-]?(?:was |is |has been )?(?:exceeded|reached)"
     rb"|exceed(?:ed|ing)?[^.<>{}\"]{0,60}(?:rate[ _-]?limit|quota)|quota[ _-]?exceeded"
@@ -47,10 +47,10 @@ _PARAMETER = re.compile(r'(?:^|[;,\s"])(remaining|reset|r|t)\s*=\s*"?([0-9]{1,16
 
 
 def used_up_seconds(headers: Headers, *, since: datetime) -> float | None:
-    """Return how long the headers ask a client without a request left to wait; None if one may be left.
+    """Return the seconds until a client that has used up its requests has one again; None if one may be left.
 
-    `since` is the answer's `Date`, or now: what a Unix time counts from. Of several limits the longest wait counts.
-    With no request left and no time to wait for, a short time of our own.
+    Unix times count from `since`, the answer's `Date` or now. Of several limits the longest counts. If no request is
+    left and no time is named, return `UNSAID_RESET_SECONDS`.
     """
     waits = [*_structured(headers("RateLimit"))]
     for prefix in PREFIXES:
@@ -65,7 +65,7 @@ def used_up_seconds(headers: Headers, *, since: datetime) -> float | None:
 
 
 def reset_seconds(headers: Headers, *, since: datetime) -> float | None:
-    """Return the seconds to the reset that headers name beside no number of requests left; for an answer of 429."""
+    """Return the seconds to the reset, for a 429 whose headers do not say how many requests remain."""
     named = [seconds for prefix in PREFIXES if not headers(f"{prefix}Remaining")
              for seconds in resets(headers, prefix, since)]  # fmt: skip
     longest = max(named, default=0.0)

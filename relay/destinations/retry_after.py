@@ -1,4 +1,4 @@
-"""How long does a `Retry-After` ask us to wait? Pure."""
+"""The `Retry-After` header of an answer, as a number of seconds. Pure."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Characters of a header line that are looked at; three dates fit.
+#: Characters of a header line that are read; three dates fit.
 MAX_CHARACTERS = 128
 
-#: What absurdly many seconds come down to: beyond any cap, and small enough to reckon with.
+#: The most seconds that are returned: beyond any cap, and small enough to calculate with.
 MAX_SECONDS = 1e9
 
 
 def retry_after_seconds(lines: Iterable[str], *, date: str | None, now: datetime) -> float | None:
-    """Read the values of an answer's `Retry-After` lines (RFC 9110, 10.2.3): whole seconds, or a date.
+    """Return the seconds that an answer's `Retry-After` lines (RFC 9110, 10.2.3) ask for; the caller caps them.
 
-    A date counts from the answer's own `Date`, if it has one that can be read: the two clocks may be apart, and
-    `now` is ours. Said more than once, the longest holds, so that nothing is sent before any of the times named.
-    None for what is in the past, zero, or neither seconds nor a date: then our own back-off holds. Not capped;
-    that is the caller's to do.
+    A value is whole seconds or a date. A date counts from the answer's own `Date`, if that can be read, because the
+    two clocks may differ; else from `now`, our clock. Of several values the longest counts, so that no request is
+    sent before any of them. None for a value in the past, zero, or neither seconds nor a date: then our own back-off
+    counts.
     """
     since = date_of(date)
-    # A date's comma divides it too: what is before it is a weekday and says nothing.
+    # The comma within a date divides it too; the part before it is a weekday, and is ignored.
     values = (value.strip() for line in lines if len(line) <= MAX_CHARACTERS for value in line.split(","))
     seconds = [_seconds(value, since or now) for value in values]
     longest = max(seconds, default=0.0)
@@ -46,9 +46,9 @@ def _seconds(value: str, since: datetime) -> float:
 
 
 def _date(value: str) -> datetime | None:
-    """Read a date in any of the three forms of RFC 9110, 5.6.7, with or without its weekday."""
+    """Parse a date in any of the three forms of RFC 9110, 5.6.7, with or without its weekday."""
     try:
         date = parsedate_to_datetime(value)
-    except (ValueError, IndexError, TypeError, OverflowError):  # depends on what it is not
+    except (ValueError, IndexError, TypeError, OverflowError):  # depends on the text
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)  # asctime's form names no zone and means UTC

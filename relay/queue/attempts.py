@@ -1,8 +1,8 @@
-"""How attempts at delivery are counted: what came of them, with which code, and how long they took.
+"""Counters of delivery attempts, by outcome and code, and their durations.
 
-They lie beside the counters's counters, written by the script that records what became of the events: the fields
-`attempt:<outcome>:<code>` (attempts), `duration:<outcome>:<upper bound in seconds>` (attempts that took no longer
-than this, and longer than the bound before), and `duration_us:<outcome>` (their sum in microseconds).
+The commit script writes them beside the other counters: the fields `attempt:<outcome>:<code>` (attempts),
+`duration:<outcome>:<upper bound in seconds>` (attempts that took no longer than this, and longer than the bound
+before), and `duration_us:<outcome>` (their sum in microseconds).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BUCKETS = tuple(f"{bound:g}" for bound in BOUNDS_SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """How long attempts took: how many ended in which of the buckets, in the order of their bounds, and the sum."""
+    """Durations of attempts: their number in each bucket, in the order of the bounds, and their sum."""
 
     buckets: tuple[int, ...]
     seconds: float
@@ -31,14 +31,14 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """All attempts ever: by outcome and code, and their durations by outcome."""
+    """All attempts so far: by outcome and code, and their durations by outcome."""
 
     by_code: dict[tuple[str, str], int] = field(default_factory=dict)
     durations: dict[str, Durations] = field(default_factory=dict)
 
 
 class Tally:
-    """Attempts to be counted together. Noting one costs each delivery, so it does next to nothing."""
+    """Attempts to be counted with one commit. `note` runs for each attempt, so it does next to nothing."""
 
     __slots__ = ("_attempts", "_seconds")
 
@@ -54,7 +54,7 @@ class Tally:
         self._seconds[outcome] = self._seconds.get(outcome, 0.0) + seconds
 
     def counts(self) -> dict[str, int]:
-        """Return by how much which counters grow."""
+        """Return the counters to increase, and by how much."""
         counts: Counter[str] = Counter()
         for (outcome, code, bucket), number in self._attempts.items():
             counts[f"attempt:{outcome}:{code}"] += number
@@ -65,7 +65,7 @@ class Tally:
 
 
 def read(totals: Mapping[str, int]) -> Attempts:
-    """Find the attempts among the counters's counters."""
+    """Return the attempts among all counters."""
     by_code: dict[tuple[str, str], int] = {}
     buckets: dict[str, dict[str, int]] = defaultdict(dict)
     for name, value in totals.items():

@@ -1,6 +1,6 @@
-"""How long deliveries took, from arrival to the API's 2xx, as a histogram with buckets 10 % wide.
+"""A histogram of the time from an event's arrival to the destination's 2xx, with buckets 10 % wide.
 
-Kept in Redis as a hash, bucket number → deliveries, added to by the script that records the deliveries.
+A hash in Redis, bucket number → deliveries, to which the commit script adds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Each bucket's upper bound is this much times the one before; the first ends at one millisecond.
 GROWTH = 1.1
 
-#: The counter beside the counters's that has the sum of all latencies, in milliseconds.
+#: The counter with the sum of all latencies, in milliseconds.
 SUM = "latency_ms"
 
 _LOG_GROWTH = math.log(GROWTH)
@@ -31,7 +31,7 @@ def upper_bound_seconds(number: int) -> float:
 
 
 def percentile(histogram: Mapping[int, int], share: float) -> float | None:
-    """Return the latency in seconds that `share` (0 to 1) of the deliveries stayed within; None for none."""
+    """Return the latency in seconds that `share` (0 to 1) of the deliveries did not exceed; None for none."""
     total = sum(histogram.values())
     reached = 0
     for number in sorted(histogram):

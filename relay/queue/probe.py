@@ -1,4 +1,4 @@
-"""A write that tests whether Redis takes writes, and changes nothing.
+"""A write that tests whether Redis accepts writes, and changes nothing.
 
 `SET … XX` writes only a key that exists, and this one never does. Redis refuses it all the same where it refuses
 writes: on a replica (`READONLY`), when its disk fails (`MISCONF`), when it lacks replicas (`NOREPLICAS`). The ACL
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write(client: Redis, keys: Keys) -> None:
-    """Raise Redis's error if it takes no writes. A full Redis passes: producers get an answer of their own for it."""
+    """Raise Redis's error if it refuses writes. A full Redis passes: producers report that by themselves."""
     with contextlib.suppress(OutOfMemoryError):
         client.set(keys.probe, "", xx=True)
 

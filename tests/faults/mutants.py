@@ -113,7 +113,7 @@ CANARY = "tests/faults/test_canary.py::test_the_token_leaks_nowhere"
 RUNS = "tests/integration/test_delivery_runs.py"
 STALE_GUARD = "tests/integration/test_stale_guard.py"
 MISHAPS = "tests/integration/test_delivery_mishaps.py"
-DESTINATION = "tests/integration/test_drains_destination.py"
+DESTINATION = "tests/integration/test_delivery_destination.py"
 LEASES = "tests/integration/test_scripts_leases.py"
 COMMIT = "tests/integration/test_commit_delivery.py"
 TRANSPORTS = "tests/integration/test_transports.py"
@@ -305,7 +305,7 @@ MUTANTS = (
                 "entry = self._tried(entry)",
             ),
         ),
-        tests=(f"{DESTINATION}::test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
+        tests=(f"{DESTINATION}::test_bad_token_stops_all_and_uses_up_nothing_until_it_is_rotated", EXPIRED_TOKEN),
     ),
     Mutant(
         "time-window-dedupe",
@@ -448,7 +448,7 @@ MUTANTS = (
         edits=(
             Edit("workers/delivery/health.py", "            self._runtime.reload_token()\n", "            pass\n"),
         ),
-        tests=(f"{DESTINATION}::test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries",),
+        tests=(f"{DESTINATION}::test_probe_carries_a_token_that_was_rotated_during_the_run",),
     ),
     Mutant(
         "token-told",

@@ -210,7 +210,7 @@ def test_destination_in_good_health_takes_all_that_is_wanted(client: Redis) -> N
     assert client.exists(DESTINATION) == 0
 
 
-def test_nothing_is_admitted_while_the_destination_is_held(client: Redis) -> None:
+def test_nothing_is_admitted_before_the_pause_is_over(client: Redis) -> None:
     throttle(client, 50)
     admission = admit(client, wanted=5, rate=1000)
 
@@ -219,7 +219,7 @@ def test_nothing_is_admitted_while_the_destination_is_held(client: Redis) -> Non
     assert client.hexists(DESTINATION, "full_at") == 0, "what is not sent uses up no rate"
 
 
-def test_open_circuit_that_is_still_held_is_not_probed(client: Redis) -> None:
+def test_open_circuit_is_not_probed_before_its_pause_is_over(client: Redis) -> None:
     open_circuit(client, pause=100)
 
     assert admit(client).granted == 0
@@ -228,7 +228,7 @@ def test_open_circuit_that_is_still_held_is_not_probed(client: Redis) -> None:
 
 def test_open_circuit_is_probed_by_one_of_many_with_one_event(client: Redis) -> None:
     open_circuit(client)
-    tokens = [f"drain {number}" for number in range(32)]
+    tokens = [f"run {number}" for number in range(32)]
     with ThreadPoolExecutor(8) as pool:
         admissions = dict(zip(tokens, pool.map(lambda token: admit(client, token, wanted=32), tokens), strict=True))
 
@@ -240,7 +240,7 @@ def test_open_circuit_is_probed_by_one_of_many_with_one_event(client: Redis) -> 
     assert admit(client, prober, wanted=32) == Admission(1, 0.0, probes=True), "it is told again"
 
 
-def test_probe_that_takes_too_long_makes_way_for_another_drains(client: Redis) -> None:
+def test_probe_that_takes_too_long_makes_way_for_another(client: Redis) -> None:
     open_circuit(client)
     assert admit(client, "dies", probe_seconds=0.05).probes
 
@@ -275,7 +275,7 @@ def pass_time(client: Redis, seconds: float) -> None:
     client.hset(DESTINATION, "full_at", str(float(full_at) - 1000 * seconds))
 
 
-def test_after_the_time_that_it_was_told_a_drain_is_admitted(client: Redis) -> None:
+def test_run_is_admitted_after_the_time_that_it_was_told(client: Redis) -> None:
     assert admit(client, wanted=3, rate=0.01, burst=3).granted == 3
     again_seconds = admit(client, rate=0.01, burst=3).again_seconds
     pass_time(client, again_seconds)
@@ -283,12 +283,12 @@ def test_after_the_time_that_it_was_told_a_drain_is_admitted(client: Redis) -> N
     assert admit(client, rate=0.01, burst=3).granted == 1
 
 
-def test_all_drains_together_keep_to_the_rate(client: Redis) -> None:
+def test_all_runs_together_keep_to_the_rate(client: Redis) -> None:
     """However many ask, and however often, none goes beyond burst + rate x time."""
     rate, burst, started = 400.0, 7, now_ms(client)
 
     def ask(number: int) -> int:
-        return sum(admit(client, f"drain {number}", wanted=3, rate=rate, burst=burst).granted for _ in range(60))
+        return sum(admit(client, f"run {number}", wanted=3, rate=rate, burst=burst).granted for _ in range(60))
 
     with ThreadPoolExecutor(8) as pool:
         granted = sum(pool.map(ask, range(8)))
@@ -298,7 +298,7 @@ def test_all_drains_together_keep_to_the_rate(client: Redis) -> None:
 
 
 @pytest.mark.parametrize("ahead_ms", [HOUR_MS, 10**12])
-def test_clock_that_was_set_back_stops_nobody(client: Redis, ahead_ms: int) -> None:
+def test_clock_that_was_set_back_stops_no_run(client: Redis, ahead_ms: int) -> None:
     client.hset(DESTINATION, "full_at", now_ms(client) + ahead_ms)
 
     assert admit(client, wanted=100, rate=1, burst=10).granted == 10
@@ -312,7 +312,7 @@ def test_limit_that_was_raised_counts_at_once(client: Redis) -> None:
     assert admit(client, wanted=10, rate=1000, burst=10).granted > 0
 
 
-def test_probe_that_the_rate_does_not_allow_is_nobodys(client: Redis) -> None:
+def test_probe_that_the_rate_does_not_allow_is_not_counted_as_one(client: Redis) -> None:
     assert admit(client, rate=0.01, burst=1).granted == 1
     open_circuit(client)
 
@@ -346,7 +346,7 @@ def observe(
     return Health.decode(scripts.run(client, call))
 
 
-def test_failures_in_a_row_of_all_drains_add_up(client: Redis) -> None:
+def test_failures_in_a_row_of_all_runs_add_up(client: Redis) -> None:
     assert observe(client, failures=3).failures == 3
     assert observe(client, failures=4).failures == 7
     assert observe(client).failures == 7
@@ -370,7 +370,7 @@ def test_window_grows_from_what_it_is_up_to_the_largest(client: Redis) -> None:
     assert observe(client, change=500).window == 32
 
 
-def test_window_that_nobody_has_set_stays_the_largest(client: Redis) -> None:
+def test_window_that_is_not_set_stays_the_largest(client: Redis) -> None:
     assert observe(client, successes=5).window == 0
     assert observe(client, change=3).window == 32
 
@@ -458,7 +458,7 @@ def test_paused_environment_is_neither_due_nor_next(client: Redis) -> None:
     assert waiting.next_due_seconds == pytest.approx(600, abs=1)
 
 
-def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis) -> None:
+def test_nothing_is_due_before_the_pause_is_over(client: Redis) -> None:
     put(client, {})
     schedule_many(client, 5)
     client.zadd(SCHEDULE, {"soon": now_ms(client) + 1000})
@@ -469,7 +469,7 @@ def test_nothing_of_a_held_destination_is_due_before_the_holds_end(client: Redis
     assert waiting.next_due_seconds == pytest.approx(50, abs=1)
 
 
-def test_hold_that_is_over_hides_nothing(client: Redis) -> None:
+def test_pause_that_is_over_hides_nothing(client: Redis) -> None:
     names = schedule_many(client, 5)
     throttle(client, 0)
 
@@ -495,7 +495,7 @@ def test_the_only_environment_is_called_to_probe(client: Redis) -> None:
     assert read_waiting(client).due == ["env-0"]
 
 
-def test_no_second_drain_is_called_while_a_probe_is_under_way(client: Redis) -> None:
+def test_no_second_run_is_woken_while_a_probe_is_in_flight(client: Redis) -> None:
     schedule_many(client, 20)
     open_circuit(client)
     assert admit(client, probe_seconds=50).probes

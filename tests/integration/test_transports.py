@@ -178,7 +178,7 @@ def test_netrc_does_not_replace_the_token(
     serve: Serve, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
-    netrc.write_text("machine 127.0.0.1 login somebody password hunter2\n")
+    netrc.write_text("machine 127.0.0.1 login user password hunter2\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc))
@@ -327,7 +327,7 @@ def test_refused_connection(connect: Connect) -> None:
 
 
 def test_unknown_host(connect: Connect) -> None:
-    found = post(connect("http://nobody.invalid/", allow_insecure=True, connect_timeout=5.0), within_seconds=15)
+    found = post(connect("http://unknown.invalid/", allow_insecure=True, connect_timeout=5.0), within_seconds=15)
 
     assert found.failure is Failure.DNS
 
@@ -445,7 +445,7 @@ def test_connection_closed_without_an_answer(serve: Serve, connect: Connect) -> 
 
 
 @pytest.mark.parametrize("data", [b"220 smtp.example.com ESMTP\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x00" * 100])
-def test_what_is_no_http_is_no_answer(data: bytes, serve: Serve, connect: Connect) -> None:
+def test_bytes_that_are_no_http_are_no_answer(data: bytes, serve: Serve, connect: Connect) -> None:
     server = serve(says(data))
     found = post(connect(server.url))
 
@@ -453,7 +453,7 @@ def test_what_is_no_http_is_no_answer(data: bytes, serve: Serve, connect: Connec
     assert found.failure in {Failure.PROTOCOL, Failure.RESET}
 
 
-def test_failure_does_not_tell_the_token(serve: Serve, connect: Connect) -> None:
+def test_failure_does_not_show_the_token(serve: Serve, connect: Connect) -> None:
     server = serve(reset)
 
     assert TOKEN not in post(connect(server.url)).excerpt
@@ -535,8 +535,8 @@ def test_time_out_is_kept_however_long_the_caller_would_wait(
 
 
 @pytest.mark.parametrize("status", [201, 400, 503])
-def test_answer_that_came_while_nobody_waited_counts(status: int, serve: Serve, connect: Connect) -> None:
-    """As when a drain waits for Redis longer than a request may take, or its process stands still."""
+def test_answer_that_came_between_two_waits_counts(status: int, serve: Serve, connect: Connect) -> None:
+    """As when a run waits for Redis longer than a request may take, or its process is stopped."""
     server = serve(answer(200), answer(status, b"said"))
     transport = connect(server.url, timeout=TIMEOUT_SECONDS)
     assert post(transport).status == 200, "the connection is made"
@@ -548,7 +548,7 @@ def test_answer_that_came_while_nobody_waited_counts(status: int, serve: Serve, 
     assert post(transport).status == status, "the transport goes on as before"
 
 
-def test_what_was_not_answered_while_nobody_waited_times_out_at_once(serve: Serve, connect: Connect) -> None:
+def test_request_without_an_answer_between_two_waits_times_out_at_once(serve: Serve, connect: Connect) -> None:
     server = serve(answer(200), hang)
     transport = connect(server.url, timeout=TIMEOUT_SECONDS)
     post(transport)
@@ -591,9 +591,7 @@ def test_request_whose_kept_connection_had_ended_has_what_is_left_of_its_time(se
     assert time.monotonic() - started < 1.5 * TIMEOUT_SECONDS
 
 
-def test_what_was_answered_while_requests_were_let_go_is_told_by_the_next_wait(
-    serve: Serve, connect: Connect
-) -> None:
+def test_answer_that_a_flush_found_is_returned_by_the_next_wait(serve: Serve, connect: Connect) -> None:
     transport = connect(serve(answer(200)).url)
     post(transport)
     transport.send(Request("tag", b"", "k2"))
@@ -606,7 +604,7 @@ def test_what_was_answered_while_requests_were_let_go_is_told_by_the_next_wait(
     assert transport.in_flight == 0
 
 
-def test_those_that_drip_hold_nothing_beyond_their_time(serve: Serve, connect: Connect) -> None:
+def test_dripping_answers_take_no_connection_beyond_their_time(serve: Serve, connect: Connect) -> None:
     dripping = byte_by_byte(head(200, {"X": "y" * 1000}), every_seconds=0.05)
     server = serve(*[dripping] * 4, answer(201))
     transport = connect(server.url, connections=4, timeout=TIMEOUT_SECONDS)
@@ -617,7 +615,7 @@ def test_those_that_drip_hold_nothing_beyond_their_time(serve: Serve, connect: C
     assert post(transport) == Answer(201), "there is room again"
 
 
-def test_five_hundred_that_hang_leave_nothing_behind(connect: Connect) -> None:
+def test_five_hundred_hanging_requests_leave_nothing_behind(connect: Connect) -> None:
     gc.collect()
     before = open_descriptors()
     with socket.create_server(("127.0.0.1", 0), backlog=600) as silent:  # connects, as the kernel does, and no more
@@ -657,7 +655,7 @@ def accepted(listener: socket.socket) -> int:
     [half_a_body(200), after(half(200), reset), after(half(200), hang), endless_body(200)],
     ids=["cut off", "reset", "hangs", "endless"],
 )
-def test_success_is_success_whatever_becomes_of_its_body(step: Any, serve: Serve, connect: Connect) -> None:
+def test_success_is_success_even_if_its_body_breaks_off(step: Any, serve: Serve, connect: Connect) -> None:
     server = serve(step, answer(201))
     transport = connect(server.url, timeout=TIMEOUT_SECONDS)
 
@@ -778,7 +776,7 @@ def test_memory_is_bounded_whatever_the_api_sends(serve: Serve) -> None:
     }
 
 
-# Bytes that nobody asked for
+# Unasked bytes
 
 
 @pytest.mark.parametrize("pause_seconds", [0.0, 0.05], ids=["together", "a little later"])
@@ -865,7 +863,7 @@ def test_token_that_the_answer_echoes_is_not_kept(status: int, serve: Serve, con
         ("https://ex\x1bample.com/", ""),
     ],
 )
-def test_redirect_tells_the_host_alone(location: str, told: str, serve: Serve, connect: Connect) -> None:
+def test_redirect_shows_the_host_alone(location: str, told: str, serve: Serve, connect: Connect) -> None:
     server = serve(answer(302, Location=location))
     found = post(connect(server.url))
 
@@ -875,7 +873,7 @@ def test_redirect_tells_the_host_alone(location: str, told: str, serve: Serve, c
 
 @pytest.mark.parametrize("length", range(1, len(TOKEN) + 1, 3))
 @pytest.mark.parametrize("before", [EXCERPT_BYTES - 5, MAX_BODY_BYTES - 5, 10])
-def test_token_is_not_told_in_parts(before: int, length: int, serve: Serve, connect: Connect) -> None:
+def test_token_is_not_shown_in_parts(before: int, length: int, serve: Serve, connect: Connect) -> None:
     echoed = b"x" * before + TOKEN[:length].encode()
     server = serve(says(head(422, {"Content-Length": str(len(echoed) + 9)}) + echoed))
 
@@ -893,13 +891,13 @@ def test_token_is_not_told_in_parts(before: int, length: int, serve: Serve, conn
         f"HTTP/1.1 503 No\r\n{TOKEN}\r\n\r\n",
     ],
 )
-def test_token_that_is_echoed_anywhere_is_not_told(said: str, serve: Serve, connect: Connect) -> None:
+def test_token_that_is_echoed_anywhere_is_not_shown(said: str, serve: Serve, connect: Connect) -> None:
     server = serve(says(said.encode()))
 
     assert TOKEN not in str(post(connect(server.url)))
 
 
-def test_token_that_is_echoed_after_a_new_one_was_read_is_not_told(
+def test_token_that_is_echoed_after_a_new_one_was_read_is_not_shown(
     serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -948,7 +946,7 @@ def test_requests_are_sent_side_by_side_and_answered_by_their_tags(serve: Serve,
     }
 
 
-def test_one_that_hangs_delays_no_other(serve: Serve, connect: Connect) -> None:
+def test_hanging_request_delays_no_other(serve: Serve, connect: Connect) -> None:
     server = serve(hang, answer(200))
     transport = connect(server.url)
     transport.send(Request("hangs", b"", "k1"))
@@ -984,7 +982,7 @@ def test_kept_connection_that_ends_under_a_request_is_not_a_reason_to_send_it_tw
     assert post(transport) == Answer(201)
 
 
-# Waiting, letting go
+# Waiting and abandoning
 
 
 def test_wait_with_nothing_in_flight_returns_at_once(connect: Connect) -> None:
@@ -1007,7 +1005,7 @@ def test_wait_ends_when_its_time_is_over(serve: Serve, connect: Connect) -> None
     assert transport.in_flight == 1
 
 
-def test_what_was_abandoned_is_not_answered(serve: Serve, connect: Connect) -> None:
+def test_abandoned_request_is_not_answered(serve: Serve, connect: Connect) -> None:
     server = serve(hang, answer(200))
     transport = connect(server.url)
     transport.send(Request("abandoned", b"", "k1"))
@@ -1021,7 +1019,7 @@ def test_what_was_abandoned_is_not_answered(serve: Serve, connect: Connect) -> N
     assert answers(transport, 1) == {"next": Answer(200)}
 
 
-def test_closing_drops_what_is_in_flight(serve: Serve, connect: Connect) -> None:
+def test_closing_drops_the_requests_in_flight(serve: Serve, connect: Connect) -> None:
     server = serve(hang)
     transport = connect(server.url)
     transport.send(Request("tag", b"", "k1"))

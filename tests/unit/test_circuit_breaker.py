@@ -35,7 +35,7 @@ OUTCOMES: dict[str, Outcome] = {
 
 BELOW, AT_LIMIT, ABOVE = FAILURES - 1, FAILURES, 10 * FAILURES
 
-#: State of the open circuit ('' for closed) → outcome → state after it; what else counts is below.
+#: State of the open circuit ('' for closed) → outcome → state after it; the exceptions are below.
 TABLE: dict[str, dict[str, HealthState | None]] = {
     "": {
         "delivered": None,
@@ -103,7 +103,7 @@ OWN_FAULT: dict[str, HealthState | None] = {"401": None, "403": None}
 @pytest.mark.parametrize("failures", [0, 1, BELOW, AT_LIMIT, ABOVE])
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("circuit", TABLE)
-def test_what_an_answer_does_to_the_circuit(circuit: str, outcome: str, failures: int, own_fault: bool) -> None:  # noqa: FBT001
+def test_state_after_an_answer(circuit: str, outcome: str, failures: int, own_fault: bool) -> None:  # noqa: FBT001
     expected = TABLE[circuit][outcome]
     if not circuit and failures >= FAILURES:
         expected = CLOSED_AT_LIMIT.get(outcome, expected)

@@ -20,7 +20,7 @@ def succeed(made: ConcurrencyLimit, times: int, *, was_full: bool = True) -> Non
         made.succeeded(was_full=was_full)
 
 
-def test_a_window_that_nobody_has_set_is_the_largest() -> None:
+def test_a_window_that_is_not_set_is_the_largest() -> None:
     assert ConcurrencyLimit(32).window == 32
     assert window(0).window == 32
 
@@ -40,16 +40,16 @@ def test_it_grows_by_one_for_each_full_window_of_successes(size: int) -> None:
     assert (made.window, made.take_change()) == (size + 1, 1)
 
 
-def test_growth_adds_up_until_it_is_told() -> None:
+def test_growth_adds_up_until_it_is_reported() -> None:
     made = window(2)
     succeed(made, 2 + 3 + 4)
 
     assert (made.window, made.take_change()) == (5, 3)
-    assert made.take_change() == 0, "told once"
+    assert made.take_change() == 0, "reported once"
 
 
-def test_growth_that_is_not_told_yet_outlasts_a_look_at_the_shared_size() -> None:
-    """Else the successes that it took would soon bring it a second time."""
+def test_growth_that_is_not_reported_yet_survives_an_update_of_the_shared_window() -> None:
+    """Else the same successes would soon grow it a second time."""
     made = window(4)
     succeed(made, 4)
     made.adopt(4)

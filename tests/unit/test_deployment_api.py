@@ -82,7 +82,7 @@ def test_every_status_has_its_outcome_with_retry_after() -> None:
 
 
 @pytest.mark.parametrize("status", [0, 99, 600, 999])
-def test_what_is_no_status_refuses_no_event_and_holds_nothing(status: int) -> None:
+def test_number_that_is_no_status_refuses_no_event_and_throttles_nothing(status: int) -> None:
     expected = Retry(f"protocol: HTTP {status} is no final status", status)
 
     assert outcome_of(Answer(status)) == outcome_of(Answer(status, retry_after_seconds=SECONDS)) == expected

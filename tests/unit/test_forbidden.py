@@ -77,7 +77,7 @@ def test_no_event_is_forbidden_while_everything_gets_a_403() -> None:
 
 
 def test_the_403_after_others_stopped_passing_is_not_the_one_that_condemns() -> None:
-    """The token expires when an event is one short of forbidden: nobody passes since, so it may be the token."""
+    """The token expires when an event is one short of forbidden: no event passes since, so it may be the token."""
     trials = Trials(forbidden=FORBIDDEN - 1, successes=7)
 
     assert not decide_token_fault(trials, 403, successes=7, successes_when_sent=7).is_forbidden

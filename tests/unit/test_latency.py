@@ -18,7 +18,7 @@ ROUNDING = 1e-9
 
 
 @given(latencies_ms)
-def test_bucket_ends_at_most_a_tenth_above_what_it_holds(milliseconds: float) -> None:
+def test_bucket_ends_at_most_a_tenth_above_its_values(milliseconds: float) -> None:
     seconds = milliseconds / 1000
     upper = upper_bound_seconds(bucket(milliseconds))
 
@@ -49,5 +49,5 @@ def test_percentile_is_right_within_a_tenth(measured: list[float], share: float)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_of_no_deliveries_there_is_no_percentile(share: float) -> None:
+def test_there_is_no_percentile_without_deliveries(share: float) -> None:
     assert percentile({}, share) is None

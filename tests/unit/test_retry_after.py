@@ -47,7 +47,7 @@ def test_seconds_and_the_three_forms_of_a_date(value: str, seconds: float) -> No
         ),
     ],
 )
-def test_what_is_over_or_unreadable_asks_for_nothing(value: str) -> None:
+def test_past_or_unreadable_value_asks_for_no_pause(value: str) -> None:
     assert read(value) is None
 
 
@@ -64,11 +64,11 @@ def test_what_is_over_or_unreadable_asks_for_nothing(value: str) -> None:
         ("Mon, 23 Nov 2026 12:01:00 GMT, Monday, 23-Nov-26 12:00:01 GMT",),
     ],
 )
-def test_said_twice_the_longest_holds(lines: tuple[str, ...]) -> None:
+def test_of_two_values_the_longest_counts(lines: tuple[str, ...]) -> None:
     assert read(*lines) == 60.0
 
 
-def test_not_said_asks_for_nothing() -> None:
+def test_no_header_asks_for_no_pause() -> None:
     assert read() is None
 
 
@@ -81,7 +81,7 @@ def test_date_counts_from_the_answers_own(date: str) -> None:
 
 
 @pytest.mark.parametrize("date", ["", "today", "Mon, 99 Nov 2026 11:00:00 GMT", "x" * 10_000])
-def test_date_counts_from_our_clock_where_the_answers_own_cannot_be_read(date: str) -> None:
+def test_date_counts_from_our_clock_if_the_answers_own_cannot_be_read(date: str) -> None:
     assert read("Mon, 23 Nov 2026 12:00:30 GMT", date=date) == 30.0
 
 

@@ -35,7 +35,7 @@ class DestinationHealth:
     The states and transitions are those of `relay.queue.health.Health`. Here are the parts that decide on them: the
     circuit breaker (`decide_state`), the throttle (`note_pause`, `throttle`), and the concurrency limit; the rate
     limit is in admit.lua. Redis is asked only where other runs matter: for a probe, for requests under a rate limit,
-    and to change the state. What the run observed goes along with its commits.
+    and to change the state. The run's observations go along with its commits.
     """
 
     def __init__(self, runtime: DeliveryRuntime) -> None:

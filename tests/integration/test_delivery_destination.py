@@ -1,5 +1,4 @@
-"""Drains and a destination's health: what the API's answers hold up, what they use up, and how fast they let it
-go."""
+"""Delivery runs and the destination's health: which answers stop deliveries and which use up attempts."""
 
 from __future__ import annotations
 
@@ -75,7 +74,7 @@ def circuit(client: Redis) -> str:
 
 
 def probe(runtime: Runtime, *environments: str) -> str:
-    """Let all pauses be over, and one drain run; say what it is held up by."""
+    """Let all pauses be over, execute one run, and return what stopped it."""
     let_hold_pass(runtime.client)
     retries_are_due(runtime.client)
     return run_once(runtime, *environments).held
@@ -97,7 +96,7 @@ def expired(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
+def test_bad_token_stops_all_and_uses_up_nothing_until_it_is_rotated(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, expired: Path, status: int
 ) -> None:
     images = report_many(client, 40)
@@ -126,11 +125,11 @@ def test_bad_token_holds_all_and_uses_up_nothing_until_it_is_rotated(
     assert circuit(client) == ""
 
 
-def test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carries(
+def test_probe_carries_a_token_that_was_rotated_during_the_run(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox, expired: Path
 ) -> None:
     class Rotating(Random):
-        """The drain shuffles before it asks whether it may probe."""
+        """The run shuffles before it asks whether it may probe."""
 
         def shuffle(self, x: Any) -> None:
             expired.write_text(TOKEN)
@@ -147,7 +146,7 @@ def test_token_that_is_rotated_while_a_drain_is_at_work_is_what_its_probe_carrie
     assert api.counts().by_status == {403: before, 202: 3}
 
 
-def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
+def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_are_delivered(
     runtime: Runtime, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "status", "status": 403, "image": image_of("forbidden")}]
@@ -173,7 +172,7 @@ def test_event_that_alone_gets_a_403_is_forbidden_and_the_others_arrive(
     assert counters_of(client).unaccounted == 0
 
 
-def test_event_that_alone_gets_a_401_is_tried_ever_later_and_holds_nobody_up(
+def test_event_that_alone_gets_a_401_is_tried_ever_later_and_delays_no_other(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "status", "status": 401, "image": image_of("unauthorized")}]
@@ -248,7 +247,7 @@ def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: 
     assert sorted(delivered_images(api)) == sorted(images)
 
 
-def test_429_without_retry_after_uses_no_attempt_and_is_waited_for_ever_longer(
+def test_429_without_retry_after_uses_no_attempt_and_is_retried_ever_later(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = [{"kind": "status", "status": 429, "image": image_of("limited")}]
@@ -309,7 +308,7 @@ def too_many(seconds: int) -> list[dict[str, Any]]:
 ONE_AT_ONCE: dict[str, Any] = {"delivery": {"max_in_flight": 1, "max_attempts": 1}}
 
 
-def test_retry_after_holds_all_drains_and_uses_up_nothing(
+def test_retry_after_stops_all_runs_and_uses_up_nothing(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = too_many(30)
@@ -330,7 +329,7 @@ def test_retry_after_holds_all_drains_and_uses_up_nothing(
     assert client.xlen(KEYS.dead) == 0
 
 
-def test_no_drain_sends_anything_before_the_end_of_retry_after(
+def test_no_run_sends_anything_before_the_end_of_retry_after(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     api.faults = too_many(1)
@@ -359,7 +358,7 @@ def test_retry_after_is_capped(redis_server: EmbeddedRedis, client: Redis, api: 
     assert read_health(client).until - now_ms(client) == pytest.approx(60_000, abs=3000)
 
 
-def test_rate_limit_is_kept_by_all_drains_together(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+def test_rate_limit_is_kept_by_all_runs_together(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
     rate, burst, each = 100.0, 5, 40
     limited: dict[str, Any] = {"api": {"rate_limit": rate, "burst": burst}}
     environments = ["one", "two"]
@@ -384,11 +383,11 @@ def test_rate_limit_is_kept_by_all_drains_together(redis_server: EmbeddedRedis, 
 # The API is not there
 
 
-def test_api_that_is_not_there_kills_nothing(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+def test_api_that_refuses_connections_kills_nothing(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
     images = report_many(client, FAILURES + 5)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
             run_intake(runtime)
             assert run_once(runtime).held.startswith("unavailable (connect")
@@ -417,13 +416,13 @@ def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, cl
     assert max(each.answers for each in trials(client)) < 10, "the probes are spread over the events"
 
 
-def test_one_of_many_drains_probes_and_the_others_send_nothing(
+def test_one_of_many_runs_probes_and_the_others_send_nothing(
     redis_server: EmbeddedRedis, client: Redis, api: Sandbox
 ) -> None:
     environments = [f"env-{number}" for number in range(4)]
     images = [image for name in environments for image in report_many(client, 5, name)]
     api.faults = [{"kind": "status", "status": 500}]
-    # Pauses as after some failed probes: longer than it takes a slow machine to run all of the drains.
+    # Pauses as after some failed probes: longer than it takes a slow machine to finish all of the runs.
     client.hset(DESTINATION, mapping={"openings": 6, "circuit": "unavailable", "window": 1, "failures": FAILURES})
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         runtimes = [stack.enter_context(running(redis_server, api)) for _ in environments]
@@ -469,7 +468,7 @@ def test_window_shrinks_when_the_api_pushes_back_and_grows_again(
     assert client.xlen(KEYS.dead) == 0
 
 
-def test_window_bounds_what_is_in_flight(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+def test_window_bounds_the_requests_in_flight(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
     client.hset(DESTINATION, "window", 3)
     api.faults = [{"kind": "hang"}]
     report_many(client, 20)
