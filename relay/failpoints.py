@@ -3,8 +3,8 @@
 `RELAY_TEST_CRASH=before:commit_delivery:3` is SIGKILL at the third pass of that point in one process;
 `RELAY_TEST_CRASH_ONCE` names a file that the first to die makes, and that keeps all others alive. Every script that
 runs has a point `before:<script>` and one `after:<script>`, when Redis has done it and its reply is not read yet; the
-others stand where they are passed. `RELAY_TEST_CRASH_EVENT=deliver:some-id` is an event that kills whoever delivers
-it, each time; `intake:some-id` alike.
+others stand where they are passed. `RELAY_TEST_CRASH_EVENT=deliver:some-id` is an event that kills each
+process that delivers it; `intake:some-id` alike.
 
 In production neither variable is set: a point is then one comparison.
 """

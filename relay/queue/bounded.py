@@ -41,7 +41,7 @@ T = TypeVar("T")
 class BoundedEntry(NamedTuple):
     """An entry: its fields and values in order, and its size in bytes.
 
-    Of one that is cut (`is_whole` is false) the first fields, each shortened. `is_exact` tells whether `size` is the
+    Of one that is cut (`is_whole` is false) the first fields, each shortened. `is_exact` if `size` is the
     size, or the part of it that was read.
     """
 

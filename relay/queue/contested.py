@@ -2,7 +2,7 @@
 
 Each undoes what the other reported, and the API is told both again and again. Intake notes changes by reports, and
 only those: of a bounded sample of instances (contested.lua), the same ones for as long as it lasts, so that an event
-costs next to nothing. What is found is for people; no delivery depends on it.
+costs next to nothing. The findings are for operators; no delivery depends on them.
 """
 
 from __future__ import annotations

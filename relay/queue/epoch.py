@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from relay.queue.keys import Keys
 
-#: What an operator is told of another data set than before.
+#: The message for operators if the data set is not the one of before.
 LOST = (
     "the data set in Redis is not the one of a moment ago: it was flushed, or a failover came to an empty or another "
     "Redis. What was accepted and not delivered is lost, unless you restore it. Have every producer report its whole "

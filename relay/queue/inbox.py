@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: How long a call that added events is remembered: longer than a client's retries of it take.
 MARK_MILLISECONDS = 60_000
 
-#: What to do when memory is what is short.
+#: The advice if memory is short.
 _MORE_MEMORY = "raise its maxmemory if this does not pass as events are delivered"
 
 _APPEND = scripts.load("append")
@@ -176,7 +176,7 @@ class InboxEntry(NamedTuple):
     def kept_fields(self, most: int) -> list[tuple[bytes, bytes]]:
         """Return the fields that its dead letter keeps: the first ones, and `redriven` beside them.
 
-        One that was not read whole keeps no internal field: what is cut is not redriven to any use.
+        One that was not read whole keeps no internal field: a cut event cannot be redriven.
         """
         if self.oversize is None:
             found = list(self.fields.items())

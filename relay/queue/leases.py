@@ -1,9 +1,9 @@
-"""Leases: one drain at a time for the inbox and for each outbox; and wakeups, one ring at a time for each.
+"""Leases: one run at a time for the inbox and for each outbox; and wake-ups, one at a time for each.
 
-A lease is a key with the drain's token that expires. Every script that commits compares the token, so a drain
-that was paused past its lease cannot commit over its successor.
+A lease is a key with the run's token, and expires. Every script that commits compares the token, so a run that was
+paused past its lease cannot commit over its successor.
 
-Beside it lies the mark of the *run*, which does not expire: a drain that finds another's knows that it died at work.
+Beside it lies the run's in-flight marker, which does not expire: a run that finds another's knows that this one died.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ if TYPE_CHECKING:
 
     from relay.queue.scripts import Call
 
-#: Drains that may die with one entry alone in hand before it is taken for what kills them.
+#: Runs that may die with one entry alone in hand before the entry is taken for the cause.
 MAX_DEATHS = 3
 
-#: Longer than any time between two signs of life.
+#: Longer than any time between two heartbeats.
 NO_GAP_MS = 1 << 52
 
-_ACQUIRE = scripts.load("acquire")
-_HANDLE = scripts.load("handle")
-_RING = scripts.load("wake")
+_ACQUIRE = scripts.declare(
+    "acquire",
+    keys=("wakeup", "lease", "run", "counters"),
+    arguments=("token", "lease_ms", "new_dataset", "gap_ms"),
+)
+_HANDLE = scripts.declare("handle", keys=("lease", "run"), arguments=("token", "entry_id"))
+_WAKE = scripts.declare("wake", keys=("counters",), arguments=("wakeup_ms", "why"))
 
 
 def new_token() -> str:
-    """Return a token that no other drain has."""
+    """Return a token that no other run has."""
     return secrets.token_hex(8)
 
 
 class Lease(NamedTuple):
-    """A lease that was taken. `cursor` is an outbox's, '' for none yet; `unfinished` drains before did not let go.
+    """A lease that was acquired. `cursor` is an outbox's, "" for none yet; `unfinished` runs before did not release.
 
-    `dataset` is the id of the data set that an outbox lies in. Ages of events are reckoned from `steady_since` on, in
+    `dataset` is the id of the data set that an outbox lies in. Ages of events are measured from `steady_since` on, in
     Redis milliseconds, because its clock was stepped then, or no worker had run for long.
     """
 
@@ -62,44 +66,55 @@ def acquire_call(
     outbox: tuple[str, str] | None = None,
     gap_ms: int = 0,
 ) -> Call:
-    """Return the call that takes a lease; `acquired` reads its reply. `outbox` is the keys of cursor and data set.
+    """Return the call that acquires a lease; `acquired` parses its reply. `outbox`: the keys of cursor and data set.
 
-    `gap_ms` is how far apart two signs of life may be for ages to be reckoned across them; 0 for any.
+    `gap_ms` is how far apart two heartbeats may be for ages to be measured across them; 0 for any.
     """
-    keys = (wakeup, lease, run, counts, *(outbox or ()))
-    args: list[scripts.Argument] = [token, round(lease_seconds * 1000)]
-    args += [secrets.token_hex(8), gap_ms or NO_GAP_MS] if outbox else []
-    return scripts.Call(_ACQUIRE, keys, args)
+    return _ACQUIRE.call(
+        {"wakeup": wakeup, "lease": lease, "run": run, "counters": counts},
+        {
+            "token": token,
+            "lease_ms": round(lease_seconds * 1000),
+            "new_dataset": secrets.token_hex(8),
+            "gap_ms": gap_ms or NO_GAP_MS,
+        },
+        more_keys=outbox or (),
+    )
 
 
 def acquired(reply: list[Any]) -> Lease | None:
-    """Read the reply of an acquisition; None when another drain is at it."""
+    """Parse the reply of an acquisition; None if another run holds the lease."""
     return Lease(reply[1].decode(), int(reply[2]), reply[3].decode(), int(reply[4])) if reply[0] else None
 
 
 def handle(client: Redis, lease: str, run: str, token: str, entry_id: str) -> int:
-    """Note the entry that is in hand alone; return how many drains died with it alone in theirs."""
-    deaths = int(scripts.run(client, scripts.Call(_HANDLE, (lease, run), (token, entry_id))))
+    """Set the in-flight marker to one entry; return how many runs died with it. Raise `LeaseLost`."""
+    deaths = int(
+        scripts.run(client, _HANDLE.call({"lease": lease, "run": run}, {"token": token, "entry_id": entry_id}))
+    )
     if deaths < 0:
-        raise LeaseLost("another drain has taken over")
+        raise LeaseLost("another run has acquired the lease")
     return deaths
 
 
 class Why(StrEnum):
-    """Why a wakeup is rung."""
+    """Why a wake-up is sent."""
 
-    #: Something new waits, or a drain left something.
+    #: Something was added, or a run left something.
     WORK = "work"
-    #: An outbox's time has come, and nobody is at it: a retry, a hold's end, or a drain or wakeup that got lost.
+    #: An outbox's time has come and no run holds it: a retry, a recovery, or a run or wake-up that was lost.
     DUE = "due"
 
 
 def to_wake(
-    client: Redis, counts: str, drains: Sequence[tuple[str, str]], wakeup_seconds: float, why: Why
+    client: Redis, counts: str, runs: Sequence[tuple[str, str]], wakeup_seconds: float, why: Why
 ) -> list[int]:
-    """Return the positions of those runs, given as (lease, wakeup), that need a wake-up, and count them."""
-    if not drains:
+    """Return the positions of those runs, given as keys of lease and wake-up, that need a wake-up, and count them."""
+    if not runs:
         return []
-    keys = [counts, *(key for drain in drains for key in drain)]
-    reply = scripts.run(client, scripts.Call(_RING, keys, (round(wakeup_seconds * 1000), why)))
-    return [position - 1 for position in reply]
+    call = _WAKE.call(
+        {"counters": counts},
+        {"wakeup_ms": round(wakeup_seconds * 1000), "why": why},
+        more_keys=[key for run in runs for key in run],
+    )
+    return [position - 1 for position in scripts.run(client, call)]

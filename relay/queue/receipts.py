@@ -1,7 +1,7 @@
-"""What became of an event, for whoever asked to be told.
+"""Receipts: the outcome of an event, for a producer that asks for it.
 
 A receipt is kept for an event whose inbox entry has an `id` and a field `receipt`: while the event waits, and for
-`queue.receipt_for` once its fate is known. append.lua begins it; commit_intake.lua and commit_delivery.lua
+`queue.receipt_for` once its outcome is known. append.lua begins it; commit_intake.lua and commit_delivery.lua
 set it in the step that makes it so. Lines: status, when that was in Redis milliseconds, and a reason and
 a detail:
 

@@ -183,11 +183,7 @@ MUTANTS = (
             Edit("relay/queue/scripts/release_outbox.lua", _FENCE, "if false then"),
             Edit("relay/queue/scripts/claim.lua", _FENCE, "if false then"),
             Edit("relay/queue/scripts/defer.lua", _FENCE, "if false then"),
-            Edit(
-                "relay/queue/scripts/handle.lua",
-                "if holder ~= ARGV[1] and (holder or run[3] ~= ARGV[1]) then",
-                "if false then",
-            ),
+            Edit("relay/queue/scripts/handle.lua", _FENCE, "if false then"),
         ),
         tests=(WOKEN,),
     ),
@@ -474,8 +470,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "relay/queue/scripts/wake.lua",
-                "redis.call('SET', KEYS[i + 1], '1', 'NX', 'PX', ARGV[1])",
-                "redis.call('SET', KEYS[i + 1], '1', 'NX')",
+                "call('SET', KEYS[i + 1], '1', 'NX', 'PX', wakeup_ms)",
+                "call('SET', KEYS[i + 1], '1', 'NX')",
             ),
         ),
         tests=(WAKEUPS,),

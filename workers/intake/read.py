@@ -68,7 +68,7 @@ def parse_all(entries: list[InboxEntry], defaults: Defaults, max_bytes: int) -> 
 
 
 def parse(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Parsed | Rejected:
-    """Parse one entry; what is wrong with it is returned, never raised."""
+    """Parse one entry; a fault is returned, never raised."""
     body = entry.body
     if entry.unreadable is not None:
         return Rejected(entry, entry.unreadable[:_DETAIL_CHARACTERS])

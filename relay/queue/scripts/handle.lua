@@ -1,15 +1,12 @@
--- Note which entry a drain has in hand alone, before it does anything with it.
--- KEYS  lease, run
--- ARGV  token, entry id
--- ->    how many drains died with it alone in hand; -1 when the lease is lost
-local holder = redis.call('GET', KEYS[1])
-local run = redis.call('HMGET', KEYS[2], 'entry', 'deaths', 'token')
-if holder ~= ARGV[1] and (holder or run[3] ~= ARGV[1]) then
+-- Set the in-flight marker to the one entry that a run has in hand, before the run does anything with it.
+-- Returns how many runs died with this entry in hand; -1 if the lease is lost.
+if not holds_lease(lease_key, run_key, token) then
   return -1
 end
-if run[1] == ARGV[2] then
+local run = call('HMGET', run_key, 'entry', 'deaths')
+if run[1] == entry_id then
   return tonumber(run[2] or '0')
 end
-redis.call('HDEL', KEYS[2], 'deaths') -- first: at maxmemory a script may write once it began with a delete
-redis.call('HSET', KEYS[2], 'entry', ARGV[2])
+call('HDEL', run_key, 'deaths') -- first: at maxmemory a script may write once it began with a delete
+call('HSET', run_key, 'entry', entry_id)
 return 0
