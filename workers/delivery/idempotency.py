@@ -1,12 +1,14 @@
-"""Idempotency keys: what the API may tell a repeated request by.
+"""Idempotency keys: what the API may recognise a repeated request by.
 
-A key is a hash of the data set, the event's id, instance and digest, and its place among all that came. So all
-attempts of one event carry the same key, by any worker, after a restart and after a redrive, because all of it
-lies in the data set. An event that is accepted anew under an id that its instance has forgotten, and one whose
-redrive is forced, have another place: an API that honours keys would drop them as repeats of the first, and they
-would count as delivered. An event without an id has its inbox entry's, which is only a moment and a number: two Redis
-servers give equal ones to different events, and so does one whose data set was lost. The data set's random id tells
-those apart, the instance and the digest tell apart several images that were reported under one id.
+A key is a hash of the data set's random id, the event's id, environment, instance and digest, and its place among all
+enqueued events. All of that lies in the data set, so all attempts of one event carry the same key: by any worker,
+after a restart and after a redrive.
+
+The place tells an event apart that is accepted anew under an id that its instance has forgotten, and one whose
+redrive is forced: with the old key an API that honours keys would drop them as repeats, and they would count as
+delivered. An event without an id has its inbox entry's, which is only a time and a number: two Redis servers, or one
+whose data set was lost, give equal ones to different events. The data set's id tells those apart; the instance and
+the digest tell apart several images that were reported under one id.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 #: Bytes of the hash; the key has twice as many hex digits.
 HASH_BYTES = 16
 
-#: Characters of the event's id that a key begins with, for those who search the API's log for an event.
+#: Characters of the event's id that a key begins with, so that the API's log can be searched for an event.
 READABLE_CHARACTERS = 64
 
 

@@ -12,7 +12,6 @@ from relay.queue import epoch, leases, outbox, scripts
 from relay.queue.health import Health
 from relay.queue.outbox import ClaimRequest, CommitRequest, OutboxLease, Outcomes
 from relay.queue.schedule import longest_pause_seconds
-from relay.settings import DEFAULT_DESTINATION
 from workers.delivery.batch import Batch
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def acquire(runtime: DeliveryRuntime, environments: Sequence[str]) -> list[tuple
     worker, delivery = runtime.settings.worker, runtime.settings.delivery
     asked_at = clock.uptime()
     wanted = [
-        OutboxLease(runtime.keys.of_outbox(DEFAULT_DESTINATION, name), leases.new_token())
+        OutboxLease(runtime.keys.of_outbox(runtime.settings.destination, name), leases.new_token())
         for name in dict.fromkeys(environments)
     ]
     calls = [
