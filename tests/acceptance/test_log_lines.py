@@ -48,12 +48,12 @@ def test_line_of_a_run_that_met_an_outage_has_its_reason(estate: Estate) -> None
     estate.start_worker()
     estate.api.faults = [{"kind": "status", "status": 503}]
     estate.report(40)
-    wait_for(lambda: any(line.get("held") for line in lines_of(estate)), 30)
+    wait_for(lambda: any(line.get("health") for line in lines_of(estate)), 30)
     estate.api.faults = []
     estate.wait_until_done(40)
-    held = [line for line in lines_of(estate) if line.get("held")]
-    assert "unavailable (HTTP 503)" in {line["held"] for line in held}
-    assert sum(line.get("retrying", 0) for line in held) > 0
+    unhealthy = [line for line in lines_of(estate) if line.get("health")]
+    assert "unavailable (HTTP 503)" in {line["health"] for line in unhealthy}
+    assert sum(line.get("retrying", 0) for line in unhealthy) > 0
     warnings = [line["event"] for line in lines_of(estate) if line["level"] == "warning"]
     assert any(event.startswith("destination default is unavailable: HTTP 503") for event in warnings)
     wait_for(lambda: "destination default is healthy again" in estate.log())

@@ -136,7 +136,7 @@ def log_of(ground: Ground, name: str) -> str:
 def wait_for_failures(ground: Ground, *names: str) -> None:
     """Wait until the destination of each of these workers is unavailable, for the reason that is its name."""
     for name in names:
-        held = f"held: unavailable ({name}:"
+        held = f"health: unavailable ({name}:"
         ground.wait(lambda name=name, held=held: held in log_of(ground, name), 60, lambda: log_of(ground, name))  # type: ignore[misc]  # noqa: B023
 
 

@@ -77,7 +77,7 @@ def probe(runtime: Runtime, *environments: str) -> str:
     """Let all pauses be over, execute one run, and return what stopped it."""
     let_hold_pass(runtime.client)
     retries_are_due(runtime.client)
-    return run_once(runtime, *environments).held
+    return run_once(runtime, *environments).health
 
 
 def nothing_waits(client: Redis) -> bool:
@@ -103,7 +103,7 @@ def test_bad_token_stops_all_and_uses_up_nothing_until_it_is_rotated(
     api.faults = [{"kind": "status", "status": status}]
     with running(redis_server, api, api={"token": "", "token_file": expired}) as runtime:
         run_intake(runtime)
-        assert run_once(runtime).held.startswith(f"unauthorized (HTTP {status}")
+        assert run_once(runtime).health.startswith(f"unauthorized (HTTP {status}")
         assert api.counts().received <= runtime.settings.delivery.max_in_flight
         for _ in range(2 * runtime.settings.delivery.max_attempts):
             before = api.counts().received
@@ -199,14 +199,14 @@ def test_event_that_alone_gets_a_401_is_tried_ever_later_and_delays_no_other(
         retries_are_due(client)
         report_image(client, image_of("another"))
         run_intake(runtime)
-        assert run_once(runtime).held == "", "it is known by now whose fault it is"
+        assert run_once(runtime).health == "", "it is known by now whose fault it is"
 
 
 def test_403_for_all_is_the_tokens_fault_and_forbids_nothing(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 403}]
     images = report_many(client, 10)
     run_intake(runtime)
-    assert run_once(runtime).held.startswith("unauthorized (HTTP 403")
+    assert run_once(runtime).health.startswith("unauthorized (HTTP 403")
     for _ in range(15):
         before = api.counts().received
         assert probe(runtime).startswith("unauthorized")
@@ -227,7 +227,7 @@ def test_404_for_all_is_a_wrong_url_and_kills_nothing(runtime: Runtime, client: 
     api.faults = [{"kind": "status", "status": 404}]
     images = report_many(client, 2 * FAILURES)
     run_intake(runtime)
-    held = run_once(runtime).held
+    held = run_once(runtime).health
     assert held.startswith("misconfigured (HTTP 404")
     for _ in range(2 * runtime.settings.delivery.max_attempts):
         before = api.counts().received
@@ -280,7 +280,7 @@ def test_404_for_one_is_retried_slowly_until_its_attempts_are_used_up(
         assert not client.xlen(KEYS.dead)
         retries_are_due(client)
         seconds, microseconds = client.time()
-        assert run_once(runtime).held == ""
+        assert run_once(runtime).health == ""
         pauses += [
             due / 1000 - seconds - microseconds / 1e6
             for _, due in client.zrange(PRODUCTION.due, 0, -1, withscores=True)
@@ -315,9 +315,9 @@ def test_retry_after_stops_all_runs_and_uses_up_nothing(
     images = report_many(client, 5) + report_many(client, 5, "staging")
     with running(redis_server, api, **ONE_AT_ONCE) as one, running(redis_server, api, **ONE_AT_ONCE) as two:
         run_intake(one)
-        assert run_once(one).held.startswith("throttled (HTTP 429")
-        assert run_once(two, "staging").held == "throttled"
-        assert run_once(one).held == "throttled"
+        assert run_once(one).health.startswith("throttled (HTTP 429")
+        assert run_once(two, "staging").health == "throttled"
+        assert run_once(one).health == "throttled"
         assert api.counts().received == 1
         ((attempts, answers, *_),) = trials(client)
         assert (attempts, answers) == (0, 1)
@@ -390,7 +390,7 @@ def test_api_that_refuses_connections_kills_nothing(redis_server: EmbeddedRedis,
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with running(redis_server, url, delivery={"max_attempts": 1}) as runtime:
             run_intake(runtime)
-            assert run_once(runtime).held.startswith("unavailable (connect")
+            assert run_once(runtime).health.startswith("unavailable (connect")
             for _ in range(5):
                 assert probe(runtime).startswith("unavailable (connect")
     assert (client.xlen(KEYS.dead), counters_of(client).waiting) == (0, len(images))
@@ -407,7 +407,7 @@ def test_outage_uses_up_no_attempt_once_the_circuit_is_open(runtime: Runtime, cl
     api.faults = [{"kind": "status", "status": 500}]
     report_many(client, FAILURES)
     run_intake(runtime)
-    assert run_once(runtime).held.startswith("unavailable (HTTP 500")
+    assert run_once(runtime).health.startswith("unavailable (HTTP 500")
     for _ in range(10):
         probe(runtime)
 
@@ -431,7 +431,7 @@ def test_one_of_many_runs_probes_and_the_others_send_nothing(
             let_hold_pass(client)
             reports = list(pool.map(run_once, runtimes, environments))
             assert api.counts().received == number
-            assert all(each.held.startswith("unavailable") for each in reports)
+            assert all(each.health.startswith("unavailable") for each in reports)
         assert read_health(client).openings == 9
 
         api.faults = []
@@ -521,7 +521,7 @@ def test_every_second_request_answered_403_by_a_used_up_limit_throttles_and_kill
     ]
     images = report_many(client, 20)
     run_intake(runtime)
-    assert run_once(runtime).held.startswith("throttled (HTTP 403")
+    assert run_once(runtime).health.startswith("throttled (HTTP 403")
     deliver_until(runtime, lambda: nothing_waits(client))
     assert (sorted(delivered_images(api)), client.xlen(KEYS.dead)) == (sorted(images), 0)
     assert api.counts().by_status[403] >= 1

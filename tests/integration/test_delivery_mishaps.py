@@ -457,9 +457,9 @@ def test_throttle_that_the_destination_asks_for_while_redis_is_away_holds_when_i
             done = run_once(replace(runtime, transport=meddled))
             assert meddled.has_happened
             restarting.join(30)
-            assert done.held.startswith("throttled")
+            assert done.health.startswith("throttled")
             asked = api.counts().received
-            assert run_once(runtime).held.startswith("throttled")
+            assert run_once(runtime).health.startswith("throttled")
             assert api.counts().received == asked > 0, "no worker sends before the time"
 
 

@@ -325,7 +325,7 @@ def test_a_hold_set_by_another_worker_is_heeded_with_entries_in_hand(
 
     done = run_delivery(replace(runtime, transport=Transport()), ["production"])
     assert done is not None
-    assert done.held == "throttled"
+    assert done.health == "throttled"
     assert api.counts().received <= 2 * runtime.settings.delivery.max_in_flight
     assert api.counts().received == done.delivered
 

@@ -63,7 +63,7 @@ def run_delivery(runtime: DeliveryRuntime, environments: Sequence[str]) -> Deliv
     finally:
         runtime.transport.abandon()
     if health.stopped_by is not None:
-        report.held = f"{health.stopped_by} ({health.because})" if health.because else health.stopped_by
+        report.health = f"{health.stopped_by} ({health.because})" if health.because else health.stopped_by
     report.seconds = clock.uptime() - started
     return report
 

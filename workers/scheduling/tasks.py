@@ -146,7 +146,7 @@ def _deliver(runtime: DeliveryRuntime, environments: Sequence[str], wakeup: str)
         **_true_only(
             retrying=report.retrying,
             dead=report.dead,
-            held=report.held,
+            health=report.health,
             leases_lost=report.leases_lost,
             more_wait=len(report.to_deliver),
         ),
@@ -154,14 +154,16 @@ def _deliver(runtime: DeliveryRuntime, environments: Sequence[str], wakeup: str)
         **_origin(wakeup),
     )
     runtime.wakeups.wake_delivery(report.to_deliver)
-    return Done(summary=str(report), met_outage=bool(report.held))
+    return Done(summary=str(report), met_outage=bool(report.health))
 
 
 def _level_of(report: DeliveryReport) -> int:
     """Return the level of a run's line: a dead letter needs a person, a run without work is for debugging."""
     if report.dead:
         return logging.WARNING
-    return logging.INFO if report.delivered or report.retrying or report.held or report.leases_lost else logging.DEBUG
+    return (
+        logging.INFO if report.delivered or report.retrying or report.health or report.leases_lost else logging.DEBUG
+    )
 
 
 def _others_hold(summary: str, wakeup: str) -> Done:
