@@ -25,7 +25,7 @@ from relay.settings import DEFAULT_DESTINATION, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What an operator may have to wait.
+#: Maximum acceptable time of one `relay status`.
 REQUIRED_SECONDS = 1.0
 
 TIMES = 5

@@ -1,7 +1,7 @@
 """Redrive: moves dead letters back to the inbox, with the time of their first arrival.
 
-One script moves a part of a page, so each event is either a dead letter or in the inbox, whichever process is killed
-when. Redrives hold a lease: one at a time.
+One script moves a part of a page, so at every moment each event is either a dead letter or in the inbox, also if a
+process is killed. Redrives hold a lease: one at a time.
 """
 
 from __future__ import annotations

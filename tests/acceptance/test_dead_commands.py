@@ -114,7 +114,7 @@ def test_list_shows_the_newest_last(redis_server: EmbeddedRedis, client: Redis) 
     assert done.stdout.count("\n") == 1
 
 
-def test_half_a_surrogate_pair_keeps_nobody_from_the_status(redis_server: EmbeddedRedis, client: Redis) -> None:
+def test_half_a_surrogate_pair_does_not_break_the_status(redis_server: EmbeddedRedis, client: Redis) -> None:
     event = b'{"image":{"url":"a\\udfffb"},"environment":{"name":"prod\\ud800"}}'
     bury(client, invalid({"event": event, "id": "job-half"}))
     shown, written = run(redis_server.url, "status"), run(redis_server.url, "status", "--json")
@@ -169,9 +169,9 @@ def test_show_tells_all_of_a_letter_or_of_an_events(redis_server: EmbeddedRedis,
         assert part in done.stdout
     assert f"base64 {base64.b64encode(RAW[b'event']).decode()}" in done.stdout
 
-    done = run(redis_server.url, "dead", "show", "job-two", "nobody", "--json")
+    done = run(redis_server.url, "dead", "show", "job-two", "unknown", "--json")
     assert done.returncode == 1
-    assert "no dead letter nobody" in done.stderr
+    assert "no dead letter unknown" in done.stderr
     assert json.loads(done.stdout)["attempts"] == 12
 
 

@@ -67,8 +67,8 @@ def test_no_workers_are_found_and_offline_leaves_the_api_alone(estate: Estate) -
 def test_workers_that_do_not_consume_are_found(estate: Estate) -> None:
     """The main process beats and hears; those that would do the work are stopped."""
     worker = estate.start_worker()
-    drains = pool_processes(worker.pid)
-    signal_all(drains, signal.SIGSTOP)
+    children = pool_processes(worker.pid)
+    signal_all(children, signal.SIGSTOP)
     try:
         estate.xadd(BODY)
         found: dict[str, str] = {}
@@ -79,7 +79,7 @@ def test_workers_that_do_not_consume_are_found(estate: Estate) -> None:
 
         wait_for(told, 90, lambda: str(found))
     finally:
-        signal_all(drains, signal.SIGCONT)
+        signal_all(children, signal.SIGCONT)
     assert "heartbeats but consumes nothing: the inbox has waited" in found["workers.work"]
     assert "restart the workers" in found["workers.work"]
     estate.wait_until_done(1)

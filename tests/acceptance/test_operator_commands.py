@@ -104,7 +104,7 @@ def test_resync_tells_each_instance_once_more_and_undoes_nothing(estate: Estate)
     assert (counters.unaccounted, counters.dead) == (0, 0)
 
 
-def test_resync_asks_first_and_says_what_it_would_do(estate: Estate) -> None:
+def test_resync_asks_first_and_shows_what_it_would_do(estate: Estate) -> None:
     estate.xadd(body("1"))
     estate.start_worker()
     estate.wait_until_done(1)
@@ -239,7 +239,7 @@ def test_inventory_shows_when_each_was_last_seen_and_what_is_forgotten_soon(
 # Trace
 
 
-def test_trace_tells_an_events_fate(estate: Estate) -> None:
+def test_trace_shows_an_events_history(estate: Estate) -> None:
     estate.xadd(body("1"), id="job-1")
     estate.start_worker()
     estate.wait_until_done(1)
@@ -249,9 +249,9 @@ def test_trace_tells_an_events_fate(estate: Estate) -> None:
     as_json = json.loads(ask(estate, "trace", "job-1", "--json").stdout)
     assert as_json["found"] is True
     assert [step["what"] for step in as_json["timeline"]][-1] == "delivered"
-    nothing = ask(estate, "trace", "nobody")
+    nothing = ask(estate, "trace", "unknown")
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert "nothing is known of nobody; scanned: inbox 0 of 0" in nothing.stderr
+    assert "nothing is known of unknown; scanned: inbox 0 of 0" in nothing.stderr
 
 
 # Status

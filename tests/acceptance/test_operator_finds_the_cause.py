@@ -2,7 +2,7 @@
 
 Each test plants one fault in a relay of real processes that was at work before, runs the commands as the operator
 would, and looks for the words that name the cause: among the first that `relay status` says, and as a fault of
-`relay doctor`. A cause that is not there must not be named: nobody looks twice at an alarm that was false once.
+`relay doctor`. A cause that is not there must not be named: an alarm that was false once is ignored.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def test_a_redis_that_is_full(estate: Estate, operator: Operator) -> None:
     used = int(estate.client.info("memory")["used_memory"])
     estate.client.config_set("maxmemory", used + 32 * MEBIBYTE)
     for number in range(int((0.95 * (used + 32 * MEBIBYTE) - used) / MEBIBYTE)):
-        estate.client.set(f"somebody-elses:{number}", FILLER)
+        estate.client.set(f"other-data:{number}", FILLER)
     with pytest.raises(QueueFull):
         report(estate)
     said = operator.runs("status")

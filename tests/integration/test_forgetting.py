@@ -1,4 +1,4 @@
-"""Letting go of what was not seen for long: only that, only if nothing of it waits, and never over an intake."""
+"""Forgetting of instances: only those not seen for long, without waiting events, and never over an intake run."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_an_environment_of_which_nothing_is_left_goes_with_all_its_keys(client: 
     count(client)
     client.zadd(INDEX, {"staging": 1})
     client.set(OUTBOX.cursor, "-")
-    client.hset(OUTBOX.run, "token", "of a drain that died")
+    client.hset(OUTBOX.run, "token", "of a run that died")
     client.hset(OUTBOX.delivered, "an instance", "that was forgotten")
     assert forget_environment(client)
     assert client.keys() == [INDEX.encode()]
@@ -158,7 +158,7 @@ def test_an_environment_of_which_nothing_is_left_goes_with_all_its_keys(client: 
         pytest.param(lambda client: client.hset(OUTBOX.accepted, "a", "state"), id="an instance"),
         pytest.param(lambda client: client.xadd(OUTBOX.outbox, {"event": "{}"}), id="an event on its way"),
         pytest.param(lambda client: client.zadd(OUTBOX.deferred, {"a": 0}), id="a deferred entry"),
-        pytest.param(lambda client: client.set(OUTBOX.lease, "token"), id="a drain"),
+        pytest.param(lambda client: client.set(OUTBOX.lease, "token"), id="a run"),
         pytest.param(lambda client: client.set(OUTBOX.wakeup, "1"), id="a wakeup"),
         pytest.param(
             lambda client: client.zadd(KEYS.schedule(DEFAULT_DESTINATION), {"production": 1}), id="a schedule"

@@ -61,7 +61,7 @@ def said(found: LookupResult) -> str:
     return "\n".join(what for _, what in timeline(found))
 
 
-def test_an_event_is_followed_from_the_inbox_to_the_api(runtime: Runtime, client: Redis) -> None:
+def test_an_event_is_found_from_the_inbox_to_its_delivery(runtime: Runtime, client: Redis) -> None:
     report(client, "a", id="job-1")
     assert places(follow(client)) == [Place.INBOX]
     assert "waiting in the inbox" in said(follow(client))
@@ -83,7 +83,7 @@ def test_an_event_is_followed_from_the_inbox_to_the_api(runtime: Runtime, client
     assert "other events of it were accepted later" in said(follow(client))
 
 
-def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
+def test_a_deferred_event_has_its_retry_time(redis_server: EmbeddedRedis, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 503}]
     report(client, "a", id="job-1")
     with running(redis_server, api, delivery={"backoff_initial": "1h", "backoff_max": "1h"}) as runtime:
@@ -95,7 +95,7 @@ def test_an_event_that_is_tried_again_says_when(redis_server: EmbeddedRedis, cli
     assert "1 attempts so far" in said(found)
 
 
-def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -> None:
+def test_a_dead_letter_is_found_with_its_reason(runtime: Runtime, client: Redis, api: Sandbox) -> None:
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     report(client, "a", id="job-1")
     run_intake(runtime)
@@ -106,7 +106,7 @@ def test_a_dead_letter_says_why(runtime: Runtime, client: Redis, api: Sandbox) -
     assert "refused: HTTP 422" in said(found)
 
 
-def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Redis) -> None:
+def test_a_duplicate_is_found_only_by_its_receipt(runtime: Runtime, client: Redis) -> None:
     report(client, "a", id="job-1")
     report(client, "a", id="job-2", receipt="1")
     report(client, "a", id="job-3")
@@ -115,7 +115,7 @@ def test_a_receipt_tells_what_else_leaves_no_trace(runtime: Runtime, client: Red
     assert follow(client, "job-3").traces == []
 
 
-def test_an_event_without_an_id_goes_by_its_entrys(runtime: Runtime, client: Redis) -> None:
+def test_an_event_without_an_id_has_that_of_its_entry(runtime: Runtime, client: Redis) -> None:
     entry = report(client, "a")
     assert places(follow(client, entry)) == [Place.INBOX]
     run_intake(runtime)
@@ -128,7 +128,7 @@ def test_a_part_of_an_id_is_not_the_id(runtime: Runtime, client: Redis) -> None:
     assert follow(client).traces == []
 
 
-def test_a_search_says_how_far_it_looked(runtime: Runtime, client: Redis) -> None:
+def test_a_lookup_reports_what_it_scanned(runtime: Runtime, client: Redis) -> None:
     report_many(client, 30)
     run_intake(runtime)
     report_many(client, 20)

@@ -42,7 +42,7 @@ def commands(client: Redis) -> int:
     return sum(stat["calls"] for stat in client.info("commandstats").values())
 
 
-def test_an_empty_redis_is_seen_as_it_is(client: Redis) -> None:
+def test_status_of_an_empty_redis(client: Redis) -> None:
     seen = look(client)
     assert (seen.inbox, seen.inbox_oldest, seen.workers, seen.environments, seen.newest_dead) == (
         0,
@@ -56,12 +56,12 @@ def test_an_empty_redis_is_seen_as_it_is(client: Redis) -> None:
     assert seen.max_backlog == 1000
 
 
-def test_a_drain_of_the_inbox_is_seen(client: Redis) -> None:
+def test_a_running_intake_is_seen(client: Redis) -> None:
     client.set(KEYS.intake_lease, "token", px=60_000)
     assert look(client).is_intake_running
 
 
-def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redis) -> None:
+def test_of_many_retries_those_that_wait_longest_are_read(client: Redis) -> None:
     for number in range(2 * MAX_RETRYING):
         outbox = KEYS.of_outbox(DEFAULT_DESTINATION, f"env-{number}")
         let_wait(client, f"env-{number}", 1)
@@ -72,8 +72,8 @@ def test_of_many_with_retries_those_are_looked_at_that_wait_longest(client: Redi
     assert seen == {f"env-{number}" for number in range(MAX_RETRYING, 2 * MAX_RETRYING)}
 
 
-def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(client: Redis) -> None:
-    """Where most waits, something is tried again, nobody looked for longest, or is paused: all take as long again."""
+def test_the_oldest_event_is_read_for_a_bounded_number_of_environments(client: Redis) -> None:
+    """For those with the most waiting, with retries, scheduled first, or paused: reading all takes as long again."""
     waiting = {f"env-{number}": 1 + number for number in range(9)}
     for name, entries in waiting.items():
         let_wait(client, name, entries)
@@ -93,7 +93,7 @@ def test_of_many_environments_the_oldest_is_looked_up_where_it_is_asked_for(clie
     assert known(None) == known(100) == set(waiting)
 
 
-def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
+def test_status_has_all_parts(client: Redis) -> None:
     first = report(client, "a")
     report_image(client, "broken")
     for name in ("a@host", "b@host", "gone@host"):
@@ -124,7 +124,7 @@ def test_all_that_an_operator_asks_about_is_seen(client: Redis) -> None:
     assert seen.counters.waiting == 5
 
 
-def test_a_look_takes_a_bounded_number_of_commands_and_changes_nothing(client: Redis) -> None:
+def test_status_takes_a_bounded_number_of_commands_and_changes_nothing(client: Redis) -> None:
     """However many environments and events there are: a script for each few hundred, and nothing that grows."""
     for number in range(1200):
         let_wait(client, f"env-{number:04}", 2)
@@ -147,7 +147,7 @@ def test_a_look_takes_a_bounded_number_of_commands_and_changes_nothing(client: R
     assert client.info("persistence")["rdb_changes_since_last_save"] == before
 
 
-def test_no_command_is_made_for_each_event(client: Redis) -> None:
+def test_status_sends_no_command_per_event(client: Redis) -> None:
     let_wait(client, "production", 1)
     look(client)
 

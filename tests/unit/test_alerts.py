@@ -141,12 +141,12 @@ def with_target(series: str) -> str:
     return f"{name}{{{target}}}" if not labels else f"{name}{{{target},{labels}"
 
 
-def test_promtool_takes_the_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     assert PROMTOOL is not None
     subprocess.run([PROMTOOL, "check", "rules", "--lint-fatal", str(ALERTS)], check=True, timeout=100)
 
 
-def test_nothing_is_raised_while_all_is_well(tmp_path: Path) -> None:
+def test_a_healthy_relay_raises_no_alert(tmp_path: Path) -> None:
     assert not raised(tmp_path, WELL, set())
     assert raised(tmp_path, WELL, {"RelayBehind"}), "promtool must object"
 
@@ -157,7 +157,7 @@ def test_trouble_raises_its_alert(alert: str, tmp_path: Path) -> None:
     assert not raised(tmp_path, {**WELL, **different}, {alert, *also})
 
 
-def test_an_intake_that_stands_still_is_not_delivering(tmp_path: Path) -> None:
+def test_a_stuck_intake_raises_not_delivering(tmp_path: Path) -> None:
     """Nothing is in an outbox then, and workers whose processes hang give signs of life."""
     stands = {
         'relay_events_delivered_total{environment="production"}': "500x60",
@@ -170,11 +170,11 @@ def test_an_intake_that_stands_still_is_not_delivering(tmp_path: Path) -> None:
     assert not raised(tmp_path, {**WELL, **stands}, {"RelayNotDelivering", "RelayBehind"})
 
 
-def test_an_exporter_that_is_gone_is_as_bad_as_a_redis_that_is(tmp_path: Path) -> None:
+def test_a_missing_exporter_raises_redis_unreachable(tmp_path: Path) -> None:
     assert not raised(tmp_path, {"up": "0x60"}, {"RelayRedisUnreachable"})
 
 
-def test_what_is_unaccounted_for_a_day_is_known(tmp_path: Path) -> None:
+def test_an_unaccounted_event_is_reported_for_a_day(tmp_path: Path) -> None:
     for_days = {name: values.replace("x60", "x1600") for name, values in WELL.items()}
     for_days["relay_events_added_total"] = "1+100x1600"
     assert not raised(tmp_path, for_days, {"RelayUnaccounted"}, minutes=1400)
@@ -183,7 +183,7 @@ def test_what_is_unaccounted_for_a_day_is_known(tmp_path: Path) -> None:
     assert not raised(tmp_path, for_days, {"RelayUnaccounted"}, minutes=1510)
 
 
-def test_every_alert_is_tried() -> None:
+def test_every_alert_has_a_case() -> None:
     groups = yaml.safe_load(ALERTS.read_text())["groups"]
     assert {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule} == TROUBLE.keys()
 

@@ -151,7 +151,7 @@ RETRYING = {"retrying": [Retrying("production", "ghcr.io/acme/api linux/amd64 ",
         (status(counters=replace(NOTHING, added=3)), "unaccounted", ["3 events are unaccounted", "defect"]),
     ],
 )  # fmt: skip
-def test_a_fault_alone_is_named_with_what_to_do(seen: Status, cause: str, words: list[str]) -> None:
+def test_a_single_cause_is_reported_with_what_to_do(seen: Status, cause: str, words: list[str]) -> None:
     [finding] = diagnose(seen)
     assert finding.check == cause
     for word in words:
@@ -207,7 +207,7 @@ def test_a_fault_alone_is_named_with_what_to_do(seen: Status, cause: str, words:
         ),
     ],
 )
-def test_the_cause_comes_before_what_it_brings_about(seen: Status, causes: list[str]) -> None:
+def test_a_cause_comes_before_its_consequences(seen: Status, causes: list[str]) -> None:
     assert [finding.check for finding in diagnose(seen)] == causes
 
 
@@ -229,20 +229,20 @@ def test_the_cause_comes_before_what_it_brings_about(seen: Status, causes: list[
     ids=["idle", "at work", "memory left", "no maxmemory", "two failures", "limited long ago", "nothing is limited",
          "tries explain it", "tried once", "room left", "just come"],
 )  # fmt: skip
-def test_nothing_is_said_of_what_is_well(seen: Status) -> None:
+def test_a_healthy_status_has_no_findings(seen: Status) -> None:
     assert diagnose(seen) == []
 
 
-def test_every_cause_is_tried_above() -> None:
+def test_every_cause_has_a_case() -> None:
     marks = [
         mark
-        for function in (test_a_fault_alone_is_named_with_what_to_do,)
+        for function in (test_a_single_cause_is_reported_with_what_to_do,)
         for mark in function.pytestmark  # type: ignore[attr-defined]
     ]
     assert {case[1] for mark in marks for case in mark.args[1]} == set(Cause)
 
 
-def test_levels_are_in_the_order_of_how_bad_they_are() -> None:
+def test_severities_are_in_ascending_order() -> None:
     assert list(Severity) == ["ok", "note", "warning", "fault"]
 
 
@@ -257,7 +257,7 @@ def test_levels_are_in_the_order_of_how_bad_they_are() -> None:
         (DOWN._replace(until=NOW - 5), ["a probe is next"]),
     ],
 )
-def test_an_destinations_health_is_said_in_words(health: Health, words: list[str]) -> None:
+def test_health_is_described_in_words(health: Health, words: list[str]) -> None:
     for word in words:
         assert word in describe(health, NOW)
 
@@ -271,7 +271,7 @@ def test_durations_are_short(milliseconds: int, written: str) -> None:
     assert duration(milliseconds) == written
 
 
-def test_a_replica_is_the_worst_where_no_worker_lives() -> None:
+def test_a_replica_is_a_fault_only_without_live_workers() -> None:
     """Workers whose signs of life are replicated write to the primary: then only this client reads from a replica."""
     worst = diagnose(status(workers={}, write_error="READONLY You can't write"))[0]
     assert (worst.check, worst.severity) == (Cause.READ_ONLY, Severity.FAULT)

@@ -43,7 +43,7 @@ def severities(results: object) -> dict[str, Severity]:
     return {each.check: each.severity for each in results if each.severity is not Severity.OK}
 
 
-def test_a_sound_redis_has_nothing_wrong() -> None:
+def test_a_correct_redis_has_no_findings() -> None:
     found = list(decide_redis(parse_server(SOUND_INFO, SOUND_CONFIG), QueueSettings()))
     assert severities(found) == {}
     assert {each.check for each in found} == {"redis.version", "redis.persistence", "redis.eviction", "redis.memory"}
@@ -90,7 +90,7 @@ def test_a_sound_redis_has_nothing_wrong() -> None:
         ({"used_memory": None}, {}, "redis.memory", Severity.NOTE, "does not report"),
     ],
 )
-def test_what_is_wrong_with_a_redis_is_named(
+def test_each_problem_of_a_redis_is_reported(
     info: dict[str, object], config: dict[str, str], check: str, severity: Severity, words: str
 ) -> None:
     found = list(decide_redis(parse_server(SOUND_INFO | info, SOUND_CONFIG | config), QueueSettings()))
@@ -108,12 +108,12 @@ def test_redis_6_2_and_later_is_new_enough(version: str) -> None:
     assert result.severity is Severity.OK
 
 
-def test_a_server_that_tells_nothing_is_not_judged() -> None:
+def test_a_server_that_reports_nothing_gets_only_notes() -> None:
     found = list(decide_redis(parse_server({}, {}), QueueSettings()))
     assert {each.severity for each in found} == {Severity.NOTE}
 
 
-def test_memory_that_is_not_counted_against_the_limit_is_not_counted() -> None:
+def test_memory_outside_the_limit_is_not_counted() -> None:
     info = SOUND_INFO | {"used_memory": 1900 * MEBIBYTE, "mem_not_counted_for_evict": 1500 * MEBIBYTE}
     assert severities(list(decide_redis(parse_server(info, SOUND_CONFIG), QueueSettings()))) == {}
 
@@ -128,7 +128,7 @@ def test_memory_that_is_not_counted_against_the_limit_is_not_counted() -> None:
         (100.0, 104.0, 105.0, "agree"),  # a slow answer is no skew
     ],
 )
-def test_clocks_that_differ_are_told(before: float, theirs: float, after: float, words: str) -> None:
+def test_different_clocks_are_reported(before: float, theirs: float, after: float, words: str) -> None:
     result = redis_server.decide_skew(before, theirs, after)
     assert words in result.what
     assert result.severity is (Severity.OK if words == "agree" else Severity.WARNING)
@@ -151,7 +151,7 @@ EXPECTED = (
 
 
 @pytest.mark.parametrize("status", range(200, 600))
-def test_every_status_says_something_true_of_url_and_token(status: int) -> None:
+def test_every_status_has_a_finding_about_url_and_token(status: int) -> None:
     answer = api.ProbeAnswer(status, location="https://other.example.com/path", excerpt="said")
     result = api.decide_answer("https://api.example.com/", answer, None)
     severity, words = next((severity, words) for statuses, severity, words in EXPECTED if status in statuses)
@@ -174,7 +174,7 @@ NOW = 1_700_000_000_000
 HEAD = f"{NOW - 120_000}-0"
 
 
-def test_no_worker_is_told_with_the_last_that_was_there() -> None:
+def test_missing_workers_are_reported_with_the_last_one() -> None:
     result = workers.decide_presence(WorkReading(now=NOW, gone={"a@one": NOW - 600_000, "b@two": NOW - 300_000}))
     assert result.severity is Severity.FAULT
     assert "the last was b@two, 5 min ago" in result.what
@@ -200,14 +200,14 @@ OVERDUE = WorkReading(now=NOW, alive=ALIVE, inbox_head=HEAD, progress=(5,))
         (WorkReading(now=NOW + 2000, alive=ALIVE, progress=(5,)), Severity.OK),
     ],
 )
-def test_workers_consume_nothing_only_if_nothing_moves_and_nobody_is_at_it(
+def test_workers_consume_nothing_only_if_nothing_moves_and_no_run_holds_a_lease(
     second: WorkReading, severity: Severity
 ) -> None:
     assert workers.is_overdue(OVERDUE, 40)
     assert workers.decide_work(OVERDUE, second, 40).severity is severity
 
 
-def test_an_outbox_that_is_due_for_long_is_overdue_and_named() -> None:
+def test_an_overdue_outbox_is_reported() -> None:
     seen = WorkReading(now=NOW, alive=ALIVE, due={"production": NOW - 300_000})
     result = workers.decide_work(seen, seen, 40)
     assert result.severity is Severity.FAULT
@@ -226,9 +226,7 @@ def test_an_outbox_that_is_due_for_long_is_overdue_and_named() -> None:
         ({"a"}, {"a", "b"}, {"workers.broker": Severity.WARNING}),
     ],
 )
-def test_workers_that_are_half_alive_are_told(
-    answered: set[str], alive: set[str], found: dict[str, Severity]
-) -> None:
+def test_half_alive_workers_are_reported(answered: set[str], alive: set[str], found: dict[str, Severity]) -> None:
     assert severities(list(broker.decide_workers(frozenset(answered), frozenset(alive), "redis://b"))) == found
 
 
@@ -250,7 +248,7 @@ RUN = RunKeys("production", "the:lease", "the:wakeup", "the:run")
         (RunReading(RUN, -2, marker_idle=3_600_000), ""),  # nothing waits, so no run starts
     ],
 )
-def test_what_is_left_over_is_told(left: RunReading, words: str) -> None:
+def test_left_over_keys_are_reported(left: RunReading, words: str) -> None:
     found = list(leases.decide_leases([left], WorkerSettings(), 40))
     assert [words in each.what for each in found] == ([True] if words else [])
 
@@ -264,7 +262,7 @@ def test_what_is_left_over_is_told(left: RunReading, words: str) -> None:
         ("RELAY_SOMETHING_ELSE_ALTOGETHER", None),
     ],
 )
-def test_a_variable_that_is_no_setting_is_told_with_the_likeliest(
+def test_an_unknown_variable_is_reported_with_the_likeliest_one(
     name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "x")
@@ -284,7 +282,7 @@ def test_a_variable_that_is_no_setting_is_told_with_the_likeliest(
         ("[api\n", "cannot be read"),
     ],
 )
-def test_a_file_that_is_refused_is_told_and_mended_first(
+def test_a_refused_file_is_the_only_check(
     text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "relay.toml"
@@ -296,7 +294,7 @@ def test_a_file_that_is_refused_is_told_and_mended_first(
     assert others.severity is Severity.NOTE
 
 
-def test_files_with_secrets_that_all_may_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_readable_secret_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token, toml = tmp_path / "token", tmp_path / "relay.toml"
     token.write_text("secret-of-the-file")
     toml.write_text(f'[api]\ntoken_file = "{token}"\n[gateway]\ntoken = "inline"\n')
@@ -317,7 +315,7 @@ def test_files_with_secrets_that_all_may_read_are_told(tmp_path: Path, monkeypat
     )
 
 
-def test_rules_and_environments_that_do_not_meet_are_told() -> None:
+def test_unmatched_rules_and_environments_are_reported() -> None:
     found = list(configuration.decide_environments(["edge-*", "prodction"], ["edge-1", "production"]))
     assert [each.severity for each in found] == [Severity.NOTE, Severity.NOTE]
     assert '[environments."prodction"] matches no environment' in found[0].what
@@ -328,7 +326,7 @@ def test_rules_and_environments_that_do_not_meet_are_told() -> None:
     assert none.severity is Severity.OK
 
 
-def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:
+def test_a_check_that_hangs_or_fails_stops_no_other() -> None:
     forever = threading.Event()
 
     def hangs() -> list[Finding]:
@@ -366,7 +364,7 @@ def test_a_check_that_hangs_or_fails_keeps_no_other_from_being_made() -> None:
         ),
     ],
 )
-def test_open_doors_beyond_loopback_are_named(gateway: dict[str, str], found: list[str]) -> None:
+def test_open_gateways_beyond_loopback_are_reported(gateway: dict[str, str], found: list[str]) -> None:
     findings = configuration.check_configuration(Settings.load(gateway=gateway, kubernetes={"cluster": "kind-1"}))
     assert [each.severity for each in findings if each.check == "configuration.open"] == found
 
@@ -379,5 +377,5 @@ def test_open_doors_beyond_loopback_are_named(gateway: dict[str, str], found: li
         ("https://api.example.com:8443/", "https://api.example.com:8443/"),
     ],
 )
-def test_an_address_is_shown_as_a_url_has_it(url: str, where: str) -> None:
+def test_a_url_is_shown_without_its_secrets(url: str, where: str) -> None:
     assert api._where(url) == where

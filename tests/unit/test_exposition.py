@@ -75,11 +75,11 @@ def exposed() -> Exposed:
     return Exposed(exposition(SNAPSHOT, limits=LIMITS, seconds=0.004))
 
 
-def test_nothing_is_wrong_with_it(exposed: Exposed) -> None:
+def test_the_exposition_passes_lint(exposed: Exposed) -> None:
     assert not lint(exposed.text)
 
 
-def test_all_that_is_measured_is_told_and_nothing_else(exposed: Exposed) -> None:
+def test_the_exposition_has_exactly_the_metrics_of_the_catalogue(exposed: Exposed) -> None:
     told = {name for name, *_ in exposed.samples}
     assert told == catalogue.names()
 
@@ -91,7 +91,7 @@ def test_labels_are_those_of_the_catalogue(exposed: Exposed) -> None:
         assert {label for sample in family.samples for label in sample.labels} - {"le"} == labels[name]
 
 
-def test_ledger_adds_up_as_the_recording_rules_add_it(exposed: Exposed) -> None:
+def test_counters_add_up_as_in_the_recording_rules(exposed: Exposed) -> None:
     ends = [f"relay_events_{end}_total" for end in ("delivered", "duplicate", "stale", "superseded", "dead")]
     came = exposed.value("relay_events_added_total") + exposed.value("relay_events_redriven_total")
     waiting = sum(exposed.total("relay_waiting_events", stream=stream) for stream in ("inbox", "outbox"))
@@ -105,16 +105,16 @@ def test_environments_without_a_name_are_one_sum(exposed: Exposed) -> None:
     assert oldest == 1_750_000_000.25
 
 
-def test_words_of_an_outcome_are_those_that_begin_at_zero() -> None:
+def test_every_outcome_starts_at_zero() -> None:
     words = {Delivered.word, Retry.word, Refused.word, Unauthorized.word}
     assert words == set(_OUTCOMES)
 
 
-def test_any_environments_name_is_written_so_that_it_is_read(exposed: Exposed) -> None:
+def test_any_environment_name_is_escaped(exposed: Exposed) -> None:
     assert exposed.value("relay_events_delivered_total", environment='with "quotes"\n and \\ and ü') == 15
 
 
-def test_time_of_what_is_not_there_is_not_told(exposed: Exposed) -> None:
+def test_an_empty_stream_has_no_time(exposed: Exposed) -> None:
     oldest = exposed.of("relay_oldest_waiting_timestamp_seconds")
     assert (("environment", "staging"), ("stream", "outbox")) not in oldest
     assert (("environment", "production"), ("stream", "outbox")) in oldest
@@ -130,7 +130,7 @@ def test_durations_are_added_up_to_each_bound(exposed: Exposed) -> None:
     assert exposed.value("relay_delivery_attempt_duration_seconds_count", outcome="refused") == 0
 
 
-def test_latency_is_told_at_every_eighth_bound_exactly(exposed: Exposed) -> None:
+def test_latency_is_exact_at_every_eighth_bound(exposed: Exposed) -> None:
     buckets = {
         float(dict(labels)["le"]): n for labels, n in exposed.of("relay_delivery_latency_seconds_bucket").items()
     }
@@ -141,7 +141,7 @@ def test_latency_is_told_at_every_eighth_bound_exactly(exposed: Exposed) -> None
     assert exposed.value("relay_delivery_latency_seconds_sum") == 12.5
 
 
-def test_what_has_a_reason_is_told_for_each(exposed: Exposed) -> None:
+def test_reasons_have_a_sample_each(exposed: Exposed) -> None:
     assert exposed.value("relay_report_failures_total", reason="queue_full") == 11
     assert exposed.value("relay_kubernetes_skipped_total", reason="replica") == 3
     assert exposed.value("relay_kubernetes_skipped_total", reason="unchanged") == 0
@@ -158,7 +158,7 @@ def test_a_destination_has_a_sample_for_each_state(exposed: Exposed) -> None:
     assert exposed.value("relay_retry_after_seconds", destination="default") == 60
 
 
-def test_what_never_happened_is_zero_so_that_its_rate_has_a_beginning() -> None:
+def test_counters_start_at_zero() -> None:
     quiet = Exposed(
         exposition(Snapshot(counters=counters_of({}, [], inbox=0, dead_waiting=0)), limits=LIMITS, seconds=0)
     )
@@ -170,7 +170,7 @@ def test_what_never_happened_is_zero_so_that_its_rate_has_a_beginning() -> None:
     assert not quiet.of("relay_redis_memory_used_ratio"), "there is no maxmemory to be a part of"
 
 
-def test_without_a_snapshot_redis_is_away_and_nothing_is_known() -> None:
+def test_without_a_snapshot_relay_up_is_zero() -> None:
     away = Exposed(exposition(None, limits=LIMITS, seconds=2.0))
 
     assert not lint(away.text)
@@ -203,5 +203,5 @@ relay_x_seconds_count 1
         ),
     ],
 )
-def test_lint_finds_what_is_wrong(text: str, fault: str) -> None:
+def test_lint_finds_each_fault(text: str, fault: str) -> None:
     assert fault in "\n".join(lint(text))

@@ -1,6 +1,6 @@
 """Checks of the queue's Redis: its version, persistence, memory, role and clock.
 
-A managed Redis may refuse CONFIG: what only CONFIG reports is then noted as unknown, not guessed.
+A managed Redis may refuse CONFIG. Values that only CONFIG reports are then unknown, and not guessed.
 """
 
 from __future__ import annotations
