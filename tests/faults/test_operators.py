@@ -219,7 +219,7 @@ def test_a_redrive_moves_each_dead_letter_once_and_undoes_nothing(ground: Ground
         took = time.monotonic() - began
     moved = ground.counters().redriven
     ground.bit(0 < moved < DEAD, "the redrive was killed in the middle")
-    ground.bit("another redrive is under way" in second.stderr, "the second was refused")
+    ground.bit("another redrive is running" in second.stderr, "the second was refused")
     assert moved <= RATE * (took + 1), f"{moved} in {took:.1f} s"
 
     assert 0 < ground.client.pttl(ground.keys.redrive_lease) <= REDRIVE_LEASE_SECONDS * 1000
@@ -237,7 +237,7 @@ def test_a_redrive_moves_each_dead_letter_once_and_undoes_nothing(ground: Ground
     assert after.keys() == before.keys()
     for event_id, letter in after.items():
         assert (before[event_id]["redriven"], letter["redriven"]) == (0, 1)
-        assert letter["first_arrived"] == before[event_id]["first_arrived"]
+        assert letter["first_enqueued_at"] == before[event_id]["first_enqueued_at"]
 
     ground.api.behave(OK)
     assert relay(ground, "dead", "redrive", "--environment", "env-forced", "--force").returncode == 0

@@ -70,7 +70,7 @@ TORN_BYTES = 10
 GONE_SECONDS = 3.0
 
 #: A worker's log line at a run's end.
-DRAINED = ' drained"'
+RUN_ENDED = ' run"'
 
 #: Maximum tail that `everysec` may lose.
 TAIL_SECONDS = 2.0
@@ -153,10 +153,10 @@ def all_work(ground: Ground, since: float) -> None:
     Under load one may run intake and the other deliveries for long. The first run that ends may have begun before the
     fault; the second was woken up since.
     """
-    ended = {worker.name: worker.log().count(DRAINED) for worker in ground.workers}
+    ended = {worker.name: worker.log().count(RUN_ENDED) for worker in ground.workers}
 
     def works(worker: Worker) -> bool:
-        return has_delivered_since(ground, worker, since) or worker.log().count(DRAINED) >= ended[worker.name] + 2
+        return has_delivered_since(ground, worker, since) or worker.log().count(RUN_ENDED) >= ended[worker.name] + 2
 
     ground.wait(
         lambda: all(map(works, ground.workers)),
