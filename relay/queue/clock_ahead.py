@@ -24,12 +24,12 @@ class ClockAhead(NamedTuple):
     source: str
 
     def encode(self) -> str:
-        """Write it as the key's value; names have no line breaks."""
+        """Return the key's value; names have no line breaks."""
         return f"{self.ahead_ms}\n{self.environment}\n{self.source}"
 
     @classmethod
     def decode(cls, value: str) -> Self:
-        """Read the key's value."""
+        """Parse the key's value."""
         ahead_ms, environment, source = value.split("\n")
         return cls(int(ahead_ms), environment, source)
 

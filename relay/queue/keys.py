@@ -1,11 +1,11 @@
-"""Every Redis key. Nothing else spells one.
+"""Every Redis key; no other module has the name of one.
 
 All keys of a shard start with the same hash tag, so that a script may touch several of them on a cluster:
 `{relay:0}:`, where `relay` is `queue.namespace` and 0 the shard. An *outbox* belongs to a destination and an
 environment; destination names have no colon, so the first one ends them.
 
     key                            type    holds, and until when
-    inbox                          stream  what producers added and intake has not taken yet
+    inbox                          stream  what producers added and intake has not taken in
     outbox:<destination>:<env>        stream  what is accepted and not yet delivered or dead
     dead                           stream  dead letters, until redriven or dropped
     state:accepted:<ep>:<env>      hash    instance → what was last accepted (relay/queue/state.py)
@@ -17,7 +17,7 @@ environment; destination names have no colon, so the first one ends them.
     due:<ep>:<env>                 zset    instance that waits for a retry → when, in Redis milliseconds
     attempts:<ep>:<env>            hash    instance → attempts so far at the first of its deferred entries
     cursor:<ep>:<env>              string  XRANGE start: each outbox entry before it is deferred or in a
-                                           drain's hand; absent: the beginning
+                                           run's hand; absent: the beginning
     schedule:<ep>                  zset    environment with a non-empty outbox → when to look, milliseconds
     environments:<ep>              zset    environment that got an event and is not forgotten since
                                            (forget_environment.lua) → events delivered
@@ -25,13 +25,13 @@ environment; destination names have no colon, so the first one ends them.
                                            failures in a row, successes, window, rate limit: for all workers;
                                            how long it was held for which reason; until when it is throttled
     paused:<ep>                    hash    environment whose deliveries an operator holds → since when, milliseconds
-    lease:intake                   string  token of the drain at work, expires with it
+    lease:intake                   string  token of the run that holds it; expires with it
     lease:deliver:<ep>:<env>       string  the same
     lease:redrive                  string  token of the redrive under way, expires with it
-    run:intake                     hash    the mark of a drain at work (acquire.lua): its token, and after a death
-                                           the entry in hand; gone when a drain lets go
+    run:intake                     hash    the in-flight marker of a run (acquire.lua): its token, and after a death
+                                           the entry in hand; deleted when a run releases the inbox
     run:deliver:<ep>:<env>         hash    the same
-    wakeup:…                         string  a ring is under way to that drain; expires
+    wakeup:…                         string  a wake-up of that run is under way; expires
     counts                         hash    the counters's totals, written by the scripts that move entries; beside
                                            them what only the metrics tell (relay/queue/metrics_snapshot.py)
     counts:<ep>:<env>              hash    the same for one environment, and `seen`: when an event was taken in or
@@ -39,7 +39,7 @@ environment; destination names have no colon, so the first one ends them.
     latency                        hash    histogram bucket → deliveries (relay/queue/latency.py)
     appended:<call>                string  mark of a call that added events, against its retry; expires
     appended:probe                 string  never exists: what tests whether Redis takes writes (relay/queue/probe.py)
-    receipt:<event id>             string  what became of an event that asked for it (relay/queue/receipts.py);
+    receipt:<event id>             string  the outcome of an event that asked for it (relay/queue/receipts.py);
                                            expires a while after that is known
     worker:<name>                  string  heartbeat of a worker's poller, expires
     workers                        zset    worker that gives signs of life → the last, milliseconds

@@ -1,4 +1,4 @@
-"""What the state keeps of an instance, and how it is written.
+"""The state of an instance, and its encoding.
 
 Lines: digest, the
 deployment's time, when it was accepted, when the instance was last seen, then the ids of the last few
@@ -42,7 +42,7 @@ class Accepted(NamedTuple):
 
     @property
     def arrival(self) -> tuple[int, int]:
-        """The event's place among all that came."""
+        """The event's place among all that were enqueued."""
         return self.at, self.sequence
 
     def encode(self) -> str:
@@ -83,8 +83,8 @@ class Delivered(NamedTuple):
     time: int | None
     #: When that was recorded.
     at: int
-    #: The event's place among all that came, as `written_arrival` has it: what a dead letter gives back as the third
-    #: line of what counts as accepted.
+    #: The event's place among all that were enqueued, as `written_arrival` has it: a dead letter restores it as the
+    #: third line of what counts as accepted.
     came: str = ""
 
     @classmethod
@@ -121,5 +121,5 @@ def state_after_dead_letter(accepted: Accepted, delivered: Delivered | None, eve
 
 
 def written_arrival(at: int, sequence: int) -> str:
-    """Write an event's place among all that came."""
+    """Return an event's place among all that were enqueued, as text."""
     return f"{at}-{sequence}" if sequence else f"{at}"
