@@ -21,7 +21,7 @@ from rig import signal_all
 from relay import Producer, QueueFull, QueueUnavailable
 from relay.connections.clients import RETRIES
 from relay.processes.embedded_redis import SERVER_VARIABLE, find_server
-from relay.queue import epoch, pausing, scripts
+from relay.queue import epoch, intake, leases, outbox, pausing, schedule, scripts
 from relay.queue.inbox import append_call, fields_of
 from relay.sandbox.response import Response
 from relay.settings import DEFAULT_DESTINATION, Settings
@@ -388,6 +388,20 @@ def test_a_redis_that_restarts_repeatedly_causes_no_repeat(ground: Ground) -> No
     ground.observed(f"all workers delivered again after {again:.1f} s, {ground.api.repeats()} repeats")
 
 
+#: The scripts of a worker, by the modules that declare them.
+SCRIPTS_OF_A_WORKER = {
+    "acquire": leases,
+    "commit_intake": intake,
+    "release_inbox": intake,
+    "claim": outbox,
+    "commit_delivery": outbox,
+    "release_outbox": outbox,
+    "waiting": schedule,
+    "wake": leases,
+    "beat": epoch,
+}
+
+
 @scenario(14, "the reply of an XADD, and of each of a worker's scripts, is cut after it ran",
           bound="one event each, repeats 0")  # fmt: skip
 def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
@@ -395,17 +409,7 @@ def test_a_lost_reply_makes_no_second_event(ground: Ground) -> None:
     ground.start_workers(1)
     ground.report(1)
     ground.rest()
-    for name in (
-        "acquire",
-        "commit_intake",
-        "release_inbox",
-        "claim",
-        "commit_delivery",
-        "release_outbox",
-        "waiting",
-        "wake",
-        "beat",
-    ):
+    for name in SCRIPTS_OF_A_WORKER:
         cuts = link.cuts
         link.cut_reply(scripts.DECLARED[name].sha.encode())
         ground.report(5)
