@@ -36,7 +36,7 @@ def faults_found(estate: Estate, *arguments: str, **environment: str) -> dict[st
     done = relay(estate, "doctor", "--json", *arguments, **environment)
     found = json.loads(done.stdout)
     faults = {
-        each["check"]: f"{each['what']} → {each['do']}" for each in found["results"] if each["severity"] == "fault"
+        each["check"]: f"{each['what']} → {each['do']}" for each in found["findings"] if each["severity"] == "fault"
     }
     assert (done.returncode, found["faults"] > 0) == ((1, True) if faults else (0, False)), done.stderr
     return faults
@@ -85,7 +85,7 @@ def test_workers_that_do_not_consume_are_found(estate: Estate) -> None:
     estate.wait_until_done(1)
 
 
-def test_a_worker_whose_doorman_is_silent_here_is_found(estate: Estate) -> None:
+def test_a_worker_whose_poller_is_silent_is_found(estate: Estate) -> None:
     """It hears the broker, and looks after another namespace: nothing that is added here is noticed."""
     estate.stack.environment["RELAY_QUEUE__NAMESPACE"] = "another"
     estate.stack.start("stranger", ["-m", "relay", "worker", "--name", "stranger@%h", "--concurrency", "1"])
