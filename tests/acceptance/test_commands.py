@@ -127,7 +127,7 @@ def test_error_has_its_message_and_its_exit_code(
     ("arguments", "message"),
     [
         (["report", "-"], "standard input is closed"),
-        (["dead", "drop"], "to drop all dead letters, say --yes; or give a filter (--help)"),
+        (["dead", "drop"], "to drop all dead letters without a terminal, give --yes or a filter (--help)"),
     ],
 )
 def test_closed_standard_input_is_an_error(arguments: list[str], message: str) -> None:

@@ -333,8 +333,8 @@ def test_platforms_are_read_again_and_not_for_each_review(
         asked_before = client.info("commandstats")["cmdstat_getrange"]["calls"]
         for _ in range(20):
             ask(gateway, unpinned("create"))
-        under_way = 1
-        assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= asked_before + under_way
+        calls = client.info("commandstats")["cmdstat_getrange"]["calls"] - asked_before
+        assert calls < 10, "a reading may be under way, but none is made for a review"
 
 
 def test_platforms_stay_known_while_redis_is_unavailable() -> None:
