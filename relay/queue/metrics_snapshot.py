@@ -100,8 +100,11 @@ class Snapshot:
     server: RedisServer = UNKNOWN
 
 
-def read_snapshot(client: Redis, keys: Keys, destination: str, *, environments: int) -> Snapshot:
-    """Take a snapshot with at most `environments` of them by name. Raise `RedisError` if Redis is not reachable."""
+def read_snapshot(client: Redis, keys: Keys, destination: str, *, environments: int, config: bool = True) -> Snapshot:
+    """Take a snapshot with at most `environments` of them by name, and with the server's CONFIG if it is wanted.
+
+    Raise `RedisError` if Redis is not reachable.
+    """
     names, rest_oldest = _most_waiting(client, keys, destination, environments) if environments else ([], None)
     outboxes = [keys.of_outbox(destination, name).outbox for name in names]
     script_keys = (
@@ -142,7 +145,7 @@ def read_snapshot(client: Redis, keys: Keys, destination: str, *, environments: 
         token_reloads=_with_prefix(totals, "token:"),
         resets=totals.get("resets", 0),
         clocks_ahead=totals.get("clock_ahead", 0),
-        server=read_server(client),
+        server=read_server(client, config=config),
     )
 
 

@@ -46,17 +46,19 @@ class RedisServer:
 UNKNOWN = RedisServer()
 
 
-def read_server(client: Redis) -> RedisServer:
-    """Read INFO and CONFIG in one round trip. Raise `RedisError` if Redis is not reachable."""
+def read_server(client: Redis, *, config: bool = True) -> RedisServer:
+    """Read INFO, and CONFIG if it is wanted, in one round trip. Raise `RedisError` if Redis is not reachable.
+
+    An operator's user may not read CONFIG (config/redis/users.acl), so only those that show it ask for it.
+    """
     pipeline = client.pipeline(transaction=False)
     pipeline.info()
-    pipeline.config_get("appendfsync")
-    pipeline.config_get("save")
+    for name in ("appendfsync", "save") if config else ():
+        pipeline.config_get(name)
     info, *configs = (
         {} if isinstance(reply, ResponseError) else reply for reply in pipeline.execute(raise_on_error=False)
     )
-    config = {_text(name): _text(value) for reply in configs for name, value in reply.items()}
-    return parse_server(info, config)
+    return parse_server(info, {_text(name): _text(value) for reply in configs for name, value in reply.items()})
 
 
 def parse_server(info: Mapping[str, Any], config: Mapping[str, Any]) -> RedisServer:

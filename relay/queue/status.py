@@ -94,7 +94,7 @@ def read_status(
 
     `oldest_of` limits for how many environments the age of the oldest event is read (`counters.read_environments`).
     """
-    snapshot = read_snapshot(client, keys, destination, environments=0)
+    snapshot = read_snapshot(client, keys, destination, environments=0, config=False)
     pipeline = client.pipeline(transaction=False)
     pipeline.hget(keys.intake_run, "deaths")
     pipeline.exists(keys.intake_lease)
