@@ -221,17 +221,23 @@ class DeploymentEvent(BaseModel):
         The envelope is given beside the body or, as in a line of a file, in it; the one beside takes precedence. The
         caller bounds the body's size.
         """
-        try:
-            content = body.encode() if isinstance(body, str) else body
-            document = from_json(without_mark(content))
-        except ValueError as error:
-            raise InvalidEvent("", f"the event is not valid JSON ({_json_fault(error, body)})") from None
-        if not isinstance(document, dict):
-            raise InvalidEvent("", "the event must be a JSON object")
-        for part, beside in (("id", id), ("source", source), ("time", time)):
-            if beside:
-                document[part] = beside
-        return cls._checked(document)
+        return cls._checked(_document(body, id=id, source=source, time=time))
+
+    @classmethod
+    def parse_completed(
+        cls,
+        body: bytes | str,
+        defaults: Defaults,
+        *,
+        id: str | None = None,  # noqa: A002 - the contract's name
+        source: str | None = None,
+        time: str | datetime | None = None,
+    ) -> Self:
+        """Parse as `parse` does, and return the event with its defaults."""
+        document = _document(body, id=id, source=source, time=time)
+        if not defaults.platforms:  # the usual case, without a copy of the event
+            document.setdefault("platform", LINUX_AMD64)
+        return cls._checked(document).completed(defaults)
 
     @classmethod
     def from_body(cls, document: Mapping[str, Any]) -> Self:
@@ -387,6 +393,26 @@ def _shown_field(field: str) -> str:
     """Return an unknown field's name on one line, shortened."""
     shown = field if len(field) <= MAX_FIELD_CHARACTERS else f"{field[:MAX_FIELD_CHARACTERS]}..."
     return _UNPRINTABLE.sub("?", shown)
+
+
+def _document(
+    body: bytes | str,
+    *,
+    id: str | None,  # noqa: A002 - the contract's name
+    source: str | None,
+    time: str | datetime | None,
+) -> dict[str, Any]:
+    try:
+        content = body.encode() if isinstance(body, str) else body
+        document = from_json(without_mark(content))
+    except ValueError as error:
+        raise InvalidEvent("", f"the event is not valid JSON ({_json_fault(error, body)})") from None
+    if not isinstance(document, dict):
+        raise InvalidEvent("", "the event must be a JSON object")
+    for part, beside in (("id", id), ("source", source), ("time", time)):
+        if beside:
+            document[part] = beside
+    return document
 
 
 def _json_fault(error: ValueError, body: bytes | str) -> str:

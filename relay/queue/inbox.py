@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from relay.events.event import Defaults
     from relay.queue.keys import Keys
     from relay.queue.scripts import Argument, Call
 
@@ -149,11 +150,12 @@ class InboxEntry(NamedTuple):
         """Whether it has a field that only a redrive or a resync may write."""
         return REDRIVEN in self.fields or RESYNC in self.fields
 
-    def event(self) -> DeploymentEvent:
-        """Parse the event with its envelope; raise `InvalidEvent`."""
+    def event(self, defaults: Defaults) -> DeploymentEvent:
+        """Parse the event with its envelope and its defaults; raise `InvalidEvent`."""
         fields = self.fields
-        return DeploymentEvent.parse(
+        return DeploymentEvent.parse_completed(
             fields[EVENT],
+            defaults,
             id=_text(fields, ID),
             source=_text(fields, SOURCE),
             time=_text(fields, TIME),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WINDOW_BATCHES = 8
 
 #: An outbox that had no more entries is asked again after this long, while other work goes on.
-CLAIM_AGAIN_SECONDS = 0.01
+CLAIM_AGAIN_SECONDS = 0.025
 
 #: Outcomes are committed when there are so many, or the oldest has waited so long, or nothing is in flight. A crash
 #: repeats the uncommitted ones.

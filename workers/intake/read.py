@@ -77,7 +77,7 @@ def parse(entry: InboxEntry, defaults: Defaults, max_bytes: int) -> Parsed | Rej
     if len(body) > max_bytes:
         return Rejected(entry, f"the event is {len(body)} bytes, and queue.max_event_bytes is {max_bytes}")
     try:
-        event = entry.event().completed(defaults)
+        event = entry.event(defaults)
         is_internal = entry.is_internal
         redriven = entry.redriven() if is_internal else None
     except InvalidEvent as error:
