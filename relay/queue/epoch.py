@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 #: The message for operators if the data set is not the one of before.
 LOST = (
-    "the data set in Redis is not the one of a moment ago: it was flushed, or a failover came to an empty or another "
-    "Redis. What was accepted and not delivered is lost, unless you restore it. Have every producer report its whole "
-    "current state: nothing is known any more, so all is delivered again. Deliveries go on with the new data set"
+    "the data set in Redis has changed: it was flushed, or a failover led to an empty or another Redis. Accepted "
+    "events that were not delivered are lost, unless you restore them. Have every producer report its whole current "
+    "state: no state is known, so all of it is delivered again. Deliveries continue with the new data set"
 )
 
 #: What is done after a long time by Redis's clock, and must not be done early because that was stepped.

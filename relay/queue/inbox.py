@@ -1,10 +1,10 @@
 """The inbox: where producers add events and intake takes them.
 
 An entry's fields are the contract with every producer: `event` (the API's JSON body), and optionally `id`,
-`source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. An entry with an `id` may have a
-field `receipt`, and then what became of it can be asked for (relay/queue/receipts.py). What a redrive puts back has
-a field more, `redriven`, and what a resync adds has `resync`. Both are internal: they are believed only of an entry
-whose id is noted in the hash `internal`, which a producer's Redis user cannot write.
+`source`, `time`. `XADD {relay:0}:inbox * event '<body>'` is a complete producer. An entry with an `id` may have the
+field `receipt`, which requests a receipt (relay/queue/receipts.py). A redrive adds the field `redriven`, a resync
+`resync`. Both are internal: they are ignored unless the entry's id is in the hash `internal`, which a producer's
+Redis user cannot write.
 """
 
 from __future__ import annotations

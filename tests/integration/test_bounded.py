@@ -1,4 +1,4 @@
-"""Entries of any size in the streams: what of them is read, and what becomes of them."""
+"""Entries of any size in the streams: how much of them is read, and their outcomes."""
 
 from __future__ import annotations
 

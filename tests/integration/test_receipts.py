@@ -1,4 +1,4 @@
-"""Receipts: who asked is told what became of an event, by the step that makes it so."""
+"""Receipts: the step that commits an outcome also records it for the producer that asked."""
 
 from __future__ import annotations
 
@@ -193,19 +193,19 @@ def test_redriven_dead_letter_brings_its_receipt_along(
     assert status_of(client, "one") is Status.DELIVERED
 
 
-@pytest.mark.parametrize("fate", [Status.DUPLICATE, Status.STALE])
+@pytest.mark.parametrize("outcome", [Status.DUPLICATE, Status.STALE])
 def test_redriven_dead_letter_that_is_no_news_any_more_says_so(
-    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox, fate: Status
+    client: Redis, producer: Producer, runtime: Runtime, api: Sandbox, outcome: Status
 ) -> None:
     api.faults = [{"kind": "status", "status": 422, "count": 1}]
     ask(producer, "a", "one")
     work(runtime)
-    ask(producer, "a" if fate is Status.DUPLICATE else "b", "two")
+    ask(producer, "a" if outcome is Status.DUPLICATE else "b", "two")
     work(runtime)
     redrive(client)
-    assert status_of(client, "one") is Status.DEAD, "nobody knows better yet"
+    assert status_of(client, "one") is Status.DEAD, "no other outcome is known yet"
     work(runtime)
-    assert [status_of(client, each) for each in ("one", "two")] == [fate, Status.DELIVERED]
+    assert [status_of(client, each) for each in ("one", "two")] == [outcome, Status.DELIVERED]
 
 
 def test_redriven_dead_letter_that_is_still_unreadable_died_anew(client: Redis, runtime: Runtime) -> None:

@@ -154,8 +154,8 @@ def test_death_of_a_drain_is_counted_when_memory_is_full(client: Redis) -> None:
     fill(client, X)
     with full(client):
         for deaths in range(3):
-            assert acquire(client, f"drain {deaths}") == Lease("", deaths)
-            assert leases.handle(client, PRODUCTION.lease, PRODUCTION.run, f"drain {deaths}", "5-0") == deaths
+            assert acquire(client, f"run {deaths}") == Lease("", deaths)
+            assert leases.handle(client, PRODUCTION.lease, PRODUCTION.run, f"run {deaths}", "5-0") == deaths
             client.delete(PRODUCTION.lease)
 
 

@@ -1,4 +1,4 @@
-"""Who is at work, who was and died, what is left when a drain lets go, and who is called."""
+"""Leases, in-flight markers after a crash, what a release leaves, and wake-ups."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_inbox_is_leased_without_a_cursor(client: Redis) -> None:
 
 
 def die(client: Redis, token: str) -> None:
-    """Let a drain's lease run out, and it never let go."""
+    """Let the lease of a run expire that was not released."""
     assert client.get(PRODUCTION.lease) == token.encode()
     client.delete(PRODUCTION.lease)
 
@@ -159,7 +159,7 @@ def test_entry_that_follows_begins_with_no_deaths(client: Redis) -> None:
 def test_entry_is_handled_only_by_who_has_the_lease(client: Redis) -> None:
     acquire(client, "one")
     die(client, "one")
-    assert handle(client, "5-0", "one") == 0, "nobody took over, so it is still at work"
+    assert handle(client, "5-0", "one") == 0, "no other run acquired it, so it is still held"
 
     acquire(client, "two")
     before = everything(client)
@@ -251,11 +251,11 @@ def test_outbox_is_released_after_the_lease_ran_out_while_nobody_took_over(clien
 
     assert release(client).has_more
     assert client.exists(PRODUCTION.run) == 0
-    assert acquire(client, "other") == Lease("-", 0), "it let go in peace"
+    assert acquire(client, "other") == Lease("-", 0), "it was released"
 
 
 def test_outbox_released_twice_is_released_once(client: Redis) -> None:
-    """A client tries again when the answer was lost; whoever rings by then must not be missed."""
+    """A client tries again when the answer was lost; a wake-up that was sent meanwhile must not be lost."""
     fill(client, X)
     acquire(client)
     release(client)
@@ -347,32 +347,32 @@ def test_entry_before_the_cursor_that_nobody_has_is_found_again(client: Redis, a
 
 def test_rings_coalesce(client: Redis) -> None:
     staging = KEYS.of_outbox(DEFAULT_DESTINATION, "staging")
-    drains = [(PRODUCTION.lease, PRODUCTION.wakeup), (staging.lease, staging.wakeup)]
+    runs = [(PRODUCTION.lease, PRODUCTION.wakeup), (staging.lease, staging.wakeup)]
 
-    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == [0, 1]
-    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == []
+    assert leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE) == [0, 1]
+    assert leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE) == []
     assert 0 < client.pttl(PRODUCTION.wakeup) <= 5000
 
     client.delete(PRODUCTION.wakeup, staging.wakeup)
-    client.set(PRODUCTION.lease, "drain")
-    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == [1]
+    client.set(PRODUCTION.lease, "run")
+    assert leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE) == [1]
     assert leases.to_wake(client, KEYS.counts, [], 5.0, Why.DUE) == []
 
 
 def test_many_drains_are_rung_for_in_one_call(client: Redis) -> None:
-    drains = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}wakeup:{number}") for number in range(5000)]
+    runs = [(f"{KEYS.prefix}lease:{number}", f"{KEYS.prefix}wakeup:{number}") for number in range(5000)]
 
-    assert leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE) == list(range(5000))
+    assert leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE) == list(range(5000))
 
 
 def test_lease_and_bell_from_before_the_clock_was_set_back_end_soon(client: Redis) -> None:
     for key in (PRODUCTION.lease, PRODUCTION.wakeup):
-        client.set(key, "of a drain that died", px=365 * 86_400_000)
+        client.set(key, "of a run that died", px=365 * 86_400_000)
     assert leases.to_wake(client, KEYS.counts, [(PRODUCTION.lease, PRODUCTION.wakeup)], 5.0, Why.DUE) == []
     assert 0 < client.pttl(PRODUCTION.lease) <= 5000
     assert 0 < client.pttl(PRODUCTION.wakeup) <= 5000
 
-    client.set(PRODUCTION.lease, "of a drain that died", px=365 * 86_400_000)
+    client.set(PRODUCTION.lease, "of a run that died", px=365 * 86_400_000)
     assert acquire(client, "other") is None
     assert 0 < client.pttl(PRODUCTION.lease) <= LEASE_MS
 
@@ -394,14 +394,14 @@ def test_takeover_is_counted_once_for_each_drain_that_did_not_let_go(client: Red
 
     release(client, token="two")
     acquire(client, "three")
-    assert counted(client)["taken_over"] == 1, "who let go was not taken over"
+    assert counted(client)["taken_over"] == 1, "a released lease was not taken over"
 
 
 def test_bells_are_counted_by_why_and_only_those_that_are_rung(client: Redis) -> None:
     outboxes = [PRODUCTION, KEYS.of_outbox(DEFAULT_DESTINATION, "staging")]
-    drains = [(keys.lease, keys.wakeup) for keys in outboxes]
-    leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE)
-    leases.to_wake(client, KEYS.counts, drains, 5.0, Why.DUE)
+    runs = [(keys.lease, keys.wakeup) for keys in outboxes]
+    leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE)
+    leases.to_wake(client, KEYS.counts, runs, 5.0, Why.DUE)
     leases.to_wake(client, KEYS.counts, [(KEYS.intake_lease, KEYS.intake_wakeup)], 5.0, Why.WORK)
     assert counted(client) == {"wakeup:due": 2, "wakeup:work": 1}
 

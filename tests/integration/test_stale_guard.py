@@ -175,7 +175,7 @@ def test_a_time_that_only_a_repeat_told_stays_when_the_event_that_it_repeated_di
 
 
 def test_the_time_of_an_event_that_died_goes_with_it(runtime: Runtime, api: Sandbox) -> None:
-    """A dead letter gives back the state before: what is newer than what was delivered is news."""
+    """A dead letter restores the previous state: an event newer than the delivered one is a change."""
     told(runtime, "a", **at("08:00"))
     refused(runtime, api, "b", **at("10:00"))
     told(runtime, "o", **at("09:00"))
