@@ -16,7 +16,7 @@ from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.dead_letters import as_json_line, json_line, plain_row, show_letter, show_table
 from relay.cli.options import can_prompt, filled, positive_duration
 from relay.cli.progress import counting_bar
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.errors import ConfigurationError, LeaseLost
 from relay.queue.dead_letters import EVERYTHING, Filters, Reason, count, drop, find, limited, walk
 from relay.queue.redrive import LEASE_SECONDS, Redrive, redrive_all
@@ -24,7 +24,7 @@ from relay.queue.redrive import LEASE_SECONDS, Redrive, redrive_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.cli.queue_client import Shard
+    from relay.cli.queue_client import QueueConnection
     from relay.queue.dead_letters import DeadLetter
 
 #: Default number of dead letters of `list`.
@@ -112,9 +112,9 @@ def list_(
       relay dead list --json | jq -r .event_id
     """  # noqa: D301 - \b keeps typer from joining the lines
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
-    with open_shard() as shard:
-        total = count(shard.client, shard.keys)
-        letters, scanned = _newest(shard, filters, limit)
+    with open_queue() as queue:
+        total = count(queue.client, queue.keys)
+        letters, scanned = _newest(queue, filters, limit)
     if as_json:
         for letter in letters:
             typer.echo(as_json_line(letter))
@@ -142,10 +142,10 @@ def show(
       relay dead show job-7 --json
     """  # noqa: D301 - \b keeps typer from joining the lines
     missing = []
-    with open_shard() as shard:
+    with open_queue() as queue:
         for wanted in ids:
             found = 0
-            for letter in _with_id(shard, wanted):
+            for letter in _with_id(queue, wanted):
                 found += 1
                 if as_json:
                     typer.echo(as_json_line(letter))
@@ -195,17 +195,17 @@ def redrive(
       relay dead redrive --dry-run
     """  # noqa: D301 - \b keeps typer from joining the lines
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
-    with open_shard() as shard:
+    with open_queue() as queue:
         if dry_run:
-            _rehearse(shard, filters, limit, "redriven")
+            _rehearse(queue, filters, limit, "redriven")
             return
-        _confirm(shard, filters, "redrive", yes=yes)
-        run = Redrive(shard.client, shard.keys, max_backlog=shard.settings.queue.max_backlog, force=force)
+        _confirm(queue, filters, "redrive", yes=yes)
+        run = Redrive(queue.client, queue.keys, max_backlog=queue.settings.queue.max_backlog, force=force)
         if not run.acquire():
             _try_again(
                 f"another redrive is running, or died less than {LEASE_SECONDS:g} s ago; wait until it is done"
             )
-        _redrive(shard, run, filters, limit, rate)
+        _redrive(queue, run, filters, limit, rate)
 
 
 @dead.command("drop")
@@ -231,15 +231,15 @@ def drop_(
       relay dead drop --id job-7
     """  # noqa: D301 - \b keeps typer from joining the lines
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
-    with open_shard() as shard:
+    with open_queue() as queue:
         if dry_run:
-            _rehearse(shard, filters, limit, "dropped")
+            _rehearse(queue, filters, limit, "dropped")
             return
-        _confirm(shard, filters, "drop", yes=yes)
+        _confirm(queue, filters, "drop", yes=yes)
         dropped = 0
-        with counting_bar(count(shard.client, shard.keys)) as update:
-            for page, scanned in limited(walk(shard.client, shard.keys, filters), limit):
-                dropped += drop(shard.client, shard.keys, page)
+        with counting_bar(count(queue.client, queue.keys)) as update:
+            for page, scanned in limited(walk(queue.client, queue.keys, filters), limit):
+                dropped += drop(queue.client, queue.keys, page)
                 update(scanned, f"{dropped:,} dropped")
     typer.echo(f"{dropped} dropped", err=True)
 
@@ -273,8 +273,8 @@ def export(
     """  # noqa: D301 - \b keeps typer from joining the lines
     filters = _filters(environment, reason, image, (older_than, newer_than), event_id)
     written = 0
-    with open_shard() as shard, _opened(Path(output) if output else None) as file:
-        for page, _ in limited(walk(shard.client, shard.keys, filters), limit):
+    with open_queue() as queue, _opened(Path(output) if output else None) as file:
+        for page, _ in limited(walk(queue.client, queue.keys, filters), limit):
             file.writelines(json_line(letter) for letter in page)
             written += len(page)
         file.flush()
@@ -298,11 +298,11 @@ def _filters(
     )
 
 
-def _newest(shard: Shard, filters: Filters, limit: int) -> tuple[list[DeadLetter], int]:
+def _newest(queue: QueueConnection, filters: Filters, limit: int) -> tuple[list[DeadLetter], int]:
     """Return the newest matching dead letters, newest last, and the number of scanned ones."""
     found: list[DeadLetter] = []
     total = 0
-    for page, scanned in limited(walk(shard.client, shard.keys, filters, newest_first=True), limit):
+    for page, scanned in limited(walk(queue.client, queue.keys, filters, newest_first=True), limit):
         found += page
         total = scanned
     return found[::-1], total
@@ -316,39 +316,39 @@ def _listed(shown: int, total: int, not_scanned: int, filters: Filters) -> str:
     return f"{shown} shown of {total} dead letters{rest}"
 
 
-def _with_id(shard: Shard, wanted: str) -> Iterator[DeadLetter]:
+def _with_id(queue: QueueConnection, wanted: str) -> Iterator[DeadLetter]:
     """Yield the dead letter with this id, or else those of the event with this id."""
-    letter = find(shard.client, shard.keys, wanted)
+    letter = find(queue.client, queue.keys, wanted)
     if letter is not None:
         yield letter
         return
-    for page in walk(shard.client, shard.keys, Filters(event_ids=frozenset({wanted}))):
+    for page in walk(queue.client, queue.keys, Filters(event_ids=frozenset({wanted}))):
         yield from page.letters
 
 
-def _rehearse(shard: Shard, filters: Filters, limit: int | None, would_be: str) -> None:
+def _rehearse(queue: QueueConnection, filters: Filters, limit: int | None, would_be: str) -> None:
     reasons: Counter[str] = Counter()
-    with counting_bar(count(shard.client, shard.keys)) as update:
-        for page, scanned in limited(walk(shard.client, shard.keys, filters), limit):
+    with counting_bar(count(queue.client, queue.keys)) as update:
+        for page, scanned in limited(walk(queue.client, queue.keys, filters), limit):
             reasons.update(letter.reason for letter in page)
             update(scanned, f"{reasons.total():,} match")
     parts = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
     typer.echo(f"{reasons.total()} would be {would_be}{f': {parts}' if parts else ''}")
 
 
-def _confirm(shard: Shard, filters: Filters, what: str, *, yes: bool) -> None:
+def _confirm(queue: QueueConnection, filters: Filters, what: str, *, yes: bool) -> None:
     """Ask for confirmation if all dead letters are selected; without a terminal, require --yes."""
     if yes or filters != EVERYTHING:
         return
     if not can_prompt():
         raise ConfigurationError(f"to {what} all dead letters without a terminal, give --yes or a filter (--help)")
-    typer.confirm(f"{what.capitalize()} all {count(shard.client, shard.keys)} dead letters?", abort=True, err=True)
+    typer.confirm(f"{what.capitalize()} all {count(queue.client, queue.keys)} dead letters?", abort=True, err=True)
 
 
-def _redrive(shard: Shard, run: Redrive, filters: Filters, limit: int | None, rate: int | None) -> None:
+def _redrive(queue: QueueConnection, run: Redrive, filters: Filters, limit: int | None, rate: int | None) -> None:
     moved, why = 0, ""
     try:
-        with counting_bar(count(shard.client, shard.keys)) as update:
+        with counting_bar(count(queue.client, queue.keys)) as update:
             for progress in redrive_all(run, filters, limit=limit, rate=rate):
                 moved = progress.moved
                 why = "the queue is full" if progress.is_full else ""

@@ -9,16 +9,15 @@ import typer
 
 from relay.cli import EX_TEMPFAIL
 from relay.cli.options import Json, can_prompt, filled, name_or_id, positive_duration
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.errors import ConfigurationError, InvalidImage
 from relay.events.image import parse_image
 from relay.queue import forgetting, inventory
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from relay.cli.queue_client import Shard
+    from relay.cli.queue_client import QueueConnection
     from relay.queue.forgetting import Forgotten
 
 #: Makes an image reference of a repository, for the parser.
@@ -81,18 +80,18 @@ def forget(
             key.startswith(prefix) if prefix.endswith(" ") else key == prefix for prefix in prefixes
         )
 
-    with open_shard() as shard:
-        total = inventory.count(shard.client, shard.keys, DEFAULT_DESTINATION, environment)
-        seen_before = None if unseen_for is None else forgetting.now_ms(shard.client) - round(unseen_for * 1000)
+    with open_queue() as queue:
+        total = inventory.count(queue.client, queue.keys, queue.destination, environment)
+        seen_before = None if unseen_for is None else forgetting.now_ms(queue.client) - round(unseen_for * 1000)
         if total and not dry_run and not yes:
-            _confirm(shard, environment, is_selected, seen_before)
-        outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
+            _confirm(queue, environment, is_selected, seen_before)
+        outbox = queue.keys.of_outbox(queue.destination, environment)
         done = forgetting.forget_some(
-            shard.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=dry_run
+            queue.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=dry_run
         )
         is_whole = not prefixes and unseen_for is None and not dry_run and not done.kept
         environment_forgotten = is_whole and forgetting.forget_environment(
-            shard.client, shard.keys, outbox, forgetting.now_ms(shard.client) + 1
+            queue.client, queue.keys, outbox, forgetting.now_ms(queue.client) + 1
         )
     if as_json:
         outcome = {"environment": environment, "dry_run": dry_run, **done._asdict()}
@@ -110,14 +109,16 @@ def forget(
         raise typer.Exit(EX_TEMPFAIL)
 
 
-def _confirm(shard: Shard, environment: str, is_selected: Callable[[str], bool], seen_before: int | None) -> None:
+def _confirm(
+    queue: QueueConnection, environment: str, is_selected: Callable[[str], bool], seen_before: int | None
+) -> None:
     if not can_prompt():
         raise ConfigurationError(
             f"to forget instances of {environment} without a terminal, give --yes; --dry-run counts them"
         )
-    outbox = shard.keys.of_outbox(DEFAULT_DESTINATION, environment)
+    outbox = queue.keys.of_outbox(queue.destination, environment)
     selected = forgetting.forget_some(
-        shard.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=True
+        queue.client, outbox, is_selected=is_selected, seen_before=seen_before, dry_run=True
     )
     typer.confirm(f"Forget {selected.forgotten:,} instances of {environment}?", abort=True, err=True)
 

@@ -12,17 +12,16 @@ import typer
 from relay.cli import EX_REFUSED
 from relay.cli.dead_letters import printable
 from relay.cli.options import Json, name_or_id
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.queue import counters
 from relay.queue import inventory as store
 from relay.queue.dead_letters import moment
 from relay.queue.forgetting import now_ms
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from relay.cli.queue_client import Shard
+    from relay.cli.queue_client import QueueConnection
     from relay.queue.inventory import Running
 
 #: Rows of one table. A terminal gets several tables in turn, so that memory stays bounded.
@@ -71,14 +70,14 @@ def inventory(
       relay inventory --search ghcr.io/acme/api
       relay inventory --json | jq -r 'select(.delivered | not) | .repository'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with open_shard() as shard:
-        running = _all(shard, environment, search)
+    with open_queue() as queue:
+        running = _all(queue, environment, search)
         first = next(running, None)
         if first is None:
             where = f" in {environment}" if environment else ""
             typer.echo(f"nothing{f' with {search}' if search else ''} was reported{where}", err=True)
             raise typer.Exit(EX_REFUSED)
-        expiring = _Expiring(shard)
+        expiring = _Expiring(queue)
         running = map(expiring.noted, chain([first], running))
         show = _show_json if as_json else _show_tables if sys.stdout.isatty() else _show_lines
         show(running)
@@ -89,11 +88,11 @@ def inventory(
 class _Expiring:
     """Counts the instances that are forgotten soon unless they are reported again."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, queue: QueueConnection) -> None:
         self.count = 0
-        self._forget_after = shard.settings.delivery.forget_after
+        self._forget_after = queue.settings.delivery.forget_after
         self._notice = min(FORGET_NOTICE_SECONDS, self._forget_after / 2)
-        self._seen_before = now_ms(shard.client) - round((self._forget_after - self._notice) * 1000)
+        self._seen_before = now_ms(queue.client) - round((self._forget_after - self._notice) * 1000)
 
     def noted(self, running: Running) -> Running:
         """Count an instance, and return it."""
@@ -114,12 +113,12 @@ def _days(seconds: float) -> str:
     return f"{seconds / 86_400:.3g} days"
 
 
-def _all(shard: Shard, environment: str | None, text: str) -> Iterator[Running]:
+def _all(queue: QueueConnection, environment: str | None, text: str) -> Iterator[Running]:
     """Yield the instances, with at most a page of them in memory."""
-    client, keys, _ = shard
-    names = counters.environment_names(client, keys, DEFAULT_DESTINATION) if environment is None else [environment]
+    client, keys, _ = queue
+    names = counters.environment_names(client, keys, queue.destination) if environment is None else [environment]
     for name in names:
-        for page in store.pages(client, keys, DEFAULT_DESTINATION, name, text=text):
+        for page in store.pages(client, keys, queue.destination, name, text=text):
             yield from page
 
 

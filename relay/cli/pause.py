@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from relay.cli.options import Json, name_or_id
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.queue import pausing
 from relay.queue.dead_letters import moment
-from relay.settings import DEFAULT_DESTINATION
 
 Environments = Annotated[list[str], typer.Argument(parser=name_or_id, metavar="ENV", help="Names of environments.")]
 
@@ -28,8 +27,8 @@ def pause(environments: Environments, *, as_json: Json = False) -> None:
       relay pause production
       relay pause staging-1 staging-2
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with open_shard() as (client, keys, _):
-        paused = pausing.pause(client, keys, DEFAULT_DESTINATION, environments)
+    with open_queue() as (client, keys, settings):
+        paused = pausing.pause(client, keys, settings.destination, environments)
     for name, (newly, since) in zip(environments, paused, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "newly": newly, "paused_since": moment(since)}))

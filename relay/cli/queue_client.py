@@ -17,20 +17,25 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-class Shard(NamedTuple):
-    """A shard's Redis and keys, and the settings."""
+class QueueConnection(NamedTuple):
+    """A command's connection to the queue: the client, the keys of the shard, and the settings."""
 
     client: Redis
     keys: Keys
     settings: Settings
 
+    @property
+    def destination(self) -> str:
+        """The name of the destination."""
+        return self.settings.destination
+
 
 @contextmanager
-def open_shard() -> Iterator[Shard]:
+def open_queue() -> Iterator[QueueConnection]:
     """Connect for the duration of the context; `RedisError`s in it become `QueueUnavailable`."""
     settings = Settings.load()
     with connect(settings.redis) as client:
         try:
-            yield Shard(client, Keys(settings.queue.namespace), settings)
+            yield QueueConnection(client, Keys(settings.queue.namespace), settings)
         except RedisError as error:
             raise unavailable(settings.redis.url, error) from error

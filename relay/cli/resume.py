@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.cli.options import Json, name_or_id
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.queue import health, pausing
 from relay.queue.dead_letters import moment
 from relay.queue.health import HealthState
@@ -16,9 +16,7 @@ from relay.queue.shard import Shard
 from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
-    from redis import Redis
-
-    from relay.queue.keys import Keys
+    from relay.cli.queue_client import QueueConnection
 
 Environments = Annotated[
     list[str] | None, typer.Argument(parser=name_or_id, metavar="ENV", help="Names of environments.")
@@ -51,15 +49,15 @@ def resume(environments: Environments = None, *, destination: Destination = None
         raise typer.BadParameter("name an environment, or a destination with --destination", param_hint="ENV")
     if destination not in {None, DEFAULT_DESTINATION}:
         raise typer.BadParameter(f"there is only the destination {DEFAULT_DESTINATION!r}", param_hint="--destination")
-    with open_shard() as (client, keys, _):
+    with open_queue() as queue:
         if destination is not None:
-            _lift(client, keys, destination, as_json=as_json)
+            _lift(queue, destination, as_json=as_json)
         if environments:
-            _resume(client, keys, environments, as_json=as_json)
+            _resume(queue, environments, as_json=as_json)
 
 
-def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool) -> None:
-    paused = pausing.resume(client, keys, DEFAULT_DESTINATION, environments)
+def _resume(queue: QueueConnection, environments: list[str], *, as_json: bool) -> None:
+    paused = pausing.resume(queue.client, queue.keys, queue.destination, environments)
     for name, since in zip(environments, paused, strict=True):
         if as_json:
             typer.echo(json.dumps({"environment": name, "paused_since": None if since is None else moment(since)}))
@@ -69,8 +67,8 @@ def _resume(client: Redis, keys: Keys, environments: list[str], *, as_json: bool
         )
 
 
-def _lift(client: Redis, keys: Keys, name: str, *, as_json: bool) -> None:
-    lifted = health.lift(Shard(client=client, keys=keys), name)
+def _lift(queue: QueueConnection, name: str, *, as_json: bool) -> None:
+    lifted = health.lift(Shard(client=queue.client, keys=queue.keys), name)
     until = None if lifted is None else moment(max(lifted.until, lifted.throttled_until))
     if as_json:
         state = HealthState.HEALTHY if lifted is None else lifted.reason

@@ -11,17 +11,16 @@ import typer
 from relay.cli import EX_REFUSED, EX_TEMPFAIL
 from relay.cli.options import Json, can_prompt, duration, name_or_id, positive_duration
 from relay.cli.progress import counting_bar
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.errors import ConfigurationError
 from relay.queue import inventory
 from relay.queue.forgetting import now_ms
 from relay.queue.resync import Progress, rehearse, resync_all
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.cli.queue_client import Shard
+    from relay.cli.queue_client import QueueConnection
 
 #: Pause before retrying while the queue is full.
 FULL_PAUSE_SECONDS = 0.5
@@ -71,14 +70,14 @@ def resync(
       relay resync production --seen-within 24h --yes
       relay resync staging --yes --wait 10m
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with open_shard() as shard:
-        total = inventory.count(shard.client, shard.keys, DEFAULT_DESTINATION, environment)
+    with open_queue() as queue:
+        total = inventory.count(queue.client, queue.keys, queue.destination, environment)
         if not total:
             typer.echo(f"relay: nothing is known of {environment}; `relay inventory` shows what is", err=True)
             raise typer.Exit(EX_REFUSED)
         if not dry_run:
             _confirm(environment, total, yes=yes)
-        done = _walk(shard, environment, total, wait_seconds=wait, seen_within_seconds=seen_within, dry_run=dry_run)
+        done = _walk(queue, environment, total, wait_seconds=wait, seen_within_seconds=seen_within, dry_run=dry_run)
     if as_json:
         typer.echo(json.dumps({"environment": environment, "dry_run": dry_run, **done._asdict()}))
     else:
@@ -101,23 +100,22 @@ def _confirm(environment: str, total: int, *, yes: bool) -> None:
 
 
 def _walk(
-    shard: Shard, environment: str, total: int, *,
+    queue: QueueConnection, environment: str, total: int, *,
     wait_seconds: float, seen_within_seconds: float | None, dry_run: bool,
 ) -> Progress:  # fmt: skip
     """Resync or rehearse the environment; the result is `full` if it ended because the queue stayed full."""
-    client, keys, settings = shard
-    queue = settings.queue
+    client, keys, settings = queue
     seen_since = None if seen_within_seconds is None else now_ms(client) - round(seen_within_seconds * 1000)
     steps: Iterator[Progress] = (
-        rehearse(client, keys, DEFAULT_DESTINATION, environment, seen_since=seen_since)
+        rehearse(client, keys, queue.destination, environment, seen_since=seen_since)
         if dry_run
         else resync_all(
             client,
             keys,
-            DEFAULT_DESTINATION,
+            queue.destination,
             environment,
-            max_backlog=queue.max_backlog,
-            memory_watermark=queue.memory_watermark,
+            max_backlog=settings.queue.max_backlog,
+            memory_watermark=settings.queue.memory_watermark,
             seen_since=seen_since,
         )
     )

@@ -14,20 +14,19 @@ from pydantic_core import to_json
 
 from relay.cli.dead_letters import printable
 from relay.cli.options import Json  # noqa: TC001 - typer reads it
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.errors import ConfigurationError
 from relay.operations.diagnosis import diagnose
 from relay.operations.finding import Severity
 from relay.operations.status import describe, duration
 from relay.queue.dead_letters import moment
 from relay.queue.status import Status, read_status
-from relay.settings import DEFAULT_DESTINATION
 from relay.text import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relay.cli.queue_client import Shard
+    from relay.cli.queue_client import QueueConnection
     from relay.queue.counters import EnvironmentCounts
 
 #: Environments that are shown without --all.
@@ -83,18 +82,18 @@ def status(
         raise typer.BadParameter("only with --watch", param_hint="--interval")
     if watch and (as_json or not sys.stdout.isatty()):
         raise ConfigurationError("--watch needs a terminal to draw on; leave it out where the output is piped")
-    with open_shard() as shard:
+    with open_queue() as queue:
         if watch:
-            _watch(shard, INTERVAL_SECONDS if interval is None else interval, show_all=show_all)
+            _watch(queue, INTERVAL_SECONDS if interval is None else interval, show_all=show_all)
         elif as_json:
-            typer.echo(to_json(as_json_object(_read(shard, show_all=True)), indent=2))
+            typer.echo(to_json(as_json_object(_read(queue, show_all=True)), indent=2))
         else:
-            _show(_read(shard, show_all=show_all), show_all=show_all)
+            _show(_read(queue, show_all=show_all), show_all=show_all)
 
 
-def _read(shard: Shard, *, show_all: bool) -> Status:
+def _read(queue: QueueConnection, *, show_all: bool) -> Status:
     oldest_of = None if show_all else OLDEST_OF
-    return read_status(shard.client, shard.keys, DEFAULT_DESTINATION, shard.settings.queue, oldest_of=oldest_of)
+    return read_status(queue.client, queue.keys, queue.destination, queue.settings.queue, oldest_of=oldest_of)
 
 
 def as_json_object(status: Status) -> dict[str, Any]:
@@ -142,13 +141,13 @@ def _age(status: Status, since: int | None) -> float | None:
     return None if since is None else max(0, status.now - since) / 1000
 
 
-def _watch(shard: Shard, seconds: float, *, show_all: bool) -> None:
+def _watch(queue: QueueConnection, seconds: float, *, show_all: bool) -> None:
     """Draw the status repeatedly until Ctrl-C, which is the normal end: exit code 0."""
     from rich.live import Live  # noqa: PLC0415 - rich is for drawing only
     from rich.text import Text  # noqa: PLC0415 - the same
 
     def drawn() -> Text:
-        lines = _lines(_read(shard, show_all=show_all), show_all=show_all)
+        lines = _lines(_read(queue, show_all=show_all), show_all=show_all)
         return Text("\n").join(Text(text, style=_STYLES.get(severity, "")) for severity, text in lines)
 
     try:

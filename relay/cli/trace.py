@@ -11,10 +11,9 @@ import typer
 from relay.cli import EX_REFUSED
 from relay.cli.dead_letters import printable
 from relay.cli.options import Json, name_or_id
-from relay.cli.queue_client import open_shard
+from relay.cli.queue_client import open_queue
 from relay.queue.dead_letters import moment
 from relay.queue.lookup import MAX_SCANNED, LookupResult, Place, Trace, look_up
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,9 +55,9 @@ def trace(
       relay trace 1750000000000-0 -e production
       relay trace job-7 --json | jq -r '.timeline[].what'
     """  # noqa: D301 - \b keeps typer from joining the lines
-    with open_shard() as (client, keys, _):
+    with open_queue() as (client, keys, settings):
         result = look_up(
-            client, keys, DEFAULT_DESTINATION, event_id, environments=environment or None, max_scanned=look_at
+            client, keys, settings.destination, event_id, environments=environment or None, max_scanned=look_at
         )
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=2))

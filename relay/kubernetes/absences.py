@@ -19,7 +19,6 @@ from relay.connections.clients import connect
 from relay.operations.settings_report import defaults_of
 from relay.queue import gone
 from relay.queue.keys import Keys
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +35,7 @@ class Absences:
     def __init__(self, settings: Settings) -> None:
         self._client = connect(settings.redis, retries=0)
         self._keys = Keys(settings.queue.namespace)
+        self._destination = settings.destination
         self._defaults = defaults_of(settings)
         self._lifetime_seconds = settings.delivery.forget_after
         #: Whether listings cover the whole cluster.
@@ -75,9 +75,9 @@ class Absences:
         lost = {each: since for each, since in missing.items() if each in self._missing}
         back = seen if self._marked is None else seen & self._marked
         try:
-            gone.unmark(self._client, self._keys, DEFAULT_DESTINATION, back)
+            gone.unmark(self._client, self._keys, self._destination, back)
             self._marked = (self._marked or set()) - back
-            gone.mark(self._client, self._keys, DEFAULT_DESTINATION, lost, lifetime_seconds=self._lifetime_seconds)
+            gone.mark(self._client, self._keys, self._destination, lost, lifetime_seconds=self._lifetime_seconds)
         except RedisError as error:
             log.warning("instances that the cluster no longer runs are not marked: %s", type(error).__name__)
             lost = {}
@@ -92,7 +92,7 @@ class Absences:
             self._missing.pop(instance, None)
             if self._marked and instance in self._marked:
                 try:
-                    gone.unmark(self._client, self._keys, DEFAULT_DESTINATION, [instance])
+                    gone.unmark(self._client, self._keys, self._destination, [instance])
                 except RedisError:
                     continue  # the next listing unmarks it, and the report itself voids the mark
                 self._marked.discard(instance)

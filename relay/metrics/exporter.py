@@ -13,7 +13,6 @@ from relay.connections.clients import connect
 from relay.metrics.exposition import Limits, exposition
 from relay.queue.keys import Keys
 from relay.queue.metrics_snapshot import read_snapshot
-from relay.settings import DEFAULT_DESTINATION
 
 if TYPE_CHECKING:
     from relay.settings import Settings
@@ -31,6 +30,7 @@ class Exporter:
         redis = settings.redis.model_copy(update={"timeout": min(settings.redis.timeout, REDIS_SECONDS)})
         self._client = connect(redis, retries=1)
         self._keys = Keys(settings.queue.namespace)
+        self._destination = settings.destination
         self._environments = settings.metrics.environments
         self._limits = Limits(settings.queue.max_backlog, settings.delivery.max_in_flight)
         self._lock = threading.Lock()
@@ -41,9 +41,7 @@ class Exporter:
             started = time.monotonic()
             snapshot = None
             try:
-                snapshot = read_snapshot(
-                    self._client, self._keys, DEFAULT_DESTINATION, environments=self._environments
-                )
+                snapshot = read_snapshot(self._client, self._keys, self._destination, environments=self._environments)
             except RedisError as error:
                 log.warning("Redis did not answer a scrape: %s", error)
             return exposition(snapshot, limits=self._limits, seconds=time.monotonic() - started)

@@ -18,7 +18,7 @@ from relay.queue import counters
 from relay.queue.keys import Keys
 from relay.queue.status import read_status
 from relay.redaction import Secrets
-from relay.settings import DEFAULT_DESTINATION, Settings
+from relay.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,25 +53,25 @@ def run_doctor(*, offline: bool) -> list[Finding]:
 
 
 def _queue_checks(client: Redis, settings: Settings) -> list[Check]:
-    keys = Keys(settings.queue.namespace)
+    keys, destination = Keys(settings.queue.namespace), settings.destination
     worker, api_timeout = settings.worker, settings.api.timeout
     repair_seconds = workers.repair_seconds(worker, api_timeout)
 
     def alive() -> frozenset[str]:
-        return frozenset(workers.read_work(client, keys, DEFAULT_DESTINATION).alive)
+        return frozenset(workers.read_work(client, keys, destination).alive)
 
     def check_environments() -> Iterator[Finding]:
-        known = counters.environment_names(client, keys, DEFAULT_DESTINATION)
+        known = counters.environment_names(client, keys, destination)
         return configuration.decide_environments(list(settings.environments), known)
 
     def check_deliveries() -> Iterator[Finding]:
-        return deliveries.decide_deliveries(read_status(client, keys, DEFAULT_DESTINATION, settings.queue))
+        return deliveries.decide_deliveries(read_status(client, keys, destination, settings.queue))
 
     return [
         Check("redis", lambda: redis_server.check_redis(client, settings)),
-        Check("workers", lambda: workers.check_workers(client, keys, DEFAULT_DESTINATION, repair_seconds)),
+        Check("workers", lambda: workers.check_workers(client, keys, destination, repair_seconds)),
         Check("broker", lambda: broker.check_broker(settings, alive)),
-        Check("leases", lambda: leases.check_leases(client, keys, DEFAULT_DESTINATION, worker, repair_seconds)),
+        Check("leases", lambda: leases.check_leases(client, keys, destination, worker, repair_seconds)),
         Check("deliveries", check_deliveries),
         Check("environments", check_environments),
     ]
