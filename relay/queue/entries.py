@@ -20,10 +20,7 @@ INTERNAL: Final = frozenset({REDRIVEN, RESYNC})
 
 
 class AcceptedEntry(NamedTuple):
-    """An outbox entry as intake writes it: the stream's fields by name, in their order.
-
-    `event` comes first because take.lua measures it.
-    """
+    """An outbox entry as intake writes it: the stream's fields by name, in their order."""
 
     event: bytes
     id: str
